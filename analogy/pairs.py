@@ -1,0 +1,323 @@
+"""Load, validate and select word pairs: CSV in, `Pair` records out.
+
+A file is read whole and all that is wrong with it is reported at once: each problem with its line
+in the file, its column, what was expected, what came and what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from analogy.records import Pair
+
+COLUMNS = tuple(column.name for column in fields(Pair))
+
+MAX_FILE_BYTES = 100_000_000
+MAX_FIELD_CHARACTERS = 10_000
+MAX_REPORTED = 20
+MIN_PAIRS = 2
+WEAK_PAIRS = 5
+
+_UTF8_BOM = b"\xef\xbb\xbf"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class PairsError(ValueError):
+    """A file of pairs, or a choice from it, that cannot be used; the message says what to do."""
+
+
+class WeakCategoryWarning(UserWarning):
+    """A category has so few pairs that its statistics are weak."""
+
+
+def load_pairs(path: str | Path) -> list[Pair]:
+    """Read a CSV file of word pairs, in the file's order, or raise a `PairsError`.
+
+    Blank lines, white space around a field and columns beyond `COLUMNS` are ignored. Letter case
+    does not count where words and prompts are compared, as it does not to CLIP's tokenizers.
+    """
+    path = Path(path)
+    check = _Check(path)
+    pairs = check.pairs(_rows(check, _read(path)))
+    if check.problems:
+        raise PairsError(check.report())
+    for category, members in _by_category(pairs).items():
+        if len(members) <= WEAK_PAIRS:
+            warnings.warn(
+                f"{path}: category {category!r} has {len(members)} pairs; with {WEAK_PAIRS} or "
+                "fewer its statistics are weak: add pairs, or draw no conclusion from it",
+                WeakCategoryWarning,
+                stacklevel=2,
+            )
+    return pairs
+
+
+def categories(pairs: Iterable[Pair]) -> list[str]:
+    """Give the categories in order of first appearance."""
+    return list(_by_category(pairs))
+
+
+def select(
+    pairs: Sequence[Pair], categories: Iterable[str] | None = None, limit: int | None = None
+) -> list[Pair]:
+    """Choose categories (default: all) and the first `limit` pairs of each, in the file's order."""
+    known = list(_by_category(pairs))
+    wanted = known if categories is None else list(categories)
+    if not wanted:
+        raise PairsError(f"expected at least one category, got none; choose from {_listed(known)}")
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PairsError(f"unknown category {name!r}; choose from {_listed(known)}{hint}")
+    if limit is not None and limit < 1:
+        raise PairsError(f"expected a limit of at least 1 pair per category, got {limit}")
+
+    chosen: list[Pair] = []
+    taken: Counter[str] = Counter()
+    for pair in pairs:
+        if pair.category in wanted and (limit is None or taken[pair.category] < limit):
+            taken[pair.category] += 1
+            chosen.append(pair)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One record of the file: the line it starts on, and its stripped fields by column."""
+
+    line: int
+    fields: dict[str, str]
+
+
+@dataclass
+class _Check:
+    """Turns a file's rows into pairs and collects its problems on the way."""
+
+    path: Path
+    problems: list[str] = field(default_factory=list)
+    rows_lost: bool = False
+    """Rows were unreadable, so a category may have more pairs than were counted."""
+
+    def add(self, line: int, column: str, problem: str) -> None:
+        """Note one problem; `column` is empty where the whole line is meant."""
+        where = f"line {line}, column {column}" if column else f"line {line}"
+        self.problems.append(f"{self.path}, {where}: {problem}")
+
+    def lose(self, line: int, problem: str) -> None:
+        """Note a problem that makes a row, or all from there on, unreadable."""
+        self.add(line, "", problem)
+        self.rows_lost = True
+
+    def report(self) -> str:
+        """Say all problems, one a line, or the first of very many."""
+        if len(self.problems) == 1:
+            return self.problems[0]
+        shown = self.problems[:MAX_REPORTED]
+        if len(self.problems) > MAX_REPORTED:
+            shown.append(f"... and {len(self.problems) - MAX_REPORTED} more")
+        return "\n  ".join([f"{self.path}: {len(self.problems)} problems", *shown])
+
+    def pairs(self, rows: Iterable[_Row]) -> list[Pair]:
+        """Check every row, alone and against the others."""
+        pairs: list[Pair] = []
+        ids: dict[str, int] = {}
+        prompts: dict[str, int] = {}
+        lines: dict[str, list[int]] = {}
+        for row in rows:
+            pair = Pair(**row.fields)
+            pairs.append(pair)
+            self._check_fields(row)
+            self._check_words(pair, row.line)
+            if pair.id:
+                self._check_new(ids, repr(pair.id), row.line, "id")
+            if pair.source_prompt and pair.target_prompt:
+                key = f"{_folded(pair.source_prompt)!r} -> {_folded(pair.target_prompt)!r}"
+                self._check_new(prompts, key, row.line, "source_prompt")
+            if pair.category:
+                lines.setdefault(pair.category, []).append(row.line)
+        if not self.rows_lost:
+            self._check_counts(lines)
+        if not pairs and not self.problems:
+            self.add(1, "", "expected word pairs, got none; write one a line below the header")
+        return pairs
+
+    def _check_fields(self, row: _Row) -> None:
+        for column, text in row.fields.items():
+            if not text:
+                self.add(row.line, column, "expected text, got an empty field; fill it in")
+            elif len(text) > MAX_FIELD_CHARACTERS:
+                self.add(
+                    row.line,
+                    column,
+                    f"expected at most {MAX_FIELD_CHARACTERS:,} characters, got {len(text):,}; "
+                    "shorten it, or close a quote that was left open",
+                )
+            elif column in ("id", "category") and _CONTROL.search(text):
+                self.add(
+                    row.line,
+                    column,
+                    f"expected text on one line, got {_shown(text)}; "
+                    "take out line breaks and control characters",
+                )
+
+    def _check_words(self, pair: Pair, line: int) -> None:
+        for what in ("word", "prompt"):
+            source, target = getattr(pair, f"source_{what}"), getattr(pair, f"target_{what}")
+            if source and _folded(source) == _folded(target):
+                self.add(
+                    line,
+                    f"target_{what}",
+                    f"expected another {what} than source_{what}, got {_shown(target)} in both; "
+                    "a pair leads from one concept to another",
+                )
+        for side in ("source", "target"):
+            word, prompt = getattr(pair, f"{side}_word"), getattr(pair, f"{side}_prompt")
+            if word and prompt and not _has_word(prompt, word):
+                self.add(
+                    line,
+                    f"{side}_word",
+                    f"expected whole words of {side}_prompt {_shown(prompt)}, got {_shown(word)}; "
+                    "write the word as it stands in the prompt",
+                )
+
+    def _check_new(self, seen: dict[str, int], key: str, line: int, column: str) -> None:
+        first = seen.setdefault(key, line)
+        if first != line:
+            what = "an id of its own" if column == "id" else "a pair of prompts of its own"
+            self.add(
+                line,
+                column,
+                f"expected {what}, got {key[:200]} as on line {first}; change or remove one",
+            )
+
+    def _check_counts(self, lines: dict[str, list[int]]) -> None:
+        for category, where in lines.items():
+            if len(where) < MIN_PAIRS:
+                self.add(
+                    where[0],
+                    "category",
+                    f"expected at least {MIN_PAIRS} pairs in each category, got {len(where)} in "
+                    f"{_shown(category)}; add pairs to it or take it out",
+                )
+
+
+def _read(path: Path) -> str:
+    """Read the file's text, without a byte order mark and with its line endings as they are."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise PairsError(
+                f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}; split the file"
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise PairsError(
+            f"{path}: expected a CSV file of word pairs, got: {error.strerror}; check the path"
+        ) from error
+    bom = len(_UTF8_BOM) if data.startswith(_UTF8_BOM) else 0
+    try:
+        text = data[bom:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = bom + error.start
+        line = _line_at(data[:position].decode("latin-1"))
+        raise PairsError(
+            f"{path}, line {line}: expected UTF-8 text, got byte 0x{data[position]:02x} at byte "
+            f"position {position}; save the file as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        ) from error
+    before, nul, _ = text.partition("\0")
+    if nul:
+        raise PairsError(
+            f"{path}, line {_line_at(before)}: expected text, got a NUL character; "
+            "save the file as CSV in UTF-8"
+        )
+    return text
+
+
+def _rows(check: _Check, text: str) -> Iterator[_Row]:
+    """Split the text into records, with the line each starts on; the first names the columns."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for record in reader:
+            start, line = line, reader.line_num + 1
+            values = [value.strip() for value in record]
+            if not any(values):
+                continue
+            if not header:
+                header = values
+                if not _check_header(check, header, start):
+                    return
+            elif len(values) != len(header):
+                check.lose(
+                    start,
+                    f"expected {len(header)} fields as in the header, got {len(values)}; "
+                    "put quotes around text that holds a comma",
+                )
+            else:
+                named = dict(zip(header, values, strict=True))
+                yield _Row(start, {column: named[column] for column in COLUMNS})
+    except csv.Error as error:
+        check.lose(
+            line,
+            f"expected CSV with commas and double quotes, got: {error}; "
+            "look for a quote that is not closed, or not doubled inside quotes",
+        )
+    if not header:
+        check.lose(1, f"expected a header line with {_listed(COLUMNS)}, got an empty file; add it")
+
+
+def _check_header(check: _Check, header: list[str], line: int) -> bool:
+    """Note missing and repeated columns; whether there are none."""
+    for column in COLUMNS:
+        if header.count(column) == 1:
+            continue
+        if column in header:
+            got, do = f"{header.count(column)}", "keep one"
+        else:
+            near = difflib.get_close_matches(column, set(header) - set(COLUMNS), n=1)
+            got = _shown(_listed(header))
+            do = f"rename {_shown(near[0])}" if near else "add it, separated by commas"
+        check.add(line, column, f"expected one column of this name in the header, got {got}; {do}")
+        check.rows_lost = True
+    return not check.rows_lost
+
+
+def _by_category(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.category, []).append(pair)
+    return groups
+
+
+def _folded(text: str) -> str:
+    """Give the text as comparisons see it: letter case and runs of white space do not count."""
+    return " ".join(text.casefold().split())
+
+
+def _has_word(prompt: str, word: str) -> bool:
+    """Whether the word, or words, stand whole in the prompt."""
+    return bool(re.search(rf"(?<!\w){re.escape(_folded(word))}(?!\w)", _folded(prompt)))
+
+
+def _line_at(before: str) -> int:
+    """Give the line on which the text after `before` stands, from 1."""
+    return len(re.findall(r"\r\n|\r|\n", before)) + 1
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _shown(text: str) -> str:
+    """Quote a text for a message, shortened when very long."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")

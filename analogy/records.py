@@ -1,0 +1,225 @@
+"""The suite's plain records: a word pair, a run's configuration, an estimate, a verdict.
+
+Everything here is immutable, hashable and cheap to import: no torch, no numpy. Inner functions take
+and return these or plain values; `RunConfig` is built once, at the edge (pytest's options, the
+command line), and saved with its run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+ALPHA_LIMIT = 5.0
+"""Largest |alpha| accepted: far outside anything that still gives an image."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of the number formats a model may compute in."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A word pair: source concept A, target concept T, and the prompt that holds each."""
+
+    id: str
+    category: str
+    source_word: str
+    target_word: str
+    source_prompt: str
+    target_prompt: str
+
+
+class Verdict(str, Enum):
+    """What an estimate says about steering.
+
+    Only the first two are findings; the others are said as what they are, never as a pass and never
+    as a failure.
+
+    - ``success``: the confidence interval lies above 0 and the one-sided p is below 0.05;
+    - ``failure``: the confidence interval lies below 0;
+    - ``inconclusive``: anything else;
+    - ``too_few``: 5 items or fewer (pairs, in a pooled figure), whose interval decides nothing;
+    - ``incomplete``: images are missing, so that what is there is not what was asked for.
+    """
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    INCONCLUSIVE = "inconclusive"
+    TOO_FEW = "too_few"
+    INCOMPLETE = "incomplete"
+
+    # Python 3.12 changed how a mixed-in Enum formats; this prints the bare value on all versions.
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The figures of one cell, or of several cells pooled, and what they amount to.
+
+    `n` counts pairs, the clusters that are resampled; `n_items` counts (pair, alpha) items, and is
+    the same as `n` in a cell. `mean`, `ci_low` and `ci_high` are in units of the margin; `p` is of
+    the one-sided test that the mean is above 0; `success_rate` is the share of items above 0, in
+    0..1. A figure that does not exist (an interval of one pair) is NaN.
+    """
+
+    n: int
+    n_items: int
+    mean: float
+    ci_low: float
+    ci_high: float
+    p: float
+    success_rate: float
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """All that determines a run's result, and all that is needed to repeat it.
+
+    - `model`, `clip_model`: a hub id, a name or a local folder; `clip_pretrained`: open_clip's tag
+      of the weights, None where `clip_model` says it all;
+    - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the first so
+      many pairs per category, None for all;
+    - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
+    - `seeds`: one image per pair, alpha and seed;
+    - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
+      `scheduler` (None: the model's own): how an image is sampled;
+    - `dtype` (one of `DTYPES`), `device`, `batch_size`: how it is computed.
+
+    Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
+    as floats, so that equal configurations serialise equally.
+    """
+
+    model: str
+    clip_model: str
+    clip_pretrained: str | None
+    pairs: str
+    categories: tuple[str, ...] | None
+    alphas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    method: str
+    steps: int
+    guidance: float
+    size: int
+    dtype: str
+    device: str
+    batch_size: int
+    limit: int | None
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "clip_model", "pairs", "method", "device"):
+            _check_text(name, getattr(self, name))
+        for name in ("clip_pretrained", "scheduler"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        if self.categories is not None:
+            _check_each("categories", self.categories, _check_text)
+        _check_each("alphas", self.alphas, _check_alpha)
+        _check_each("seeds", self.seeds, _check_seed)
+        _check_integer("steps", self.steps, 1)
+        _check_number("guidance", self.guidance, 0.0)
+        _check_integer("size", self.size, 8)
+        if self.size % 8:
+            raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        _check_integer("batch_size", self.batch_size, 1)
+        if self.limit is not None:
+            _check_integer("limit", self.limit, 1)
+
+        object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
+        object.__setattr__(self, "guidance", float(self.guidance))
+
+    @property
+    def grid_alphas(self) -> tuple[float, ...]:
+        """Every alpha that is generated, the control among them, in ascending order."""
+        return tuple(sorted({0.0, *self.alphas}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; tuples become lists."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The configuration that `to_dict` wrote. Unknown and missing keys are a `ValueError`."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - fields.keys())
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in values and field.default is dataclasses.MISSING
+        ]
+        if unknown or missing:
+            raise ValueError(
+                f"configuration: expected the keys {', '.join(fields)}; "
+                f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
+            )
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**arguments)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as strict JSON has it: enums by value, tuples as lists, no NaN."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}: expected a non-empty string, got {value!r}")
+
+
+def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        bounds = f">= {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name}: expected an integer {bounds}, got {value!r}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
+
+
+def _check_alpha(name: str, value: Any) -> None:
+    _check_number(name, value, -ALPHA_LIMIT, ALPHA_LIMIT)
+    if value == 0:
+        raise ValueError(
+            f"{name}: expected strengths other than 0, got {value!r}; "
+            "alpha 0 is the control and always in the grid, so leave it out"
+        )
+
+
+def _check_seed(name: str, value: Any) -> None:
+    _check_integer(name, value, 0, MAX_SEED)
+
+
+def _check_each(name: str, values: Any, check: Callable[[str, Any], None]) -> None:
+    if not isinstance(values, tuple) or not values:
+        raise ValueError(f"{name}: expected a non-empty tuple, got {values!r}")
+    for value in values:
+        check(name, value)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}: expected each value once, got {values!r}")

@@ -1,0 +1,169 @@
+"""The records: what they hold, what they refuse, and that they survive JSON and pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+from analogy.records import Estimate, Pair, RunConfig, Verdict
+
+PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
+
+CONFIG = RunConfig(
+    model="segmind/SSD-1B",
+    clip_model="ViT-B-32",
+    clip_pretrained="openai",
+    pairs="fixtures/pairs.csv",
+    categories=("color", "size"),
+    alphas=(0.5, 0.8, 1.0),
+    seeds=(0, 1, 2),
+    method="word",
+    steps=10,
+    guidance=5.0,
+    size=64,
+    dtype="float32",
+    device="cpu",
+    batch_size=32,
+    limit=None,
+)
+
+ESTIMATE = Estimate(
+    n=50,
+    n_items=50,
+    mean=0.1,
+    ci_low=0.05,
+    ci_high=0.15,
+    p=0.001,
+    success_rate=0.9,
+    verdict=Verdict.SUCCESS,
+)
+
+
+@pytest.mark.parametrize("record", [PAIR, CONFIG, ESTIMATE], ids=lambda r: type(r).__name__)
+def test_records_are_frozen_hashable_and_picklable(record):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record, dataclasses.fields(record)[0].name, "other")
+    assert not hasattr(record, "__dict__")
+    copy = pickle.loads(pickle.dumps(record))
+    assert copy == record
+    assert hash(copy) == hash(record)
+
+
+def test_importing_records_is_cheap():
+    heavy = "{'torch', 'numpy', 'pandas', 'scipy'}"
+    code = f"import sys, analogy.records; sys.exit(bool({heavy} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_verdict_prints_and_serialises_as_its_value():
+    assert f"{Verdict.TOO_FEW}" == str(Verdict.TOO_FEW) == "too_few"
+    assert json.dumps(Verdict.TOO_FEW) == '"too_few"'
+    assert Verdict("too_few") is Verdict.TOO_FEW
+
+
+def test_an_estimate_as_a_dict():
+    assert ESTIMATE.to_dict() == {
+        "n": 50,
+        "n_items": 50,
+        "mean": 0.1,
+        "ci_low": 0.05,
+        "ci_high": 0.15,
+        "p": 0.001,
+        "success_rate": 0.9,
+        "verdict": "success",
+    }
+    assert type(ESTIMATE.to_dict()["verdict"]) is str
+
+
+def test_a_figure_that_does_not_exist_is_null():
+    lone = dataclasses.replace(
+        ESTIMATE, n=1, ci_low=math.nan, ci_high=math.nan, p=math.nan, verdict=Verdict.TOO_FEW
+    )
+    figures = json.loads(json.dumps(lone.to_dict(), allow_nan=False))
+    assert figures["ci_low"] is figures["ci_high"] is figures["p"] is None
+    assert figures["mean"] == 0.1
+
+
+def test_the_control_is_always_in_the_grid():
+    assert CONFIG.grid_alphas == (0.0, 0.5, 0.8, 1.0)
+    assert dataclasses.replace(CONFIG, alphas=(1.0, -0.5)).grid_alphas == (-0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(
+            CONFIG, clip_pretrained=None, categories=None, limit=2, scheduler="DDIMScheduler"
+        ),
+    ],
+)
+def test_a_configuration_survives_json(config):
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+
+
+def test_equal_configurations_serialise_equally():
+    whole = dataclasses.replace(CONFIG, alphas=(1, 2), guidance=5)
+    real = dataclasses.replace(CONFIG, alphas=(1.0, 2.0), guidance=5.0)
+    assert whole == real
+    assert json.dumps(whole.to_dict()) == json.dumps(real.to_dict())
+
+
+def test_a_key_with_a_default_may_be_missing():
+    values = CONFIG.to_dict()
+    del values["scheduler"]
+    assert RunConfig.from_dict(values) == CONFIG
+
+
+def test_unknown_and_missing_keys_are_named():
+    values = CONFIG.to_dict() | {"step": 10}
+    del values["steps"]
+    with pytest.raises(ValueError, match="unknown: step; missing: steps"):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", "", "model: expected a non-empty string, got ''"),
+        ("clip_model", None, "clip_model: expected a non-empty string, got None"),
+        ("clip_pretrained", " ", "clip_pretrained: expected a non-empty string, got ' '"),
+        ("categories", (), "categories: expected a non-empty tuple"),
+        ("categories", "color", "categories: expected a non-empty tuple, got 'color'"),
+        ("categories", ("color", "color"), "categories: expected each value once"),
+        ("categories", (["color"],), "categories: expected a non-empty string, got ['color']"),
+        ("alphas", (), "alphas: expected a non-empty tuple"),
+        ("alphas", (0.5, 0.5), "alphas: expected each value once"),
+        ("alphas", (0.5, 0.0), "alpha 0 is the control and always in the grid"),
+        ("alphas", (5.1,), "alphas: expected a finite number from -5 to 5, got 5.1"),
+        ("alphas", (math.nan,), "alphas: expected a finite number from -5 to 5, got nan"),
+        ("alphas", ("0.5",), "alphas: expected a finite number from -5 to 5, got '0.5'"),
+        ("seeds", (), "seeds: expected a non-empty tuple"),
+        ("seeds", (1, 1), "seeds: expected each value once"),
+        ("seeds", (-1,), "seeds: expected an integer in 0..9223372036854775807, got -1"),
+        ("seeds", (2**63,), "seeds: expected an integer in 0..9223372036854775807"),
+        ("seeds", (True,), "seeds: expected an integer in 0..9223372036854775807, got True"),
+        ("method", "", "method: expected a non-empty string"),
+        ("steps", 0, "steps: expected an integer >= 1, got 0"),
+        ("steps", 1.5, "steps: expected an integer >= 1, got 1.5"),
+        ("guidance", -1.0, "guidance: expected a finite number >= 0, got -1.0"),
+        ("guidance", math.inf, "guidance: expected a finite number >= 0, got inf"),
+        ("size", 0, "size: expected an integer >= 8, got 0"),
+        ("size", 100, "size: expected a multiple of 8 pixels, got 100"),
+        ("dtype", "int8", "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
+        ("device", "", "device: expected a non-empty string"),
+        ("batch_size", 0, "batch_size: expected an integer >= 1, got 0"),
+        ("limit", 0, "limit: expected an integer >= 1, got 0"),
+        ("scheduler", "", "scheduler: expected a non-empty string"),
+    ],
+)
+def test_wrong_values_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataclasses.replace(CONFIG, **{field: value})
