@@ -1,0 +1,124 @@
+"""What the tests share: no network, the embedded models loaded once, studies with known scores."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from analogy.clip import Judge, find_judge
+from analogy.generator import Generator
+from analogy.models import find_pipeline, load_pipeline, shipped
+from analogy.records import Pair, RunConfig
+from analogy.store import RunFolder
+from analogy.study import Study
+
+COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
+
+
+@pytest.fixture(scope="session")
+def model_source():
+    """The embedded pipeline's files."""
+    return find_pipeline("embedded", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def pipeline(model_source):
+    """The embedded pipeline in float32."""
+    return load_pipeline(model_source, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def generator(pipeline):
+    """Two steps with guidance: everything a run does, quickly."""
+    return Generator(pipeline, steps=2, guidance=3.0, size=64)
+
+
+@pytest.fixture(scope="session")
+def judge_source():
+    """The embedded judge's files."""
+    return find_judge("embedded", None)
+
+
+@pytest.fixture(scope="session")
+def judge(judge_source):
+    """The embedded judge."""
+    return Judge(judge_source, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Six pairs of one category and six of another: enough for a verdict on each."""
+    return [
+        *[
+            Pair(f"color-{i}", "color", a, b, f"a {a} car", f"a {b} car")
+            for i, (a, b) in enumerate(pairwise(COLORS[:7]))
+        ],
+        *[
+            Pair(f"object-{i}", "object", "cup", "hat", f"a {a} cup", f"a {a} hat")
+            for i, a in enumerate(COLORS[:6])
+        ],
+    ]
+
+
+@pytest.fixture(scope="session")
+def config():
+    """A small run of the embedded models in float32."""
+    return RunConfig(
+        model="embedded",
+        clip_model="embedded",
+        clip_pretrained=None,
+        pairs=str(shipped("pairs.csv")),
+        categories=None,
+        alphas=(0.5, 1.0),
+        seeds=(0, 1),
+        method="word",
+        steps=2,
+        guidance=3.0,
+        size=64,
+        dtype="float32",
+        device="cpu",
+        batch_size=4,
+        limit=None,
+    )
+
+
+@pytest.fixture
+def make_study(tmp_path, config, pairs, model_source, judge_source):
+    """Build a study without images; its run folder is new unless ``folder`` names one."""
+    made = []
+
+    def build(
+        *,
+        pairs: list[Pair] = pairs,
+        folder: Path | None = None,
+        model=model_source,
+        judge=judge_source,
+        **settings,
+    ) -> Study:
+        folder = folder or tmp_path / f"run-{len(made)}"
+        study = Study(replace(config, **settings), pairs, model, judge, RunFolder(folder))
+        made.append(study)
+        return study
+
+    yield build
+    for study in made:
+        study.folder.close()
+
+
+@pytest.fixture
+def fill():
+    """Give each of a study's jobs the margin that ``margin(job)`` says, without any image."""
+
+    def fill_scores(study: Study, margin, jobs=None) -> None:
+        jobs = study.jobs() if jobs is None else jobs
+        rows = [(margin(job), 0.0, margin(job)) for job in jobs]
+        study.folder.add_scores(jobs, study.judge.fingerprint, rows, 0.5)
+
+    return fill_scores
