@@ -1,3 +1,3 @@
-"""Does steering a text-to-image model by analogy work: where, and how sure can one be?"""
+"""Finds out whether steering a text-to-image model by analogy works: where, and how surely."""
 
 __version__ = "0.1.0"

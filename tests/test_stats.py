@@ -12,8 +12,10 @@ import scipy.stats
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from analogy.pairs import WEAK_PAIRS
 from analogy.records import Verdict
 from analogy.stats import (
+    MIN_DECISIVE,
     bootstrap_ci,
     cluster_bootstrap_ci,
     estimate,
@@ -337,7 +339,12 @@ def test_success_rate_counts_the_positive(values, seed):
         (50, -0.01, 0.02, 0.01, Verdict.INCONCLUSIVE),
         (50, -0.02, 0.0, 0.99, Verdict.INCONCLUSIVE),
         (50, -0.02, -0.01, 0.99, Verdict.FAILURE),
-        (2, 0.01, 0.02, 0.01, Verdict.SUCCESS),
+        (MIN_DECISIVE, 0.01, 0.02, 0.01, Verdict.SUCCESS),
+        (MIN_DECISIVE, -0.02, -0.01, 0.99, Verdict.FAILURE),
+        (MIN_DECISIVE - 1, 0.01, 0.02, 0.01, Verdict.TOO_FEW),
+        (MIN_DECISIVE - 1, -0.02, -0.01, 0.99, Verdict.TOO_FEW),
+        (MIN_DECISIVE - 1, -0.01, 0.02, 0.5, Verdict.TOO_FEW),
+        (2, 0.01, 0.02, 0.01, Verdict.TOO_FEW),
         (1, math.nan, math.nan, math.nan, Verdict.TOO_FEW),
         (0, math.nan, math.nan, math.nan, Verdict.TOO_FEW),
     ],
@@ -385,9 +392,21 @@ def test_one_pair_is_too_few_however_many_items():
 
 
 def test_equal_items_give_a_verdict():
-    assert estimate([0.1] * 5).verdict is Verdict.SUCCESS
-    assert estimate([-0.1] * 5).verdict is Verdict.FAILURE
-    assert estimate([0.0] * 5).verdict is Verdict.INCONCLUSIVE
+    assert estimate([0.1] * MIN_DECISIVE).verdict is Verdict.SUCCESS
+    assert estimate([-0.1] * MIN_DECISIVE).verdict is Verdict.FAILURE
+    assert estimate([0.0] * MIN_DECISIVE).verdict is Verdict.INCONCLUSIVE
+
+
+def test_few_pairs_have_figures_but_decide_nothing():
+    figures = estimate([0.1, 0.11, 0.12, 0.13, 0.14])
+    assert figures.verdict is Verdict.TOO_FEW
+    assert 0.1 < figures.ci_low < figures.mean < figures.ci_high < 0.14
+    assert figures.p < 0.001
+    assert estimate([0.1, 0.11, 0.12, 0.13, 0.14, 0.15]).verdict is Verdict.SUCCESS
+
+
+def test_too_few_is_as_many_as_the_loader_warns_of():
+    assert MIN_DECISIVE == WEAK_PAIRS + 1
 
 
 @quick
@@ -398,6 +417,7 @@ def test_estimates_hang_together_and_ignore_the_order_of_pairs(rows, seed):
     assert figures.ci_low <= figures.mean <= figures.ci_high
     assert 0 <= figures.p <= 1
     assert 0 <= figures.success_rate <= 1
+    assert (figures.verdict is Verdict.TOO_FEW) == (len(rows) < MIN_DECISIVE)
     if figures.verdict is Verdict.SUCCESS:
         assert figures.ci_low > 0
         assert figures.success_rate > 0

@@ -1,0 +1,137 @@
+"""The judge: an open_clip model, loaded once, that turns images and prompts into features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import expanduser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+from analogy.images import Images, to_tensor
+from analogy.models import EMBEDDED, ModelError, fingerprint, shipped
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSource:
+    """What open_clip is asked for, and the fingerprint of what it gives.
+
+    ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``; ``pretrained``: the tag
+    of the weights, or None where the name says it all.
+    """
+
+    name: str
+    pretrained: str | None
+    fingerprint: str
+
+
+def find_judge(name: str, pretrained: str | None) -> JudgeSource:
+    """Resolve ``--clip-model`` and ``--clip-pretrained``; loads nothing.
+
+    ``name`` is ``embedded``, a folder in open_clip's format, ``hf-hub:<id>``, or one of
+    open_clip's architectures together with one of its weights' tags.
+    """
+    folder = shipped("models/clip-tiny") if name == EMBEDDED else Path(expanduser(name))
+    if folder.is_dir():
+        if not (folder / "open_clip_config.json").is_file():
+            raise ModelError(
+                f"{folder}: expected a judge in open_clip's format, with open_clip_config.json"
+            )
+        return JudgeSource(f"local-dir:{folder.resolve()}", None, fingerprint(folder))
+    if name.startswith("hf-hub:"):
+        return JudgeSource(name, None, name)
+    import open_clip
+
+    architectures = open_clip.list_models()
+    if name not in architectures:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, architectures, n=3) or ["ViT-B-32"]
+        raise ModelError(
+            f"--clip-model {name!r}: expected '{EMBEDDED}', a folder, 'hf-hub:<id>' or one of "
+            f"open_clip's {len(architectures)} names, such as {', '.join(near)}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
+        raise ModelError(
+            f"--clip-pretrained {pretrained!r} for {name}: expected a file or one of "
+            f"{', '.join(tags)}"
+        )
+    return JudgeSource(name, pretrained, f"{name}/{pretrained}")
+
+
+class Judge:
+    """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU."""
+
+    def __init__(self, source: JudgeSource, *, device: str) -> None:
+        import open_clip
+
+        self.fingerprint = source.fingerprint
+        self.device = device
+        self._model: Any = open_clip.create_model(
+            source.name, pretrained=source.pretrained, precision="fp32", device=device
+        )
+        self._model.eval().requires_grad_(False)
+        self._tokenize = open_clip.get_tokenizer(source.name)
+        self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
+
+    @torch.inference_mode()
+    def image_features(self, images: Images, *, batch_size: int = 256) -> Features:
+        """uint8 NHWC images, ``(n, height, width, 3)`` -> unit vectors ``(n, dim)``."""
+        features = [
+            self._model.encode_image(
+                self._preprocess(to_tensor(images[i : i + batch_size]).to(self.device)),
+                normalize=True,
+            )
+            for i in range(0, len(images), batch_size)
+        ]
+        return _numpy(features)
+
+    @torch.inference_mode()
+    def text_features(self, prompts: Sequence[str], *, batch_size: int = 256) -> Features:
+        """Prompts -> unit vectors ``(n, dim)``, each distinct prompt encoded once."""
+        distinct = sorted(set(prompts))
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        features = [
+            self._model.encode_text(
+                self._tokenize(distinct[i : i + batch_size]).to(self.device), normalize=True
+            )
+            for i in range(0, len(distinct), batch_size)
+        ]
+        return _numpy(features)[[place[prompt] for prompt in prompts]]
+
+
+def _numpy(features: list[torch.Tensor]) -> Features:
+    return torch.cat(features).float().cpu().numpy()
+
+
+def _preprocessing(config: dict[str, Any]) -> nn.Module:
+    """open_clip's own image transform, on whole batches of uint8 tensors and on any device."""
+    mode = config.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise ModelError(
+            "the judge's preprocessing: expected resize_mode 'shortest' or 'squash', "
+            f"got {mode!r}; choose another judge"
+        )
+    height, width = _pair(config["size"])
+    interpolation = transforms.InterpolationMode(config.get("interpolation", "bicubic"))
+    size = [height, width] if mode == "squash" else [min(height, width)]
+    return nn.Sequential(
+        v2.Resize(size, interpolation=interpolation, antialias=True),
+        v2.CenterCrop([height, width]),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(config["mean"], config["std"]),
+    )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,59 @@
+"""Image range, size and file format: converted here and nowhere else.
+
+Images travel through the suite as uint8, 0..255, sRGB, NHWC numpy arrays.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Images = NDArray[np.uint8]
+
+
+def from_unit(images: Tensor) -> Images:
+    """Float NCHW 0..1, as a diffusers pipeline gives with ``output_type="pt"``, to uint8 NHWC.
+
+    Rounded, as diffusers' own conversion to PIL does. Another shape, and values that are not
+    finite, are a ``ValueError``: they are no picture.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            "images: expected float of shape (n, 3, height, width), "
+            f"got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    if not torch.isfinite(images).all():
+        raise ValueError(
+            "images: expected finite values, got NaN or infinity from the decoder; "
+            "a VAE that overflows in half precision needs dtype float32 or bfloat16"
+        )
+    scaled = images.float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_tensor(images: Images) -> Tensor:
+    """uint8 NHWC to a uint8 NCHW tensor that shares no memory with the argument."""
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            "images: expected uint8 of shape (n, height, width, 3), "
+            f"got {images.dtype} of shape {images.shape}"
+        )
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def to_png(image: Images) -> bytes:
+    """One uint8 HWC image as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def from_png(data: bytes) -> Images:
+    """A PNG file's bytes as uint8 HWC."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,154 @@
+"""The judge: its features, its preprocessing against open_clip's own, names it does not know."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+from analogy.clip import _preprocessing, find_judge
+from analogy.models import ModelError
+from fixtures.world import Scene, render
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Eight drawings, uint8 (8, 64, 64, 3)."""
+    return np.stack([render(Scene(color=c), random.Random(c)) for c in ("red", "blue") * 4])
+
+
+def resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+# --- features
+
+
+def test_features_are_unit_vectors(judge, images):
+    for features, n in (
+        (judge.image_features(images), len(images)),
+        (judge.text_features(["a red car", "a blue car", ""]), 3),
+    ):
+        assert features.dtype == np.float32
+        assert features.shape[0] == n
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1.0, atol=1e-5)
+
+
+def test_an_images_features_do_not_depend_on_its_batch(judge, images):
+    whole = judge.image_features(images)
+    for batch_size in (1, 3):
+        np.testing.assert_allclose(
+            judge.image_features(images, batch_size=batch_size), whole, atol=1e-5
+        )
+    order = np.random.default_rng(0).permutation(len(images))
+    np.testing.assert_allclose(judge.image_features(images[order]), whole[order], atol=1e-5)
+
+
+def test_each_distinct_prompt_is_encoded_once_and_the_order_kept(judge, monkeypatch):
+    encoded = []
+    tokenize = judge._tokenize
+
+    def spy(texts):
+        encoded.extend(texts)
+        return tokenize(texts)
+
+    monkeypatch.setattr(judge, "_tokenize", spy)
+    prompts = ["a red car", "two cups", "a red car", "a blue car", "two cups"]
+    features = judge.text_features(prompts, batch_size=2)
+    assert sorted(encoded) == ["a blue car", "a red car", "two cups"]
+    for prompt, feature in zip(prompts, features, strict=True):
+        np.testing.assert_allclose(feature, judge.text_features([prompt])[0], atol=1e-5)
+
+
+# --- preprocessing
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (100, 80), (80, 100), (50, 40), (512, 512)]
+)
+def test_images_of_any_size_score_as_with_open_clips_own_transform(judge, images, width, height):
+    rng = np.random.default_rng(0)
+    pictures = np.stack([resized(image, width, height) for image in images[:2]])
+    pictures = np.concatenate([pictures, rng.integers(0, 256, (1, height, width, 3), np.uint8)])
+    config = open_clip.get_model_preprocess_cfg(judge._model)
+    transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    tensors = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+    with torch.inference_mode():
+        expected = judge._model.encode_image(tensors, normalize=True).numpy()
+    cosines = (judge.image_features(pictures) * expected).sum(axis=1)
+    assert cosines.min() > 1 - 1e-3
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("shortest", (1, 3, 32, 32)), ("squash", (1, 3, 32, 32))]
+)
+def test_resize_modes(mode, shape):
+    """A picture whose left half is black: squashed both halves are there, cropped to the middle
+    three quarters of it.
+    """
+    config = {"size": 32, "mean": [0.0] * 3, "std": [1.0] * 3, "resize_mode": mode}
+    picture = torch.zeros(1, 3, 40, 80, dtype=torch.uint8)
+    picture[..., 20:60] = 255
+    tensor = _preprocessing(config)(picture)
+    assert tensor.shape == shape
+    assert tensor.mean().item() == pytest.approx(1.0 if mode == "shortest" else 0.5, abs=0.03)
+
+
+def test_a_resize_mode_that_is_not_supported_is_refused():
+    config = {"size": 32, "mean": [0.0] * 3, "std": [1.0] * 3, "resize_mode": "longest"}
+    with pytest.raises(ModelError, match="resize_mode 'shortest' or 'squash', got 'longest'"):
+        _preprocessing(config)
+
+
+# --- finding
+
+
+def test_the_embedded_judge_is_found(judge_source):
+    assert judge_source.name.startswith("local-dir:")
+    assert judge_source.pretrained is None
+    assert re.fullmatch(r"clip-tiny@sha256:[0-9a-f]{16}", judge_source.fingerprint)
+
+
+def test_a_name_with_its_weights_is_found():
+    source = find_judge("ViT-B-32", "laion2b_s34b_b79k")
+    assert (source.name, source.pretrained) == ("ViT-B-32", "laion2b_s34b_b79k")
+    assert source.fingerprint == "ViT-B-32/laion2b_s34b_b79k"
+    assert find_judge("hf-hub:someone/model", None).fingerprint == "hf-hub:someone/model"
+
+
+def test_an_unknown_name_brings_near_ones():
+    with pytest.raises(ModelError, match=r"--clip-model 'ViT-B-23': .* such as .*ViT-B-32"):
+        find_judge("ViT-B-23", None)
+
+
+def test_a_name_like_no_other_brings_an_example():
+    with pytest.raises(ModelError, match=r"one of open_clip's \d+ names, such as ViT-B-32$"):
+        find_judge("§§§", None)
+
+
+def test_a_path_in_an_unknown_home_is_a_name_like_another():
+    with pytest.raises(ModelError, match="--clip-model '~nobody/clip': expected"):
+        find_judge("~nobody/clip", None)
+
+
+@pytest.mark.parametrize("tag", [None, "laion2b"])
+def test_unknown_weights_bring_the_known_ones(tag):
+    with pytest.raises(ModelError, match=r"--clip-pretrained .* for ViT-B-32: .*laion2b_s34b_b79k"):
+        find_judge("ViT-B-32", tag)
+
+
+def test_weights_may_be_a_file(tmp_path):
+    weights = tmp_path / "mine.safetensors"
+    weights.touch()
+    assert find_judge("ViT-B-32", str(weights)).pretrained == str(weights)
+
+
+def test_a_folder_that_is_no_judge(tmp_path):
+    with pytest.raises(ModelError, match=r"in open_clip's format, with open_clip_config\.json"):
+        find_judge(str(tmp_path), None)

@@ -1,0 +1,91 @@
+"""Options: defaults, how text is read, and messages that name the option and what is allowed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from analogy.options import METHOD_NAMES, OPTIONS, OptionError, parse_options
+
+DEFAULTS = {option.name: option.default for option in OPTIONS}
+
+
+def parse(**given):
+    raw = {**DEFAULTS, **{f"analogy_{name}": text for name, text in given.items()}}
+    return parse_options(raw.__getitem__)
+
+
+def test_the_defaults_are_the_studys():
+    values = parse()
+    assert values["alphas"] == (0.5, 0.8, 1.0)
+    assert values["seeds"] == (0, 1, 2)
+    assert values["method"] == "word"
+    assert values["results"] == "results.json"
+    assert values["gpu"] is values["update_baseline"] is False
+    for name in ("model", "clip_model", "pairs", "categories", "limit", "steps", "run_dir"):
+        assert values[name] is None
+
+
+def test_every_option_has_a_name_of_its_own_and_a_help():
+    assert len(DEFAULTS) == len(OPTIONS)
+    assert all(option.help for option in OPTIONS)
+    assert set(parse()) == {name.removeprefix("analogy_") for name in DEFAULTS}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("alphas", "1", (1.0,)),
+        ("alphas", " -0.5, 0.5 ,1e0", (-0.5, 0.5, 1.0)),
+        ("seeds", "7", (7,)),
+        ("seeds", "0,1, 2", (0, 1, 2)),
+        ("categories", "color, size", ("color", "size")),
+        ("steps", "3", 3),
+        ("limit", "2", 2),
+        ("batch_size", "1", 1),
+        ("guidance", "2", 2.0),
+        ("gpu", True, True),
+        *[("method", name, name) for name in METHOD_NAMES],
+    ],
+)
+def test_text_is_read(name, text, value):
+    assert parse(**{name: text})[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("method", "wrod", "--method: expected one of lerp, slerp, word, category, random, got "),
+        ("method", "wrod", "did you mean 'word'?"),
+        ("method", "", "--method: expected one of lerp"),
+        ("alphas", "half", "--alphas: expected a number, got 'half'"),
+        ("alphas", "", "--alphas: expected values separated by commas, got ''"),
+        ("alphas", "0.5,,1", "--alphas: expected values separated by commas, got '0.5,,1'"),
+        ("seeds", "-1", "--seeds: expected an integer >= 0, got -1"),
+        ("seeds", "0,1.5", "--seeds: expected an integer >= 0, got '1.5'"),
+        ("steps", "0", "--steps: expected an integer >= 1, got 0"),
+        ("steps", "ten", "--steps: expected an integer >= 1, got 'ten'"),
+        ("limit", "0", "--limit: expected an integer >= 1, got 0"),
+        ("batch_size", "0", "--batch-size: expected an integer >= 1, got 0"),
+        ("guidance", "much", "--guidance: expected a number, got 'much'"),
+        ("categories", "color,", "--categories: expected values separated by commas, got 'color,'"),
+    ],
+)
+def test_wrong_text_is_refused(name, text, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        parse(**{name: text})
+
+
+def test_a_name_like_no_method_gets_no_suggestion():
+    with pytest.raises(OptionError) as refusal:
+        parse(method="zzz")
+    assert "did you mean" not in str(refusal.value)
+
+
+def test_reading_options_imports_nothing_heavy():
+    heavy = "{'torch', 'numpy', 'pandas', 'scipy', 'diffusers'}"
+    code = f"import sys, analogy.plugin; sys.exit(bool({heavy} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)

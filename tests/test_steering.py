@@ -1,0 +1,316 @@
+"""Steering methods: their identities, what each may look at, and slerp against its formula."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from analogy import options, steering
+from analogy.steering import METHODS, Conditioning, Edit, Words, word_direction
+
+TOKENS, DIM, POOLED = 3, 4, 5
+
+quick = settings(deadline=None, max_examples=30)
+alphas = st.floats(-5, 5).map(lambda a: round(a, 3))
+
+
+def conditionings():
+    """Values of which float32 adds and doubles many without rounding, -0.0 among them."""
+    values = st.one_of(st.just(-0.0), st.integers(-64, 64).map(lambda k: k / 16))
+    return st.builds(
+        lambda states, pooled: Conditioning(torch.from_numpy(states), torch.from_numpy(pooled)),
+        arrays(np.float32, (TOKENS, DIM), elements=values),
+        arrays(np.float32, (POOLED,), elements=values),
+    )
+
+
+def words():
+    name = st.sampled_from(["red", "blue", "green"])
+    return st.builds(Words, name, name, conditionings(), conditionings())
+
+
+edits = st.builds(
+    Edit,
+    source=conditionings(),
+    target=conditionings(),
+    words=st.just(("red", "blue")),
+    source_word=conditionings(),
+    target_word=conditionings(),
+    others=st.lists(words(), min_size=1, max_size=3).map(tuple),
+    seed=st.integers(0, 2**63 - 1),
+)
+
+
+def drawn(seed: int = 0, **changes) -> Edit:
+    """An edit of normally distributed values."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def conditioning() -> Conditioning:
+        return Conditioning(
+            torch.randn(TOKENS, DIM, generator=generator), torch.randn(POOLED, generator=generator)
+        )
+
+    others = tuple(Words("green", "pink", conditioning(), conditioning()) for _ in range(3))
+    edit = Edit(
+        source=conditioning(),
+        target=conditioning(),
+        words=("red", "blue"),
+        source_word=conditioning(),
+        target_word=conditioning(),
+        others=others,
+        seed=7,
+    )
+    return replace(edit, **changes)
+
+
+def constant(states: float, pooled: float) -> Conditioning:
+    return Conditioning(torch.full((TOKENS, DIM), states), torch.full((POOLED,), pooled))
+
+
+def parts(conditioning: Conditioning) -> list[np.ndarray]:
+    return [conditioning.states.double().numpy(), conditioning.pooled.double().numpy()]
+
+
+def assert_same_bits(a: Conditioning, b: Conditioning) -> None:
+    assert a.states.dtype == a.pooled.dtype == torch.float32
+    assert torch.equal(a.states.view(torch.int32), b.states.view(torch.int32))
+    assert torch.equal(a.pooled.view(torch.int32), b.pooled.view(torch.int32))
+
+
+def assert_close(a: Conditioning, b, atol: float = 1e-5) -> None:
+    for got, expected in zip(parts(a), b if isinstance(b, list) else parts(b), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
+
+
+# --- every method
+
+
+def test_the_options_offer_exactly_these_methods():
+    assert tuple(METHODS) == options.METHOD_NAMES
+    default = next(o.default for o in options.OPTIONS if o.flag == "--method")
+    assert default == steering.DEFAULT_METHOD
+    assert METHODS.keys() >= steering.OTHERS_MATTER
+
+
+@pytest.mark.parametrize("method", METHODS)
+@quick
+@given(edit=edits)
+def test_alpha_0_is_the_source_bit_for_bit(method, edit):
+    assert_same_bits(METHODS[method](edit, 0.0), edit.source)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_input_is_left_alone(method):
+    edit = drawn()
+    before = copy.deepcopy(edit)
+    for alpha in (-1.0, 0.0, 0.5, 1.0):
+        METHODS[method](edit, alpha)
+    for name in ("source", "target", "source_word", "target_word"):
+        assert_same_bits(getattr(edit, name), getattr(before, name))
+    for other, same in zip(edit.others, before.others, strict=True):
+        assert_same_bits(other.source, same.source)
+        assert_same_bits(other.target, same.target)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("alpha", [-0.5, 0.5, 1.0])
+def test_the_same_arguments_give_the_same_result(method, alpha):
+    assert_same_bits(METHODS[method](drawn(), alpha), METHODS[method](drawn(), alpha))
+
+
+@pytest.mark.parametrize(
+    ("method", "unseen"),
+    [
+        ("lerp", ("source_word", "target_word", "others")),
+        ("slerp", ("source_word", "target_word", "others")),
+        ("word", ("target", "others")),
+        ("category", ("target", "source_word", "target_word")),
+        ("random", ("target", "others")),
+    ],
+)
+def test_a_method_looks_at_nothing_but_its_own(method, unseen):
+    nan = constant(math.nan, math.nan)
+    poison = {name: () if name == "others" else nan for name in unseen}
+    edit = drawn()
+    assert_same_bits(METHODS[method](replace(edit, **poison), 0.7), METHODS[method](edit, 0.7))
+
+
+@pytest.mark.parametrize("method", ["lerp", "word", "category", "random"])
+@quick
+@given(edit=edits, alpha=alphas)
+def test_these_methods_are_linear_in_alpha(method, edit, alpha):
+    whole = METHODS[method](edit, 1.0).minus(edit.source)
+    assert_close(METHODS[method](edit, alpha), edit.source.plus(whole, alpha), atol=1e-4)
+
+
+@pytest.mark.parametrize(("states", "pooled"), [((3,), (5,)), ((1, 3, 4), (5,)), ((3, 4), (1, 5))])
+def test_a_conditioning_of_another_shape_is_refused(states, pooled):
+    with pytest.raises(ValueError, match=r"expected states \(tokens, dim\) and pooled \(dim,\)"):
+        Conditioning(torch.zeros(states), torch.zeros(pooled))
+
+
+# --- lerp and slerp
+
+
+@pytest.mark.parametrize("method", ["lerp", "slerp"])
+@quick
+@given(edit=edits)
+def test_alpha_1_is_the_target_bit_for_bit(method, edit):
+    assert_same_bits(METHODS[method](edit, 1.0), edit.target)
+
+
+@quick
+@given(edit=edits, alpha=alphas)
+def test_lerp_is_the_straight_line(edit, alpha):
+    expected = [
+        a + alpha * (b - a) for a, b in zip(parts(edit.source), parts(edit.target), strict=True)
+    ]
+    assert_close(METHODS["lerp"](edit, alpha), expected, atol=1e-4)
+
+
+def slerp_of_vectors(a: np.ndarray, b: np.ndarray, alpha: float) -> list[float]:
+    """Shoemake (1985) on two vectors in float64, one product after the other."""
+    length_a, length_b = (math.sqrt(sum(x * x for x in v)) for v in (a, b))
+    cosine = sum(x * y for x, y in zip(a, b, strict=True)) / (length_a * length_b)
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    length = (1 - alpha) * length_a + alpha * length_b
+    return [
+        length
+        * (
+            math.sin((1 - alpha) * angle) / math.sin(angle) * x / length_a
+            + math.sin(alpha * angle) / math.sin(angle) * y / length_b
+        )
+        for x, y in zip(a, b, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("alpha", [-0.5, 0.1, 0.5, 0.8, 1.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_slerp_matches_the_formula(alpha, seed):
+    edit = drawn(seed)
+    source, target = parts(edit.source), parts(edit.target)
+    states = [slerp_of_vectors(a, b, alpha) for a, b in zip(source[0], target[0], strict=True)]
+    pooled = slerp_of_vectors(source[1], target[1], alpha)
+    assert_close(METHODS["slerp"](edit, alpha), [np.array(states), np.array(pooled)], atol=1e-6)
+
+
+def test_slerp_halfway_between_a_right_angle():
+    source, target = torch.zeros(1, 2), torch.zeros(1, 2)
+    source[0, 0], target[0, 1] = 1.0, 3.0
+    edit = drawn(
+        source=Conditioning(source, torch.tensor([1.0, 0.0])),
+        target=Conditioning(target, torch.tensor([0.0, 1.0])),
+    )
+    half = METHODS["slerp"](edit, 0.5)
+    np.testing.assert_allclose(half.states, [[math.sqrt(2), math.sqrt(2)]], rtol=1e-6)
+    np.testing.assert_allclose(half.pooled, [math.sqrt(0.5)] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5, -1.0, 0.0], ids=["equal", "longer", "opposite", "0"])
+@pytest.mark.parametrize("alpha", [-0.5, 0.25, 0.9, 2.0])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_slerp_is_straight_where_there_is_no_arc(factor, alpha, swapped):
+    edit = drawn()
+    scaled = Conditioning(factor * edit.source.states, factor * edit.source.pooled)
+    ends = (scaled, edit.source) if swapped else (edit.source, scaled)
+    edit = replace(edit, source=ends[0], target=ends[1])
+    assert_close(METHODS["slerp"](edit, alpha), METHODS["lerp"](edit, alpha))
+
+
+def test_slerp_does_not_jump_where_the_arc_becomes_a_line():
+    edit = drawn()
+    for angle in (3e-5, 9e-5, 1.1e-4, 1e-3):
+        turned = edit.source.plus(edit.target, angle)
+        near = replace(edit, target=turned)
+        assert_close(METHODS["slerp"](near, 0.5), METHODS["lerp"](near, 0.5), atol=1e-5)
+
+
+# --- word
+
+
+def test_word_adds_the_offset_of_the_bare_words():
+    edit = drawn(source=constant(1.0, 2.0), source_word=constant(3.0, 4.0))
+    edit = replace(edit, target_word=constant(3.5, 6.0))
+    assert_same_bits(METHODS["word"](edit, 1.0), constant(1.5, 4.0))
+    assert_same_bits(METHODS["word"](edit, -2.0), constant(0.0, -2.0))
+
+
+@quick
+@given(edit=edits, alpha=alphas)
+def test_exchanging_the_words_is_steering_backwards(edit, alpha):
+    back = replace(edit, source_word=edit.target_word, target_word=edit.source_word)
+    assert_close(METHODS["word"](back, alpha), METHODS["word"](edit, -alpha), atol=1e-4)
+
+
+# --- category
+
+
+def other(source_word: str, target_word: str, source: float, target: float) -> Words:
+    return Words(source_word, target_word, constant(source, source), constant(target, -target))
+
+
+def test_category_goes_between_the_means_where_both_words_recur():
+    edit = drawn(
+        source=constant(0.0, 0.0),
+        others=(
+            other("red", "green", 1.0, 100.0),  # says red
+            other("pink", "red", 200.0, 3.0),  # says red
+            other("blue", "pink", 10.0, 300.0),  # says blue
+        ),
+    )
+    # Mean of blue, (10), minus mean of red, (1 + 3) / 2; pooled: 10 minus (1 - 3) / 2.
+    assert_same_bits(METHODS["category"](edit, 1.0), constant(8.0, 11.0))
+
+
+@pytest.mark.parametrize("words", [("king", "queen"), ("man", "queen"), ("king", "woman")])
+def test_category_takes_the_mean_direction_where_a_word_does_not_recur(words):
+    edit = drawn(
+        source=constant(1.0, 1.0),
+        words=words,
+        others=(other("man", "woman", 1.0, 2.0), other("boy", "girl", 10.0, 13.0)),
+    )
+    # Directions 1 and 3; pooled -3 and -23.
+    assert_same_bits(METHODS["category"](edit, 0.5), constant(2.0, -5.5))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_category_without_other_pairs_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"needs at least one other pair.*or choose .* 'word'"):
+        METHODS["category"](drawn(others=()), alpha)
+
+
+# --- random
+
+
+@quick
+@given(edit=edits, alpha=alphas)
+def test_random_is_as_long_as_the_words_direction_token_by_token(edit, alpha):
+    moved = METHODS["random"](edit, alpha).minus(edit.source)
+    for got, direction in zip(parts(moved), parts(word_direction(edit)), strict=True):
+        expected = abs(alpha) * np.linalg.norm(direction, axis=-1)
+        np.testing.assert_allclose(np.linalg.norm(got, axis=-1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_random_is_drawn_from_the_edits_seed():
+    edit = drawn()
+    first = METHODS["random"](edit, 1.0)
+    assert_same_bits(METHODS["random"](edit, 1.0), first)
+    differs = METHODS["random"](replace(edit, seed=edit.seed + 1), 1.0)
+    assert not np.allclose(first.states, differs.states)
+    assert not np.allclose(first.pooled, differs.pooled)
+
+
+def test_random_does_not_touch_the_global_generator():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    METHODS["random"](drawn(), 1.0)
+    assert torch.equal(torch.rand(2), expected)
