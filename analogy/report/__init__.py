@@ -1,0 +1,1 @@
+"""What people look at. So far: strips of one pair's images."""

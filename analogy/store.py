@@ -1,0 +1,250 @@
+"""The run folder: which images and scores there are, so that a killed run loses nothing.
+
+Layout::
+
+    <run>/index.sqlite     images, scores, work done, and the configuration (SQLite, WAL)
+    <run>/images/ab/<key>.png
+
+An image is written under another name, flushed and renamed, and only then named in the index, one
+transaction a batch: what the index names exists. A key is a digest of all that produced the image,
+so an image of another model, dtype or step count is never taken for this run's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analogy.images import Images, from_png, to_png
+from analogy.records import Pair, RunConfig
+from analogy.steering import OTHERS_MATTER
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS images (
+    key TEXT PRIMARY KEY, pair_id TEXT NOT NULL, category TEXT NOT NULL, alpha REAL NOT NULL,
+    seed INTEGER NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, made TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scores (
+    key TEXT NOT NULL REFERENCES images (key), judge TEXT NOT NULL, cos_target REAL NOT NULL,
+    cos_source REAL NOT NULL, margin REAL NOT NULL, PRIMARY KEY (key, judge));
+CREATE TABLE IF NOT EXISTS work (
+    stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, done TEXT NOT NULL);
+"""
+
+
+class StoreError(RuntimeError):
+    """A run folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image of the grid, and its key in the run folder."""
+
+    pair: Pair
+    alpha: float
+    seed: int
+    key: str
+
+
+def plan(
+    config: RunConfig,
+    model_fingerprint: str,
+    scheduler: str,
+    pairs: Sequence[Pair],
+    alphas: Iterable[float],
+) -> list[Job]:
+    """The grid's jobs for these pairs and alphas, in the order pair, alpha, seed.
+
+    ``pairs`` are all pairs of the run: a method that looks at a pair's neighbours has them in the
+    key. The control, alpha 0, is the same image for every method and has none in its key.
+    """
+    subject = {
+        "model": model_fingerprint,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "size": config.size,
+        "dtype": config.dtype,
+        "scheduler": scheduler,
+    }
+    by_category: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_category.setdefault(pair.category, []).append(pair)
+    jobs = []
+    for pair in pairs:
+        others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
+        for alpha in alphas:
+            method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
+            if alpha != 0.0 and config.method in OTHERS_MATTER:
+                method["others"] = others
+            for seed in config.seeds:
+                what = {**subject, **method, "pair": content(pair), "seed": seed}
+                jobs.append(Job(pair, alpha, seed, digest(what)))
+    return jobs
+
+
+def content(pair: Pair) -> list[str]:
+    """What of a pair determines its images: its words and prompts, not its id."""
+    return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
+
+
+def digest(value: Any) -> str:
+    """A short SHA-256 over the canonical JSON of ``value``."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class RunFolder:
+    """Images, scores and timings of a run. Opened for writing by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            (path / "images").mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path / "index.sqlite", timeout=30.0)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(_SCHEMA)
+            version = self._meta("schema_version")
+        except (OSError, ValueError, sqlite3.Error) as error:
+            raise StoreError(
+                f"run folder {path}: expected a folder that can be written, with this suite's "
+                f"index or none ({error}); choose another with --run-dir"
+            ) from error
+        if version is None:
+            self._set_meta("schema_version", SCHEMA_VERSION)
+        elif version != SCHEMA_VERSION:
+            raise StoreError(
+                f"run folder {path}: expected schema version {SCHEMA_VERSION}, got {version}; "
+                "it was written by another version of this suite: choose another with --run-dir"
+            )
+
+    def close(self) -> None:
+        """Close the index."""
+        self._db.close()
+
+    def _meta(self, name: str) -> Any:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def _set_meta(self, name: str, value: Any) -> None:
+        with self._db:
+            self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+
+    def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        """Keep the configuration and provenance of the latest command on this folder."""
+        self._set_meta("config", config.to_dict())
+        self._set_meta("provenance", dict(provenance))
+
+    def without_image(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs whose image is not there yet."""
+        have = {row[0] for row in self._db.execute("SELECT key FROM images")}
+        return [job for job in jobs if job.key not in have]
+
+    def without_score(self, jobs: Iterable[Job], judge: str) -> list[Job]:
+        """The jobs that this judge has not scored yet."""
+        rows = self._db.execute("SELECT key FROM scores WHERE judge = ?", (judge,))
+        have = {row[0] for row in rows}
+        return [job for job in jobs if job.key not in have]
+
+    def add_images(self, jobs: Sequence[Job], images: Images, seconds: float) -> None:
+        """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index."""
+        rows = []
+        for job, image in zip(jobs, images, strict=True):
+            data = to_png(image)
+            path = self._image_path(job.key)
+            path.parent.mkdir(exist_ok=True)
+            _write_atomically(path, data)
+            rows.append(
+                (job.key, job.pair.id, job.pair.category, job.alpha, job.seed,
+                 path.relative_to(self.path).as_posix(), hashlib.sha256(data).hexdigest(), _now())
+            )  # fmt: skip
+        with self._db:
+            self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._add_work("generate", len(rows), seconds)
+
+    def read_image(self, job: Job) -> Images:
+        """One image, uint8 HWC. A file that is missing or changed is a :class:`StoreError`."""
+        query = "SELECT path, sha256 FROM images WHERE key = ?"
+        row = self._db.execute(query, (job.key,)).fetchone()
+        if row is None:
+            raise StoreError(
+                f"{self.path}: pair {job.pair.id}, alpha {job.alpha:g}, seed {job.seed}: the index "
+                "has no such image; generate it first"
+            )
+        path = self.path / row[0]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(
+                f"{path}: the index names this image but it cannot be read ({error}); "
+                f"delete {self.path / 'index.sqlite'} to start the run anew"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != row[1]:
+            raise StoreError(
+                f"{path}: the image is not the one that was written (SHA-256 differs); "
+                f"delete {self.path / 'index.sqlite'} to start the run anew"
+            )
+        return from_png(data)
+
+    def add_scores(
+        self, jobs: Sequence[Job], judge: str, rows: Iterable[tuple[float, float, float]],
+        seconds: float,
+    ) -> None:  # fmt: skip
+        """Record (cos_target, cos_source, margin) of each job, scored in ``seconds``."""
+        values = [(job.key, judge, *row) for job, row in zip(jobs, rows, strict=True)]
+        with self._db:
+            self._db.executemany("REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", values)
+            self._add_work("score", len(values), seconds)
+
+    def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
+        """A row per scored job: pair_id, category, alpha, seed, margin, cos_target, cos_source."""
+        rows = self._db.execute(
+            "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ?", (judge,)
+        )
+        scored = {row[0]: row[1:] for row in rows}
+        return pd.DataFrame(
+            [
+                (job.pair.id, job.pair.category, job.alpha, job.seed, *scored[job.key])
+                for job in jobs
+                if job.key in scored
+            ],
+            columns=[
+                "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
+            ],
+        )  # fmt: skip
+
+    def rate(self, stage: str) -> float | None:
+        """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
+        images, seconds = self._db.execute(
+            "SELECT TOTAL(images), TOTAL(seconds) FROM work WHERE stage = ?", (stage,)
+        ).fetchone()
+        return images / seconds if seconds else None
+
+    def _add_work(self, stage: str, images: int, seconds: float) -> None:
+        self._db.execute("INSERT INTO work VALUES (?, ?, ?, ?)", (stage, images, seconds, _now()))
+
+    def _image_path(self, key: str) -> Path:
+        return self.path / "images" / key[:2] / f"{key}.png"
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".partial")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

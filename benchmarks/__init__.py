@@ -1,0 +1,1 @@
+"""What the model does: each case asserts a claim about steering. ``tests`` asks what we do."""

@@ -1,0 +1,276 @@
+"""The study: what its options resolve to, what its cells say, and what its results hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analogy import options, study
+from analogy.models import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, ModelError, native_dtype
+from analogy.options import OptionError
+from analogy.pairs import PairsError
+from analogy.records import Verdict
+from analogy.stats import estimate
+from analogy.study import Study, write_results
+
+FIGURES = {"n", "n_items", "mean", "ci_low", "ci_high", "p", "success_rate", "verdict"}
+
+
+@pytest.fixture
+def open_study(tmp_path):
+    """Open a study from options' text, as the command line would."""
+    made = []
+    defaults = {option.name: option.default for option in options.OPTIONS}
+
+    def build(**given) -> Study:
+        raw = {**defaults, "analogy_run_dir": str(tmp_path / "run")}
+        raw |= {f"analogy_{name}": text for name, text in given.items()}
+        made.append(Study.open(options.parse_options(raw.__getitem__)))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.folder.close()
+
+
+def spread(job) -> float:
+    """Margins that succeed at alpha 1, fail at 0.5, and differ between pairs and seeds."""
+    noise = 0.01 * math.sin(sum(job.pair.id.encode())) + 0.001 * job.seed
+    return {0.0: 0.0, 0.5: -0.1, 1.0: 0.1}[job.alpha] + noise
+
+
+# --- options
+
+
+def test_the_default_study_is_the_whole_grid_on_the_embedded_models(open_study):
+    opened = open_study()
+    assert len(opened.pairs) == 400
+    assert len(opened.jobs()) == 400 * 4 * 3
+    assert len(opened.cell_jobs("color", 0.5)) == 50 * 2 * 3
+    config = opened.config
+    assert (config.model, config.clip_model, config.device) == ("embedded", "embedded", "cpu")
+    assert (config.steps, config.guidance) == options.EMBEDDED_SAMPLING
+    assert (config.size, config.batch_size) == (64, options.EMBEDDED_BATCH)
+    assert config.dtype == native_dtype("cpu")
+    assert opened.model.fingerprint.startswith("sdxl-tiny@sha256:")
+    assert opened.scheduler.startswith("EulerDiscreteScheduler/")
+
+
+def test_options_are_taken_over(open_study):
+    opened = open_study(
+        categories="size,color",
+        alphas="-0.5",
+        seeds="4",
+        method="lerp",
+        steps="3",
+        guidance="0",
+        batch_size="7",
+        limit="2",
+    )
+    assert {(job.alpha, job.seed) for job in opened.jobs()} == {(0.0, 4), (-0.5, 4)}
+    assert opened.categories == ["color", "size"]
+    assert len(opened.pairs) == 4
+    config = opened.config
+    assert (config.method, config.steps, config.guidance, config.batch_size, config.limit) == (
+        "lerp", 3, 0.0, 7, 2,
+    )  # fmt: skip
+
+
+def test_one_folder_serves_all_runs_that_can_share_images(open_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def folder(**given):
+        return open_study(run_dir=None, **given).folder.path
+
+    first = folder()
+    assert first.parent.as_posix() == ".analogy/runs"
+    assert folder(categories="color", limit="3", alphas="1", seeds="5", batch_size="1") == first
+    others = {folder(method="lerp"), folder(steps="3"), folder(guidance="2")}
+    assert len(others | {first}) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"alphas": "0,1"}, OptionError, "--alphas: expected strengths other than 0, got 0.0"),
+        ({"alphas": "9"}, OptionError, "--alphas: expected a finite number from -5 to 5, got 9.0"),
+        ({"alphas": "1,1"}, OptionError, "--alphas: expected each value once"),
+        ({"alphas": "nan"}, OptionError, "--alphas: expected a finite number"),
+        ({"seeds": "1,1"}, OptionError, "--seeds: expected each value once"),
+        ({"guidance": "-1"}, OptionError, "--guidance: expected a finite number >= 0, got -1.0"),
+        ({"categories": "colour"}, PairsError, "unknown category 'colour'.*mean 'color'"),
+        ({"pairs": "none.csv"}, PairsError, "none.csv: expected a CSV file of word pairs"),
+        ({"model": "none"}, ModelError, "--model 'none': expected 'embedded', a folder"),
+        ({"clip_model": "none"}, ModelError, "--clip-model 'none': expected 'embedded', a folder"),
+        (
+            {"method": "category", "limit": "1"},
+            OptionError,
+            "--method: category needs 2 pairs or more in each category, got 1 in color",
+        ),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_made(
+    open_study, tmp_path, given, error, message
+):
+    with pytest.raises(error, match=message):
+        open_study(**given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpu_needs_a_cuda_device(open_study, monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=r"--gpu: expected a CUDA device, but torch .* sees none"):
+        open_study(gpu=True)
+
+
+def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
+    asked = []
+
+    def found(*arguments, **settings):
+        asked.append((*arguments, *settings.values()))
+        return model_source
+
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(study, "find_pipeline", found)
+    defaults = {option.name: option.default for option in options.OPTIONS}
+    values = options.parse_options({**defaults, "analogy_gpu": True}.__getitem__)
+    config, _, judge = study._resolve(values)
+    assert asked == [(DEFAULT_GPU_MODEL, "float16")]
+    assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
+    assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)
+    assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", 8)
+    assert (config.steps, config.guidance) == options.GPU_SAMPLING
+
+
+# --- cells
+
+
+def test_a_cell_is_the_estimate_of_its_items(make_study, fill):
+    opened = make_study()
+    fill(opened, spread)
+    items = [
+        np.mean([spread(job) for job in opened.jobs("color", 1.0) if job.pair == pair])
+        for pair in opened.pairs
+        if pair.category == "color"
+    ]
+    figures = opened.cell("color", 1.0)
+    assert figures.n == figures.n_items == 6
+    assert figures.mean == pytest.approx(np.mean(items))
+    assert figures.ci_low == pytest.approx(estimate(items).ci_low)
+    assert figures.success_rate == 1.0
+    assert figures.verdict is Verdict.SUCCESS
+    assert opened.cell("color", 0.5).verdict is Verdict.FAILURE
+
+
+def test_the_whole_leaves_the_control_out(make_study, fill):
+    opened = make_study()
+    fill(opened, lambda job: 100.0 if job.alpha == 0.0 else spread(job))
+    figures = opened.overall()
+    assert (figures.n, figures.n_items) == (12, 24)
+    assert abs(figures.mean) < 0.02
+    assert figures.success_rate == 0.5
+
+
+def test_a_cell_without_all_its_images_is_incomplete(make_study, fill):
+    opened = make_study()
+    jobs = opened.jobs()
+    assert opened.cell("color", 1.0).verdict is Verdict.INCOMPLETE
+    left_out = opened.jobs("color", 1.0)[0]
+    fill(opened, spread, [job for job in jobs if job is not left_out])
+    missing = opened.cell("color", 1.0)
+    assert (missing.n, missing.n_items, missing.verdict) == (6, 5, Verdict.INCOMPLETE)
+    assert math.isnan(missing.mean)
+    assert opened.cell("color", 0.5).verdict is Verdict.FAILURE
+    assert opened.overall().verdict is Verdict.INCOMPLETE
+    assert opened.overall().n_items == 23
+    fill(opened, spread, [left_out])
+    assert opened.overall().verdict is not Verdict.INCOMPLETE
+
+
+def test_five_pairs_are_too_few_for_a_verdict(make_study, fill, pairs):
+    opened = make_study(pairs=pairs[:5])
+    fill(opened, spread)
+    assert opened.cell("color", 1.0).verdict is Verdict.TOO_FEW
+    assert opened.overall().verdict is Verdict.TOO_FEW
+
+
+def test_scores_of_another_judge_do_not_count(make_study, fill, judge_source):
+    opened = make_study()
+    fill(opened, spread)
+    other = make_study(
+        folder=opened.folder.path, judge=replace(judge_source, fingerprint="another")
+    )
+    assert other.unscored(other.jobs()) == other.jobs()
+    assert other.cell("color", 1.0).verdict is Verdict.INCOMPLETE
+
+
+def test_items_are_one_for_each_pair_and_alpha(make_study, fill):
+    opened = make_study()
+    fill(opened, spread)
+    items = opened.items()
+    assert len(items) == 12 * 3
+    assert set(items["n_seeds"]) == {2}
+
+
+def test_a_digest_is_of_the_pairs_of_one_category_whatever_their_ids(make_study, pairs):
+    opened = make_study()
+    renamed = make_study(pairs=[replace(pair, id=f"x-{pair.id}") for pair in pairs])
+    fewer = make_study(pairs=[p for p in pairs if p.id != "color-0"])
+    assert opened.pairs_digest("color") == renamed.pairs_digest("color")
+    assert opened.pairs_digest("color") != fewer.pairs_digest("color")
+    assert opened.pairs_digest("object") == fewer.pairs_digest("object")
+
+
+# --- results
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_path, filled):
+    opened = make_study()
+    if filled:
+        fill(opened, spread)
+    path = tmp_path / "new" / "results.json"
+    write_results(opened.results(), path)
+    results = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert list(results) == [
+        "schema_version", "config", "provenance", "cells", "controls", "overall", "throughput",
+    ]  # fmt: skip
+    assert results["schema_version"] == study.RESULTS_VERSION
+    assert results["config"] == opened.config.to_dict()
+    assert results["provenance"].keys() >= {
+        "suite", "model", "judge", "scheduler", "python", "packages", "git_commit", "machine",
+    }  # fmt: skip
+    assert results["provenance"]["packages"].keys() >= {"torch", "diffusers", "open_clip_torch"}
+    assert [(cell["category"], cell["alpha"]) for cell in results["cells"]] == [
+        (category, alpha) for category in ("color", "object") for alpha in (0.5, 1.0)
+    ]
+    assert [(row["category"], row["alpha"]) for row in results["controls"]] == [
+        ("color", 0.0),
+        ("object", 0.0),
+    ]
+    for row in results["controls"]:
+        assert row.keys() >= FIGURES - {"verdict"}
+        assert "verdict" not in row
+    for row in [*results["cells"], results["overall"]]:
+        assert row.keys() >= FIGURES
+        assert (row["verdict"] == "incomplete") == (not filled)
+        assert (row["mean"] is None) == (not filled)
+    assert results["throughput"] == {
+        "generate_images_per_s": None,
+        "score_images_per_s": len(opened.jobs()) / 0.5 if filled else None,
+    }
+
+
+def test_results_replace_earlier_ones_whole(make_study, tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_results({"old": 1}, path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_results({"new": math.nan}, path)
+    assert json.loads(path.read_text()) == {"old": 1}
+    write_results({"new": 2}, path)
+    assert json.loads(path.read_text()) == {"new": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
