@@ -87,7 +87,7 @@ def default_path(study: Study) -> Path | None:
     """The shipped baseline of the embedded model; other models have none."""
     if study.config.model != EMBEDDED:
         return None
-    return shipped("baselines") / "embedded.json"
+    return shipped("pairs.csv").parent / "baselines" / "embedded.json"
 
 
 def load(path: Path) -> Baseline:
