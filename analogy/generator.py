@@ -21,7 +21,15 @@ class Generator:
     nor on its place there (in float32 up to rounding, at most 1/255).
     """
 
-    def __init__(self, pipeline: Any, *, steps: int, guidance: float, size: int) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        steps: int,
+        guidance: float,
+        size: int,
+        empty: Conditioning | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._steps = steps
         self._guidance = guidance
@@ -29,6 +37,8 @@ class Generator:
         channels = pipeline.unet.config.in_channels
         side = size // pipeline.vae_scale_factor
         self.latent_shape = (channels, side, side)
+        # Encoded here and handed to twins: a tokenizer's padding is state that threads would share.
+        self._empty = self._empty_prompt() if empty is None else empty
 
     def twin(self) -> Generator:
         """Another generator on the same weights, for another thread: a scheduler keeps state."""
@@ -40,7 +50,13 @@ class Generator:
             add_watermarker=False,
         )
         pipeline.set_progress_bar_config(disable=True)
-        return Generator(pipeline, steps=self._steps, guidance=self._guidance, size=self._size)
+        return Generator(
+            pipeline,
+            steps=self._steps,
+            guidance=self._guidance,
+            size=self._size,
+            empty=self._empty,
+        )
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, Conditioning]:
@@ -70,10 +86,9 @@ class Generator:
         pooled = torch.stack([c.pooled for c in conditionings]).to(**place)
         negative: dict[str, Tensor] = {}
         if self._guidance > 1.0:
-            empty = self._empty_prompt()
             negative = {
-                "negative_prompt_embeds": empty.states.to(**place).expand_as(states),
-                "negative_pooled_prompt_embeds": empty.pooled.to(**place).expand_as(pooled),
+                "negative_prompt_embeds": self._empty.states.to(**place).expand_as(states),
+                "negative_pooled_prompt_embeds": self._empty.pooled.to(**place).expand_as(pooled),
             }
         images = pipeline(
             prompt_embeds=states,
@@ -88,6 +103,7 @@ class Generator:
         ).images
         return from_unit(images)
 
+    @torch.inference_mode()
     def _empty_prompt(self) -> Conditioning:
         """What the pipeline itself takes as the negative prompt when none is given."""
         _, states, _, pooled = self._pipeline.encode_prompt(

@@ -104,7 +104,12 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     Only safetensors are loaded. Half-precision files are used where the folder has them.
     """
     from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
+    # A bar for every part's loading would bury the one that matters.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     halves = any((source.folder / "unet").glob("*.fp16.safetensors"))
     with warnings.catch_warnings():
         # Weights saved as fp16 and computed in another dtype are what we mean to do.
