@@ -180,3 +180,27 @@ def test_latents_are_left_as_they_are(generator, requests):
     before = latents[:1].clone()
     generator.generate(conditionings[:1], latents[:1])
     assert torch.equal(latents[:1], before)
+
+
+# --- threads
+
+
+def test_a_twin_draws_the_same_and_neither_tokenises_while_it_draws(
+    generator, requests, images, monkeypatch
+):
+    twin = generator.twin()
+    for each in (generator, twin):
+        monkeypatch.setattr(each._pipeline, "encode_prompt", _only_given(each._pipeline))
+    assert apart(twin.generate(*requests), images) <= 1
+    assert apart(generator.generate(*requests), images) <= 1
+
+
+def _only_given(pipeline):
+    """The pipeline's own ``encode_prompt``, which may pass embeddings on but encode nothing."""
+    own = pipeline.encode_prompt
+
+    def encode_prompt(prompt=None, prompt_embeds=None, **given):
+        assert prompt_embeds is not None, "tokenised while drawing"
+        return own(prompt=prompt, prompt_embeds=prompt_embeds, **given)
+
+    return encode_prompt
