@@ -152,7 +152,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "*= analogy steering =*",
             "model     sdxl-tiny@sha256:*",
             "judge     clip-tiny@sha256:*",
-            "steering  word; 2 steps, guidance 3, 64 px, * on cpu, seeds 0",
+            "steering  word; 2 steps, guidance 4, 64 px, * on cpu, seeds 0",
             "run       run",
             "limit     2 pairs per category: not the whole measurement",
             "category   alpha    n     mean               95% CI        p success  verdict",
@@ -331,7 +331,7 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
     other = bench(*command, "--guidance=2")
     other.assert_outcomes(failed=2)
     other.stdout.fnmatch_lines(
-        ["baseline  not comparable, so not used (guidance: baseline 3.0, this run 2.0)"]
+        ["baseline  not comparable, so not used (guidance: baseline 4.0, this run 2.0)"]
     )
 
 
