@@ -77,6 +77,7 @@ class Judge:
 
         self.fingerprint = source.fingerprint
         self.device = device
+        self._texts: dict[str, Features] = {}
         self._model: Any = open_clip.create_model(
             source.name, pretrained=source.pretrained, precision="fp32", device=device
         )
@@ -98,16 +99,14 @@ class Judge:
 
     @torch.inference_mode()
     def text_features(self, prompts: Sequence[str], *, batch_size: int = 256) -> Features:
-        """Prompts -> unit vectors ``(n, dim)``, each distinct prompt encoded once."""
-        distinct = sorted(set(prompts))
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        features = [
-            self._model.encode_text(
-                self._tokenize(distinct[i : i + batch_size]).to(self.device), normalize=True
-            )
-            for i in range(0, len(distinct), batch_size)
-        ]
-        return _numpy(features)[[place[prompt] for prompt in prompts]]
+        """Prompts -> unit vectors ``(n, dim)``, each distinct prompt encoded once and then kept."""
+        new = sorted(set(prompts) - self._texts.keys())
+        for i in range(0, len(new), batch_size):
+            chunk = new[i : i + batch_size]
+            tokens = self._tokenize(chunk).to(self.device)
+            features = _numpy([self._model.encode_text(tokens, normalize=True)])
+            self._texts.update(zip(chunk, features, strict=True))
+        return np.stack([self._texts[prompt] for prompt in prompts])
 
 
 def _numpy(features: list[torch.Tensor]) -> Features:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from analogy.clip import Judge, JudgeSource
-from analogy.generator import Generator, latents_for
+from analogy.generator import Generator, derived_seed, latents_for
 from analogy.images import Images
 from analogy.margin import cosine
 from analogy.models import ModelSource, load_pipeline
@@ -164,8 +163,7 @@ class Worker:
 
 def _seed_of(pair: Pair) -> int:
     """The random control's seed: each pair's own."""
-    text = f"{pair.source_prompt}\x1f{pair.target_prompt}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return derived_seed(pair.source_prompt, pair.target_prompt)
 
 
 def _in_order(

@@ -118,7 +118,11 @@ def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
     The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
     a run reproducible image by image. A pair is known by its prompts, not by its id.
     """
-    text = f"{pair.source_prompt}\x1f{pair.target_prompt}\x1f{seed}"
-    digest = hashlib.sha256(text.encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.randn(shape, generator=generator)
+    drawn = derived_seed(pair.source_prompt, pair.target_prompt, str(seed))
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(drawn))
+
+
+def derived_seed(*parts: str) -> int:
+    """A 63-bit seed from text, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -59,10 +59,14 @@ def test_each_distinct_prompt_is_encoded_once_and_the_order_kept(judge, monkeypa
         return tokenize(texts)
 
     monkeypatch.setattr(judge, "_tokenize", spy)
+    monkeypatch.setattr(judge, "_texts", {})  # other tests' prompts
     prompts = ["a red car", "two cups", "a red car", "a blue car", "two cups"]
     features = judge.text_features(prompts, batch_size=2)
     assert sorted(encoded) == ["a blue car", "a red car", "two cups"]
+    judge.text_features(prompts)
+    assert len(encoded) == 3
     for prompt, feature in zip(prompts, features, strict=True):
+        judge._texts.clear()
         np.testing.assert_allclose(feature, judge.text_features([prompt])[0], atol=1e-5)
 
 
