@@ -1,170 +1,548 @@
-"""Baselines: which cells are known not to succeed on a model, and when that may be used."""
+"""The regression gate: results against a baseline, cell by cell, pair by pair.
+
+A baseline is a results file of an earlier run. Two things are kept apart. The **measurement**
+(judge, size, seeds, alphas, limit, pairs) must be the same, or the comparison is refused. The
+**subject** (model, method, sampling, dtype, library versions) is what one compares: it may differ,
+and the comparison says in what.
+
+The same pairs and seeds give the same latents, so a run and its baseline are compared pair by pair:
+by the mean of the differences new - old and its bootstrap interval over pairs. Many cells are
+compared in one run, so their intervals are simultaneous: each has the confidence
+1 - 0.05 / comparisons (Bonferroni over the cells and the overall figure), that is 99.8% for 24
+cells. With 95% for each, 25 comparisons of a method with itself would raise a false alarm in a
+large share of runs, and an alarm that is often false is soon ignored.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from analogy.models import EMBEDDED, shipped
-from analogy.records import Verdict
-from analogy.study import Study, write_results
+import numpy as np
 
-SCHEMA_VERSION = 1
+from analogy.recorded import (
+    Header,
+    Measurement,
+    Recorded,
+    RecordedCell,
+    RecordedError,
+    of,
+    read,
+    write_results,
+)
+from analogy.records import Cell, Figures, Verdict
+from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
+
+TOLERANCE = 0.005
+"""A loss of margin that is put up with, unless told otherwise."""
+
+SAMPLING = ("method", "steps", "guidance", "scheduler")
+"""What of a subject says how its images are made from its model."""
+
+# Differences below this are rounding of float64 margins: they are on neither side of a limit.
+_ROUNDING = 1e-12
 
 
 class BaselineError(ValueError):
-    """A baseline cannot be read or written; the message says what to do."""
+    """A baseline cannot be written; the message says what to do."""
+
+
+class NotComparableError(ValueError):
+    """Two results of different measurements; ``differences`` says in what, in words."""
+
+    def __init__(self, old: str, new: str, differences: Sequence[str]) -> None:
+        self.old, self.new = old, new
+        self.differences = list(differences)
+        super().__init__(
+            f"{new} cannot be compared with {old}: expected the same measurement, got "
+            f"{'; '.join(self.differences)}; repeat the run with the baseline's settings, or name "
+            "another baseline"
+        )
+
+
+class Outcome(str, Enum):
+    """What became of a cell. The first rule that holds decides.
+
+    - ``too_few``: fewer than 6 pairs decide nothing;
+    - ``incomplete``: images are missing on either side: no pass and no failure;
+    - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
+      success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
+      enough for a success falls in about half of the runs with other seeds (with the same seeds
+      and subject, figures are the same);
+    - ``improved``: the interval lies above 0;
+    - ``equivalent``: the interval lies within -tolerance..tolerance;
+    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
+      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
+    """
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+    TOO_FEW = "too_few"
+    INCOMPLETE = "incomplete"
+
+    __str__ = str.__str__  # the bare value when formatted, on all versions of Python
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
-    """Verdicts recorded earlier.
+class Change(Figures):
+    """One cell, or all together (category and alpha None), against its baseline.
 
-    ``setting``: what must be the same for a recorded verdict to be expected again (model, judge,
-    method, steps, guidance, scheduler, size, seeds). ``cells``: (category, alpha) -> the record,
-    with a digest of the pairs it was measured on; ``overall``: its record or None.
+    ``n`` counts pairs. ``old``, ``new``: mean margins; ``difference``: the mean of new - old over
+    pairs, with its interval at ``confidence``; NaN where a side is incomplete. ``tolerance``: in
+    units of the margin. A verdict is None where none is recorded (the overall one, of some of the
+    categories).
     """
 
-    path: Path
-    setting: Mapping[str, Any]
-    cells: Mapping[tuple[str, float], Mapping[str, Any]]
-    overall: Mapping[str, Any] | None
+    category: str | None
+    alpha: float | None
+    n: int
+    old: float
+    new: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    confidence: float
+    tolerance: float
+    old_verdict: Verdict | None
+    new_verdict: Verdict | None
+    outcome: Outcome
 
-    def differences(self, study: Study) -> list[str]:
-        """What of the setting differs from the study's, in words; empty when comparable."""
-        now = setting_of(study)
-        return [
-            f"{name}: baseline {self.setting.get(name)}, this run {now[name]}"
-            for name in now
-            if self.setting.get(name) != now[name]
-        ]
+    @property
+    def name(self) -> str:
+        """The cell in words."""
+        if self.category is None or self.alpha is None:
+            return "overall"
+        return str(Cell(self.category, self.alpha))
 
-    def known_not_to_succeed(self, study: Study, category: str, alpha: float) -> str | None:
-        """The recorded verdict, if it is of the same pairs and setting and no success."""
-        record = self.cells.get((category, alpha))
-        return self._known(study, record, study.pairs_digest(category))
+    @property
+    def fell(self) -> bool:
+        """Whether the verdict fell from success to another that decides."""
+        return _fell(self.old_verdict, self.new_verdict)
 
-    def overall_known_not_to_succeed(self, study: Study) -> str | None:
-        """The recorded overall verdict, if of the same grid and setting and no success."""
-        return self._known(study, self.overall, grid_digest(study))
+    @property
+    def is_decided(self) -> bool:
+        """Whether something was compared: neither too few pairs nor missing images."""
+        return self.outcome not in (Outcome.TOO_FEW, Outcome.INCOMPLETE)
 
-    def _known(self, study: Study, record: Mapping[str, Any] | None, pairs: str) -> str | None:
-        if record is None or record["pairs"] != pairs or self.differences(study):
-            return None
-        return None if record["verdict"] == Verdict.SUCCESS else str(record["verdict"])
+    def message(self) -> str:
+        """The change in one line: what, from where to where, the interval, the limit."""
+        if self.outcome is Outcome.TOO_FEW:
+            return f"{self.name}: too_few: n {self.n}, and {MIN_DECISIVE} pairs or more decide"
+        if self.outcome is Outcome.INCOMPLETE:
+            return f"{self.name}: incomplete: of {self.n} pairs, not all images are there"
+        text = (
+            f"{self.name}: {self.outcome}: margin {self.old:+.4f} -> {self.new:+.4f}, "
+            f"difference {self.difference:+.4f}, {100 * self.confidence:.4g}% CI "
+            f"[{self.ci_low:+.4f}, {self.ci_high:+.4f}], limit {-self.tolerance:+g}, n {self.n}"
+        )
+        if self.fell:
+            text += f"; the verdict fell from {self.old_verdict} to {self.new_verdict}"
+        return text
 
 
-def setting_of(study: Study) -> dict[str, Any]:
-    """What a recorded verdict depends on, besides the pairs and alpha.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Results against a baseline of the same measurement.
 
-    The dtype is left out: bfloat16 and float32 give the same verdicts but for ties.
+    ``categories`` are those compared, of ``n_categories`` in the baseline. ``throughput``: new
+    over old images/s by stage, empty where it may not be compared, and then ``throughput_note``
+    says why.
     """
-    config = study.config
-    return {
-        "model": study.model.fingerprint,
-        "judge": study.judge.fingerprint,
-        "method": config.method,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "scheduler": study.scheduler,
-        "size": config.size,
-        "seeds": list(config.seeds),
-    }
+
+    old: str
+    new: str
+    tolerance: float
+    changes: tuple[Change, ...]
+    overall: Change
+    subject_differences: tuple[str, ...]
+    categories: tuple[str, ...]
+    n_categories: int
+    throughput: Mapping[str, float]
+    throughput_note: str
+
+    @property
+    def all_changes(self) -> tuple[Change, ...]:
+        """The cells', then the overall one."""
+        return (*self.changes, self.overall)
+
+    @property
+    def regressed(self) -> list[Change]:
+        """What regressed, the overall figure included."""
+        return [one for one in self.all_changes if one.outcome is Outcome.REGRESSED]
+
+    @property
+    def incomplete(self) -> list[Change]:
+        """What lacks images: nothing is known of it."""
+        return [one for one in self.all_changes if one.outcome is Outcome.INCOMPLETE]
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether anything at all was compared."""
+        return any(one.is_decided for one in self.all_changes)
+
+    @property
+    def scope(self) -> str:
+        """How much of the baseline was compared, in words."""
+        if len(self.categories) == self.n_categories:
+            return f"all {self.n_categories} categories"
+        return (
+            f"{len(self.categories)} of {self.n_categories} categories "
+            f"({', '.join(self.categories)})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "old": self.old,
+            "new": self.new,
+            "tolerance": self.tolerance,
+            "categories": list(self.categories),
+            "n_categories": self.n_categories,
+            "cells": [one.to_dict() for one in self.changes],
+            "overall": self.overall.to_dict(),
+            "subject_differences": list(self.subject_differences),
+            "throughput": {"ratios": dict(self.throughput), "note": self.throughput_note},
+        }
 
 
-def grid_digest(study: Study) -> str:
-    """What identifies the pairs and alphas of an overall figure."""
-    from analogy.store import digest
+def measurement_differences(old: Header, new: Header) -> list[str]:
+    """Why ``new`` cannot be compared with the baseline ``old``, in words; empty when it can.
 
-    pairs = {category: study.pairs_digest(category) for category in study.categories}
-    return digest([pairs, study.config.alphas])
+    A run of some of the baseline's categories is comparable on those: a category's figures do not
+    depend on the others. A category that the baseline lacks would pass without a comparison, so
+    it is a difference.
+    """
+    found = _setting_differences(old.measurement, new.measurement)
+    unknown = [name for name in new.categories if name not in old.measurement.pairs]
+    if unknown:
+        found.append(
+            f"pairs: the baseline has {', '.join(old.categories)}, this run also "
+            f"{', '.join(unknown)}"
+        )
+    return found
 
 
-def default_path(study: Study) -> Path | None:
+def subject_differences(
+    old: Header, new: Header, *, of: Collection[str] | None = None
+) -> list[str]:
+    """In what the subjects differ, in words: what a change of the figures may be due to.
+
+    ``of``: only these fields of :class:`~analogy.recorded.Subject`; all of them unless given.
+    """
+    found = []
+    for field in dataclasses.fields(old.subject):
+        if of is not None and field.name not in of:
+            continue
+        before, now = getattr(old.subject, field.name), getattr(new.subject, field.name)
+        if field.name != "packages":
+            found += _difference(field.name, before, now)
+            continue
+        for name in sorted({*before, *now}):
+            found += _difference(name, before.get(name), now.get(name))
+    return found
+
+
+def n_comparisons(new: Header) -> int:
+    """How many comparisons a run makes: its cells, and all of them together."""
+    return len(new.categories) * len(new.measurement.alphas) + 1
+
+
+def simultaneous_confidence(comparisons: int) -> float:
+    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
+    if comparisons < 1:
+        raise ValueError(f"comparisons: expected 1 or more, got {comparisons}")
+    return 1.0 - SIGNIFICANCE / comparisons
+
+
+def check_tolerance(tolerance: float) -> float:
+    """The tolerance, if it is a finite number >= 0; else a ``ValueError``."""
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(f"tolerance: expected a finite number >= 0, got {tolerance}")
+    return tolerance
+
+
+def compare_items(
+    old: RecordedCell,
+    new: RecordedCell,
+    *,
+    tolerance: float = TOLERANCE,
+    comparisons: int,
+    n_resamples: int | None = None,
+) -> Change:
+    """One cell against its baseline, paired by pair id.
+
+    ``comparisons``: of how many this is one, the overall figure counted, so that all their
+    intervals hold together with 95%. ``n_resamples``: by default so many that 10 lie beyond either
+    end of the interval, and 10,000 at least. A pair that either side lacks makes the cell
+    incomplete.
+    """
+    check_tolerance(tolerance)
+    confidence = simultaneous_confidence(comparisons)
+    is_paired = (
+        Verdict.INCOMPLETE not in (old.verdict, new.verdict)
+        and old.items.keys() == new.items.keys()
+    )
+    before = after = difference = low = high = math.nan
+    if is_paired:
+        pairs = sorted(old.items)
+        olds = np.array([old.items[pair] for pair in pairs])
+        news = np.array([new.items[pair] for pair in pairs])
+        before, after = float(olds.mean()), float(news.mean())
+        difference = float((news - olds).mean())
+        low, high = bootstrap_ci(
+            news - olds,
+            confidence=confidence,
+            n_resamples=n_resamples or max(10_000, math.ceil(20 / (1 - confidence))),
+        )
+    n = min(old.n, new.n)
+    if n < MIN_DECISIVE:
+        outcome = Outcome.TOO_FEW
+    elif not is_paired:
+        outcome = Outcome.INCOMPLETE
+    elif Verdict.BLIND in (old.verdict, new.verdict):
+        outcome = Outcome.INCONCLUSIVE
+    else:
+        has_fallen = _fell(old.verdict, new.verdict)
+        outcome = _outcome(low, high, tolerance=tolerance, has_fallen=has_fallen)
+    return Change(
+        category=old.category,
+        alpha=old.alpha,
+        n=n,
+        old=before,
+        new=after,
+        difference=difference,
+        ci_low=low,
+        ci_high=high,
+        confidence=confidence,
+        tolerance=tolerance,
+        old_verdict=old.verdict,
+        new_verdict=new.verdict,
+        outcome=outcome,
+    )
+
+
+def compare_cell(
+    old: Recorded,
+    new: RecordedCell,
+    *,
+    tolerance: float = TOLERANCE,
+    comparisons: int,
+    n_resamples: int | None = None,
+) -> Change:
+    """A cell of a comparable run against the baseline's."""
+    if new.category is None or new.alpha is None:
+        raise ValueError("new: expected one cell, got a pool; compare_overall takes the whole")
+    return compare_items(
+        old.cells[Cell(new.category, new.alpha)],
+        new,
+        tolerance=tolerance,
+        comparisons=comparisons,
+        n_resamples=n_resamples,
+    )
+
+
+def compare_overall(
+    old: Recorded, new: Recorded, *, tolerance: float = TOLERANCE, n_resamples: int | None = None
+) -> Change:
+    """All of a comparable run against the same categories of the baseline, over pairs."""
+    # The baseline's overall verdict is of all its categories, and of no selection.
+    is_whole = len(new.categories) == len(old.categories)
+    return compare_items(
+        _pooled(old, new.categories, old.overall_verdict if is_whole else None),
+        _pooled(new, new.categories, new.overall_verdict if is_whole else None),
+        tolerance=tolerance,
+        comparisons=n_comparisons(new),
+        n_resamples=n_resamples,
+    )
+
+
+def compare(old: Recorded, new: Recorded, *, tolerance: float = TOLERANCE) -> Comparison:
+    """Results against a baseline; a :class:`NotComparableError` for another measurement."""
+    check_tolerance(tolerance)
+    different = measurement_differences(old, new)
+    if different:
+        raise NotComparableError(_name(old), _name(new), different)
+    comparisons = n_comparisons(new)
+    changes = [
+        compare_cell(old, cell, tolerance=tolerance, comparisons=comparisons)
+        for cell in new.cells.values()
+    ]
+    overall = compare_overall(old, new, tolerance=tolerance)
+    throughput, note = _throughput(old, new)
+    return Comparison(
+        old=_name(old),
+        new=_name(new),
+        tolerance=tolerance,
+        changes=tuple(changes),
+        overall=overall,
+        subject_differences=tuple(subject_differences(old, new)),
+        categories=new.categories,
+        n_categories=len(old.categories),
+        throughput=throughput,
+        throughput_note=note,
+    )
+
+
+def known_not_to_succeed(
+    recorded: Recorded, cell: Cell | None, categories: Collection[str] | None = None
+) -> Verdict | None:
+    """The recorded verdict of a cell that did not succeed: an expected failure.
+
+    ``cell`` None is the whole, which is known only for a run of the same ``categories`` (all of the
+    baseline's unless given). None for a success, for what is not recorded, and for what was
+    incomplete: nothing is known of it.
+    """
+    verdict: Verdict | None = None
+    if cell is not None:
+        verdict = recorded.cells[cell].verdict if cell in recorded.cells else None
+    elif categories is None or set(categories) == set(recorded.categories):
+        verdict = recorded.overall_verdict
+    return None if verdict in (Verdict.SUCCESS, Verdict.INCOMPLETE) else verdict
+
+
+def default_path(model: str) -> Path | None:
     """The shipped baseline of the embedded model; other models have none."""
-    if study.config.model != EMBEDDED:
+    from analogy.models import EMBEDDED, shipped  # with torch, which a comparison does without
+
+    if model != EMBEDDED:
         return None
     return shipped("pairs.csv").parent / "baselines" / "embedded.json"
 
 
-def load(path: Path) -> Baseline:
-    """Read a baseline. A file of another kind or version is a :class:`BaselineError`."""
+def write(results: Mapping[str, Any], path: Path) -> None:
+    """Make results a baseline, atomically.
+
+    A :class:`BaselineError` if results are incomplete, and if ``path`` holds something that they
+    cannot stand in for: no results file, another measurement, or categories that they lack.
+    """
     try:
-        data = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-        if data["schema_version"] != SCHEMA_VERSION:
+        new = of(results)
+        incomplete = [
+            str(cell) for cell, one in new.cells.items() if one.verdict is Verdict.INCOMPLETE
+        ]
+        if incomplete:
             raise BaselineError(
-                f"baseline {path}: expected schema version {SCHEMA_VERSION}, got "
-                f"{data['schema_version']!r}; write it anew with --update-baseline"
+                f"baseline {path}: expected complete cells, got {len(incomplete)} incomplete ones "
+                f"({incomplete[0]} the first); finish the run: the same command continues it"
             )
-        cells = {(cell["category"], float(cell["alpha"])): cell for cell in data["cells"]}
-        overall = data["overall"]
-        for record in [*cells.values(), *([] if overall is None else [overall])]:
-            _check_record(record)
-        return Baseline(path, dict(data["setting"]), cells, overall)
+        check_replaceable(path, new)
+        write_results(results, path)
+    except RecordedError as error:
+        raise BaselineError(f"baseline {path}: cannot be written: {error}") from error
     except OSError as error:
         raise BaselineError(
-            f"baseline {path}: cannot be read ({error}); name another with --baseline or write "
-            "it with --update-baseline"
-        ) from error
-    except BaselineError:
-        raise
-    except (
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-    ) as error:  # fmt: skip
-        raise BaselineError(
-            f"baseline {path}: not a baseline of this suite ({type(error).__name__}: {error}); "
-            "write one with --update-baseline"
+            f"baseline {path}: cannot be written ({error}); name another file"
         ) from error
 
 
-def _check_record(record: Mapping[str, Any]) -> None:
-    """A record has a verdict and the digest of the pairs that it is of."""
-    Verdict(record["verdict"])
-    if not isinstance(record["pairs"], str):
-        raise TypeError(f"expected the digest of a record's pairs, got {record['pairs']!r}")
+def check_replaceable(path: Path, new: Header) -> None:
+    """A :class:`BaselineError` if ``new`` may not become the baseline at ``path``.
 
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def update(study: Study, path: Path) -> int:
-    """Write the study's complete cells into the baseline at ``path``; returns how many.
-
-    Cells of the same setting that this run did not touch are kept; a baseline of another setting
-    is replaced.
+    A baseline in use is replaced only by one that answers for all that it did.
     """
-    kept: dict[tuple[str, float], Any] = {}
-    overall: Any = None
-    if path.is_file():
-        old = load(path)
-        if not old.differences(study):
-            kept, overall = dict(old.cells), old.overall
-    count = 0
-    for category in study.categories:
-        for alpha in study.config.alphas:
-            figures = study.cell(category, alpha)
-            if figures.verdict is Verdict.INCOMPLETE:
-                continue
-            count += 1
-            kept[category, alpha] = {
-                "category": category,
-                "alpha": alpha,
-                "pairs": study.pairs_digest(category),
-                **figures.to_dict(),
-            }
-    whole = study.overall()
-    if whole.verdict is not Verdict.INCOMPLETE:
-        overall = {"pairs": grid_digest(study), **whole.to_dict()}
-    data = {
-        "schema_version": SCHEMA_VERSION,
-        "setting": setting_of(study),
-        "provenance": study.provenance(),
-        "cells": list(kept.values()),
-        "overall": overall,
-    }
-    write_results(data, path)
-    return count
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise BaselineError(f"baseline {path}: expected a file's path, got a folder; name a file")
+    try:
+        old = read(path)
+    except RecordedError as error:
+        raise BaselineError(
+            f"baseline {path}: expected a results file or none, to replace it ({error}); name "
+            "another file, or delete this one"
+        ) from error
+    different = _setting_differences(old.measurement, new.measurement)
+    if different:
+        raise BaselineError(
+            f"baseline {path}: it is of another measurement ({'; '.join(different)}); name "
+            "another file, or delete this one"
+        )
+    lacking = [name for name in old.categories if name not in new.measurement.pairs]
+    if lacking:
+        raise BaselineError(
+            f"baseline {path}: it has categories that this run lacks ({', '.join(lacking)}); run "
+            "all of them, name another file, or delete this one"
+        )
+
+
+def _fell(old: Verdict | None, new: Verdict | None) -> bool:
+    return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
+
+
+def _outcome(low: float, high: float, *, tolerance: float, has_fallen: bool) -> Outcome:
+    """What the interval of a difference says."""
+    if high < -tolerance - _ROUNDING or has_fallen:
+        return Outcome.REGRESSED
+    if low > _ROUNDING:
+        return Outcome.IMPROVED
+    if -tolerance - _ROUNDING <= low and high <= tolerance + _ROUNDING:
+        return Outcome.EQUIVALENT
+    return Outcome.INCONCLUSIVE
+
+
+def _pooled(recorded: Recorded, categories: Sequence[str], verdict: Verdict | None) -> RecordedCell:
+    """Some categories together: each pair's mean over the alphas."""
+    cells = [cell for key, cell in recorded.cells.items() if key.category in categories]
+    n = sum(recorded.cells[Cell(name, recorded.measurement.alphas[0])].n for name in categories)
+    if any(cell.verdict is Verdict.INCOMPLETE for cell in cells):
+        return RecordedCell(None, None, Verdict.INCOMPLETE, n, math.nan, {})
+    margins: dict[str, list[float]] = {}
+    for cell in cells:
+        for pair, margin in cell.items.items():
+            margins.setdefault(pair, []).append(margin)
+    items = {pair: math.fsum(values) / len(values) for pair, values in margins.items()}
+    return RecordedCell(None, None, verdict, n, math.fsum(items.values()) / n, items)
+
+
+def _setting_differences(old: Measurement, new: Measurement) -> list[str]:
+    """In what measurements differ, their sets of categories aside."""
+    found: list[str] = []
+    for field in dataclasses.fields(old):
+        if field.name != "pairs":
+            found += _difference(field.name, getattr(old, field.name), getattr(new, field.name))
+    common = [name for name in new.pairs if name in old.pairs]
+    others = [name for name in common if old.pairs[name] != new.pairs[name]]
+    if others:
+        found.append(f"pairs: other ones in {', '.join(others)}")
+    return found
+
+
+def _difference(name: str, old: Any, new: Any) -> list[str]:
+    """One difference in words, or none."""
+    if old == new:
+        return []
+    return [f"{name}: baseline {_worded(old)}, this run {_worded(new)}"]
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "none" if value is None else str(value)
+
+
+def _throughput(old: Recorded, new: Recorded) -> tuple[dict[str, float], str]:
+    """New over old images/s by stage, or why there is none."""
+    if old.machine != new.machine:
+        names = [
+            name
+            for name in sorted({*old.machine, *new.machine})
+            if old.machine.get(name) != new.machine.get(name)
+        ]
+        return {}, f"not compared: another machine ({', '.join(names)})"
+    ratios = {}
+    for stage, before in old.throughput.items():
+        now = new.throughput[stage]
+        if before is not None and now is not None:
+            ratios[stage] = now / before
+    return ratios, "" if ratios else "not compared: not timed on both sides"
+
+
+def _name(recorded: Recorded) -> str:
+    return "this run" if recorded.path is None else str(recorded.path)

@@ -79,7 +79,7 @@ class Worker:
         def make(batch: Sequence[Job]) -> Images:
             if len(generators) > 1:
                 torch.set_num_threads(1)  # this thread's own share
-            conditionings = [self._steered(job.pair, job.alpha) for job in batch]
+            conditionings = [self._steered(job) for job in batch]
             shape = generators[0].latent_shape
             latents = torch.stack([latents_for(job.pair, job.seed, shape) for job in batch])
             generator = free.get()
@@ -126,12 +126,12 @@ class Worker:
         columns = (target, source, target - source)
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
-    def _steered(self, pair: Pair, alpha: float) -> Conditioning:
-        encode = self._encode
-        if alpha == 0.0:
+    def _steered(self, job: Job) -> Conditioning:
+        encode, pair = self._encode, job.pair
+        if job.alpha == 0.0:
             return encode(pair.source_prompt)
         others: tuple[Words, ...] = ()
-        if self._config.method in OTHERS_MATTER:
+        if job.method in OTHERS_MATTER:
             others = tuple(
                 Words(
                     o.source_word, o.target_word, encode(o.source_prompt), encode(o.target_prompt)
@@ -148,7 +148,7 @@ class Worker:
             others=others,
             seed=_seed_of(pair),
         )
-        return METHODS[self._config.method](edit, alpha)
+        return METHODS[job.method](edit, job.alpha)
 
     def _encode(self, prompt: str) -> Conditioning:
         if not self._encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -54,6 +55,13 @@ def _number(text: str) -> float:
         raise ValueError(f"expected a number, got {text!r}") from None
 
 
+def _at_least_zero(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"expected a finite number >= 0, got {text!r}")
+    return value
+
+
 def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def parse_list(text: str) -> tuple[Any, ...]:
         items = [item.strip() for item in text.split(",")]
@@ -91,6 +99,8 @@ OPTIONS: tuple[Option, ...] = (
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
     Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
            parse=_method, metavar="NAME"),
+    Option("--control", "measure the null control, the method random, beside the method",
+           default=False),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]}; with --gpu "
            f"{GPU_SAMPLING[0]}]", parse=_integer(1), metavar="N"),
     Option("--guidance", f"classifier-free guidance scale [default: {EMBEDDED_SAMPLING[1]}; with "
@@ -101,9 +111,14 @@ OPTIONS: tuple[Option, ...] = (
            f"{GPU_BATCH}]", parse=_integer(1), metavar="N"),
     Option("--run-dir", "where images and scores are kept and continued from "
            "[default: .analogy/runs/<config hash>]", parse=str, metavar="FOLDER"),
-    Option("--baseline", "cells known not to succeed [default: the suite's own for the embedded "
+    Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "
+           "[default: the suite's own, for the embedded judge]", parse=str, metavar="FILE"),
+    Option("--baseline", "results of an earlier run: no cell may fall below them, and cells that "
+           "did not succeed there are expected not to [default: the suite's own for the embedded "
            "model, else none]", parse=str, metavar="FILE"),
-    Option("--update-baseline", "write this run's cells into the baseline", default=False),
+    Option("--tolerance", "how far below the baseline a mean margin may be", default="0.005",
+           parse=_at_least_zero, metavar="MARGIN"),
+    Option("--update-baseline", "write this run's results as the baseline", default=False),
     Option("--results", "where to write the results", default="results.json", parse=str,
            metavar="FILE"),
 )  # fmt: skip

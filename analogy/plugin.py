@@ -1,4 +1,4 @@
-"""The pytest side: options, the ``study`` and ``cell`` fixtures, the table and the results file.
+"""The pytest side: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
 
 Loaded by the root ``conftest.py``; elsewhere by ``pytest -p analogy.plugin``. Nothing heavy is
 imported before a benchmark asks for the study.
@@ -6,49 +6,74 @@ imported before a benchmark asks for the study.
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tqdm import tqdm
 
 from analogy.options import OPTIONS, OptionError, parse_options
 from analogy.pairs import PairsError, WeakCategoryWarning, categories, load_pairs, select
-from analogy.records import Estimate, Pair, Verdict
+from analogy.records import Cell, Pair
 
 if TYPE_CHECKING:
-    from analogy.baseline import Baseline
+    from analogy.analysis import Analysis
+    from analogy.baseline import Change
+    from analogy.recorded import Recorded
+    from analogy.store import Job
     from analogy.study import Study
 
 
-class Cell(NamedTuple):
-    """One case: a category at one strength."""
-
-    category: str
-    alpha: float
-
-
 _VALUES = pytest.StashKey[dict[str, Any]]()
+# What must be the shipped baseline's own before it is held against a run unasked.
+_OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
+
 _BENCH = pytest.StashKey["Bench"]()
+_ANALYSIS = pytest.StashKey["Analysis"]()
 
 
 class Bench:
-    """What the cases of one pytest session share: the study, its baseline, its progress."""
+    """What the cases of one pytest session share: the study, its baseline, its progress.
+
+    ``baseline``: comparable results of an earlier run, or None; ``note`` says which or why not.
+    ``update``: where this run's results become the baseline. ``is_strict``: no cell is expected to
+    fail.
+    """
 
     def __init__(
-        self, study: Study, baseline: Baseline | None, note: str, update: Path | None = None
+        self,
+        study: Study,
+        *,
+        note: str,
+        baseline: Recorded | None = None,
+        tolerance: float = 0.0,
+        update: Path | None = None,
+        is_strict: bool = False,
     ) -> None:
         self.study = study
-        self.baseline = baseline
         self.note = note
-        self.update = update  # where this run's cells become the baseline
+        self.baseline = baseline
+        self.tolerance = tolerance
+        self.update = update
+        self.is_strict = is_strict
         self.planned: set[Cell] = set()
         self.known: set[Cell] = set()
+        self.changes: list[Change] = []
         self._bar: tqdm[Any] | None = None
+
+    def known_verdict(self, cell: Cell | None) -> str | None:
+        """What the baseline has for a cell, or for the whole, if that is no success."""
+        from analogy.baseline import known_not_to_succeed
+
+        if self.baseline is None or self.is_strict:
+            return None
+        return known_not_to_succeed(self.baseline, cell, self.study.categories)
 
     def report(self, count: int) -> None:
         """Advance the progress bar; its total is what all planned cells still lack."""
@@ -105,13 +130,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case for every category and alpha of the pairs."""
-    if "cell" not in metafunc.fixturenames:
+    """One case for every category, or for every category and alpha, of the pairs.
+
+    For cases that ask for the ``bench``: others may call their own arguments so.
+    """
+    names = {"cell", "category"} & set(metafunc.fixturenames)
+    if not names or "bench" not in metafunc.fixturenames:
         return
     values = metafunc.config.stash[_VALUES]
-    names = categories(_chosen_pairs(values))
-    cells = [Cell(category, alpha) for category in names for alpha in values["alphas"]]
-    metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])
+    chosen = categories(_chosen_pairs(values))
+    if "category" in names:
+        metafunc.parametrize("category", chosen)
+    if "cell" in names:
+        cells = [Cell(category, alpha) for category in chosen for alpha in values["alphas"]]
+        metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])
 
 
 def _chosen_pairs(values: dict[str, Any]) -> list[Pair]:
@@ -144,9 +176,10 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made = _open(config)
     for item in request.session.items:
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and "cell" in callspec.params:
-            made.planned.add(callspec.params["cell"])
-        elif "bench" in getattr(item, "fixturenames", ()):
+        params = {} if callspec is None else callspec.params
+        if "cell" in params:
+            made.planned.add(params["cell"])
+        elif "bench" in getattr(item, "fixturenames", ()) and "category" not in params:
             study = made.study
             made.planned |= {Cell(c, a) for c in study.categories for a in study.config.alphas}
     config.stash[_BENCH] = made
@@ -155,8 +188,10 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def _open(config: pytest.Config) -> Bench:
-    from analogy import baseline as baselines
+    from analogy.baseline import BaselineError
+    from analogy.ceiling import CeilingError
     from analogy.models import ModelError
+    from analogy.recorded import RecordedError
     from analogy.store import StoreError
     from analogy.study import Study
 
@@ -164,29 +199,48 @@ def _open(config: pytest.Config) -> Bench:
     try:
         _check_results(Path(values["results"]))
         study = Study.open(values)
-        path = Path(values["baseline"]) if values["baseline"] else baselines.default_path(study)
-        if values["update_baseline"]:
-            if path is None:
-                raise OptionError("--update-baseline: expected --baseline FILE to say where")
-            if values["limit"] is not None:
-                raise OptionError(
-                    "--update-baseline: expected the whole measurement, got --limit "
-                    f"{values['limit']}; leave --limit out"
-                )
-            if path.exists():
-                baselines.load(path)  # refuses to replace what is no baseline
-            return Bench(study, None, f"to be written to {path}", update=path)
-        if config.option.strict:
-            return Bench(study, None, "ignored (--strict)")
-        if path is None or (not values["baseline"] and not path.is_file()):
-            return Bench(study, None, "none for this model")
-        baseline = baselines.load(path)
-    except (OptionError, PairsError, ModelError, StoreError, baselines.BaselineError) as error:
+        return _with_baseline(study, values, is_strict=bool(config.option.strict))
+    except (
+        OptionError, PairsError, ModelError, StoreError, CeilingError, BaselineError, RecordedError,
+    ) as error:  # fmt: skip
         pytest.exit(f"{error}", returncode=pytest.ExitCode.USAGE_ERROR)
-    different = baseline.differences(study)
+
+
+def _with_baseline(study: Study, values: dict[str, Any], *, is_strict: bool) -> Bench:
+    """The study with its baseline: the one that was named must fit, the default one may not."""
+    from analogy import baseline as baselines
+    from analogy import recorded
+
+    is_named = bool(values["baseline"])
+    path = Path(values["baseline"]) if is_named else baselines.default_path(study.config.model)
+    now = recorded.of_header(study.header())
+    if values["update_baseline"]:
+        if path is None:
+            raise OptionError("--update-baseline: expected --baseline FILE to say where")
+        baselines.check_replaceable(path, now)
+        return Bench(study, note=f"to be written to {path}", update=path)
+    if path is None or (not is_named and not path.is_file()):
+        return Bench(study, note="none for this model", is_strict=is_strict)
+    old = recorded.read(path)
+    different = baselines.measurement_differences(old, now)
+    if different and is_named:
+        raise OptionError(
+            f"--baseline {path}: expected results of the same measurement; "
+            f"different are {'; '.join(different)}; run with the baseline's options, or write "
+            "another baseline with --update-baseline"
+        )
+    if not is_named:  # nobody asked to compare two models or methods
+        different += baselines.subject_differences(old, now, of=_OWN_SUBJECT)
     if different:
-        return Bench(study, None, f"not comparable, so not used ({'; '.join(different)})")
-    return Bench(study, baseline, str(path))
+        note = f"{path}: not of this run, so not used ({'; '.join(different)})"
+        return Bench(study, note=note, is_strict=is_strict)
+    return Bench(
+        study,
+        note=f"{path}, tolerance {values['tolerance']:g}",
+        baseline=old,
+        tolerance=values["tolerance"],
+        is_strict=is_strict,
+    )
 
 
 def _check_results(path: Path) -> None:
@@ -211,12 +265,20 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
         yield
 
 
-def figures_of(figures: Estimate) -> str:
-    """An estimate in one line."""
-    return (
-        f"mean margin {figures.mean:+.4f}, 95% CI [{figures.ci_low:+.4f}, {figures.ci_high:+.4f}], "
-        f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
-    )
+def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> None:
+    """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
+    study = bench.study
+    with uncaptured(request.config):
+        study.generate(jobs, bench.report)
+    unscored = study.unscored(jobs)
+    if not unscored:
+        return
+    study.worker.judge  # noqa: B018  loads the judge before the clock starts
+    benchmark: Callable[..., int] = request.getfixturevalue("benchmark")
+    count = benchmark.pedantic(study.score, args=(unscored,), rounds=1)  # type: ignore[attr-defined]
+    seconds = benchmark.stats.stats.total if benchmark.stats else None  # type: ignore[attr-defined]
+    rate = count / seconds if seconds else None
+    benchmark.extra_info.update(images=count, images_per_s=rate)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -224,67 +286,99 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     """Write results.json, and the baseline if asked to, whatever has been measured so far."""
     bench = session.config.stash.get(_BENCH, None)
     if bench is not None:
-        from analogy.baseline import update
-        from analogy.study import write_results
+        from analogy.baseline import BaselineError, write
+        from analogy.recorded import RESULTS_NAME, write_results
 
-        values = session.config.stash[_VALUES]
-        write_results(bench.study.results(), Path(values["results"]))
+        study = bench.study
+        analysis = session.config.stash[_ANALYSIS] = study.analysis()
+        results = study.results(analysis)
+        write_results(results, study.folder.path / RESULTS_NAME)
+        write_results(results, Path(session.config.stash[_VALUES]["results"]))
         if bench.update is not None:
-            count = update(bench.study, bench.update)
-            bench.note = f"{count} cells written to {bench.update}"
+            try:
+                write(results, bench.update)
+                bench.note = f"written to {bench.update}"
+            except BaselineError as error:
+                bench.note = f"NOT written: {error}"
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table: category x alpha, the control among them, and the whole."""
     config = terminalreporter.config
-    bench = config.stash.get(_BENCH, None)
-    if bench is None:
+    bench, analysis = config.stash.get(_BENCH, None), config.stash.get(_ANALYSIS, None)
+    if bench is None or analysis is None:
         return
-    study = bench.study
-    run = study.config
-    write = terminalreporter.write_line
+    from analogy.report import text
+
     terminalreporter.section("analogy steering", sep="=")
-    write(f"model     {study.model.fingerprint}")
-    write(f"judge     {study.judge.fingerprint}")
-    write(
+    for lines in (
+        _heading(bench),
+        text.verdict_table(analysis, bench.known),
+        text.reading_notes(analysis),
+        text.trend_table(analysis),
+        text.null_table(analysis),
+        _against_published(bench, analysis),
+        _against_baseline(bench),
+        _rates(bench, config.stash[_VALUES]["results"]),
+    ):
+        block = list(lines)
+        for line in block:
+            terminalreporter.write_line(line)
+        if block:
+            terminalreporter.write_line("")
+
+
+def _heading(bench: Bench) -> Iterator[str]:
+    from analogy.baseline import subject_differences
+    from analogy.recorded import of_header
+
+    study, run = bench.study, bench.study.config
+    yield f"model     {study.model.fingerprint}"
+    yield f"judge     {study.judge.fingerprint}"
+    yield (
         f"steering  {run.method}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "
         f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
     )
-    write(f"run       {study.folder.path}")
-    write(f"baseline  {bench.note}")
+    yield f"run       {study.folder.path}"
+    yield f"baseline  {bench.note}"
+    if bench.baseline is not None:
+        different = subject_differences(bench.baseline, of_header(study.header()))
+        if different:
+            yield f"differs   {'; '.join(different)}"
+    if bench.is_strict:
+        yield "strict    no cell is expected to fail"
     if run.limit is not None:
-        write(f"limit     {run.limit} pairs per category: not the whole measurement")
-    write("")
-    head = (
-        f"{'category':<10} {'alpha':>5} {'n':>4} {'mean':>8} {'95% CI':>20} {'p':>8} "
-        f"{'success':>7}  verdict"
+        yield f"limit     {run.limit} pairs per category: not the whole measurement"
+
+
+def _against_published(bench: Bench, analysis: Analysis) -> Iterator[str]:
+    from analogy.models import DEFAULT_GPU_MODEL, shipped
+    from analogy.report import text
+
+    if bench.study.config.model.partition("@")[0] != DEFAULT_GPU_MODEL:
+        return
+    published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
+    yield from text.published_lines(published, analysis.overall)
+
+
+def _against_baseline(bench: Bench) -> Iterator[str]:
+    if not bench.changes:
+        return
+    from analogy.baseline import Outcome
+
+    counts = Counter(change.outcome for change in bench.changes)
+    yield "against the baseline: " + ", ".join(
+        f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome]
     )
-    write(head)
-    write("-" * len(head))
-    for category in study.categories:
-        for alpha in run.grid_alphas:
-            figures = study.cell(category, alpha)
-            label = "control" if alpha == 0.0 else ""
-            if Cell(category, alpha) in bench.known:
-                is_better = figures.verdict is Verdict.SUCCESS
-                label = " (better than its baseline)" if is_better else " (known)"
-            write(_row(category, f"{alpha:g}", figures, label))
-    write("-" * len(head))
-    write(_row("overall", "all", study.overall(), ""))
-    write("")
+    for change in bench.changes:
+        if change.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
+            yield f"  {change.message()}"
+
+
+def _rates(bench: Bench, results: str) -> Iterator[str]:
     for stage, verb in (("generate", "generated"), ("score", "scored")):
-        rate = study.folder.rate(stage)
-        write(f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s"))
-    write(f"results   {config.stash[_VALUES]['results']}")
-
-
-def _row(category: str, alpha: str, figures: Estimate, label: str) -> str:
-    verdict = label if label == "control" else f"{figures.verdict}{label}"
-    if figures.mean != figures.mean:
-        return f"{category:<10} {alpha:>5} {figures.n:>4} {'':>46}  {verdict}"
-    interval = f"[{figures.ci_low:+.4f}, {figures.ci_high:+.4f}]"
-    return (
-        f"{category:<10} {alpha:>5} {figures.n:>4} {figures.mean:>+8.4f} {interval:>20} "
-        f"{figures.p:>8.2g} {figures.success_rate:>7.0%}  {verdict}"
-    )
+        rate = bench.study.folder.rate(stage)
+        yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
+    yield f"results   {results}"

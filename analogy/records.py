@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 ALPHA_LIMIT = 5.0
 """Largest |alpha| accepted: far outside anything that still gives an image."""
@@ -36,6 +36,16 @@ class Pair:
     target_prompt: str
 
 
+class Cell(NamedTuple):
+    """A category at one strength."""
+
+    category: str
+    alpha: float
+
+    def __str__(self) -> str:
+        return f"{self.category} at alpha {self.alpha:g}"
+
+
 class Verdict(str, Enum):
     """What an estimate says about steering.
 
@@ -46,7 +56,9 @@ class Verdict(str, Enum):
     - ``failure``: the confidence interval lies below 0;
     - ``inconclusive``: anything else;
     - ``too_few``: 5 items or fewer (pairs, in a pooled figure), whose interval decides nothing;
-    - ``incomplete``: images are missing, so that what is there is not what was asked for.
+    - ``incomplete``: images are missing, so that what is there is not what was asked for;
+    - ``blind``: the judge does not tell the category's true targets from their sources, so that
+      nothing is said about the method.
     """
 
     SUCCESS = "success"
@@ -54,33 +66,91 @@ class Verdict(str, Enum):
     INCONCLUSIVE = "inconclusive"
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
+    BLIND = "blind"
 
     # Python 3.12 changed how a mixed-in Enum formats; this prints the bare value on all versions.
     __str__ = str.__str__
 
 
+class Figures:
+    """What records of figures share: plain values for JSON."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+_NAN = float("nan")
+
+
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Figures):
     """The figures of one cell, or of several cells pooled, and what they amount to.
 
     `n` counts pairs, the clusters that are resampled; `n_items` counts (pair, alpha) items, and is
-    the same as `n` in a cell. `mean`, `ci_low` and `ci_high` are in units of the margin; `p` is of
-    the one-sided test that the mean is above 0; `success_rate` is the share of items above 0, in
-    0..1. A figure that does not exist (an interval of one pair) is NaN.
+    the same as `n` in a cell. A figure that does not exist (an interval of one pair) is NaN, a
+    count None.
+
+    - `mean`, `ci_low`, `ci_high`: in units of the margin;
+    - `p`: of the one-sided t-test that the mean is above 0; `p_bootstrap`: of the bootstrap-t
+      test, which does not suppose normal data; `p_wilcoxon`, `p_sign`: of the signed-rank test and
+      the sign test, which ask of the median;
+    - `success_rate`, `success_low`, `success_high`: the share of items above 0, in 0..1, and its
+      95% interval;
+    - `effect_size`, `effect_low`, `effect_high`: d_z, the mean in units of the pairs' standard
+      deviation;
+    - `min_detectable`: the true mean that as many pairs with this spread show in 80% of runs;
+    - `n_needed`: where the verdict is open, the pairs that would decide in 80% of runs if the true
+      mean and spread were those found; None where decided, and where no number would do.
     """
 
     n: int
     n_items: int
-    mean: float
+    mean: float = _NAN
+    ci_low: float = _NAN
+    ci_high: float = _NAN
+    p: float = _NAN
+    success_rate: float = _NAN
+    verdict: Verdict = Verdict.INCOMPLETE
+    success_low: float = _NAN
+    success_high: float = _NAN
+    p_bootstrap: float = _NAN
+    p_wilcoxon: float = _NAN
+    p_sign: float = _NAN
+    effect_size: float = _NAN
+    effect_low: float = _NAN
+    effect_high: float = _NAN
+    min_detectable: float = _NAN
+    n_needed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemLevel(Figures):
+    """A mean's interval and one-sided p over `n` items as if these were independent."""
+
+    n: int
     ci_low: float
     ci_high: float
     p: float
-    success_rate: float
-    verdict: Verdict
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+@dataclass(frozen=True, slots=True)
+class Trend(Figures):
+    """Dose and response over `n` pairs: the mean slope of the margin on alpha.
+
+    `slope`, `ci_low`, `ci_high`: margin per unit of alpha; `p`: of the one-sided t-test that slopes
+    are above 0; `p_page`: of Page's test that margins rise from each alpha to the next.
+    """
+
+    n: int
+    slope: float
+    ci_low: float
+    ci_high: float
+    p: float
+    p_page: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +165,7 @@ class RunConfig:
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
       `scheduler` (None: the model's own): how an image is sampled;
+    - `control`: whether the null control, the method `random`, is measured as well;
     - `dtype` (one of `DTYPES`), `device`, `batch_size`: how it is computed.
 
     Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
@@ -117,6 +188,7 @@ class RunConfig:
     batch_size: int
     limit: int | None
     scheduler: str | None = None
+    control: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device"):
@@ -138,6 +210,8 @@ class RunConfig:
         _check_integer("batch_size", self.batch_size, 1)
         if self.limit is not None:
             _check_integer("limit", self.limit, 1)
+        if not isinstance(self.control, bool):
+            raise ValueError(f"control: expected true or false, got {self.control!r}")
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))

@@ -49,11 +49,12 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image of the grid, and its key in the run folder."""
+    """One image of the grid, the method that steers it, and its key in the run folder."""
 
     pair: Pair
     alpha: float
     seed: int
+    method: str
     key: str
 
 
@@ -89,7 +90,7 @@ def plan(
                 method["others"] = others
             for seed in config.seeds:
                 what = {**subject, **method, "pair": content(pair), "seed": seed}
-                jobs.append(Job(pair, alpha, seed, digest(what)))
+                jobs.append(Job(pair, alpha, seed, config.method, digest(what)))
     return jobs
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import pandas as pd
 import torch
 
 from analogy import __version__
+from analogy import ceiling as ceilings
+from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
+from analogy.ceiling import Ceiling, CeilingError, GroundTruth
 from analogy.clip import JudgeSource, find_judge
 from analogy.execute import Report, Worker
 from analogy.models import (
@@ -37,22 +41,24 @@ from analogy.options import (
     OptionError,
 )
 from analogy.pairs import categories, load_pairs, select
-from analogy.records import Estimate, Pair, RunConfig, Verdict
-from analogy.stats import estimate, items_from_margins, pooled_estimate
+from analogy.recorded import RESULTS_VERSION
+from analogy.records import Cell, Pair, RunConfig
+from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
 from analogy.store import Job, RunFolder, content, digest, plan
 
-RESULTS_VERSION = 1
 PACKAGES = (
-    "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "pandas", "pytest",
+    "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
+    "pandas", "pytest",
 )  # fmt: skip
 
 
 class Study:
     """One configuration over its pairs, in its run folder.
 
-    ``generate`` and ``score`` do what is missing; ``cell`` and ``overall`` estimate from what is
-    there, and say ``incomplete`` when images are missing.
+    ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
+    from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
+    ground truth for this judge, None where there are none.
     """
 
     def __init__(
@@ -62,30 +68,42 @@ class Study:
         model: ModelSource,
         judge: JudgeSource,
         folder: RunFolder,
+        truth: GroundTruth | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
         self.model = model
         self.judge = judge
         self.folder = folder
+        self.truth = truth
+        self._ceilings: dict[str, Ceiling | None] = {}
         self.scheduler = _scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
-        self._jobs = plan(config, model.fingerprint, self.scheduler, pairs, config.grid_alphas)
+        self._jobs = self._plan(config)
+        self._null_jobs: list[Job] = []  # of the random control, whose alpha 0 is the method's own
+        if config.control:
+            null = self._plan(replace(config, method="random"))
+            self._null_jobs = [job for job in null if job.alpha != 0.0]
+
+    def _plan(self, config: RunConfig) -> list[Job]:
+        fingerprint = self.model.fingerprint
+        return plan(config, fingerprint, self.scheduler, self.pairs, config.grid_alphas)
 
     @classmethod
     def open(cls, values: Mapping[str, Any]) -> Study:
         """From parsed options. Loads the pairs and verifies the models' files; loads no model.
 
-        Raises ``OptionError``, ``PairsError``, ``ModelError`` or ``StoreError``.
+        Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
         config, model, judge = _resolve(values)
         pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
+        truth = _ground_truth(values["ceiling"], judge)
         scheduler = _scheduler_of(model.folder)
         path = values["run_dir"] or Path(".analogy") / "runs" / _run_name(
             config, model, judge, scheduler
         )
-        study = cls(config, pairs, model, judge, RunFolder(Path(path)))
+        study = cls(config, pairs, model, judge, RunFolder(Path(path)), truth)
         study.folder.record_config(config, study.provenance())
         return study
 
@@ -95,15 +113,15 @@ class Study:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given."""
+        """The grid's jobs, of one category or alpha if given; with the random control's."""
         return [
             job
-            for job in self._jobs
+            for job in [*self._jobs, *self._null_jobs]
             if category in (None, job.pair.category) and alpha in (None, job.alpha)
         ]
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with those of its control."""
+        """A cell's jobs, with those of its controls."""
         return self.jobs(category, 0.0) + self.jobs(category, alpha)
 
     def generate(self, jobs: Sequence[Job], report: Report = lambda n: None) -> None:
@@ -118,30 +136,58 @@ class Study:
         """The jobs that have no score by this run's judge."""
         return self.folder.without_score(jobs, self.judge.fingerprint)
 
-    def items(self) -> pd.DataFrame:
-        """All scored items: pair_id, category, alpha, margin, n_seeds."""
-        return items_from_margins(self.folder.margins(self._jobs, self.judge.fingerprint))
+    def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
+        """Items: a row per pair, a column per alpha, NaN where images lack scores.
 
-    def cell(self, category: str, alpha: float) -> Estimate:
-        """The estimate of one cell; ``incomplete`` if any of its images has no score."""
-        jobs = self.jobs(category, alpha)
-        margins = self.folder.margins(jobs, self.judge.fingerprint)
-        if len(margins) < len(jobs):
-            return _incomplete(jobs, margins)
-        return estimate(items_from_margins(margins)["margin"].to_numpy())
+        Of one category if given; of the random control if ``null``.
+        """
+        pairs = [pair for pair in self.pairs if category in (None, pair.category)]
+        steered = self._null_jobs if null else self._jobs
+        jobs = [job for job in self._jobs if job.alpha == 0.0]
+        jobs += [job for job in steered if job.alpha != 0.0]
+        jobs = [job for job in jobs if category in (None, job.pair.category)]
+        items = items_from_margins(self.folder.margins(jobs, self.judge.fingerprint))
+        complete = items[items["n_seeds"] == len(self.config.seeds)]
+        return item_table(complete, pairs, self.config.grid_alphas)
 
-    def overall(self) -> Estimate:
+    def _null_table(self, category: str | None = None) -> pd.DataFrame | None:
+        return self.table(category, null=True) if self.config.control else None
+
+    def ceiling(self, category: str) -> Ceiling | None:
+        """What the judge makes of the category's true targets; None where that is unknown."""
+        if self.truth is None:
+            return None
+        if category not in self._ceilings:
+            pairs = [pair for pair in self.pairs if pair.category == category]
+            self._ceilings[category] = ceilings.ceiling(self.truth, pairs)
+        return self._ceilings[category]
+
+    def cell(self, category: str, alpha: float) -> CellFigures:
+        """The figures of one cell; ``incomplete`` if any of its images has no score."""
+        return cell_figures(
+            self.table(category),
+            Cell(category, alpha),
+            null=self._null_table(category),
+            ceiling=self.ceiling(category),
+        )
+
+    def overall(self) -> Pool:
         """All cells pooled, the control left out, pairs as clusters."""
-        jobs = [job for job in self._jobs if job.alpha != 0.0]
-        margins = self.folder.margins(jobs, self.judge.fingerprint)
-        if len(margins) < len(jobs):
-            return _incomplete(jobs, margins)
-        table = items_from_margins(margins).pivot(index="pair_id", columns="alpha", values="margin")
-        return pooled_estimate(table.to_numpy())
+        return pool(self.table())
+
+    def analysis(self) -> Analysis:
+        """All figures of the run."""
+        return analyse(
+            self.table(),
+            self.pairs,
+            null=self._null_table(),
+            ceilings={category: self.ceiling(category) for category in self.categories},
+        )
 
     def pairs_digest(self, category: str) -> str:
-        """What identifies a category's pairs, whatever their ids are."""
-        return digest([content(pair) for pair in self.pairs if pair.category == category])
+        """What identifies a category's pairs: their ids and contents, whatever their order."""
+        pairs = [pair for pair in self.pairs if pair.category == category]
+        return digest(sorted([pair.id, *content(pair)] for pair in pairs))
 
     def provenance(self) -> dict[str, Any]:
         """What produced this run's figures."""
@@ -157,42 +203,31 @@ class Study:
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
 
-    def results(self) -> dict[str, Any]:
-        """Everything that ``results.json`` holds; see "Results" in the README.
-
-        ``cells`` has every cell that is a case, ``controls`` the same figures at alpha 0, where
-        nothing is claimed and so there is no verdict. A cell that lacks images is ``incomplete``.
-        Rates are over all work recorded in the run folder.
-        """
-        cells: list[dict[str, Any]] = []
-        controls: list[dict[str, Any]] = []
-        for category in self.categories:
-            for alpha in self.config.grid_alphas:
-                figures = self.cell(category, alpha).to_dict()
-                if alpha == 0.0:
-                    del figures["verdict"]
-                row = {"category": category, "alpha": alpha, **figures}
-                (cells if alpha else controls).append(row)
+    def header(self) -> dict[str, Any]:
+        """What the results are of: all that is known before there are any."""
         return {
             "schema_version": RESULTS_VERSION,
             "config": self.config.to_dict(),
             "provenance": self.provenance(),
-            "cells": cells,
-            "controls": controls,
-            "overall": self.overall().to_dict(),
+            "pairs": {category: self.pairs_digest(category) for category in self.categories},
+        }
+
+    def results(self, analysis: Analysis | None = None) -> dict[str, Any]:
+        """Everything that ``results.json`` holds; see "results.json" in the README.
+
+        ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
+        ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
+        verdict. A cell that lacks images is ``incomplete``. Rates are over all work recorded in the
+        run folder.
+        """
+        return {
+            **self.header(),
+            **(analysis or self.analysis()).to_dict(),
             "throughput": {
                 "generate_images_per_s": self.folder.rate("generate"),
                 "score_images_per_s": self.folder.rate("score"),
             },
         }
-
-
-def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write results as strict JSON, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
-    temporary.replace(path)
 
 
 def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
@@ -230,6 +265,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             device=device,
             batch_size=values["batch_size"] or (GPU_BATCH if gpu else EMBEDDED_BATCH),
             limit=values["limit"],
+            control=values["control"],
         )
     except ValueError as error:
         option, _, rest = str(error).partition(":")
@@ -246,6 +282,22 @@ def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
             f"--method: {method} needs 2 pairs or more in each category, got 1 in "
             f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
         )
+
+
+def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
+    """The margins on ground truth for this judge; a file that was named must be of it."""
+    file = Path(path) if path else ceilings.default_path()
+    if file is None:
+        return None
+    truth = ceilings.load(file)
+    if truth.judge == judge.fingerprint:
+        return truth
+    if path is None:
+        return None
+    raise CeilingError(
+        f"--ceiling {path}: expected the margins of the judge {judge.fingerprint}, got those of "
+        f"{truth.judge}; write them anew with python -m fixtures.ceiling"
+    )
 
 
 def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
@@ -267,15 +319,6 @@ def _scheduler_of(folder: Path) -> str:
     """The scheduler's class and a digest of its settings."""
     settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     return f"{settings['_class_name']}/{digest(settings)[:8]}"
-
-
-def _incomplete(jobs: Sequence[Job], margins: pd.DataFrame) -> Estimate:
-    """No figures, but how many pairs there are and of how many items all seeds are scored."""
-    n_seeds = len({job.seed for job in jobs})
-    n_items = int((items_from_margins(margins)["n_seeds"] == n_seeds).sum())
-    nan = float("nan")
-    n = len({job.pair.id for job in jobs})
-    return Estimate(n, n_items, nan, nan, nan, nan, nan, Verdict.INCOMPLETE)
 
 
 @cache

@@ -114,7 +114,7 @@ def test_the_control_is_the_source_whatever_the_method(make_worker):
     controls = []
     for method in ("word", "random"):
         worker, jobs, _ = make_worker(method=method)
-        controls.append(worker._steered(jobs[0].pair, 0.0))
+        controls.append(worker._steered(next(job for job in jobs if job.alpha == 0.0)))
     assert controls[0].states.equal(controls[1].states)
 
 
@@ -128,8 +128,8 @@ def test_category_is_given_all_other_pairs_of_the_category_and_never_its_own(
         return edit.source
 
     monkeypatch.setitem(execute.METHODS, "category", spy)
-    worker, _, _ = make_worker(method="category")
-    worker._steered(pairs[2], 0.5)
+    worker, jobs, _ = make_worker(method="category")
+    worker._steered(next(job for job in jobs if job.pair == pairs[2] and job.alpha == 0.5))
     [(edit, alpha)] = edits
     assert alpha == 0.5
     assert edit.words == (pairs[2].source_word, pairs[2].target_word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,17 +13,24 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import statsmodels.stats.multitest
+import statsmodels.stats.power
+import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
 from analogy import execute
 from analogy.generator import Generator
 from analogy.models import shipped
-from analogy.study import RESULTS_VERSION
+from analogy.recorded import RESULTS_VERSION, read
+from analogy.records import Estimate
 
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["color", "object", "pattern", "count", "size", "scene", "weather", "emotion"]
-FIGURES = ["n", "n_items", "mean", "ci_low", "ci_high", "p", "success_rate", "verdict"]
+FIGURES = [field.name for field in dataclasses.fields(Estimate)]
+CELL = [
+    "category", "alpha", *FIGURES, "p_holm", "p_bh", "gain", "ceiling", "random", "items",
+]  # fmt: skip
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree", "fish", "heart")
 
@@ -35,9 +43,9 @@ def bench(pytester, pipeline, judge):
     bear being imported twice.
     """
 
-    def run(*options: str) -> pytest.RunResult:
+    def run(*options: str, cases: tuple[str, ...] = ("test_margin",)) -> pytest.RunResult:
         return pytester.runpytest_inprocess(
-            str(ROOT / "benchmarks" / "test_margin.py"),
+            *(str(ROOT / "benchmarks" / f"{name}.py") for name in cases),
             f"--rootdir={ROOT}",
             f"--config-file={ROOT / 'pyproject.toml'}",
             "-p", "no:cacheprovider",
@@ -118,11 +126,19 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
         (category, 0.0, 2) for category in CATEGORIES
     ]
     for cell in results["cells"]:
-        assert list(cell) == ["category", "alpha", *FIGURES]
+        assert list(cell) == CELL
+        assert len(cell["items"]) == 2
+        assert cell["p_holm"] is None  # two pairs are in no family
+        assert cell["gain"]["mean"] > -1
+        assert cell["random"] is None
+        assert cell["ceiling"]["n"] == 2
         assert (cell["n"], cell["n_items"], cell["verdict"]) == (2, 2, "too_few")
         assert cell["ci_low"] <= cell["mean"] <= cell["ci_high"]
         assert 0 <= cell["p"] <= 1
-    assert list(whole) == FIGURES
+    assert list(whole) == [*FIGURES, "gain", "trend", "item_level", "blind"]
+    assert [pool["alpha"] for pool in results["alphas"]] == [0.5, 0.8, 1.0]
+    assert [pool["category"] for pool in results["categories"]] == CATEGORIES
+    assert read(bench.path / "run").cells == read(bench.path / "results.json").cells
     assert (whole["n"], whole["n_items"]) == (16, 48)
     assert all(rate > 0 for rate in results["throughput"].values())
     assert set(results["throughput"]) == {"generate_images_per_s", "score_images_per_s"}
@@ -135,8 +151,9 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     assert len(properties) == 25
     for cell in results["cells"]:
         figures = properties[f"test_margin[{cell['category']}-{cell['alpha']:g}]"]
-        assert list(figures) == FIGURES
+        assert figures.keys() >= {*FIGURES, "share_of_ceiling"}
         assert float(figures["mean"]) == cell["mean"]
+        assert float(figures["gain_mean"]) == cell["gain"]["mean"]
     assert float(properties["test_overall"]["mean"]) == whole["mean"]
 
     timed = json.loads((bench.path / "bench.json").read_text())["benchmarks"]
@@ -155,11 +172,17 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "steering  word; 2 steps, guidance 4, 64 px, * on cpu, seeds 0",
             "run       run",
             "limit     2 pairs per category: not the whole measurement",
-            "category   alpha    n     mean               95% CI        p success  verdict",
+            "category   alpha    n   margin             95% CI        p    >0     gain *verdict",
             "color          0    2 *control",
             "color        0.5    2 *too_few",
             "emotion        1    2 *too_few",
-            "overall      all   16 *" + whole["verdict"],
+            "all          0.8   16 *",
+            "overall      all   16 *" + whole["verdict"] + "*",
+            "margin: are the images closer to the target than to the source? *",
+            "gain: what did steering itself do? *",
+            "Items taken for independent, as the published study did: *over 48 items.",
+            "dose-response *",
+            "overall * 16 *",
             "generated * images/s",
             "scored    * images/s",
             "results   results.json",
@@ -286,7 +309,7 @@ def test_success_passes(bench, eight, judged):
     run = bench(*eight)
     run.assert_outcomes(passed=2)
     assert run.ret == pytest.ExitCode.OK
-    run.stdout.fnmatch_lines(["color *0 *8 *control", "color *1 *8 *100%  success"])
+    run.stdout.fnmatch_lines(["color *0 *8 *control", "color *1 *8 *100% *success"])
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "failure"), (0.0, "inconclusive")])
@@ -309,8 +332,8 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
     judged(below)
     command = [*eight, "--baseline=mine.json"]
     update = bench(*command, "--update-baseline")
-    update.stdout.fnmatch_lines(["baseline  1 cells written to mine.json"])
-    recorded = json.loads((bench.path / "mine.json").read_text())
+    update.stdout.fnmatch_lines(["baseline  written to mine.json"])
+    recorded = results_of(bench.path / "mine.json")
     assert [cell["verdict"] for cell in recorded["cells"]] == ["failure"]
 
     expected = bench(*command, "-rx")
@@ -318,7 +341,7 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
     assert expected.ret == pytest.ExitCode.OK
     expected.stdout.fnmatch_lines(
         [
-            "baseline  mine.json",
+            "baseline  mine.json, tolerance 0.005",
             "color *1 *8 *failure (known)",
             "XFAIL*color-1* - known failure; now color at alpha 1: failure, mean margin -0.*, n 8",
         ]
@@ -326,13 +349,22 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
 
     strict = bench(*command, "--strict")
     strict.assert_outcomes(failed=2)
-    strict.stdout.fnmatch_lines(["baseline  ignored (--strict)"])
+    strict.stdout.fnmatch_lines(["strict    no cell is expected to fail"])
 
     other = bench(*command, "--guidance=2")
-    other.assert_outcomes(failed=2)
-    other.stdout.fnmatch_lines(
-        ["baseline  not comparable, so not used (guidance: baseline 4.0, this run 2.0)"]
-    )
+    other.assert_outcomes(xfailed=2)
+    other.stdout.fnmatch_lines(["differs   guidance: baseline 4.0, this run 2.0"])
+
+
+def test_the_shipped_baseline_is_used_for_its_own_settings_alone(bench, judged):
+    judged(lambda job: 0.1 + noise(job))
+    for options, why in (
+        (["--seeds=0"], "seeds: baseline [[]0, 1, 2], this run [[]0]"),
+        (["--seeds=0,1,2", "--steps=2"], "steps: baseline 8, this run 2"),
+    ):
+        run = bench("--limit=6", "--categories=color", "--alphas=1", "--run-dir=run", *options)
+        run.stdout.fnmatch_lines([f"baseline  *embedded.json: not of this run*{why}*"])
+        assert run.ret == pytest.ExitCode.OK
 
 
 def test_a_cell_that_succeeds_against_its_baseline_passes(bench, eight, judged):
@@ -349,6 +381,164 @@ def test_another_model_has_no_baseline(bench, eight, judged):
     run = bench(*eight, f"--model={shipped('models/sdxl-tiny')}")
     run.assert_outcomes(failed=2)
     run.stdout.fnmatch_lines(["baseline  none for this model"])
+
+
+GATE = ("test_margin", "test_regression")
+
+
+def test_an_unchanged_run_is_equivalent_to_its_baseline(bench, eight, judged):
+    judged(below)
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    same = bench(*eight, "--baseline=mine.json", "--run-dir=same", cases=GATE)
+    same.assert_outcomes(xfailed=2, passed=2)
+    assert same.ret == pytest.ExitCode.OK
+    same.stdout.fnmatch_lines(["against the baseline: 2 equivalent"])
+
+
+def test_a_loss_beyond_the_tolerance_fails_with_old_new_interval_and_limit(bench, eight, judged):
+    judged(lambda job: 0.3 + noise(job))
+    command = [*eight, "--baseline=mine.json", "--junitxml=junit.xml"]
+    bench(*command, "--update-baseline")
+    judged(lambda job: 0.28 + noise(job))
+    worse = bench(*command, "--run-dir=worse", cases=GATE)
+    worse.assert_outcomes(passed=2, failed=2)  # still a success, and yet a regression
+    worse.stdout.fnmatch_lines(
+        [
+            "color at alpha 1: regressed: margin +0.30* -> +0.28*, difference -0.0200, 97.5% CI "
+            "[[]-0.0200, -0.0200], limit -0.005, n 8",
+            "against the baseline: 2 regressed",
+        ]
+    )
+    cases = ElementTree.parse(bench.path / "junit.xml").iter("testcase")
+    figures = {
+        case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")}
+        for case in cases
+    }
+    assert float(figures["test_regression[color-1]"]["difference"]) == pytest.approx(-0.02)
+    within = bench(*command, "--run-dir=worse", "--tolerance=0.03", cases=GATE)
+    within.assert_outcomes(passed=4)
+
+
+def test_a_known_failure_that_gets_worse_still_fails(bench, eight, judged):
+    judged(below)
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    judged(lambda job: below(job) - 0.05)
+    worse = bench(*eight, "--baseline=mine.json", "--run-dir=worse", cases=GATE)
+    worse.assert_outcomes(xfailed=2, failed=2)
+
+
+def test_a_fall_from_success_is_a_regression_within_any_tolerance(bench, eight, judged):
+    judged(lambda job: 0.1 + noise(job))
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    judged(lambda job: noise(job))
+    options = [*eight, "--baseline=mine.json", "--run-dir=worse", "--tolerance=1"]
+    worse = bench(*options, cases=("test_regression",))
+    worse.assert_outcomes(failed=2)
+    worse.stdout.fnmatch_lines(["*the verdict fell from success to inconclusive"])
+
+
+def test_a_cut_of_strength_in_one_category_is_caught_there_and_nowhere_else(bench, monkeypatch):
+    """The whole way on the embedded models: size steered with 80% of the strength asked for."""
+    options = ["--limit=12", "--categories=color,size", "--alphas=0.8", "--steps=8"]
+    options.append("--baseline=before.json")
+    bench(*options, "--run-dir=before", "--update-baseline")
+    steered = execute.Worker._steered
+
+    def weakened(worker, job):
+        is_size = job.pair.category == "size"
+        return steered(worker, dataclasses.replace(job, alpha=0.8 * job.alpha) if is_size else job)
+
+    monkeypatch.setattr(execute.Worker, "_steered", weakened)
+    after = bench(*options, "--run-dir=after", "-rf", cases=("test_regression",))
+    after.stdout.fnmatch_lines(["*size at alpha 0.8: regressed: *, limit -0.005, n 12*"])
+    failed = [line for line in after.outlines if line.startswith("FAILED")]
+    assert any("test_regression[size-0.8]" in line for line in failed)
+    assert not any("test_regression[color-0.8]" in line for line in failed)
+
+
+def test_without_a_baseline_there_is_nothing_to_regress_from(bench, eight, judged):
+    judged(below)
+    run = bench(*eight, "--steps=2", "--seeds=5", cases=("test_regression",))
+    run.assert_outcomes(skipped=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--seeds=1"], "seeds: baseline [0], this run [1]"),
+        (["--alphas=0.5"], "alphas: baseline [1.0], this run [0.5]"),
+        (["--limit=7"], "limit: baseline none, this run 7"),
+        (["--pairs=seven.csv"], "pairs: other ones in color"),
+    ],
+    ids=lambda value: value[0] if type(value) is list else "",
+)
+def test_another_measurement_is_refused_before_any_work(
+    bench, eight, judged, monkeypatch, options, difference
+):
+    judged(lambda job: 0.1 + noise(job))
+    lines = (bench.path / "eight.csv").read_text().splitlines(keepends=True)
+    (bench.path / "seven.csv").write_text("".join(lines[:-1]))
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    monkeypatch.setattr(execute.Worker, "generate", lambda *_: pytest.fail("work was done"))
+    refused = bench(*eight, "--baseline=mine.json", *options, cases=GATE)
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    said = [*refused.outlines, *refused.errlines]
+    wanted = f"--baseline mine.json: expected results of the same measurement; * {difference}"
+    assert any(says(line, wanted) for line in said), said
+
+
+def test_a_baseline_is_not_made_of_half_a_run(bench, eight, judged):
+    judged(below)
+    options = [*eight, "--alphas=0.5,1", "--baseline=new.json", "--update-baseline"]
+    half = bench(*options, "-k", "color-0.5")
+    half.stdout.fnmatch_lines(
+        ["baseline  NOT written: *expected complete cells, got 1 incomplete*"]
+    )
+    assert half.ret == pytest.ExitCode.TESTS_FAILED
+    assert not (bench.path / "new.json").exists()
+
+
+def test_the_random_control_is_shown_beside_the_method(bench, eight, judged):
+    judged(lambda job: noise(job) + (0.2 * job.alpha if job.method == "word" else -0.1))
+    run = bench(*eight, "--control")
+    assert run.ret == pytest.ExitCode.OK
+    run.stdout.fnmatch_lines(["random *advantage *", "color *1 *8 *"])
+    [cell] = results_of(bench.path / "results.json")["cells"]
+    assert cell["random"]["margin"]["verdict"] == "failure"
+    assert cell["random"]["advantage"]["mean"] == pytest.approx(0.3, abs=0.001)
+    keys = index(bench.path / "run", "SELECT COUNT(*) FROM images")
+    assert keys == [(3 * 8,)]  # alpha 0, alpha 1, alpha 1 at random
+
+
+def test_a_blind_judge_is_no_verdict_on_the_method(bench, judged):
+    """The shipped margins on ground truth, shuffled: a judge that sees nothing in color."""
+    truth = results_of(shipped("baselines/embedded-ceiling.json"))
+    for number, record in enumerate(truth["pairs"].values()):
+        if record["category"] == "color":
+            sign = 1 if number % 2 else -1
+            record["target"] = [sign * 0.1] * 3
+            record["source"] = [-sign * 0.1] * 3
+    (bench.path / "blind.json").write_text(json.dumps(truth))
+    judged(below)
+    options = ["--limit=10", "--alphas=1", "--run-dir=run", "--categories=color,size"]
+    run = bench(*options, "--ceiling=blind.json")
+    run.assert_outcomes(skipped=1, failed=2)
+    run.stdout.fnmatch_lines(
+        ["color *1 *10 *blind", "size *1 *10 *failure", "The judge does not see *: color. *"]
+    )
+
+
+def test_the_judge_is_held_to_ground_truth(bench, tmp_path):
+    options = ["--limit=7", "--categories=color,emotion", "--run-dir=run", "-k", "test_judge"]
+    seen = bench(*options, cases=("test_calibration",))
+    seen.assert_outcomes(passed=2, deselected=8)
+    truth = results_of(shipped("baselines/embedded-ceiling.json"))
+    for record in truth["pairs"].values():
+        record["target"], record["source"] = record["source"], record["target"]
+    (bench.path / "other.json").write_text(json.dumps(truth))
+    other = bench(*options, "--ceiling=other.json", cases=("test_calibration",))
+    other.assert_outcomes(failed=2, deselected=8)
+    other.stdout.fnmatch_lines(["*its drawings score other margins than other.json has*"])
 
 
 # --- usage errors
@@ -380,13 +570,12 @@ def says(line: str, pattern: str) -> bool:
         (["--run-dir=taken"], "run folder taken: expected a folder that can be written*--run-dir"),
         (["--results=taken/x.json"], "--results: expected a file that can be written, got taken*"),
         (["--results=."], "--results: expected a file that can be written, got ."),
-        (["--baseline=none.json"], "baseline none.json: cannot be read *--update-baseline"),
-        (
-            ["--update-baseline", "--baseline=new.json", "--limit=7"],
-            "--update-baseline: expected the whole measurement, got --limit 7; leave --limit out",
-        ),
-        (["--baseline=taken"], "baseline taken: not a baseline of this suite *--update-baseline"),
-        (["--baseline=taken", "--update-baseline"], "baseline taken: not a baseline of this *"),
+        (["--baseline=none.json"], "none.json: expected a results file or a run folder, got *"),
+        (["--tolerance=-1"], "--tolerance: expected a finite number >= 0, got '-1'"),
+        (["--tolerance=inf"], "--tolerance: expected a finite number >= 0, got 'inf'"),
+        (["--ceiling=none.json"], "none.json*"),
+        (["--baseline=taken"], "taken: expected the JSON of a results file, got what is none *"),
+        (["--baseline=taken", "--update-baseline"], "baseline taken: expected a results file or *"),
         (
             [f"--model={shipped('models/sdxl-tiny')}", "--update-baseline"],
             "--update-baseline: expected --baseline FILE to say where",

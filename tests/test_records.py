@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from analogy.records import Estimate, Pair, RunConfig, Verdict
+from analogy.records import Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 
@@ -43,10 +43,26 @@ ESTIMATE = Estimate(
     p=0.001,
     success_rate=0.9,
     verdict=Verdict.SUCCESS,
+    success_low=0.8,
+    success_high=0.95,
+    p_bootstrap=0.003,
+    p_wilcoxon=0.002,
+    p_sign=0.003,
+    effect_size=0.6,
+    effect_low=0.3,
+    effect_high=0.9,
+    min_detectable=0.07,
+    n_needed=None,
 )
 
+TREND = Trend(n=50, slope=0.2, ci_low=0.1, ci_high=0.3, p=0.001, p_page=0.002)
 
-@pytest.mark.parametrize("record", [PAIR, CONFIG, ESTIMATE], ids=lambda r: type(r).__name__)
+ITEM_LEVEL = ItemLevel(n=150, ci_low=0.06, ci_high=0.14, p=0.0001)
+
+
+@pytest.mark.parametrize(
+    "record", [PAIR, CONFIG, ESTIMATE, TREND, ITEM_LEVEL], ids=lambda r: type(r).__name__
+)
 def test_records_are_frozen_hashable_and_picklable(record):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(record, dataclasses.fields(record)[0].name, "other")
@@ -66,6 +82,14 @@ def test_a_verdict_prints_and_serialises_as_its_value():
     assert f"{Verdict.TOO_FEW}" == str(Verdict.TOO_FEW) == "too_few"
     assert json.dumps(Verdict.TOO_FEW) == '"too_few"'
     assert Verdict("too_few") is Verdict.TOO_FEW
+    assert [verdict.value for verdict in Verdict] == [
+        "success",
+        "failure",
+        "inconclusive",
+        "too_few",
+        "incomplete",
+        "blind",
+    ]
 
 
 def test_an_estimate_as_a_dict():
@@ -78,8 +102,39 @@ def test_an_estimate_as_a_dict():
         "p": 0.001,
         "success_rate": 0.9,
         "verdict": "success",
+        "success_low": 0.8,
+        "success_high": 0.95,
+        "p_bootstrap": 0.003,
+        "p_wilcoxon": 0.002,
+        "p_sign": 0.003,
+        "effect_size": 0.6,
+        "effect_low": 0.3,
+        "effect_high": 0.9,
+        "min_detectable": 0.07,
+        "n_needed": None,
     }
     assert type(ESTIMATE.to_dict()["verdict"]) is str
+
+
+def test_figures_as_dicts():
+    assert TREND.to_dict() == {
+        "n": 50,
+        "slope": 0.2,
+        "ci_low": 0.1,
+        "ci_high": 0.3,
+        "p": 0.001,
+        "p_page": 0.002,
+    }
+    assert ITEM_LEVEL.to_dict() == {"n": 150, "ci_low": 0.06, "ci_high": 0.14, "p": 0.0001}
+
+
+def test_an_estimate_of_counts_alone_is_incomplete_and_has_no_figures():
+    figures = json.loads(json.dumps(Estimate(n=50, n_items=40).to_dict(), allow_nan=False))
+    assert figures.pop("n") == 50
+    assert figures.pop("n_items") == 40
+    assert figures.pop("verdict") == "incomplete"
+    assert figures.keys() == ESTIMATE.to_dict().keys() - {"n", "n_items", "verdict"}
+    assert set(figures.values()) == {None}
 
 
 def test_a_figure_that_does_not_exist_is_null():
@@ -89,6 +144,8 @@ def test_a_figure_that_does_not_exist_is_null():
     figures = json.loads(json.dumps(lone.to_dict(), allow_nan=False))
     assert figures["ci_low"] is figures["ci_high"] is figures["p"] is None
     assert figures["mean"] == 0.1
+    trend = dataclasses.replace(TREND, p_page=math.nan)
+    assert json.loads(json.dumps(trend.to_dict(), allow_nan=False))["p_page"] is None
 
 
 def test_the_control_is_always_in_the_grid():

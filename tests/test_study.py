@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from analogy import options, study
+from analogy.ceiling import CeilingError
 from analogy.models import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, ModelError, native_dtype
 from analogy.options import OptionError
 from analogy.pairs import PairsError
+from analogy.recorded import RESULTS_VERSION, write_results
 from analogy.records import Verdict
 from analogy.stats import estimate
-from analogy.study import Study, write_results
+from analogy.study import Study
 
 FIGURES = {"n", "n_items", "mean", "ci_low", "ci_high", "p", "success_rate", "verdict"}
 
@@ -157,19 +159,19 @@ def test_a_cell_is_the_estimate_of_its_items(make_study, fill):
         for pair in opened.pairs
         if pair.category == "color"
     ]
-    figures = opened.cell("color", 1.0)
+    figures = opened.cell("color", 1.0).margin
     assert figures.n == figures.n_items == 6
     assert figures.mean == pytest.approx(np.mean(items))
     assert figures.ci_low == pytest.approx(estimate(items).ci_low)
     assert figures.success_rate == 1.0
     assert figures.verdict is Verdict.SUCCESS
-    assert opened.cell("color", 0.5).verdict is Verdict.FAILURE
+    assert opened.cell("color", 0.5).margin.verdict is Verdict.FAILURE
 
 
 def test_the_whole_leaves_the_control_out(make_study, fill):
     opened = make_study()
     fill(opened, lambda job: 100.0 if job.alpha == 0.0 else spread(job))
-    figures = opened.overall()
+    figures = opened.overall().margin
     assert (figures.n, figures.n_items) == (12, 24)
     assert abs(figures.mean) < 0.02
     assert figures.success_rate == 0.5
@@ -178,24 +180,24 @@ def test_the_whole_leaves_the_control_out(make_study, fill):
 def test_a_cell_without_all_its_images_is_incomplete(make_study, fill):
     opened = make_study()
     jobs = opened.jobs()
-    assert opened.cell("color", 1.0).verdict is Verdict.INCOMPLETE
+    assert opened.cell("color", 1.0).margin.verdict is Verdict.INCOMPLETE
     left_out = opened.jobs("color", 1.0)[0]
     fill(opened, spread, [job for job in jobs if job is not left_out])
-    missing = opened.cell("color", 1.0)
+    missing = opened.cell("color", 1.0).margin
     assert (missing.n, missing.n_items, missing.verdict) == (6, 5, Verdict.INCOMPLETE)
     assert math.isnan(missing.mean)
-    assert opened.cell("color", 0.5).verdict is Verdict.FAILURE
-    assert opened.overall().verdict is Verdict.INCOMPLETE
-    assert opened.overall().n_items == 23
+    assert opened.cell("color", 0.5).margin.verdict is Verdict.FAILURE
+    assert opened.overall().margin.verdict is Verdict.INCOMPLETE
+    assert opened.overall().margin.n_items == 23
     fill(opened, spread, [left_out])
-    assert opened.overall().verdict is not Verdict.INCOMPLETE
+    assert opened.overall().margin.verdict is not Verdict.INCOMPLETE
 
 
 def test_five_pairs_are_too_few_for_a_verdict(make_study, fill, pairs):
     opened = make_study(pairs=pairs[:5])
     fill(opened, spread)
-    assert opened.cell("color", 1.0).verdict is Verdict.TOO_FEW
-    assert opened.overall().verdict is Verdict.TOO_FEW
+    assert opened.cell("color", 1.0).margin.verdict is Verdict.TOO_FEW
+    assert opened.overall().margin.verdict is Verdict.TOO_FEW
 
 
 def test_scores_of_another_judge_do_not_count(make_study, fill, judge_source):
@@ -205,22 +207,83 @@ def test_scores_of_another_judge_do_not_count(make_study, fill, judge_source):
         folder=opened.folder.path, judge=replace(judge_source, fingerprint="another")
     )
     assert other.unscored(other.jobs()) == other.jobs()
-    assert other.cell("color", 1.0).verdict is Verdict.INCOMPLETE
+    assert other.cell("color", 1.0).margin.verdict is Verdict.INCOMPLETE
 
 
-def test_items_are_one_for_each_pair_and_alpha(make_study, fill):
+def test_a_table_has_a_row_for_each_pair_and_a_column_for_each_alpha(make_study, fill):
+    opened = make_study()
+    left_out = opened.jobs("color", 1.0)[0]
+    fill(opened, spread, [job for job in opened.jobs() if job is not left_out])
+    table = opened.table()
+    assert list(table.index) == [pair.id for pair in opened.pairs]
+    assert list(table.columns) == [0.0, 0.5, 1.0]
+    assert math.isnan(table.at[left_out.pair.id, 1.0])
+    assert table.isna().sum().sum() == 1
+    for pair in opened.pairs[1:]:
+        expected = np.mean([spread(j) for j in opened.jobs(alpha=0.5) if j.pair == pair])
+        assert table.at[pair.id, 0.5] == pytest.approx(expected)
+    assert list(opened.table("object").index) == [f"object-{i}" for i in range(6)]
+
+
+def test_the_gain_is_over_the_control_pair_by_pair(make_study, fill):
     opened = make_study()
     fill(opened, spread)
-    items = opened.items()
-    assert len(items) == 12 * 3
-    assert set(items["n_seeds"]) == {2}
+    figures = opened.cell("color", 1.0)
+    assert figures.gain.mean == pytest.approx(0.1)
+    assert figures.gain.ci_high - figures.gain.ci_low < 1e-9  # the pairs' noise is their own
+    assert opened.cell("color", 0.0).gain is None
 
 
-def test_a_digest_is_of_the_pairs_of_one_category_whatever_their_ids(make_study, pairs):
+def test_the_random_control_is_measured_on_request(make_study, fill):
+    plain, opened = make_study(), make_study(control=True)
+    assert len(opened.jobs()) == 12 * 2 * 5  # alpha 0 once, 0.5 and 1 by both methods
+    assert {job.method for job in plain.jobs()} == {"word"}
+    keys = {job.key for job in opened.jobs()}
+    assert keys > {job.key for job in plain.jobs()}
+    assert len(keys) == 12 * 2 * 5
+    assert len(opened.cell_jobs("color", 1.0)) == 6 * 2 * 3
+
+    fill(opened, lambda job: spread(job) * (0.1 if job.method == "random" else 1.0))
+    figures = opened.cell("color", 1.0)
+    assert figures.margin == plain_margin(plain, fill)
+    assert figures.null.margin.mean == pytest.approx(figures.margin.mean / 10)
+    assert figures.null.advantage.mean == pytest.approx(figures.margin.mean * 0.9)
+    assert plain.cell("color", 1.0).null is None
+
+
+def plain_margin(study, fill):
+    fill(study, spread)
+    return study.cell("color", 1.0).margin
+
+
+def test_ground_truth_must_be_of_this_judge(open_study, tmp_path):
+    shipped = open_study()
+    assert shipped.truth.judge == shipped.judge.fingerprint
+    for category in shipped.categories:
+        assert not shipped.ceiling(category).is_blind
+    other = json.loads(shipped.truth.path.read_text())
+    other["judge"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(CeilingError, match=r"--ceiling .*other.json: expected the margins of the"):
+        open_study(ceiling=str(tmp_path / "other.json"))
+
+
+def test_pairs_without_ground_truth_have_no_ceiling(make_study, open_study, fill):
+    opened = make_study()
+    opened.truth = open_study().truth  # knows the shipped pairs, not these
+    fill(opened, spread)
+    figures = opened.cell("color", 1.0)
+    assert figures.ceiling is None
+    assert figures.share is None
+
+
+def test_a_digest_is_of_the_pairs_of_one_category_in_any_order(make_study, pairs):
     opened = make_study()
     renamed = make_study(pairs=[replace(pair, id=f"x-{pair.id}") for pair in pairs])
     fewer = make_study(pairs=[p for p in pairs if p.id != "color-0"])
-    assert opened.pairs_digest("color") == renamed.pairs_digest("color")
+    reversed_ = make_study(pairs=pairs[::-1])
+    assert opened.pairs_digest("color") == reversed_.pairs_digest("color")
+    assert opened.pairs_digest("color") != renamed.pairs_digest("color")
     assert opened.pairs_digest("color") != fewer.pairs_digest("color")
     assert opened.pairs_digest("object") == fewer.pairs_digest("object")
 
@@ -237,9 +300,10 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     write_results(opened.results(), path)
     results = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert list(results) == [
-        "schema_version", "config", "provenance", "cells", "controls", "overall", "throughput",
+        "schema_version", "config", "provenance", "pairs", "cells", "controls", "categories",
+        "alphas", "overall", "throughput",
     ]  # fmt: skip
-    assert results["schema_version"] == study.RESULTS_VERSION
+    assert results["schema_version"] == RESULTS_VERSION
     assert results["config"] == opened.config.to_dict()
     assert results["provenance"].keys() >= {
         "suite", "model", "judge", "scheduler", "python", "packages", "git_commit", "machine",
@@ -263,14 +327,3 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
         "generate_images_per_s": None,
         "score_images_per_s": len(opened.jobs()) / 0.5 if filled else None,
     }
-
-
-def test_results_replace_earlier_ones_whole(make_study, tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_results({"old": 1}, path)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_results({"new": math.nan}, path)
-    assert json.loads(path.read_text()) == {"old": 1}
-    write_results({"new": 2}, path)
-    assert json.loads(path.read_text()) == {"new": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

@@ -1,0 +1,6 @@
+"""``python -m analogy``."""
+
+from analogy.cli import main
+
+if __name__ == "__main__":
+    main()

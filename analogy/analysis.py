@@ -1,0 +1,298 @@
+"""Items to everything that a run says: cells, their gains, pools, trends, and families of tests.
+
+Pure functions of a table of items. A table has a row per pair and a column per alpha, ascending,
+the control 0 among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
+indexed by pair id, and belong to the category that `pairs` gives.
+
+Two questions are kept apart in every cell. The **margin** asks whether the images are now closer
+to the target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what
+steering did: it is positive as soon as an image has moved, and would be for images that steering
+has merely destroyed; so a claim rests on the margin, and the gain says where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analogy.ceiling import Ceiling, share
+from analogy.records import Cell, Estimate, ItemLevel, Pair, Trend, Verdict
+from analogy.stats import benjamini_hochberg, estimate, holm, item_level, pooled_estimate, trend
+
+CONTROL = 0.0
+"""The alpha of the control: the source prompt's own image."""
+
+DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
+"""Verdicts of a claim that was tested; the others say why there was no test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """The random control beside a cell: its own figures, and the method's advantage over it.
+
+    ``margin`` and ``gain`` are the control's; ``advantage`` is the method's margin minus the
+    control's, pair by pair.
+    """
+
+    margin: Estimate
+    gain: Estimate
+    advantage: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "margin": self.margin.to_dict(),
+            "gain": self.gain.to_dict(),
+            "advantage": self.advantage.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CellFigures:
+    """Everything that is said about one cell.
+
+    ``p_holm`` and ``p_bh`` are the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for
+    all cells of its run; NaN for a cell by itself, which knows of no other. ``items``: pair id to
+    margin, the complete ones. ``gain`` is None for a control.
+    """
+
+    cell: Cell
+    margin: Estimate
+    gain: Estimate | None
+    items: Mapping[str, float]
+    ceiling: Ceiling | None = None
+    null: Null | None = None
+    p_holm: float = float("nan")
+    p_bh: float = float("nan")
+
+    @property
+    def survives(self) -> bool:
+        """Whether a success stays one when the family of all cells is counted."""
+        return self.margin.verdict is Verdict.SUCCESS and self.p_holm < 0.05
+
+    @property
+    def share(self) -> float | None:
+        """The mean margin as a share of the ceiling's, None without a ceiling."""
+        return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        adjusted = {"p_holm": self.p_holm, "p_bh": self.p_bh}
+        ceiling = None
+        if self.ceiling is not None:
+            ceiling = {**self.ceiling.to_dict(), "share": _number(self.share)}
+        return {
+            "category": self.cell.category,
+            "alpha": self.cell.alpha,
+            **self.margin.to_dict(),
+            **{name: _number(p) for name, p in adjusted.items()},
+            "gain": None if self.gain is None else self.gain.to_dict(),
+            "ceiling": ceiling,
+            "random": None if self.null is None else self.null.to_dict(),
+            "items": dict(self.items),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Several cells together, pairs as clusters.
+
+    ``margin`` and ``gain`` are over all alphas of the pool but the control; ``trend`` is over all
+    of them, and None for a single alpha; ``items`` are the naive figures of the published study.
+    """
+
+    margin: Estimate
+    gain: Estimate
+    trend: Trend | None
+    items: ItemLevel | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **self.margin.to_dict(),
+            "gain": self.gain.to_dict(),
+            "trend": None if self.trend is None else self.trend.to_dict(),
+            "item_level": None if self.items is None else self.items.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All figures of a run, in the order of its categories and alphas."""
+
+    cells: Mapping[Cell, CellFigures]
+    controls: Mapping[str, CellFigures]
+    categories: Mapping[str, Pool]
+    alphas: Mapping[float, Pool]
+    overall: Pool
+
+    @property
+    def blind(self) -> list[str]:
+        """The categories that the judge does not see."""
+        cells = self.controls.values()
+        return [c.cell.category for c in cells if c.ceiling is not None and c.ceiling.is_blind]
+
+    @property
+    def not_after_holm(self) -> list[Cell]:
+        """The successes that do not survive Holm's correction."""
+        return [
+            cell
+            for cell, figures in self.cells.items()
+            if figures.margin.verdict is Verdict.SUCCESS and not figures.survives
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, as results.json has them."""
+        controls = []
+        for figures in self.controls.values():
+            row = figures.to_dict()
+            for name in ("verdict", "n_needed", "p_holm", "p_bh", "gain", "random"):
+                del row[name]  # nothing is claimed of a control
+            controls.append(row)
+        return {
+            "cells": [figures.to_dict() for figures in self.cells.values()],
+            "controls": controls,
+            "categories": [
+                {"category": name, **pool.to_dict()} for name, pool in self.categories.items()
+            ],
+            "alphas": [{"alpha": alpha, **pool.to_dict()} for alpha, pool in self.alphas.items()],
+            "overall": {**self.overall.to_dict(), "blind": self.blind},
+        }
+
+
+def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
+    """Complete items as a table: a row per pair, a column per alpha, NaN where there is none.
+
+    ``items`` has the columns pair_id, alpha and margin.
+    """
+    table = items.pivot(index="pair_id", columns="alpha", values="margin")
+    return table.reindex(index=[pair.id for pair in pairs], columns=sorted(alphas)).astype(float)
+
+
+def analyse(
+    table: pd.DataFrame,
+    pairs: Sequence[Pair],
+    *,
+    null: pd.DataFrame | None = None,
+    ceilings: Mapping[str, Ceiling | None] | None = None,
+) -> Analysis:
+    """Everything about a run, from its items and those of its random control."""
+    ceilings = ceilings or {}
+    members: dict[str, list[str]] = {}
+    for pair in pairs:
+        members.setdefault(pair.category, []).append(pair.id)
+    steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
+
+    def figures(category: str, alpha: float) -> CellFigures:
+        rows = members[category]
+        return cell_figures(
+            table.loc[rows],
+            Cell(category, alpha),
+            null=None if null is None else null.loc[rows],
+            ceiling=ceilings.get(category),
+        )
+
+    controls = {category: figures(category, CONTROL) for category in members}
+    cells = [figures(category, alpha) for category in members for alpha in steered]
+    return Analysis(
+        cells={figures.cell: figures for figures in _adjusted(cells)},
+        controls=controls,
+        categories={category: pool(table.loc[rows]) for category, rows in members.items()},
+        alphas={alpha: pool(table[[CONTROL, alpha]]) for alpha in steered},
+        overall=pool(table),
+    )
+
+
+def cell_figures(
+    table: pd.DataFrame,
+    cell: Cell,
+    *,
+    null: pd.DataFrame | None = None,
+    ceiling: Ceiling | None = None,
+) -> CellFigures:
+    """One cell by itself, from its category's items."""
+    margins = table[cell.alpha]
+    is_control = cell.alpha == CONTROL
+    margin = _seen(_estimate(margins), ceiling)
+    beside = None
+    if null is not None and not is_control:
+        beside = Null(
+            margin=_estimate(null[cell.alpha]),
+            gain=_estimate(null[cell.alpha] - null[CONTROL]),
+            advantage=_estimate(margins - null[cell.alpha]),
+        )
+    return CellFigures(
+        cell=cell,
+        margin=margin,
+        gain=None if is_control else _seen(_estimate(margins - table[CONTROL]), ceiling),
+        items={str(pair): float(value) for pair, value in margins.dropna().items()},
+        ceiling=ceiling,
+        null=beside,
+    )
+
+
+def pool(table: pd.DataFrame) -> Pool:
+    """All cells of a table together, the control aside."""
+    steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
+    margins = table[steered].to_numpy()
+    gains = margins - table[[CONTROL]].to_numpy()
+    is_complete = not np.isnan(table.to_numpy()).any()
+    return Pool(
+        margin=_pooled(margins),
+        gain=_pooled(gains),
+        trend=trend(table.to_numpy(), _alphas(table))
+        if is_complete and len(table.columns) > 2
+        else None,
+        items=item_level(margins) if not np.isnan(margins).any() else None,
+    )
+
+
+def _alphas(table: pd.DataFrame) -> list[float]:
+    return [float(alpha) for alpha in table.columns]
+
+
+def _estimate(values: pd.Series) -> Estimate:
+    return _pooled(values.to_numpy()[:, np.newaxis])
+
+
+def _pooled(values: NDArray[np.float64]) -> Estimate:
+    """The estimate of (pairs, alphas); without figures where an item is missing."""
+    is_there = ~np.isnan(values)
+    if not is_there.all():
+        return Estimate(n=len(values), n_items=int(is_there.sum()))
+    return estimate(values[:, 0]) if values.shape[1] == 1 else pooled_estimate(values)
+
+
+def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
+    """Figures whose verdict blames no method for what the judge does not see."""
+    if ceiling is None or not ceiling.is_blind or figures.verdict not in DECIDED:
+        return figures
+    return replace(figures, verdict=Verdict.BLIND, n_needed=None)
+
+
+def _adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
+    """The cells with p adjusted for the family of all that were tested.
+
+    It is the larger p of the t-test and the bootstrap-t test that is adjusted. Holm asks whether p
+    is below 0.05 / 24, and so far out the t-test depends on the shape of the data: with it alone,
+    27% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
+    after Holm, with the larger of both 6% (docs/calibration.md).
+    """
+    p = [
+        max(c.margin.p, c.margin.p_bootstrap) if c.margin.verdict in DECIDED else float("nan")
+        for c in cells
+    ]
+    return [
+        replace(cell, p_holm=float(a), p_bh=float(b))
+        for cell, a, b in zip(cells, holm(p), benjamini_hochberg(p), strict=True)
+    ]
+
+
+def _number(value: float | None) -> float | None:
+    """A figure for JSON, which has no NaN."""
+    return None if value is None or value != value else float(value)

@@ -1,0 +1,198 @@
+"""A run's figures as lines of text, for terminals and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from analogy.analysis import Analysis, CellFigures, Pool
+from analogy.records import Cell, Estimate, Verdict
+
+_HEAD = (
+    f"{'category':<10} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "
+    f"{'gain':>8} {'95% CI':>18} {'ceiling':>7}  verdict"
+)
+RULE = "-" * (len(_HEAD) + 12)
+
+
+def figures_line(figures: Estimate) -> str:
+    """An estimate in one line."""
+    return (
+        f"mean margin {figures.mean:+.4f}, 95% CI [{figures.ci_low:+.4f}, {figures.ci_high:+.4f}], "
+        f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
+    )
+
+
+def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[str]:
+    """Category x alpha with the controls, then each alpha over all categories, then the whole.
+
+    ``known``: cells that the baseline records as not succeeding.
+    """
+    yield _HEAD
+    yield RULE
+    for category, control in analysis.controls.items():
+        yield _row(category, "0", control.margin, None, control.share, "control")
+        for cell, figures in analysis.cells.items():
+            if cell.category == category:
+                says = verdict_words(figures, cell in known)
+                yield _row(
+                    category, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, says
+                )
+    yield RULE
+    for alpha, pool in analysis.alphas.items():
+        yield _pool_row("all", f"{alpha:g}", pool)
+    yield _pool_row("overall", "all", analysis.overall)
+
+
+def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
+    """A cell's verdict with what belongs beside it."""
+    notes = []
+    verdict = figures.margin.verdict
+    if verdict is Verdict.SUCCESS and not figures.survives and figures.p_holm == figures.p_holm:
+        notes.append("not after Holm")
+    if figures.margin.n_needed is not None and verdict is Verdict.INCONCLUSIVE:
+        notes.append(f"{figures.margin.n_needed:,} pairs would decide")
+    if is_known:
+        better = verdict is Verdict.SUCCESS
+        notes.append("better than its baseline" if better else "known")
+    return f"{verdict} ({'; '.join(notes)})" if notes else str(verdict)
+
+
+def reading_notes(analysis: Analysis) -> Iterator[str]:
+    """What the table's columns ask, and what may be said of several cells together."""
+    yield "margin: are the images closer to the target than to the source? The verdict is of it."
+    yield "gain: what did steering itself do? margin(alpha) - margin(0), pair by pair."
+    if any(figures.ceiling is not None for figures in analysis.controls.values()):
+        yield "ceiling: the margin as a share of what drawings of the true target score."
+    tested = [f for f in analysis.cells.values() if f.p_holm == f.p_holm]
+    if tested:
+        n_success = sum(f.margin.verdict is Verdict.SUCCESS for f in tested)
+        yield (
+            f"{n_success} of {len(tested)} cells succeed; "
+            f"{sum(f.survives for f in tested)} after Holm's correction for {len(tested)} tests."
+        )
+    if analysis.blind:
+        yield (
+            f"The judge does not see the true change in: {', '.join(analysis.blind)}. "
+            "Nothing is said about the method there."
+        )
+    naive = analysis.overall.items
+    if naive is not None:
+        yield (
+            f"Items taken for independent, as the published study did: 95% CI "
+            f"{_interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
+        )
+
+
+def trend_table(analysis: Analysis) -> Iterator[str]:
+    """Dose and response per category: the margin's slope on alpha."""
+    rows: list[tuple[str, Pool]] = [*analysis.categories.items(), ("overall", analysis.overall)]
+    if all(pool.trend is None for _, pool in rows):
+        return
+    yield f"{'dose-response':<13} {'n':>4} {'slope':>8} {'95% CI':>18} {'p':>8} {'Page p':>8}"
+    for name, pool in rows:
+        trend = pool.trend
+        if trend is None:
+            yield f"{name:<13} {pool.margin.n:>4}  {Verdict.INCOMPLETE}"
+            continue
+        yield (
+            f"{name:<13} {trend.n:>4} {trend.slope:>+8.4f} "
+            f"{_interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
+        )
+
+
+def null_table(analysis: Analysis) -> Iterator[str]:
+    """The random control beside the method: its margin, its gain, the method's advantage."""
+    cells = [figures for figures in analysis.cells.values() if figures.null is not None]
+    if not cells:
+        return
+    yield (
+        f"{'random':<10} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
+        f"{'advantage':>9} {'95% CI':>18} {'p':>8}"
+    )
+    for figures in cells:
+        null = figures.null
+        assert null is not None
+        alpha = f"{figures.cell.alpha:g}"
+        head = f"{figures.cell.category:<10} {alpha:>5} {null.margin.n:>4}"
+        if Verdict.INCOMPLETE in (null.margin.verdict, null.advantage.verdict):
+            yield f"{head}  {Verdict.INCOMPLETE}"
+            continue
+        more = null.advantage
+        yield (
+            f"{head} {null.margin.mean:>+8.4f} "
+            f"{_interval(null.margin.ci_low, null.margin.ci_high):>18} "
+            f"{null.gain.mean:>+8.4f} {more.mean:>+9.4f} "
+            f"{_interval(more.ci_low, more.ci_high):>18} {more.p:>8.2g}"
+        )
+    succeeded = [f for f in cells if f.null and f.null.margin.verdict is Verdict.SUCCESS]
+    if succeeded:
+        yield (
+            "A random direction succeeds in "
+            f"{', '.join(str(figures.cell) for figures in succeeded)}: there the judge or the "
+            "prompts favour the target, whatever is done."
+        )
+
+
+def published_lines(published: Mapping[str, Any], own: Pool) -> Iterator[str]:
+    """The published study's overall figures beside a run's."""
+    theirs = published["overall"]
+    yield (
+        f"published  mean margin {theirs['mean']:+.5f}, 95% CI "
+        f"[{theirs['ci_low']:+.5f}, {theirs['ci_high']:+.5f}], p {theirs['p']:.2g}, success rate "
+        f"{theirs['success_rate']:.1%}, {theirs['n_items']} items taken for independent"
+    )
+    if own.items is not None:
+        mine = own.margin
+        yield (
+            f"this run   mean margin {mine.mean:+.5f}, 95% CI "
+            f"[{own.items.ci_low:+.5f}, {own.items.ci_high:+.5f}], p {own.items.p:.2g}, success "
+            f"rate {mine.success_rate:.1%}, {own.items.n} items taken for independent"
+        )
+    yield (
+        "published, at alpha 1.0, by category, which the study numbers and does not name: "
+        + "; ".join(f"{cell['category']}: {_finding(cell)}" for cell in published["cells"])
+    )
+
+
+def _finding(cell: Mapping[str, Any]) -> str:
+    """What is published of a cell: as much as there is."""
+    said = []
+    if cell["finding"] is not None:
+        said.append(cell["finding"])
+    if cell["mean"] is not None:
+        said.append(f"mean {cell['mean']:+.4f}")
+    if cell["success_rate"] is not None:
+        said.append(f"success {cell['success_rate']:.0%}")
+    elif cell["success_rate_range"] is not None:
+        low, high = cell["success_rate_range"]
+        said.append(f"success {low:.0%} to {high:.0%}")
+    return ", ".join(said)
+
+
+def _pool_row(category: str, alpha: str, pool: Pool) -> str:
+    verdict = str(pool.margin.verdict)
+    if pool.margin.n_needed is not None:
+        verdict += f" ({pool.margin.n_needed:,} pairs would decide)"
+    return _row(category, alpha, pool.margin, pool.gain, None, verdict)
+
+
+def _row(
+    category: str, alpha: str, margin: Estimate, gain: Estimate | None, of: float | None, says: str
+) -> str:
+    head = f"{category:<10} {alpha:>5} {margin.n:>4}"
+    if margin.mean != margin.mean:
+        return f"{head} {'':>80}  {says}"
+    if gain is None or gain.mean != gain.mean:
+        gained = f"{'':>8} {'':>18}"
+    else:
+        gained = f"{gain.mean:>+8.4f} {_interval(gain.ci_low, gain.ci_high):>18}"
+    reached = "" if of is None else f"{of:.0%}"
+    return (
+        f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
+        f"{margin.p:>8.2g} {margin.success_rate:>5.0%} {gained} {reached:>7}  {says}"
+    )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:+.4f}, {high:+.4f}]"

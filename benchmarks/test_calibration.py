@@ -1,0 +1,127 @@
+"""The statistics hold what they promise, and the judge sees what it is asked about.
+
+Simulations of the very functions that judge a run, on data whose true mean is known: coverage of
+the intervals, errors of the verdicts, power. They need no model. `python -m analogy.calibration`
+makes the full table, docs/calibration.md; here are fewer repetitions, so every bar is widened by
+three Monte-Carlo standard errors.
+
+The judge is held to drawings whose truth is known: where it does not tell a pair's target from its
+source, its verdicts on a method mean nothing, and cells say `blind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from analogy import ceiling as ceilings
+from analogy import stats
+from analogy.calibration import (
+    COVERAGE_BAR,
+    ERROR_BAR,
+    SKEWED_BAR,
+    Bar,
+    Share,
+    coverage,
+    family_wise_error,
+    power,
+    type_one_error,
+)
+from analogy.ceiling import GroundTruth
+from analogy.plugin import Bench
+from fixtures.ceiling import measure
+
+# A library's deprecation warning is no verdict on a judge.
+pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
+
+ERRORS = 3.0
+REPETITIONS = {10: 1_000, 20: 500, 50: 500}  # at n = 10 so many that BCa would not pass
+N_RESAMPLES = 500
+
+
+@pytest.mark.parametrize(
+    ("distribution", "n", "bar"),
+    [
+        ("normal", 50, COVERAGE_BAR),
+        ("clustered", 50, COVERAGE_BAR),
+        ("exponential", 20, SKEWED_BAR),
+        ("exponential", 50, SKEWED_BAR),
+        ("mirrored exponential", 10, SKEWED_BAR),
+        ("lognormal", 20, SKEWED_BAR),
+    ],
+)
+def test_intervals_and_verdicts(
+    distribution: str, n: int, bar: Bar, record_property: Callable[[str, object], None]
+) -> None:
+    """95% intervals hold the true mean; a true mean of 0 is called a success in 5% at most."""
+    settings = {"repetitions": REPETITIONS[n], "n_resamples": N_RESAMPLES}
+    covered = coverage(distribution, n, **settings)
+    errors = type_one_error(distribution, n, **settings)
+    shares = {
+        "coverage": (covered.held, bar),
+        "success at true mean 0": (errors.success, ERROR_BAR),
+        "failure at true mean 0": (errors.failure, ERROR_BAR),
+    }
+    record_property("width", covered.width)
+    for what, (share, limit) in shares.items():
+        _judge(what, share, limit, record_property)
+
+
+def test_family_of_cells(record_property: Callable[[str, object], None]) -> None:
+    """24 cells without an effect have a success in nearly half of runs, and after Holm in 5%."""
+    figures = family_wise_error("normal", 50, repetitions=200, n_resamples=N_RESAMPLES)
+    _judge("by the verdicts alone", figures.raw, Bar(0.35, 0.55), record_property)
+    _judge("after Holm", figures.holm, ERROR_BAR, record_property)
+
+
+def test_power(record_property: Callable[[str, object], None]) -> None:
+    """The smallest detectable margin is detected as often as planned."""
+    figures = power(50, repetitions=REPETITIONS[50], n_resamples=N_RESAMPLES)
+    record_property("effect", figures.effect)
+    _judge("success", figures.success, Bar(stats.POWER, stats.POWER), record_property)
+
+
+def test_judge(category: str, bench: Bench, record_property: Callable[[str, object], None]) -> None:
+    """The judge tells drawings of the targets from drawings of the sources, as is on record."""
+    study = bench.study
+    if study.truth is None or study.ceiling(category) is None:
+        pytest.skip(
+            "no ground truth for this judge and these pairs; where their prompts are captions of "
+            "the rendered world, python -m fixtures.ceiling -o FILE and --ceiling FILE give it"
+        )
+    pairs = [pair for pair in study.pairs if pair.category == category]
+    records = measure(pairs, study.worker.judge, renders=1)["pairs"]
+    drawn = {key: (tuple(row["target"]), tuple(row["source"])) for key, row in records.items()}
+    for key, margins in drawn.items():
+        recorded = [side[0] for side in study.truth.pairs[key]]
+        assert [side[0] for side in margins] == pytest.approx(recorded, abs=0.01), (
+            f"pair {records[key]['id']}: its drawings score other margins than {study.truth.path} "
+            "has; write it anew with python -m fixtures.ceiling"
+        )
+    found = ceilings.ceiling(GroundTruth(study.truth.path, study.judge.fingerprint, drawn), pairs)
+    assert found is not None
+    for name, value in found.to_dict().items():
+        record_property(name, value)
+    if found.is_blind:
+        pytest.fail(
+            f"{category}: the judge is blind: margin of true targets {found.mean:+.4f}, 95% CI "
+            f"[{found.ci_low:+.4f}, {found.ci_high:+.4f}], of the true change {found.change:+.4f} "
+            f"[{found.change_low:+.4f}, {found.change_high:+.4f}], AUC {found.auc:.3f}",
+            pytrace=False,
+        )
+
+
+def _judge(
+    what: str, share: Share, bar: Bar, record_property: Callable[[str, object], None]
+) -> None:
+    """Assert a bar, after putting the share where JUnit's reader finds it."""
+    record_property(what, share.value)
+    record_property(f"{what}, Monte-Carlo error", share.error)
+    if not bar.holds(share, errors=ERRORS):
+        pytest.fail(
+            f"{what}: {share.value:.1%} of {share.of} simulations, Monte-Carlo error "
+            f"{share.error:.1%}; expected from {bar.low:.0%} to {bar.high:.0%}, give or take "
+            f"{ERRORS:g} errors",
+            pytrace=False,
+        )

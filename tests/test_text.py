@@ -1,0 +1,142 @@
+"""What terminals show of a run: every figure where its column says, every caveat beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analogy.analysis import analyse
+from analogy.ceiling import Ceiling
+from analogy.records import Cell, Pair, Verdict
+from analogy.report import text
+
+N = 12
+SEES = Ceiling(50, 0.4, 0.35, 0.45, -0.4, 0.8, 0.7, 0.9, 0.99, is_blind=False)
+BLIND = Ceiling(50, 0.01, -0.02, 0.04, 0.0, 0.01, -0.02, 0.04, 0.52, is_blind=True)
+PAIRS = [
+    Pair(f"{category}-{i}", category, "a", "b", f"{category} a {i}", f"{category} b {i}")
+    for category in ("color", "size")
+    for i in range(N)
+]
+
+
+@pytest.fixture
+def table():
+    """Colour succeeds at alpha 1, size is open there; at 0.5 both fail."""
+    noise = np.random.default_rng(0).normal(size=(2 * N, 3))
+    noise -= noise.reshape(2, N, 3).mean(axis=1).repeat(N, axis=0)
+    means = np.repeat([[-0.2, -0.1, 0.2], [-0.2, -0.1, 0.02]], N, axis=0)
+    ids = [pair.id for pair in PAIRS]
+    return pd.DataFrame(means + 0.05 * noise, index=ids, columns=[0.0, 0.5, 1.0])
+
+
+def test_every_cell_has_a_row_with_its_figures(table):
+    found = analyse(table, PAIRS, ceilings={"color": SEES, "size": SEES})
+    lines = list(text.verdict_table(found))
+    assert len(lines) == 2 + 6 + 1 + 3
+    rows = {tuple(line.split()[:2]): line for line in lines}
+    success = rows["color", "1"]
+    figures = found.cells[Cell("color", 1.0)]
+    for value in (
+        f"{figures.margin.mean:+.4f}",
+        f"[{figures.margin.ci_low:+.4f}, {figures.margin.ci_high:+.4f}]",
+        f"{figures.gain.mean:+.4f}",
+        f"[{figures.gain.ci_low:+.4f}, {figures.gain.ci_high:+.4f}]",
+        " 50% ",  # 0.2 of a ceiling of 0.4
+    ):
+        assert value in success
+    assert success.endswith(" success")
+    assert rows["color", "0.5"].endswith(" failure")
+    assert rows["color", "0"].endswith(" control")
+    needed = found.cells[Cell("size", 1.0)].margin.n_needed
+    assert rows["size", "1"].endswith(f"inconclusive ({needed} pairs would decide)")
+    assert rows["overall", "all"].split()[2] == "24"
+
+
+def test_columns_stand_under_their_heads(table):
+    head, rule, *rows = text.verdict_table(analyse(table, PAIRS, ceilings={"color": SEES}))
+    at = head.index("verdict")
+    for row in rows:
+        if row != rule:
+            assert row[at - 2 : at] == "  "
+            assert row[at] != " "
+
+
+def test_known_cells_are_marked(table):
+    found = analyse(table, PAIRS)
+    known = {Cell("color", 0.5), Cell("color", 1.0)}
+    lines = list(text.verdict_table(found, known))
+    assert any(line.endswith("failure (known)") for line in lines)
+    assert any(line.endswith("success (better than its baseline)") for line in lines)
+    assert sum("known" in line for line in lines) == 1
+
+
+def test_a_success_that_its_family_does_not_bear_out_is_marked(table):
+    found = analyse(table, PAIRS)
+    figures = found.cells[Cell("color", 1.0)]
+    assert text.verdict_words(figures) == "success"
+    object.__setattr__(figures, "p_holm", 0.2)
+    assert text.verdict_words(figures) == "success (not after Holm)"
+    assert "2 of 4" not in " ".join(text.reading_notes(found))
+    assert any("1 of 4 cells succeed; 0 after Holm's" in note for note in text.reading_notes(found))
+
+
+def test_missing_images_leave_blanks_not_figures(table):
+    table.loc["color-0", 1.0] = np.nan
+    found = analyse(table, PAIRS)
+    lines = list(text.verdict_table(found))
+    assert not any("nan" in line for line in [*lines, *text.trend_table(found)])
+    assert sum(line.endswith(" incomplete") for line in lines) == 3  # the cell, alpha 1, overall
+    assert sum(line.endswith(" incomplete") for line in text.trend_table(found)) == 2
+
+
+def test_a_blind_judge_is_said(table):
+    found = analyse(table, PAIRS, ceilings={"color": SEES, "size": BLIND})
+    assert sum(line.endswith(" blind") for line in text.verdict_table(found)) == 2
+    assert any(
+        "does not see the true change in: size" in line for line in text.reading_notes(found)
+    )
+
+
+def test_dose_and_response(table):
+    lines = list(text.trend_table(analyse(table, PAIRS)))
+    assert [line.split()[0] for line in lines] == ["dose-response", "color", "size", "overall"]
+    assert lines[1].split()[2].startswith("+0.4")
+    assert list(text.trend_table(analyse(table[[0.0, 1.0]], PAIRS))) == []
+
+
+def test_the_random_control_has_a_table_when_measured(table):
+    assert list(text.null_table(analyse(table, PAIRS))) == []
+    null = table.copy()
+    null[0.5] = null[1.0] = table[0.0] + 0.001
+    lines = list(text.null_table(analyse(table, PAIRS, null=null)))
+    assert len(lines) == 1 + 4
+    lucky = null + 1.0
+    lines = list(text.null_table(analyse(table, PAIRS, null=lucky)))
+    assert lines[-1].startswith("A random direction succeeds in color at alpha 0.5, color at")
+
+
+def test_published_figures_stand_beside_a_runs(table):
+    published = {
+        "overall": {
+            "mean": -0.00014, "ci_low": -0.00198, "ci_high": 0.00173, "p": 0.56,
+            "success_rate": 0.406, "n_items": 1200,
+        },
+        "cells": [
+            {"category": 1, "alpha": 1.0, "mean": None, "success_rate": None,
+             "success_rate_range": [0.24, 0.31], "finding": "negative"},
+            {"category": 2, "alpha": 1.0, "mean": None, "success_rate": None,
+             "success_rate_range": None, "finding": "near zero"},
+            {"category": 5, "alpha": 1.0, "mean": 0.0466, "success_rate": 1.0,
+             "success_rate_range": None, "finding": None},
+        ],
+    }  # fmt: skip
+    own = analyse(table, PAIRS).overall
+    theirs, mine, by_category = text.published_lines(published, own)
+    assert "-0.00014" in theirs
+    assert f"{own.items.ci_low:+.5f}" in mine
+    assert own.margin.verdict is not Verdict.INCOMPLETE
+    assert by_category.endswith(
+        "1: negative, success 24% to 31%; 2: near zero; 5: mean +0.0466, success 100%"
+    )
