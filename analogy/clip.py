@@ -70,7 +70,10 @@ def find_judge(name: str, pretrained: str | None) -> JudgeSource:
 
 
 class Judge:
-    """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU."""
+    """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU.
+
+    ``tokenize`` is the model's own tokenizer: prompts -> token ids ``(n, context)``.
+    """
 
     def __init__(self, source: JudgeSource, *, device: str) -> None:
         import open_clip
@@ -82,7 +85,7 @@ class Judge:
             source.name, pretrained=source.pretrained, precision="fp32", device=device
         )
         self._model.eval().requires_grad_(False)
-        self._tokenize = open_clip.get_tokenizer(source.name)
+        self.tokenize = open_clip.get_tokenizer(source.name)
         self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
 
     @torch.inference_mode()
@@ -103,7 +106,7 @@ class Judge:
         new = sorted(set(prompts) - self._texts.keys())
         for i in range(0, len(new), batch_size):
             chunk = new[i : i + batch_size]
-            tokens = self._tokenize(chunk).to(self.device)
+            tokens = self.tokenize(chunk).to(self.device)
             features = _numpy([self._model.encode_text(tokens, normalize=True)])
             self._texts.update(zip(chunk, features, strict=True))
         return np.stack([self._texts[prompt] for prompt in prompts])

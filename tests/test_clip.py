@@ -52,13 +52,13 @@ def test_an_images_features_do_not_depend_on_its_batch(judge, images):
 
 def test_each_distinct_prompt_is_encoded_once_and_the_order_kept(judge, monkeypatch):
     encoded = []
-    tokenize = judge._tokenize
+    tokenize = judge.tokenize
 
     def spy(texts):
         encoded.extend(texts)
         return tokenize(texts)
 
-    monkeypatch.setattr(judge, "_tokenize", spy)
+    monkeypatch.setattr(judge, "tokenize", spy)
     monkeypatch.setattr(judge, "_texts", {})  # other tests' prompts
     prompts = ["a red car", "two cups", "a red car", "a blue car", "two cups"]
     features = judge.text_features(prompts, batch_size=2)

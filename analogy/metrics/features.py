@@ -1,0 +1,99 @@
+"""Features for metrics of sets: from a judge, Inception, or any callable; and scores by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analogy.images import Images
+from analogy.metrics.checks import batches, check_images, check_sizes, finite_features
+
+
+class SmallSampleWarning(UserWarning):
+    """A set is so small that the metric is more bias than distance."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns images into features: :class:`analogy.clip.Judge` and ``Inception`` do."""
+
+    fingerprint: str
+
+    def image_features(self, images: Images, *, batch_size: int) -> NDArray[np.float32]:
+        """uint8 NHWC images -> ``(n, dim)``."""
+        ...
+
+
+FeatureModel: TypeAlias = Encoder | Callable[[Images], ArrayLike]
+"""An encoder, or a function of a batch of uint8 NHWC images that gives ``(batch, dim)``."""
+
+
+class SetScore(NamedTuple):
+    """A metric of two sets: its name, which says whose features it used; its value; the sizes."""
+
+    name: str
+    value: float
+    n: int
+    n_references: int
+
+
+def model_name(model: FeatureModel) -> str:
+    """What stands in a metric's name: the fingerprint's part before ``@``, or the function's name.
+
+    A lambda has none and is refused, so that scores of two of them never share a name.
+    """
+    if isinstance(model, Encoder):
+        return model.fingerprint.partition("@")[0]
+    name = getattr(model, "__name__", type(model).__name__)
+    if name == "<lambda>":
+        raise ValueError("features: expected a function with a name, got a lambda; use def")
+    return name
+
+
+def score_name(metric: str, *qualifiers: str) -> str:
+    """``fid``, ``fid (clip-tiny)``, ``cmmd (clip-tiny, unbiased)``."""
+    said = ", ".join(qualifier for qualifier in qualifiers if qualifier)
+    return f"{metric} ({said})" if said else metric
+
+
+def set_features(
+    images: Images, model: FeatureModel, *, batch_size: int = 32, what: str = "images"
+) -> NDArray[np.float64]:
+    """Features of all images, float64 ``(n, dim)``, a batch at a time.
+
+    Metrics of the same images by the same model share them: ``frechet_distance``,
+    ``kernel_distance`` and ``mmd_distance`` take features.
+    """
+    check_images(images, what)
+    rows = []
+    for batch in batches(images, batch_size):
+        part = images[batch]
+        given = (
+            model.image_features(part, batch_size=len(part))
+            if isinstance(model, Encoder)
+            else model(part)
+        )
+        features = finite_features(given, f"features of {what}")
+        if len(features) != len(part):
+            raise ValueError(
+                f"features of {what}: expected one row for each of {len(part)} image(s), "
+                f"got the shape {features.shape}"
+            )
+        rows.append(features)
+    return np.concatenate(rows)
+
+
+def features_of_both(
+    images: Images, references: Images, model: FeatureModel, batch_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Features of two sets, both checked before any is computed."""
+    check_images(images)
+    check_images(references, "references")
+    check_sizes(len(images), len(references))
+    return (
+        set_features(images, model, batch_size=batch_size),
+        set_features(references, model, batch_size=batch_size, what="references"),
+    )

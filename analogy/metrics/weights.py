@@ -1,0 +1,52 @@
+"""Weights of others' networks: found on this machine, never fetched, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+from os import PathLike
+from os.path import expanduser
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analogy.models import ModelError
+
+
+def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
+    """The file ``weights``, or the file of ``url`` where torch keeps its downloads.
+
+    A :class:`ModelError` names the file that is missing and the command that fetches it.
+    """
+    name = url.rpartition("/")[2]
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = kept if weights is None else Path(expanduser(weights))
+    if path.is_file():
+        return path
+    raise ModelError(
+        f"{path}: no such file. The weights {name} are not part of the suite; where there is a "
+        f"network, 'curl --create-dirs -fLo {kept} {url}' fetches them; "
+        "a copy that is elsewhere is named by weights=PATH"
+    )
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The state dict in a file of ``torch.save``, on the CPU; a file that runs code is refused."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its reader stumbled on
+        raise ModelError(
+            f"{path}: expected a state dict saved by torch.save ({error}); fetch the file again"
+        ) from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: expected a state dict, got {type(state).__name__}")
+    return state
+
+
+def file_fingerprint(name: str, path: Path) -> str:
+    """``<name>@sha256:<16 hex>`` of one file."""
+    whole = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            whole.update(block)
+    return f"{name}@sha256:{whole.hexdigest()[:16]}"
