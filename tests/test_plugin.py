@@ -17,7 +17,7 @@ import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
-from analogy import execute
+from analogy import execute, models
 from analogy.generator import Generator
 from analogy.models import shipped
 from analogy.recorded import RESULTS_VERSION, read
@@ -381,6 +381,23 @@ def test_another_model_has_no_baseline(bench, eight, judged):
     run = bench(*eight, f"--model={shipped('models/sdxl-tiny')}")
     run.assert_outcomes(failed=2)
     run.stdout.fnmatch_lines(["baseline  none for this model"])
+
+
+def test_a_run_of_the_published_model_shows_the_published_figures(
+    bench, eight, judged, monkeypatch
+):
+    judged(below)
+    run = bench(*eight)
+    run.stdout.no_fnmatch_line("published *")
+    monkeypatch.setattr(models, "DEFAULT_GPU_MODEL", "embedded")  # as if it were SSD-1B
+    run = bench(*eight)
+    run.stdout.fnmatch_lines(
+        [
+            "published  mean margin -0.00014, 95% CI [[]-0.00198, +0.00173], p 0.56, *40.6%, *",
+            "this run   mean margin -0.*, 8 items taken for independent",
+            "published, at alpha 1.0, by category, *; 5: mean +0.0466, success 100%; *",
+        ]
+    )
 
 
 GATE = ("test_margin", "test_regression")
