@@ -16,9 +16,21 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from analogy.images import Images, to_tensor
-from analogy.models import EMBEDDED, ModelError, fingerprint, shipped
+from analogy.models import (
+    EMBEDDED,
+    ModelError,
+    absent,
+    fingerprint,
+    refuse_pickles,
+    sha256,
+    shipped,
+)
 
 Features = NDArray[np.float32]
+
+#: What open_clip looks for in a hub repository.
+HUB_WEIGHTS = "open_clip_model.safetensors"
+PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +46,13 @@ class JudgeSource:
     fingerprint: str
 
 
-def find_judge(name: str, pretrained: str | None) -> JudgeSource:
+def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> JudgeSource:
     """Resolve ``--clip-model`` and ``--clip-pretrained``; loads nothing.
 
-    ``name`` is ``embedded``, a folder in open_clip's format, ``hf-hub:<id>``, or one of
-    open_clip's architectures together with one of its weights' tags.
+    ``name`` is ``embedded``, a folder in open_clip's format, ``hf-hub:<id>`` (its weights are
+    fetched, to tell which commit they are), or one of open_clip's architectures together with one
+    of its weights' tags or a ``.safetensors`` file. ``offline``: files that are not on this machine
+    are a :class:`ModelError`.
     """
     folder = shipped("models/clip-tiny") if name == EMBEDDED else Path(expanduser(name))
     if folder.is_dir():
@@ -46,9 +60,12 @@ def find_judge(name: str, pretrained: str | None) -> JudgeSource:
             raise ModelError(
                 f"{folder}: expected a judge in open_clip's format, with open_clip_config.json"
             )
+        refuse_pickles(folder.iterdir())
         return JudgeSource(f"local-dir:{folder.resolve()}", None, fingerprint(folder))
     if name.startswith("hf-hub:"):
-        return JudgeSource(name, None, name)
+        weights = _hub_file(name.removeprefix("hf-hub:"), (HUB_WEIGHTS,), offline=offline)
+        # A snapshot's folder is named by its commit.
+        return JudgeSource(name, None, f"{name}@{weights.parent.name[:12]}")
     import open_clip
 
     architectures = open_clip.list_models()
@@ -61,12 +78,63 @@ def find_judge(name: str, pretrained: str | None) -> JudgeSource:
             f"open_clip's {len(architectures)} names, such as {', '.join(near)}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags and not (pretrained and Path(pretrained).is_file()):
+    if pretrained and Path(pretrained).is_file():
+        file = Path(pretrained)
+        refuse_pickles([file])
+        return JudgeSource(name, pretrained, f"{name}/{file.stem}@sha256:{sha256(file)[:16]}")
+    if pretrained is None or pretrained not in tags:
         raise ModelError(
             f"--clip-pretrained {pretrained!r} for {name}: expected a file or one of "
             f"{', '.join(tags)}"
         )
+    if offline:
+        _expect_on_this_machine(name, pretrained)
     return JudgeSource(name, pretrained, f"{name}/{pretrained}")
+
+
+def _expect_on_this_machine(name: str, tag: str) -> None:
+    """Refuse a tag whose weights are not where open_clip's ``download_pretrained`` keeps them."""
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(name, tag)
+    repository, _, file = config.get("hf_hub", "").rpartition("/")
+    if repository:
+        names = (HUB_WEIGHTS, PICKLED_WEIGHTS)
+        if file:
+            names = (str(Path(file).with_suffix(".safetensors")), file)
+        _hub_file(repository, names, offline=True)
+        return
+    cached = Path(expanduser("~/.cache/clip")) / Path(config.get("url", "")).name
+    if not cached.is_file():
+        raise ModelError(
+            f"judge {name}/{tag}: {cached} is not on this machine and --offline fetches nothing; "
+            f"where there is a network, 'curl -L --create-dirs -o {cached} {config.get('url')}' "
+            "fetches it"
+        )
+
+
+def _hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
+    """The first of these files that the repository has, fetched unless ``offline``."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    failure: Exception | None = None
+    for file in names:
+        try:
+            return Path(hf_hub_download(repository, file, local_files_only=offline))
+        except LocalEntryNotFoundError as error:
+            failure = error
+        except EntryNotFoundError as error:
+            failure = error
+            if file == names[-1]:
+                raise ModelError(
+                    f"judge hf-hub:{repository}: expected {names[0]}; pickled weights are not "
+                    "loaded, since loading a pickle runs whatever code is in it; choose a judge "
+                    "with safetensors"
+                ) from error
+        except (OSError, ValueError) as error:
+            failure = error
+    raise absent(f"judge hf-hub:{repository}", repository, "", failure, offline=offline)
 
 
 class Judge:

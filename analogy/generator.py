@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analogy.families import family_of, stacked
 from analogy.images import Images, from_unit
 from analogy.records import Pair
 from analogy.steering import Conditioning
 
 
 class Generator:
-    """A loaded SDXL pipeline with the settings of one run.
+    """A loaded pipeline of any family with the settings of one run.
 
     An image depends on its own conditioning and latents alone: not on the batch that it is in,
     nor on its place there (in float32 up to rounding, at most 1/255).
@@ -34,22 +36,17 @@ class Generator:
         self._steps = steps
         self._guidance = guidance
         self._size = size
-        channels = pipeline.unet.config.in_channels
-        side = size // pipeline.vae_scale_factor
-        self.latent_shape = (channels, side, side)
+        self._family = family_of(pipeline)
+        self._denoiser = getattr(pipeline, self._family.denoiser)
+        self.latent_shape = self._family.latent_shape(pipeline, size)
         # Encoded here and handed to twins: a tokenizer's padding is state that threads would share.
         self._empty = self._empty_prompt() if empty is None else empty
 
     def twin(self) -> Generator:
         """Another generator on the same weights, for another thread: a scheduler keeps state."""
-        parts = self._pipeline.components
-        scheduler = type(self._pipeline.scheduler).from_config(self._pipeline.scheduler.config)
-        pipeline = type(self._pipeline)(
-            **{**parts, "scheduler": scheduler},
-            force_zeros_for_empty_prompt=self._pipeline.config.force_zeros_for_empty_prompt,
-            add_watermarker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = copy.copy(self._pipeline)
+        scheduler = self._pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config)
         return Generator(
             pipeline,
             steps=self._steps,
@@ -65,13 +62,10 @@ class Generator:
         encoded: dict[str, Conditioning] = {}
         for i in range(0, len(distinct), batch_size):
             chunk = distinct[i : i + batch_size]
-            states, _, pooled, _ = self._pipeline.encode_prompt(
-                chunk, device=self._pipeline.device, do_classifier_free_guidance=False
-            )
-            for prompt, state, vector in zip(
-                chunk, states.float().cpu(), pooled.float().cpu(), strict=True
-            ):
-                encoded[prompt] = Conditioning(state.clone(), vector.clone())
+            for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
+                encoded[prompt] = Conditioning(
+                    made.states.float().cpu().clone(), made.pooled.float().cpu().clone()
+                )
         return encoded
 
     @torch.inference_mode()
@@ -81,20 +75,15 @@ class Generator:
         ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning.
         """
         pipeline = self._pipeline
-        place = {"device": pipeline.device, "dtype": pipeline.unet.dtype}
-        states = torch.stack([c.states for c in conditionings]).to(**place)
-        pooled = torch.stack([c.pooled for c in conditionings]).to(**place)
-        negative: dict[str, Tensor] = {}
+        place = (pipeline.device, self._denoiser.dtype)
+        states, pooled = stacked(conditionings, *place)
+        negative = None
         if self._guidance > 1.0:
-            negative = {
-                "negative_prompt_embeds": self._empty.states.to(**place).expand_as(states),
-                "negative_pooled_prompt_embeds": self._empty.pooled.to(**place).expand_as(pooled),
-            }
+            empty_states, empty_pooled = stacked([self._empty], *place)
+            negative = empty_states.expand_as(states), empty_pooled.expand_as(pooled)
         images = pipeline(
-            prompt_embeds=states,
-            pooled_prompt_embeds=pooled,
-            **negative,
-            latents=latents.to(**place),
+            **self._family.arguments(states, pooled, negative),
+            latents=latents.to(*place),
             num_inference_steps=self._steps,
             guidance_scale=self._guidance,
             height=self._size,
@@ -105,11 +94,7 @@ class Generator:
 
     @torch.inference_mode()
     def _empty_prompt(self) -> Conditioning:
-        """What the pipeline itself takes as the negative prompt when none is given."""
-        _, states, _, pooled = self._pipeline.encode_prompt(
-            "", device=self._pipeline.device, do_classifier_free_guidance=True
-        )
-        return Conditioning(states[0], pooled[0])
+        return self._family.empty(self._pipeline)
 
 
 def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:

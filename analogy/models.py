@@ -1,27 +1,36 @@
 """Find, verify and load models; say which ones they are.
 
-A model is ``embedded`` (shipped with the suite), a local folder, or a hub id with an optional
-``@revision``. Its fingerprint goes into every result, so that figures of different weights are
-never mixed.
+A model is ``embedded`` (shipped with the suite), a local folder, a single ``.safetensors`` file,
+or a hub id with an optional ``@revision``; a LoRA may be fused into it. Its fingerprint goes into
+every result, so that figures of different weights are never mixed. Weights come from safetensors
+alone: a pickle may run any code when it is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 import platform
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from analogy.families import FAMILIES, Family
+
 EMBEDDED = "embedded"
-SDXL_PIPELINES = ("StableDiffusionXLPipeline",)
 CHECKSUMS = "SHA256SUMS"
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+#: A pipeline's configuration and tokenizers, without its weights.
+CONFIG_FILES = ["*.json", "*.txt", "*.model"]
 
 #: What a run uses unless told otherwise: embedded on a CPU, SSD-1B with --gpu.
 DEFAULT_GPU_MODEL = "segmind/SSD-1B"
@@ -36,12 +45,16 @@ class ModelError(ValueError):
 class ModelSource:
     """Where a model's files are, and which files they are.
 
-    ``fingerprint`` is ``<name>@<commit>`` for a hub model and ``<name>@sha256:<16 hex>`` over all
-    configuration and weight files for a folder.
+    ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
+    weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
+    hex>`` over all configuration and weight files for a folder and over the file for a file, with
+    ``+<lora>@sha256:<16 hex>`` for a LoRA.
     """
 
     folder: Path
     fingerprint: str
+    file: Path | None = None
+    lora: Path | None = None
 
 
 def shipped(name: str) -> Path:
@@ -56,25 +69,89 @@ def shipped(name: str) -> Path:
     )
 
 
-def find_pipeline(model: str, *, dtype: str) -> ModelSource:
+def find_pipeline(
+    model: str, *, dtype: str, offline: bool = False, lora: str | None = None
+) -> ModelSource:
     """The files of a diffusers pipeline, downloaded if ``model`` is a hub id.
 
-    ``dtype`` decides whether half-precision weights are fetched where both exist.
+    ``dtype`` decides whether half-precision weights are fetched where both exist. ``offline``:
+    what is not on this machine is a :class:`ModelError` that names the command that fetches it.
+    ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id.
     """
-    folder = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model))
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"{folder}: expected a diffusers pipeline folder with model_index.json; "
-                f"found {_listing(folder)}"
-            )
-        _refuse_other_families(folder)
-        return ModelSource(folder, fingerprint(folder))
+    path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model))
+    if path.is_dir():
+        source = _folder_source(path)
+    elif path.is_file():
+        source = _file_source(path, offline=offline)
+    else:
+        source = _hub_source(model, dtype=dtype, offline=offline)
+    return source if lora is None else _with_lora(source, lora, offline=offline)
+
+
+def _folder_source(folder: Path) -> ModelSource:
+    if not (folder / "model_index.json").is_file():
+        refuse_pickles(folder.iterdir())
+        raise ModelError(
+            f"{folder}: expected a diffusers pipeline folder with model_index.json; "
+            f"found {_listing(folder)}"
+        )
+    family = _family_of_folder(folder)
+    index = _index(folder)
+    for part in sorted(folder.iterdir()):
+        if part.is_dir() and part.name in index and part.name not in family.load_options:
+            refuse_pickles(part.iterdir())
+    return ModelSource(folder, fingerprint(folder))
+
+
+def _file_source(file: Path, *, offline: bool) -> ModelSource:
+    """A single-file checkpoint: it holds weights alone, so its configuration must be found.
+
+    That is in the file's own folder, or in one beside it named like it; else it is that of the
+    model that diffusers takes the weights for, from the hub.
+    """
+    refuse_pickles([file])
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file}: expected a .safetensors file or a diffusers pipeline folder")
+    name = f"{file.stem}@sha256:{sha256(file)[:16]}"
+    for folder in (file.with_suffix(""), file.parent):
+        if (folder / "model_index.json").is_file():
+            _family_of_folder(folder)
+            return ModelSource(folder, name, file=file)
+    from diffusers.loaders.single_file_utils import (
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
+    from huggingface_hub import snapshot_download
+    from safetensors import SafetensorError
+
+    try:
+        alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: not a safetensors file ({error})") from error
+    origin = alike["pretrained_model_name_or_path"]
+    try:
+        folder = Path(
+            snapshot_download(origin, allow_patterns=CONFIG_FILES, local_files_only=offline)
+        )
+        _family_of_folder(folder)
+    except (OSError, ModelError) as error:
+        patterns = " ".join(f"--include '{pattern}'" for pattern in CONFIG_FILES)
+        raise ModelError(
+            f"{file}: a single file holds weights alone; expected the configuration in "
+            f"{file.with_suffix('')} or {file.parent} (a diffusers folder, whose weights are not "
+            f"needed), or that of {origin} on this machine ({error}); where there is a network, "
+            f"'hf download {origin} {patterns}' fetches it"
+        ) from error
+    return ModelSource(folder, name, file=file)
+
+
+def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
     name, _, revision = model.partition("@")
     if not _is_hub_id(name):
+        refuse_pickles([Path(model)])
         raise ModelError(
-            f"--model {model!r}: expected '{EMBEDDED}', a folder that exists, or a hub id such as "
-            f"'{DEFAULT_GPU_MODEL}' or '{DEFAULT_GPU_MODEL}@main'"
+            f"--model {model!r}: expected '{EMBEDDED}', a folder or .safetensors file that exists, "
+            f"or a hub id such as '{DEFAULT_GPU_MODEL}' or '{DEFAULT_GPU_MODEL}@main'"
         )
     from diffusers import DiffusionPipeline
 
@@ -84,45 +161,170 @@ def find_pipeline(model: str, *, dtype: str) -> ModelSource:
         try:
             folder = Path(
                 DiffusionPipeline.download(
-                    name, revision=revision or None, variant=variant, use_safetensors=True
+                    name,
+                    revision=revision or None,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=offline,
                 )
             )
         except (OSError, ValueError) as error:
             failure = error
             continue
-        _refuse_other_families(folder)
+        _family_of_folder(folder)
         return ModelSource(folder, f"{name}@{folder.name[:12]}")
-    raise ModelError(
-        f"model {model!r} is not on this machine and could not be fetched ({failure}); "
-        f"where there is a network, 'hf download {name}' fetches it"
-    ) from failure
+    if "safetensors" in str(failure):  # diffusers' own refusal, as an OSError
+        raise ModelError(f"model {model!r}: {_NO_PICKLES} ({failure})") from failure
+    raise absent(f"model {model!r}", name, revision, failure, offline=offline) from failure
+
+
+def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("--lora needs the package peft, which is not installed: pip install peft")
+    path = Path(expanduser(lora))
+    if path.is_dir():
+        file = _lora_in(path)
+    elif path.is_file():
+        refuse_pickles([path])
+        file = path
+    else:
+        file = _hub_lora(lora, offline=offline)
+    if file.suffix != ".safetensors":
+        raise ModelError(f"--lora {lora}: expected a .safetensors file, got {file.name}")
+    name = f"{source.fingerprint}+{file.stem}@sha256:{sha256(file)[:16]}"
+    return replace(source, fingerprint=name, lora=file)
+
+
+def _lora_in(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        refuse_pickles(folder.iterdir())
+    if (folder / LORA_WEIGHTS) in files:
+        return folder / LORA_WEIGHTS
+    if len(files) != 1:
+        raise ModelError(
+            f"--lora {folder}: expected {LORA_WEIGHTS} or exactly one .safetensors file, found "
+            f"{', '.join(file.name for file in files) or _listing(folder)}; name the file"
+        )
+    return files[0]
+
+
+def _hub_lora(lora: str, *, offline: bool) -> Path:
+    name, _, revision = lora.partition("@")
+    if not _is_hub_id(name):
+        raise ModelError(
+            f"--lora {lora!r}: expected a .safetensors file or a folder that exists, or a hub id"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns="*.safetensors",
+            local_files_only=offline,
+        )
+    except (OSError, ValueError) as error:
+        raise absent(f"--lora {lora!r}", name, revision, error, offline=offline) from error
+    return _lora_in(Path(folder))
+
+
+def absent(
+    what: str, name: str, revision: str, failure: Exception | None, *, offline: bool
+) -> ModelError:
+    """What to say when the hub's files are neither here nor to be had."""
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    why = "and --offline fetches nothing" if offline else f"and could not be fetched ({failure})"
+    return ModelError(
+        f"{what} is not on this machine {why}; where there is a network, '{command}' fetches it"
+    )
+
+
+_NO_PICKLES = (
+    "expected weights as .safetensors, found them pickled; loading a pickle runs whatever code is "
+    "in it, so the suite loads none: choose a revision with safetensors, or convert the weights "
+    "where running that code does no harm (save_pretrained writes safetensors)"
+)
+
+
+def refuse_pickles(files: Iterable[Path]) -> None:
+    """A :class:`ModelError` if weights are among these files, but no safetensors."""
+    files = list(files)
+    pickled = sorted(file for file in files if file.suffix in PICKLED)
+    if pickled and not any(file.suffix == ".safetensors" for file in files):
+        raise ModelError(f"{pickled[0]}: {_NO_PICKLES}")
+
+
+def go_offline() -> None:
+    """From here on this process and its children ask the hub for nothing, whatever loads."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
 
 
 def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
-    """The pipeline on its device, in its dtype, ready and silent.
+    """The pipeline on its device, in its dtype, with its LoRA fused, ready and silent.
 
-    Only safetensors are loaded. Half-precision files are used where the folder has them.
+    Only safetensors are loaded, and only files that :func:`find_pipeline` found. Half-precision
+    files are used where the folder has them, unless it has float32 and that is asked for.
     """
-    from diffusers import StableDiffusionXLPipeline
+    import diffusers
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     # A bar for every part's loading would bury the one that matters.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    halves = any((source.folder / "unet").glob("*.fp16.safetensors"))
+    family = _family_of_folder(source.folder)
+    loader = getattr(diffusers, family.pipeline)
+    options: dict[str, Any] = {
+        "torch_dtype": getattr(torch, dtype),
+        "local_files_only": True,
+        **family.load_options,
+        # Parts that the folder leaves out on purpose, such as SD3's T5 encoder, must be said.
+        **{name: None for name, part in _index(source.folder).items() if part == [None, None]},
+    }
     with warnings.catch_warnings():
         # Weights saved as fp16 and computed in another dtype are what we mean to do.
         warnings.simplefilter("ignore")
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            source.folder,
-            torch_dtype=getattr(torch, dtype),
-            variant="fp16" if halves else None,
-            use_safetensors=True,
-            add_watermarker=False,
-        )
+        if source.file is not None:
+            pipeline = loader.from_single_file(
+                str(source.file), config=str(source.folder), **options
+            )
+        else:
+            weights = {path.name for path in (source.folder / family.denoiser).iterdir()}
+            halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
+            whole = {name for name in weights - halves if name.endswith(".safetensors")}
+            pipeline = loader.from_pretrained(
+                source.folder,
+                variant="fp16" if halves and not (whole and dtype == "float32") else None,
+                use_safetensors=True,
+                **options,
+            )
+        if source.lora is not None:
+            _fuse(pipeline, source.lora)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _fuse(pipeline: Any, lora: Path) -> None:
+    """Add the LoRA to the weights themselves, so that it costs nothing from here on."""
+    try:
+        pipeline.load_lora_weights(
+            str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"--lora {lora}: does not fit a {type(pipeline).__name__} ({error})"
+        ) from error
+    if not pipeline.get_active_adapters():
+        raise ModelError(
+            f"--lora {lora}: none of its weights belong to a {type(pipeline).__name__}; "
+            "choose a LoRA that was trained for this model's family"
+        )
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 def fingerprint(folder: Path) -> str:
@@ -137,7 +339,7 @@ def fingerprint(folder: Path) -> str:
         for path in folder.rglob(pattern)
         if path.is_file()
     )
-    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     listed = folder / CHECKSUMS
     if listed.is_file():
         _check_sums(folder, listed, sums)
@@ -150,7 +352,7 @@ def fingerprint(folder: Path) -> str:
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over the folder's files, in the format of ``sha256sum``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
@@ -160,7 +362,7 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
         digest, _, name = line.partition("  ")
         expected[name] = digest
     for name, digest in expected.items():
-        actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)
+        actual = found.get(name) or (sha256(folder / name) if (folder / name).is_file() else None)
         if actual != digest:
             raise ModelError(
                 f"{folder / name}: expected SHA-256 {digest} (from {CHECKSUMS}), "
@@ -168,7 +370,8 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A file's SHA-256, in hex."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -176,18 +379,33 @@ def _sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _refuse_other_families(folder: Path) -> None:
+def _index(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder says of itself: its class and, for each part, library and class."""
+    file = folder / "model_index.json"
     try:
-        name = json.loads((folder / "model_index.json").read_text("utf-8"))["_class_name"]
+        index: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder / 'model_index.json'}: not a pipeline's index ({error})"
-        ) from None
-    if name not in SDXL_PIPELINES:
+        raise ModelError(f"{file}: not a pipeline's index ({error})") from None
+    return index
+
+
+def _family_of_folder(folder: Path) -> Family:
+    name = _index(folder)["_class_name"]
+    if name not in FAMILIES:
         raise ModelError(
             f"{folder}: expected a pipeline of the families supported "
-            f"({', '.join(SDXL_PIPELINES)}), got {name}"
+            f"({', '.join(FAMILIES)}), got {name}"
         )
+    return FAMILIES[name]
+
+
+def native_size(folder: Path) -> int:
+    """Pixels a side of the images that a pipeline was trained for, from its configuration files."""
+    denoiser = _family_of_folder(folder).denoiser
+    settings = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
+    vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
+    return int(settings["sample_size"]) * int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def _is_hub_id(name: str) -> bool:

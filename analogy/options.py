@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-#: Steps and guidance of the embedded default, and those that SSD-1B's model card recommends.
+#: Steps and guidance of the embedded default, and those of SSD-1B: its model card
+#: (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number of steps, which
+#: leaves the 50 of diffusers' pipeline; the scheduler is the one in its folder (Euler).
 EMBEDDED_SAMPLING = (8, 4.0)
 GPU_SAMPLING = (50, 9.0)
 EMBEDDED_BATCH, GPU_BATCH = 75, 8
@@ -72,6 +75,12 @@ def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return parse_list
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+        raise ValueError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def _method(text: str) -> str:
     if text not in METHOD_NAMES:
         near = get_close_matches(text, METHOD_NAMES, n=1)
@@ -83,8 +92,15 @@ def _method(text: str) -> str:
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
            "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
-    Option("--model", "'embedded', a diffusers folder, or a hub id with optional @revision "
-           "[default: embedded; with --gpu segmind/SSD-1B]", parse=str, metavar="MODEL"),
+    Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]", parse=_device,
+           metavar="DEVICE"),
+    Option("--offline", "never touch the network; a file that is not on this machine is an error "
+           "that names the command that fetches it", default=False),
+    Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
+           "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=str,
+           metavar="MODEL"),
+    Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
+           "holds one, or a hub id with optional @revision", parse=str, metavar="LORA"),
     Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id "
            "[default: embedded; with --gpu ViT-B-32]", parse=str, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights "

@@ -26,8 +26,9 @@ from torch import Tensor
 class Conditioning:
     """What the denoiser is conditioned on, for one image.
 
-    ``states``: the prompt's token states, ``(tokens, dim)``; ``pooled``: SDXL's pooled vector,
-    ``(pooled_dim,)``. Both float32 on the CPU.
+    ``states``: the prompt's token states, ``(tokens, dim)``; ``pooled``: the pooled vector,
+    ``(pooled_dim,)``, empty in a family that has none (Stable Diffusion 1 and 2). Both float32 on
+    the CPU.
     """
 
     states: Tensor

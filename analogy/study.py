@@ -29,8 +29,10 @@ from analogy.models import (
     EMBEDDED,
     ModelSource,
     find_pipeline,
+    go_offline,
     machine,
     native_dtype,
+    native_size,
     shipped,
 )
 from analogy.options import (
@@ -233,12 +235,7 @@ class Study:
 def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
     """The configuration with the defaults of its device filled in, and where its models are."""
     gpu = bool(values["gpu"])
-    if gpu and not torch.cuda.is_available():
-        raise OptionError(
-            f"--gpu: expected a CUDA device, but torch {torch.__version__} sees none; check "
-            "nvidia-smi and CUDA_VISIBLE_DEVICES, or leave --gpu out to run on the CPU"
-        )
-    device = "cuda" if gpu else "cpu"
+    device = _device(values["device"], gpu=gpu)
     dtype = native_dtype(device)
     steps, guidance = GPU_SAMPLING if gpu else EMBEDDED_SAMPLING
     name = values["model"] or (DEFAULT_GPU_MODEL if gpu else EMBEDDED)
@@ -246,11 +243,14 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     if clip is None:
         clip, default_tag = DEFAULT_GPU_CLIP if gpu else (EMBEDDED, None)
         tag = tag or default_tag
-    judge = find_judge(clip, tag)
-    model = find_pipeline(name, dtype=dtype)
+    offline = bool(values["offline"])
+    if offline:
+        go_offline()
+    judge = find_judge(clip, tag, offline=offline)
+    model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
     try:
         config = RunConfig(
-            model=name,
+            model=name if values["lora"] is None else f"{name}+{values['lora']}",
             clip_model=clip,
             clip_pretrained=tag,
             pairs=values["pairs"] or str(shipped("pairs.csv")),
@@ -260,7 +260,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             method=values["method"],
             steps=steps if values["steps"] is None else values["steps"],
             guidance=guidance if values["guidance"] is None else values["guidance"],
-            size=_native_size(model.folder),
+            size=native_size(model.folder),
             dtype=dtype,
             device=device,
             batch_size=values["batch_size"] or (GPU_BATCH if gpu else EMBEDDED_BATCH),
@@ -271,6 +271,33 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
         option, _, rest = str(error).partition(":")
         raise OptionError(f"--{option.replace('_', '-')}:{rest}") from None
     return config, model, judge
+
+
+def _device(device: str | None, *, gpu: bool) -> str:
+    """The device to run on; one that this machine lacks is an ``OptionError``."""
+    flag = f"--device {device}" if device else "--gpu"
+    device = device or ("cuda" if gpu else "cpu")
+    kind, _, index = device.partition(":")
+    if gpu and kind != "cuda":
+        raise OptionError(f"--device: expected cuda or cuda:N with --gpu, got {device!r}")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError(
+                f"{flag}: expected a CUDA device, but torch {torch.__version__} sees none; check "
+                "nvidia-smi and CUDA_VISIBLE_DEVICES, or leave it out to run on the CPU"
+            )
+        count = torch.cuda.device_count()
+        if index and int(index) >= count:
+            raise OptionError(
+                f"{flag}: expected one of the {count} CUDA devices that torch sees, cuda:0 to "
+                f"cuda:{count - 1}"
+            )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise OptionError(
+            f"{flag}: expected Apple's Metal, but torch {torch.__version__} sees none; it needs "
+            "macOS on Apple silicon"
+        )
+    return device
 
 
 def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
@@ -306,13 +333,6 @@ def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, schedul
     for name in ("method", "steps", "guidance", "size", "dtype"):
         same[name] = getattr(config, name)
     return digest(same)[:12]
-
-
-def _native_size(folder: Path) -> int:
-    """Pixels of the images that a pipeline was trained for, from its configuration files."""
-    unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
-    vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-    return int(unet["sample_size"]) * int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def _scheduler_of(folder: Path) -> str:

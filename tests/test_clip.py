@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -123,7 +124,48 @@ def test_a_name_with_its_weights_is_found():
     source = find_judge("ViT-B-32", "laion2b_s34b_b79k")
     assert (source.name, source.pretrained) == ("ViT-B-32", "laion2b_s34b_b79k")
     assert source.fingerprint == "ViT-B-32/laion2b_s34b_b79k"
-    assert find_judge("hf-hub:someone/model", None).fingerprint == "hf-hub:someone/model"
+
+
+def cached(home, repository: str, file: str, commit: str) -> None:
+    """Put a file where the hub's library looks for what it fetched."""
+    folder = home / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / file).touch()
+
+
+def test_a_hub_judge_is_known_by_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached(tmp_path, "someone/model", "open_clip_model.safetensors", "0123456789abcdef")
+    source = find_judge("hf-hub:someone/model", None, offline=True)
+    assert source.name == "hf-hub:someone/model"
+    assert source.fingerprint == "hf-hub:someone/model@0123456789ab"
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_judge_that_is_not_here_says_how_to_fetch_it(offline):
+    with pytest.raises(ModelError, match=r"not on this machine.*'hf download no-such/judge' fetch"):
+        find_judge("hf-hub:no-such/judge", None, offline=offline)
+
+
+def test_a_tags_weights_are_found_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached(
+        tmp_path, "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "open_clip_model.safetensors", "01234567"
+    )
+    source = find_judge("ViT-B-32", "laion2b_s34b_b79k", offline=True)
+    assert source.fingerprint == "ViT-B-32/laion2b_s34b_b79k"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt"])
+def test_a_pickled_judge_is_refused(tmp_path, suffix):
+    weights = tmp_path / f"open_clip_pytorch_model{suffix}"
+    weights.touch()
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    for given in ((str(tmp_path), None), ("ViT-B-32", str(weights))):
+        with pytest.raises(ModelError, match="a pickle runs whatever code is in it"):
+            find_judge(*given)
 
 
 def test_an_unknown_name_brings_near_ones():
@@ -150,7 +192,9 @@ def test_unknown_weights_bring_the_known_ones(tag):
 def test_weights_may_be_a_file(tmp_path):
     weights = tmp_path / "mine.safetensors"
     weights.touch()
-    assert find_judge("ViT-B-32", str(weights)).pretrained == str(weights)
+    source = find_judge("ViT-B-32", str(weights))
+    assert source.pretrained == str(weights)
+    assert re.fullmatch(r"ViT-B-32/mine@sha256:[0-9a-f]{16}", source.fingerprint)
 
 
 def test_a_folder_that_is_no_judge(tmp_path):

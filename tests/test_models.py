@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from analogy import models
 from analogy.models import (
     CHECKSUMS,
+    LORA_WEIGHTS,
     ModelError,
     find_pipeline,
     fingerprint,
     load_pipeline,
     machine,
     native_dtype,
+    native_size,
     shipped,
     write_checksums,
 )
@@ -66,11 +74,10 @@ def test_a_folder_that_is_no_pipeline(tmp_path, files, found):
 
 
 def test_another_family_is_refused(folder):
-    index = {"_class_name": "StableDiffusionPipeline"}
+    index = {"_class_name": "FluxPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(
-        ModelError, match=r"\(StableDiffusionXLPipeline\), got StableDiffusionPipeline$"
-    ):
+    families = "StableDiffusionXLPipeline, StableDiffusionPipeline, StableDiffusion3Pipeline"
+    with pytest.raises(ModelError, match=rf"families supported \({families}\), got FluxPipeline$"):
         find_pipeline(str(folder), dtype="float32")
 
 
@@ -85,17 +92,17 @@ def test_an_index_that_is_none(folder, index):
 def test_what_is_neither_a_folder_nor_a_hub_id(name):
     with pytest.raises(ModelError) as refusal:
         find_pipeline(name, dtype="float32")
-    expected = f"--model {name!r}: expected 'embedded', a folder that exists, or a hub id such as"
+    expected = f"--model {name!r}: expected 'embedded', a folder or .safetensors file that"
     assert str(refusal.value).startswith(expected)
 
 
-@pytest.mark.parametrize("revision", ["", "@main"])
-def test_a_hub_model_without_a_network_says_how_to_fetch_it(revision):
-    with pytest.raises(
-        ModelError,
-        match=rf"'no-such/model{revision}' is not on this machine.*'hf download no-such/model'",
-    ):
-        find_pipeline(f"no-such/model{revision}", dtype="float32")
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize(("revision", "option"), [("", ""), ("@main", " --revision main")])
+def test_a_hub_model_without_a_network_says_how_to_fetch_it(revision, option, offline):
+    why = "and --offline fetches nothing" if offline else "and could not be fetched"
+    model, command = f"no-such/model{revision}", f"hf download no-such/model{option}"
+    with pytest.raises(ModelError, match=rf"'{model}' is not on this machine {why}.*'{command}'"):
+        find_pipeline(model, dtype="float32", offline=offline)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +112,8 @@ def test_a_hub_model_without_a_network_says_how_to_fetch_it(revision):
 def test_a_hub_model_is_fetched_in_the_variant_that_fits(folder, monkeypatch, dtype, variants):
     asked = []
 
-    def download(name, *, revision, variant, use_safetensors):
+    def download(name, *, revision, variant, use_safetensors, local_files_only):
+        assert local_files_only is False
         asked.append((name, revision, variant, use_safetensors))
         if len(asked) == 1:
             raise OSError("no such variant")
@@ -116,6 +124,218 @@ def test_a_hub_model_is_fetched_in_the_variant_that_fits(folder, monkeypatch, dt
     assert asked == [("someone/model", "v1", variant, True) for variant in variants]
     assert source.folder == folder
     assert source.fingerprint == f"someone/model@{folder.name[:12]}"
+
+
+def test_a_hub_model_with_pickled_weights_alone_is_refused(monkeypatch):
+    def download(name, **given):
+        assert given["use_safetensors"] is True
+        raise OSError("Could not find the necessary `safetensors` weights in {...}")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    with pytest.raises(ModelError, match="a pickle runs whatever code is in it"):
+        find_pipeline("someone/model", dtype="float32")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth"])
+def test_a_pickled_file_or_folder_is_refused_unopened(tmp_path, suffix):
+    """The file would raise if it were unpickled."""
+    file = tmp_path / f"model{suffix}"
+    file.write_bytes(pickle.dumps(_Trap()))
+    for given in (file, tmp_path):
+        with pytest.raises(ModelError, match=rf"model\{suffix}: expected weights as \.safetensors"):
+            find_pipeline(str(given), dtype="float32")
+
+
+class _Trap:
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def test_offline_never_opens_a_connection(tmp_path):
+    """In a process of its own, without the tests' HF_HUB_OFFLINE, where connecting is recorded."""
+    code = """
+import socket, sys
+def refuse(*given, **more):
+    print("CONNECTED", given); raise OSError("no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from analogy.options import OPTIONS, parse_options
+from analogy.study import Study
+wanted = {"analogy_offline": True, "analogy_limit": "2", "analogy_run_dir": sys.argv[1]}
+for model, clip, tag in (
+    ("no-such/model", None, None), (None, "hf-hub:no/judge", None),
+    (None, "ViT-B-32", "laion2b_s34b_b79k"), (None, "ViT-B-32", "laion400m_e31"),
+):
+    given = {"analogy_model": model, "analogy_clip_model": clip, "analogy_clip_pretrained": tag}
+    values = {option.name: option.default for option in OPTIONS} | wanted | given
+    try:
+        Study.open(parse_options(values.__getitem__))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    environment = {k: v for k, v in os.environ.items() if "OFFLINE" not in k}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    lines = done.stdout.splitlines()
+    assert "CONNECTED" not in done.stdout
+    assert len(lines) == 4
+    for line, repository in zip(
+        lines,
+        ("no-such/model", "no/judge", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ""),
+        strict=True,
+    ):
+        assert line.startswith("ModelError")
+        assert "is not on this machine and --offline fetches nothing" in line
+        assert f"'hf download {repository}" in line or "'curl -L" in line
+
+
+# --- a single file
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A checkpoint's file, of which diffusers can say what it is no more than we can."""
+    file = tmp_path / "mine.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.bias": torch.zeros(4)}, file)
+    return file
+
+
+@pytest.mark.parametrize("place", ["", "mine"])
+def test_a_single_file_takes_the_configuration_beside_it(single, monkeypatch, place, model_source):
+    beside = single.parent / place
+    beside.mkdir(exist_ok=True)
+    for file in model_source.folder.rglob("*.json"):
+        target = beside / file.relative_to(model_source.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(file, target)
+    source = find_pipeline(str(single), dtype="float32", offline=True)
+    assert source.folder == beside
+    digest = hashlib.sha256(single.read_bytes()).hexdigest()
+    assert source.fingerprint == f"mine@sha256:{digest[:16]}"
+    assert native_size(source.folder) == 64
+
+    asked = {}
+
+    def from_single_file(path, **given):
+        asked.update(given, path=path)
+        raise InterruptedError
+
+    monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_single_file", from_single_file)
+    with pytest.raises(InterruptedError):
+        load_pipeline(source, device="cpu", dtype="bfloat16")
+    assert (asked["path"], asked["config"]) == (str(single), str(beside))
+    assert (asked["torch_dtype"], asked["local_files_only"]) == (torch.bfloat16, True)
+
+
+def test_a_single_file_without_a_configuration_says_how_to_get_one(single):
+    with pytest.raises(ModelError) as refusal:
+        find_pipeline(str(single), dtype="float32", offline=True)
+    message = str(refusal.value)
+    assert "a single file holds weights alone; expected the configuration in" in message
+    assert re.search(r"'hf download \S+/\S+ --include '\*\.json' --include '\*\.txt'", message)
+
+
+def test_a_single_file_that_is_no_safetensors(tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"abc")
+    with pytest.raises(ModelError, match=r"mine\.safetensors: not a safetensors file"):
+        find_pipeline(str(tmp_path / "mine.safetensors"), dtype="float32")
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ModelError, match=r"mine\.txt: expected a \.safetensors file or"):
+        find_pipeline(str(tmp_path / "mine.txt"), dtype="float32")
+
+
+# --- LoRA
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA of rank 2 for one projection of the embedded model's UNet."""
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    file = tmp_path / "style" / "style.safetensors"
+    file.parent.mkdir()
+    width = 160
+    save_file(
+        {
+            f"{name}.lora_A.weight": torch.full((2, width), 0.1),
+            f"{name}.lora_B.weight": torch.full((width, 2), 0.2),
+        },
+        file,
+    )
+    return file
+
+
+@pytest.fixture
+def peft_is_there(monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object())
+
+
+def test_without_peft_a_lora_says_what_to_install(monkeypatch, lora):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"--lora needs the package peft.*pip install peft"):
+        find_pipeline("embedded", dtype="float32", lora=str(lora))
+
+
+@pytest.mark.usefixtures("peft_is_there")
+def test_a_lora_is_part_of_the_fingerprint(lora, model_source):
+    source = find_pipeline("embedded", dtype="float32", lora=str(lora))
+    digest = hashlib.sha256(lora.read_bytes()).hexdigest()[:16]
+    assert source.fingerprint == f"{model_source.fingerprint}+style@sha256:{digest}"
+    assert find_pipeline("embedded", dtype="float32", lora=str(lora.parent)) == source
+    lora.write_bytes(lora.read_bytes() + b" ")
+    other = find_pipeline("embedded", dtype="float32", lora=str(lora))
+    assert other.fingerprint != source.fingerprint
+
+
+@pytest.mark.usefixtures("peft_is_there")
+def test_what_is_no_lora_is_refused(lora):
+    def refuse(given, message):
+        with pytest.raises(ModelError, match=message):
+            find_pipeline("embedded", dtype="float32", lora=str(given), offline=True)
+
+    refuse("none", "--lora 'none': expected a .safetensors file or a folder that exists, or a hub")
+    refuse("no-such/lora@v1", "'hf download no-such/lora --revision v1' fetches it")
+    shutil.copy(lora, lora.with_name("other.safetensors"))
+    refuse(lora.parent, "exactly one .safetensors file, found other.safetensors, style.safetensors")
+    shutil.copy(lora, lora.with_name(LORA_WEIGHTS))
+    assert find_pipeline("embedded", dtype="float32", lora=str(lora.parent)).lora.name == (
+        LORA_WEIGHTS
+    )
+    pickled = lora.with_name("style.bin")
+    pickled.touch()
+    refuse(pickled, r"style\.bin: expected weights as \.safetensors")
+
+
+def test_a_lora_changes_the_weights_it_names_and_no_others(lora, pipeline):
+    pytest.importorskip("peft")
+    source = find_pipeline("embedded", dtype="float32", lora=str(lora))
+    steered = load_pipeline(source, device="cpu", dtype="float32")
+    before = pipeline.unet.state_dict()
+    after = steered.unet.state_dict()
+    assert after.keys() == before.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
+    # B A, with the scale 1 of a LoRA that names none: 2 * 0.2 * 0.1.
+    difference = after[changed[0]] - before[changed[0]]
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.04))
+
+
+def test_a_lora_of_another_model_is_refused(lora):
+    pytest.importorskip("peft")
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {"lora_A.weight": torch.zeros(2, 7), "lora_B.weight": torch.zeros(7, 2)}
+    save_file({f"{name}.{part}": value for part, value in weights.items()}, lora)
+    source = find_pipeline("embedded", dtype="float32", lora=str(lora))
+    with pytest.raises(ModelError, match="does not fit a StableDiffusionXLPipeline"):
+        load_pipeline(source, device="cpu", dtype="float32")
+
+
+def test_a_lora_for_another_family_is_refused(lora):
+    """One whose weights all belong elsewhere: nothing would change but the fingerprint."""
+    pytest.importorskip("peft")
+    save_file({f"transformer.to_q.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, lora)
+    source = find_pipeline("embedded", dtype="float32", lora=str(lora))
+    with pytest.raises(ModelError, match="none of its weights belong to a StableDiffusionXLPipe"):
+        load_pipeline(source, device="cpu", dtype="float32")
 
 
 # --- fingerprints and checksums

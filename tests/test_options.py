@@ -24,8 +24,18 @@ def test_the_defaults_are_the_studys():
     assert values["seeds"] == (0, 1, 2)
     assert values["method"] == "word"
     assert values["results"] == "results.json"
-    assert values["gpu"] is values["update_baseline"] is False
-    for name in ("model", "clip_model", "pairs", "categories", "limit", "steps", "run_dir"):
+    assert values["gpu"] is values["update_baseline"] is values["offline"] is False
+    for name in (
+        "model",
+        "clip_model",
+        "pairs",
+        "categories",
+        "limit",
+        "steps",
+        "run_dir",
+        "device",
+        "lora",
+    ):
         assert values[name] is None
 
 
@@ -48,6 +58,8 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
         ("batch_size", "1", 1),
         ("guidance", "2", 2.0),
         ("gpu", True, True),
+        ("device", "cuda:1", "cuda:1"),
+        ("device", "mps", "mps"),
         *[("method", name, name) for name in METHOD_NAMES],
     ],
 )
@@ -66,6 +78,9 @@ def test_text_is_read(name, text, value):
         ("alphas", "0.5,,1", "--alphas: expected values separated by commas, got '0.5,,1'"),
         ("seeds", "-1", "--seeds: expected an integer >= 0, got -1"),
         ("seeds", "0,1.5", "--seeds: expected an integer >= 0, got '1.5'"),
+        ("device", "gpu", "--device: expected cpu, mps, cuda or cuda:N, got 'gpu'"),
+        ("device", "cuda:", "--device: expected cpu, mps, cuda or cuda:N, got 'cuda:'"),
+        ("device", "cpu:0", "--device: expected cpu, mps, cuda or cuda:N, got 'cpu:0'"),
         ("steps", "0", "--steps: expected an integer >= 1, got 0"),
         ("steps", "ten", "--steps: expected an integer >= 1, got 'ten'"),
         ("limit", "0", "--limit: expected an integer >= 1, got 0"),

@@ -582,7 +582,7 @@ def says(line: str, pattern: str) -> bool:
         (["--limit=1", "--method=category"], "--method: category needs 2 pairs or more *"),
         (["--categories=colour"], "--categories: *'colour'; choose from *; did you mean 'color'?"),
         (["--pairs=none.csv"], "--pairs: none.csv: expected a CSV file of word pairs, got: No *"),
-        (["--model=none"], "--model 'none': expected 'embedded', a folder that exists, or a *"),
+        (["--model=none"], "--model 'none': expected 'embedded', a folder or .safetensors file *"),
         (["--clip-model=none"], "--clip-model 'none': expected 'embedded', a folder, *"),
         (["--run-dir=taken"], "run folder taken: expected a folder that can be written*--run-dir"),
         (["--results=taken/x.json"], "--results: expected a file that can be written, got taken*"),

@@ -129,6 +129,30 @@ def test_gpu_needs_a_cuda_device(open_study, monkeypatch):
         open_study(gpu=True)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "cuda"}, "--device cuda: expected a CUDA device, but torch .* sees none"),
+        ({"device": "cuda:1"}, "--device cuda:1: expected a CUDA device, but torch .* sees none"),
+        ({"device": "mps"}, "--device mps: expected Apple's Metal, but torch .* sees none"),
+        ({"device": "cpu", "gpu": True}, "--device: expected cuda or cuda:N with --gpu, got 'cpu'"),
+    ],
+)
+def test_an_absent_device_is_refused(open_study, monkeypatch, given, message):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(study.torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(OptionError, match=message):
+        open_study(**given)
+
+
+def test_a_device_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    assert study._device("cuda:1", gpu=True) == study._device("cuda:1", gpu=False) == "cuda:1"
+    with pytest.raises(OptionError, match="one of the 2 CUDA devices that torch sees, cuda:0 to"):
+        study._device("cuda:2", gpu=False)
+
+
 def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
     asked = []
 
@@ -141,7 +165,7 @@ def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
     defaults = {option.name: option.default for option in options.OPTIONS}
     values = options.parse_options({**defaults, "analogy_gpu": True}.__getitem__)
     config, _, judge = study._resolve(values)
-    assert asked == [(DEFAULT_GPU_MODEL, "float16")]
+    assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None)]
     assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
     assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)
     assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", 8)
