@@ -117,7 +117,7 @@ def bootstrap_ci(
     - `studentized`: the bootstrap-t (Efron and Tibshirani 1993, section 12.5; Hall 1988). Quantiles
       of the resamples' t statistics take the place of Student's. The default, because it alone
       holds what it says at the sizes of a cell: at n = 10 it covers the mean of normal data in 95%
-      and of exponential data in 94% of cases, BCa in 90% and 88% (docs/calibration.md).
+      and of exponential data in 94% of cases, BCa in 90% and 89% (docs/calibration.md).
     - `BCa`: Efron (1987), "Better Bootstrap Confidence Intervals".
     - `percentile`: the quantiles of the resamples' means as they are.
 
