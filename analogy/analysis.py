@@ -21,8 +21,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.ceiling import Ceiling, share
-from analogy.records import Cell, Estimate, ItemLevel, Pair, Trend, Verdict
-from analogy.stats import benjamini_hochberg, estimate, holm, item_level, pooled_estimate, trend
+from analogy.records import Cell, Estimate, Figures, ItemLevel, Pair, Trend, Verdict, plain
+from analogy.stats import (
+    SIGNIFICANCE,
+    benjamini_hochberg,
+    estimate,
+    holm,
+    item_level,
+    pooled_estimate,
+    trend,
+)
 
 CONTROL = 0.0
 """The alpha of the control: the source prompt's own image."""
@@ -32,7 +40,7 @@ DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
 
 
 @dataclass(frozen=True, slots=True)
-class Null:
+class Null(Figures):
     """The random control beside a cell: its own figures, and the method's advantage over it.
 
     ``margin`` and ``gain`` are the control's; ``advantage`` is the method's margin minus the
@@ -42,14 +50,6 @@ class Null:
     margin: Estimate
     gain: Estimate
     advantage: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "margin": self.margin.to_dict(),
-            "gain": self.gain.to_dict(),
-            "advantage": self.advantage.to_dict(),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class CellFigures:
     @property
     def survives(self) -> bool:
         """Whether a success stays one when the family of all cells is counted."""
-        return self.margin.verdict is Verdict.SUCCESS and self.p_holm < 0.05
+        return self.margin.verdict is Verdict.SUCCESS and self.p_holm < SIGNIFICANCE
 
     @property
     def share(self) -> float | None:
@@ -82,18 +82,18 @@ class CellFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        adjusted = {"p_holm": self.p_holm, "p_bh": self.p_bh}
         ceiling = None
         if self.ceiling is not None:
-            ceiling = {**self.ceiling.to_dict(), "share": _number(self.share)}
+            ceiling = {**self.ceiling.to_dict(), "share": plain(self.share)}
         return {
             "category": self.cell.category,
             "alpha": self.cell.alpha,
             **self.margin.to_dict(),
-            **{name: _number(p) for name, p in adjusted.items()},
-            "gain": None if self.gain is None else self.gain.to_dict(),
+            "p_holm": plain(self.p_holm),
+            "p_bh": plain(self.p_bh),
+            "gain": plain(self.gain),
             "ceiling": ceiling,
-            "random": None if self.null is None else self.null.to_dict(),
+            "random": plain(self.null),
             "items": dict(self.items),
         }
 
@@ -115,9 +115,9 @@ class Pool:
         """Plain values for JSON."""
         return {
             **self.margin.to_dict(),
-            "gain": self.gain.to_dict(),
-            "trend": None if self.trend is None else self.trend.to_dict(),
-            "item_level": None if self.items is None else self.items.to_dict(),
+            "gain": plain(self.gain),
+            "trend": plain(self.trend),
+            "item_level": plain(self.items),
         }
 
 
@@ -280,8 +280,8 @@ def _adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
 
     It is the larger p of the t-test and the bootstrap-t test that is adjusted. Holm asks whether p
     is below 0.05 / 24, and so far out the t-test depends on the shape of the data: with it alone,
-    27% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
-    after Holm, with the larger of both 6% (docs/calibration.md).
+    28% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
+    after Holm, with the larger of both 9% (docs/calibration.md).
     """
     p = [
         max(c.margin.p, c.margin.p_bootstrap) if c.margin.verdict in DECIDED else float("nan")
@@ -291,8 +291,3 @@ def _adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
         replace(cell, p_holm=float(a), p_bh=float(b))
         for cell, a, b in zip(cells, holm(p), benjamini_hochberg(p), strict=True)
     ]
-
-
-def _number(value: float | None) -> float | None:
-    """A figure for JSON, which has no NaN."""
-    return None if value is None or value != value else float(value)

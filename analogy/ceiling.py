@@ -13,7 +13,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from analogy.models import ModelError, shipped
-from analogy.records import Pair
+from analogy.records import Figures, Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
 
@@ -50,7 +50,7 @@ class GroundTruth:
 
 
 @dataclass(frozen=True, slots=True)
-class Ceiling:
+class Ceiling(Figures):
     """What the judge gives for the true change of some pairs.
 
     - `n`: pairs, the clusters of every interval here;
@@ -75,13 +75,6 @@ class Ceiling:
     change_high: float
     auc: float
     is_blind: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
-        return {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in asdict(self).items()
-        }
 
 
 def ceiling(truth: GroundTruth, pairs: Sequence[Pair]) -> Ceiling | None:

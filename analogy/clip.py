@@ -20,9 +20,9 @@ from analogy.models import (
     EMBEDDED,
     ModelError,
     absent,
+    file_fingerprint,
     fingerprint,
     refuse_pickles,
-    sha256,
     shipped,
 )
 
@@ -81,7 +81,7 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
     if pretrained and Path(pretrained).is_file():
         file = Path(pretrained)
         refuse_pickles([file])
-        return JudgeSource(name, pretrained, f"{name}/{file.stem}@sha256:{sha256(file)[:16]}")
+        return JudgeSource(name, pretrained, file_fingerprint(f"{name}/{file.stem}", file))
     if pretrained is None or pretrained not in tags:
         raise ModelError(
             f"--clip-pretrained {pretrained!r} for {name}: expected a file or one of "

@@ -112,7 +112,7 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
     refuse_pickles([file])
     if file.suffix != ".safetensors":
         raise ModelError(f"{file}: expected a .safetensors file or a diffusers pipeline folder")
-    name = f"{file.stem}@sha256:{sha256(file)[:16]}"
+    name = file_fingerprint(file.stem, file)
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").is_file():
             _family_of_folder(folder)
@@ -191,7 +191,7 @@ def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
         file = _hub_lora(lora, offline=offline)
     if file.suffix != ".safetensors":
         raise ModelError(f"--lora {lora}: expected a .safetensors file, got {file.name}")
-    name = f"{source.fingerprint}+{file.stem}@sha256:{sha256(file)[:16]}"
+    name = file_fingerprint(f"{source.fingerprint}+{file.stem}", file)
     return replace(source, fingerprint=name, lora=file)
 
 
@@ -339,7 +339,7 @@ def fingerprint(folder: Path) -> str:
         for path in folder.rglob(pattern)
         if path.is_file()
     )
-    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     listed = folder / CHECKSUMS
     if listed.is_file():
         _check_sums(folder, listed, sums)
@@ -352,7 +352,7 @@ def fingerprint(folder: Path) -> str:
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over the folder's files, in the format of ``sha256sum``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), "utf-8")
 
 
@@ -362,7 +362,7 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
         digest, _, name = line.partition("  ")
         expected[name] = digest
     for name, digest in expected.items():
-        actual = found.get(name) or (sha256(folder / name) if (folder / name).is_file() else None)
+        actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)
         if actual != digest:
             raise ModelError(
                 f"{folder / name}: expected SHA-256 {digest} (from {CHECKSUMS}), "
@@ -370,8 +370,12 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
             )
 
 
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hex."""
+def file_fingerprint(name: str, path: Path) -> str:
+    """``<name>@sha256:<16 hex>`` of one file."""
+    return f"{name}@sha256:{_sha256(path)[:16]}"
+
+
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from analogy.files import write_atomically
 from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Verdict
 
 RESULTS_VERSION = 2
@@ -193,15 +193,7 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Write results as strict JSON, atomically: a reader sees the old file or the new one."""
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, text.encode())
 
 
 def printable(text: str) -> str:

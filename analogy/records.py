@@ -80,7 +80,7 @@ class Figures:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+        return {field.name: plain(getattr(self, field.name)) for field in fields}
 
 
 _NAN = float("nan")
@@ -223,7 +223,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; tuples become lists."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -247,8 +247,10 @@ class RunConfig:
         return cls(**arguments)
 
 
-def _plain(value: Any) -> Any:
-    """`value` as strict JSON has it: enums by value, tuples as lists, no NaN."""
+def plain(value: Any) -> Any:
+    """`value` as strict JSON: enums by value, figures as objects, tuples as lists; no NaN."""
+    if isinstance(value, Figures):
+        return value.to_dict()
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 
+from analogy.files import write_atomically
 from analogy.images import Images, from_png, to_png
 from analogy.records import Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
@@ -164,7 +164,7 @@ class RunFolder:
             data = to_png(image)
             path = self._image_path(job.key)
             path.parent.mkdir(exist_ok=True)
-            _write_atomically(path, data)
+            write_atomically(path, data)
             rows.append(
                 (job.key, job.pair.id, job.pair.category, job.alpha, job.seed,
                  path.relative_to(self.path).as_posix(), hashlib.sha256(data).hexdigest(), _now())
@@ -236,15 +236,6 @@ class RunFolder:
 
     def _image_path(self, key: str) -> Path:
         return self.path / "images" / key[:2] / f"{key}.png"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _now() -> str:

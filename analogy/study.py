@@ -79,6 +79,7 @@ class Study:
         self.folder = folder
         self.truth = truth
         self._ceilings: dict[str, Ceiling | None] = {}
+        self._analysed: tuple[Any, Analysis] | None = None
         self.scheduler = _scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
@@ -178,13 +179,13 @@ class Study:
         return pool(self.table())
 
     def analysis(self) -> Analysis:
-        """All figures of the run."""
-        return analyse(
-            self.table(),
-            self.pairs,
-            null=self._null_table(),
-            ceilings={category: self.ceiling(category) for category in self.categories},
-        )
+        """All figures of the run; made once from the same items."""
+        table, null = self.table(), self._null_table()
+        of = (table.to_numpy().tobytes(), None if null is None else null.to_numpy().tobytes())
+        if self._analysed is None or self._analysed[0] != of:
+            seen = {category: self.ceiling(category) for category in self.categories}
+            self._analysed = of, analyse(table, self.pairs, null=null, ceilings=seen)
+        return self._analysed[1]
 
     def pairs_digest(self, category: str) -> str:
         """What identifies a category's pairs: their ids and contents, whatever their order."""

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from analogy import ceiling as ceiling_module
+from analogy import files
 from analogy.ceiling import (
     Ceiling,
     CeilingError,
@@ -470,7 +471,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         command.write(data, path)
     record["target"] = [0.5]
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", lambda *_: pytest.fail("killed"))
+        patch.setattr(files.os, "replace", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
             command.write(data, path)
     assert path.read_text() == "old"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analogy import store
+from analogy import files, store
 from analogy.records import Pair
 from analogy.store import RunFolder, StoreError, plan
 
@@ -205,7 +205,7 @@ def test_the_latest_configuration_is_kept(folder, config):
 def test_an_interrupted_batch_is_not_in_the_index(folder, jobs, monkeypatch, where):
     """Killed at the batch's third image: before it is written, half way, or before its rename."""
     folder.add_images(jobs[:2], pictures(2), 1.0)
-    replaced, written = store.os.replace, []
+    replaced, written = files.os.replace, []
 
     def rename(source, target):
         if len(written) == 2:
@@ -217,7 +217,7 @@ def test_an_interrupted_batch_is_not_in_the_index(folder, jobs, monkeypatch, whe
         written.append(target)
         replaced(source, target)
 
-    monkeypatch.setattr(store.os, "replace", rename)
+    monkeypatch.setattr(files.os, "replace", rename)
     with pytest.raises(KeyboardInterrupt):
         folder.add_images(jobs[2:6], pictures(4), 1.0)
     assert len(rows(folder, "SELECT * FROM images")) == 2

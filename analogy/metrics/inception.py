@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from analogy.images import Images, to_tensor
 from analogy.metrics.checks import check_images
-from analogy.metrics.weights import file_fingerprint, find_weights, read_weights
-from analogy.models import ModelError
+from analogy.metrics.weights import find_weights, read_weights
+from analogy.models import ModelError, file_fingerprint
 
 INPUT_SIDE = 299
 

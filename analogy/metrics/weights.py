@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
@@ -41,12 +40,3 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ModelError(f"{path}: expected a state dict, got {type(state).__name__}")
     return state
-
-
-def file_fingerprint(name: str, path: Path) -> str:
-    """``<name>@sha256:<16 hex>`` of one file."""
-    whole = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            whole.update(block)
-    return f"{name}@sha256:{whole.hexdigest()[:16]}"

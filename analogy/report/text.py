@@ -18,7 +18,7 @@ RULE = "-" * (len(_HEAD) + 12)
 def figures_line(figures: Estimate) -> str:
     """An estimate in one line."""
     return (
-        f"mean margin {figures.mean:+.4f}, 95% CI [{figures.ci_low:+.4f}, {figures.ci_high:+.4f}], "
+        f"mean margin {figures.mean:+.4f}, 95% CI {_interval(figures.ci_low, figures.ci_high)}, "
         f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
     )
 

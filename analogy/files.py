@@ -1,0 +1,22 @@
+"""Files written so that a reader, or a run continued after a kill, finds them whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under another name, flush, rename: what stands at ``path`` is the old file or this.
+
+    An ``OSError`` leaves the old file, and nothing beside it.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
