@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from analogy.clip import Judge, JudgeSource
-from analogy.generator import Generator, derived_seed, latents_for
-from analogy.images import Images
+from analogy.generator import Generated, Generator, derived_seed, latents_for
 from analogy.margin import cosine
+from analogy.memory import budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
@@ -43,40 +43,61 @@ class Worker:
         self._model = model
         self._judge_source = judge
         self._folder = folder
-        self._encoded: dict[str, Conditioning] = {}
+        self._failed: set[str] = set()  # tried by this worker, and not to be tried again by it
 
     @cached_property
-    def _generators(self) -> list[Generator]:
-        """One generator for each batch in flight, all on the same weights.
+    def _loaded(self) -> tuple[list[Generator], dict[str, Conditioning]]:
+        """One generator for each batch in flight, all on the same weights; and all prompts encoded.
 
         On a CPU one for each thread: the layers of a small model are too small to share out, and
         whole batches side by side are faster. Any other device gets one.
         """
         config = self._config
-        pipeline = load_pipeline(self._model, device=config.device, dtype=config.dtype)
-        first = Generator(pipeline, steps=config.steps, guidance=config.guidance, size=config.size)
+        is_cuda = config.device.startswith("cuda")
+        if is_cuda and config.memory is not None:
+            limit_memory(config.device, config.memory)
+        most = most_at_once(config.device, config.size)
+        first = Generator(
+            load_pipeline(self._model, device=config.device, dtype=config.dtype),
+            steps=config.steps,
+            guidance=config.guidance,
+            size=config.size,
+            batch_size=config.batch_size or most,
+        )
+        encoded = first.encode(_texts(self._pairs))
+        if config.device != "cpu":
+            first.put_text_encoders_away()
+        if is_cuda and config.batch_size is None and most > 1:
+            have = budget(config.device, config.memory)
+            one, two = first.peak_memory(1), first.peak_memory(2)
+            first.batch_size = fitting(one, two, budget=have, most=most)
         count = torch.get_num_threads() if config.device == "cpu" else 1
-        return [first, *(first.twin() for _ in range(count - 1))]
+        return [first, *(first.twin() for _ in range(count - 1))], encoded
 
     @cached_property
     def judge(self) -> Judge:
         """The judge, loaded at its first use."""
         return Judge(self._judge_source, device=self._config.device)
 
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that have no image, and which this worker has not tried in vain."""
+        return [job for job in self._folder.without_image(jobs) if job.key not in self._failed]
+
     def generate(self, jobs: Iterable[Job], report: Report = lambda n: None) -> None:
         """Generate the images that are missing, in batches of any pairs, alphas and seeds.
 
-        Each batch is kept as soon as it is done; ``report`` gets its number of images.
+        Each batch is kept as soon as it is done; ``report`` gets its number of images. What comes
+        out as no picture is kept as failed, and tried again by another worker only.
         """
-        missing = self._folder.without_image(jobs)
+        missing = self.missing(jobs)
         if not missing:
             return
-        generators = self._generators  # loaded before the clock starts
+        generators, _ = self._loaded  # before the clock starts
         free: SimpleQueue[Generator] = SimpleQueue()
         for generator in generators:
             free.put(generator)
 
-        def make(batch: Sequence[Job]) -> Images:
+        def make(batch: Sequence[Job]) -> Generated:
             if len(generators) > 1:
                 torch.set_num_threads(1)  # this thread's own share
             conditionings = [self._steered(job) for job in batch]
@@ -88,24 +109,33 @@ class Worker:
             finally:
                 free.put(generator)
 
-        self._encode(missing[0].pair.source_prompt)  # encodes all, before the threads ask
         threads = torch.get_num_threads()
+        # One more thread than generators on a GPU: it makes the next batch's conditioning and
+        # latents while the GPU is busy.
+        workers = len(generators) + (self._config.device != "cpu")
         clock = time.perf_counter()
-        executor = ThreadPoolExecutor(len(generators))
+        executor = ThreadPoolExecutor(workers)
         try:
-            for batch, images in _in_order(
+            for batch, made in _in_order(
                 executor,
                 make,
-                _even_batches(missing, self._config.batch_size),
-                ahead=len(generators) + 1,
+                _even_batches(missing, generators[0].batch_size),
+                ahead=workers + 1,
             ):
                 now = time.perf_counter()
-                self._folder.add_images(batch, images, now - clock)
+                self._folder.add_images(
+                    batch, made.images, now - clock, faults=made.faults, peak_bytes=self._peak()
+                )
+                self._failed |= {batch[i].key for i in made.faults}
                 clock = now
                 report(len(batch))
         finally:
             executor.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+    def _peak(self) -> int | None:
+        device = self._config.device
+        return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
@@ -150,15 +180,17 @@ class Worker:
         )
         return METHODS[job.method](edit, job.alpha)
 
-    def _encode(self, prompt: str) -> Conditioning:
-        if not self._encoded:
-            prompts = [
-                text
-                for p in self._pairs
-                for text in (p.source_prompt, p.target_prompt, p.source_word, p.target_word)
-            ]
-            self._encoded = self._generators[0].encode(prompts)
-        return self._encoded[prompt]
+    def _encode(self, text: str) -> Conditioning:
+        return self._loaded[1][text]
+
+
+def _texts(pairs: Iterable[Pair]) -> list[str]:
+    """All that is encoded for some pairs."""
+    return [
+        text
+        for p in pairs
+        for text in (p.source_prompt, p.target_prompt, p.source_word, p.target_word)
+    ]
 
 
 def _seed_of(pair: Pair) -> int:
@@ -168,13 +200,13 @@ def _seed_of(pair: Pair) -> int:
 
 def _in_order(
     executor: Executor,
-    make: Callable[[Sequence[Job]], Images],
+    make: Callable[[Sequence[Job]], Generated],
     batches: Iterable[Sequence[Job]],
     *,
     ahead: int,
-) -> Iterator[tuple[Sequence[Job], Images]]:
+) -> Iterator[tuple[Sequence[Job], Generated]]:
     """Each batch with its images, in order, at most ``ahead`` of them begun and not yet taken."""
-    begun: deque[tuple[Sequence[Job], Future[Images]]] = deque()
+    begun: deque[tuple[Sequence[Job], Future[Generated]]] = deque()
     for batch in batches:
         begun.append((batch, executor.submit(make, batch)))
         if len(begun) >= ahead:

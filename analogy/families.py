@@ -1,8 +1,8 @@
 """One adapter for each pipeline family: what differs between them is here and nowhere else.
 
 A family says which diffusers pipeline it is, how prompts become :class:`Conditioning`, how that
-becomes the pipeline's arguments, and where the denoiser is. Every method of every family takes the
-loaded pipeline first.
+becomes the pipeline's arguments, where the denoiser is, and how its latents become what the VAE
+decodes.
 """
 
 from __future__ import annotations
@@ -58,6 +58,15 @@ class SDXL:
         side = size // pipeline.vae_scale_factor
         return getattr(pipeline, self.denoiser).config.in_channels, side, side
 
+    def for_decoder(self, vae: Any, latents: Tensor) -> Tensor:
+        """Latents as the denoiser leaves them, on the scale of the VAE's own."""
+        mean = getattr(vae.config, "latents_mean", None)
+        deviation = getattr(vae.config, "latents_std", None)
+        if mean is None or deviation is None:
+            return latents / vae.config.scaling_factor
+        by_channel = latents.new_tensor([deviation, mean])[..., None, None]
+        return latents * by_channel[0] / vae.config.scaling_factor + by_channel[1]
+
 
 class SD(SDXL):
     """Stable Diffusion 1.x and 2.x: token states alone; the pooled vector is empty, ``(0,)``."""
@@ -111,6 +120,10 @@ class SD3(SDXL):
             "", None, None, device=pipeline.device, do_classifier_free_guidance=True
         )
         return Conditioning(states[0], pooled[0])
+
+    def for_decoder(self, vae: Any, latents: Tensor) -> Tensor:
+        """As :meth:`SDXL.for_decoder`; its VAE's latents have an offset."""
+        return latents / vae.config.scaling_factor + vae.config.shift_factor
 
 
 Family = SDXL | SD | SD3

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from analogy.families import family_of, stacked
-from analogy.images import Images, from_unit
+from analogy.images import Images, faults, from_unit
+from analogy.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
 from analogy.records import Pair
 from analogy.steering import Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A batch: ``images``, uint8 ``(n, size, size, 3)``, and which of them are no pictures.
+
+    ``faults``: an image's place in the batch to the reason; its pixels mean nothing.
+    """
+
+    images: Images
+    faults: Mapping[int, str]
 
 
 class Generator:
     """A loaded pipeline of any family with the settings of one run.
 
     An image depends on its own conditioning and latents alone: not on the batch that it is in,
-    nor on its place there (in float32 up to rounding, at most 1/255).
+    nor on its place there (in float32 up to rounding, at most 1/255). ``batch_size``: images that
+    are denoised together, fewer once memory has run out.
     """
 
     def __init__(
@@ -30,6 +46,7 @@ class Generator:
         steps: int,
         guidance: float,
         size: int,
+        batch_size: int = MOST_IMAGES,
         empty: Conditioning | None = None,
     ) -> None:
         self._pipeline = pipeline
@@ -38,6 +55,8 @@ class Generator:
         self._size = size
         self._family = family_of(pipeline)
         self._denoiser = getattr(pipeline, self._family.denoiser)
+        self._denoise_in_parts = InParts(batch_size)
+        self._decode_in_parts = InParts(max(DECODED_PIXELS // size**2, 1))
         self.latent_shape = self._family.latent_shape(pipeline, size)
         # Encoded here and handed to twins: a tokenizer's padding is state that threads would share.
         self._empty = self._empty_prompt() if empty is None else empty
@@ -52,8 +71,18 @@ class Generator:
             steps=self._steps,
             guidance=self._guidance,
             size=self._size,
+            batch_size=self.batch_size,
             empty=self._empty,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are denoised together."""
+        return self._denoise_in_parts.at_once
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        self._denoise_in_parts.at_once = images
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, Conditioning]:
@@ -68,29 +97,115 @@ class Generator:
                 )
         return encoded
 
-    @torch.inference_mode()
-    def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Images:
-        """One image for each conditioning: uint8 ``(n, size, size, 3)``.
+    def put_text_encoders_away(self) -> None:
+        """Move them to the CPU: once all prompts are encoded, their memory is worth more to images.
 
-        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning.
+        The pipeline must be the caller's own, who encodes nothing more with it.
         """
-        pipeline = self._pipeline
-        place = (pipeline.device, self._denoiser.dtype)
+        for name, part in self._pipeline.components.items():
+            if name.startswith("text_encoder") and part is not None:
+                part.to("cpu")
+
+    @torch.inference_mode()
+    def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:
+        """One image for each conditioning, in as many passes as memory asks for.
+
+        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. An image
+        that a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
+        :class:`~analogy.memory.MemoryFullError` where not even one image fits.
+        """
+        n = len(conditionings)
+        final = torch.cat(
+            self._denoise_in_parts(
+                lambda part: self._denoise(conditionings[part], latents[part], self._steps), n
+            )
+        )
+        try:
+            decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
+        except MemoryFullError:
+            if getattr(self._vae, "use_tiling", True):
+                raise
+            warnings.warn(
+                "decoding one image takes more memory than there is: images are decoded in tiles "
+                "from here on, whose seams may differ from a whole image's in the last digits",
+                stacklevel=2,
+            )
+            self._vae.enable_tiling()
+            decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
+        is_lost = ~torch.isfinite(final).flatten(1).all(dim=1).cpu()
+        found = {
+            i: "NaN or infinity from the denoiser" if is_lost[i] else fault
+            for i, fault in enumerate(faults(decoded))
+            if fault is not None
+        }
+        return Generated(from_unit(decoded.nan_to_num()), found)
+
+    def peak_memory(self, n: int) -> int:
+        """Bytes of its CUDA device that generating ``n`` images at once takes, model included."""
+        place = self._denoiser.device
+        latents = torch.randn(n, *self.latent_shape)
+
+        @torch.inference_mode()
+        def work() -> None:
+            final = self._denoise([self._empty] * n, latents, min(self._steps, 2))
+            self._decode_in_parts(lambda part: self._decode(final[part]), n)
+
+        return peak(str(place), work)
+
+    def _denoise(
+        self, conditionings: Sequence[Conditioning], latents: Tensor, steps: int
+    ) -> Tensor:
+        """The pipeline itself, up to the latents that it would decode."""
+        place = (self._denoiser.device, self._denoiser.dtype)
         states, pooled = stacked(conditionings, *place)
         negative = None
         if self._guidance > 1.0:
             empty_states, empty_pooled = stacked([self._empty], *place)
             negative = empty_states.expand_as(states), empty_pooled.expand_as(pooled)
-        images = pipeline(
+        final: Tensor = self._pipeline(
             **self._family.arguments(states, pooled, negative),
             latents=latents.to(*place),
-            num_inference_steps=self._steps,
+            num_inference_steps=steps,
             guidance_scale=self._guidance,
             height=self._size,
             width=self._size,
-            output_type="pt",
+            output_type="latent",
         ).images
-        return from_unit(images)
+        return final
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Float NCHW 0..1, as the pipeline itself decodes; what is no picture twice, in float32."""
+        images = self._decoded_by(self._vae, latents)
+        if self._vae.dtype != torch.float32:
+            again = [
+                i
+                for i, fault in enumerate(faults(images))
+                if fault is not None and torch.isfinite(latents[i]).all()
+            ]
+            if again:
+                images = images.float()
+                images[again] = self._decoded_by(self._vae_float32, latents[again])
+        return images
+
+    def _decoded_by(self, vae: Any, latents: Tensor) -> Tensor:
+        images = vae.decode(
+            self._family.for_decoder(vae, latents.to(vae.dtype)), return_dict=False
+        )[0]
+        seen = images.where(images.isfinite(), torch.nan)  # infinity would be clamped to a colour
+        given: Tensor = self._pipeline.image_processor.postprocess(seen, output_type="pt")
+        return given
+
+    @cached_property
+    def _vae(self) -> Any:
+        """The pipeline's VAE; in float32 if it says that it overflows in float16."""
+        vae = self._pipeline.vae
+        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+        return self._vae_float32 if overflows else vae
+
+    @cached_property
+    def _vae_float32(self) -> Any:
+        """A copy of its own: the pipeline's may be in use by other threads."""
+        return copy.deepcopy(self._pipeline.vae).float()
 
     @torch.inference_mode()
     def _empty_prompt(self) -> Conditioning:

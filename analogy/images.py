@@ -36,6 +36,20 @@ def from_unit(images: Tensor) -> Images:
     return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def faults(images: Tensor) -> list[str | None]:
+    """Why each of float NCHW 0..1 images is no picture, None where it is one.
+
+    NaN and infinity are what a decoder gives that overflows; black from edge to edge is what such
+    an image becomes in other software, and what a safety checker puts in an image's place.
+    """
+    is_finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
+    brightest = images.nan_to_num().flatten(1).amax(dim=1).tolist()
+    return [
+        "NaN or infinity from the decoder" if not finite else "black" if top < 0.5 / 255 else None
+        for finite, top in zip(is_finite, brightest, strict=True)
+    ]
+
+
 def to_tensor(images: Images) -> Tensor:
     """uint8 NHWC to a uint8 NCHW tensor that shares no memory with the argument."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:

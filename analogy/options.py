@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-#: Steps and guidance of the embedded default, and those of SSD-1B: its model card
-#: (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number of steps, which
-#: leaves the 50 of diffusers' pipeline; the scheduler is the one in its folder (Euler).
+from analogy.records import DTYPES
+
+#: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
-GPU_SAMPLING = (50, 9.0)
-EMBEDDED_BATCH, GPU_BATCH = 75, 8
+
+#: Steps and guidance that a model's card asks for, where that is not what its pipeline does by
+#: itself. SSD-1B's (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number
+#: of steps, which leaves the pipeline's; the turbo models are distilled to few steps without
+#: guidance.
+CARD_SAMPLING: dict[str, tuple[int, float]] = {
+    "segmind/SSD-1B": (50, 9.0),
+    "stabilityai/sd-turbo": (1, 0.0),
+    "stabilityai/sdxl-turbo": (1, 0.0),
+    "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
+}
 METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
 
 
@@ -65,6 +74,13 @@ def _at_least_zero(text: str) -> float:
     return value
 
 
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise ValueError(f"expected a finite number > 0, got {text!r}")
+    return value
+
+
 def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def parse_list(text: str) -> tuple[Any, ...]:
         items = [item.strip() for item in text.split(",")]
@@ -81,12 +97,15 @@ def _device(text: str) -> str:
     return text
 
 
-def _method(text: str) -> str:
-    if text not in METHOD_NAMES:
-        near = get_close_matches(text, METHOD_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"expected one of {', '.join(METHOD_NAMES)}, got {text!r}{hint}")
-    return text
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            near = get_close_matches(text, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"expected one of {', '.join(names)}, got {text!r}{hint}")
+        return text
+
+    return parse
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -114,17 +133,25 @@ OPTIONS: tuple[Option, ...] = (
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
     Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
-           parse=_method, metavar="NAME"),
+           parse=_one_of(METHOD_NAMES), metavar="NAME"),
     Option("--control", "measure the null control, the method random, beside the method",
            default=False),
-    Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]}; with --gpu "
-           f"{GPU_SAMPLING[0]}]", parse=_integer(1), metavar="N"),
-    Option("--guidance", f"classifier-free guidance scale [default: {EMBEDDED_SAMPLING[1]}; with "
-           f"--gpu {GPU_SAMPLING[1]}]", parse=_number, metavar="SCALE"),
+    Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "
+           "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
+           metavar="N"),
+    Option("--guidance", "classifier-free guidance scale [default: "
+           f"{EMBEDDED_SAMPLING[1]} for the embedded model; else as for --steps]", parse=_number,
+           metavar="SCALE"),
+    Option("--size", "pixels a side [default: what the model was trained for]", parse=_integer(8),
+           metavar="PIXELS"),
+    Option("--dtype", f"what the generator computes in: {', '.join(DTYPES)} [default: the fastest "
+           "that the device has: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME"),
     Option("--limit", "only the first N pairs of each category, said so in every result",
            parse=_integer(1), metavar="N"),
-    Option("--batch-size", f"images generated together [default: {EMBEDDED_BATCH}; with --gpu "
-           f"{GPU_BATCH}]", parse=_integer(1), metavar="N"),
+    Option("--batch-size", "images generated together [default: as many as pay and fit; fewer by "
+           "itself once memory runs out]", parse=_integer(1), metavar="N"),
+    Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
+           "free]", parse=_above_zero, metavar="GIB"),
     Option("--run-dir", "where images and scores are kept and continued from "
            "[default: .analogy/runs/<config hash>]", parse=str, metavar="FOLDER"),
     Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "

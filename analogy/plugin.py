@@ -82,7 +82,7 @@ class Bench:
             jobs = {
                 job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
             }.values()
-            left = len(study.folder.without_image(jobs)) + count
+            left = len(study.worker.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
@@ -267,9 +267,14 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
 
 def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> None:
     """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
+    from analogy.memory import MemoryFullError
+
     study = bench.study
-    with uncaptured(request.config):
-        study.generate(jobs, bench.report)
+    try:
+        with uncaptured(request.config):
+            study.generate(jobs, bench.report)
+    except MemoryFullError as error:  # no cell's fault, and the next one's would be the same
+        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
     unscored = study.unscored(jobs)
     if not unscored:
         return
@@ -316,6 +321,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for lines in (
         _heading(bench),
         text.verdict_table(analysis, bench.known),
+        text.failure_lines(bench.study.failures(bench.study.jobs())),
         text.reading_notes(analysis),
         text.trend_table(analysis),
         text.null_table(analysis),
@@ -381,4 +387,7 @@ def _rates(bench: Bench, results: str) -> Iterator[str]:
     for stage, verb in (("generate", "generated"), ("score", "scored")):
         rate = bench.study.folder.rate(stage)
         yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
+    peak = bench.study.folder.peak_memory()
+    if peak is not None:
+        yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
     yield f"results   {results}"

@@ -166,7 +166,8 @@ class RunConfig:
     - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
       `scheduler` (None: the model's own): how an image is sampled;
     - `control`: whether the null control, the method `random`, is measured as well;
-    - `dtype` (one of `DTYPES`), `device`, `batch_size`: how it is computed.
+    - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
+      (GiB of a CUDA device at most, None for all that is free): how it is computed.
 
     Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
     as floats, so that equal configurations serialise equally.
@@ -185,10 +186,11 @@ class RunConfig:
     size: int
     dtype: str
     device: str
-    batch_size: int
+    batch_size: int | None
     limit: int | None
     scheduler: str | None = None
     control: bool = False
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device"):
@@ -207,7 +209,10 @@ class RunConfig:
             raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        _check_integer("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            _check_integer("batch_size", self.batch_size, 1)
+        if self.memory is not None:
+            _check_number("memory", self.memory, 0.0)
         if self.limit is not None:
             _check_integer("limit", self.limit, 1)
         if not isinstance(self.control, bool):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
@@ -28,23 +28,47 @@ from analogy.images import Images, from_png, to_png
 from analogy.records import Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
-    key TEXT PRIMARY KEY, pair_id TEXT NOT NULL, category TEXT NOT NULL, alpha REAL NOT NULL,
-    seed INTEGER NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, made TEXT NOT NULL);
+    key TEXT PRIMARY KEY, what TEXT NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL,
+    made TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS failures (
+    key TEXT PRIMARY KEY, what TEXT NOT NULL, reason TEXT NOT NULL, made TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (
     key TEXT NOT NULL REFERENCES images (key), judge TEXT NOT NULL, cos_target REAL NOT NULL,
     cos_source REAL NOT NULL, margin REAL NOT NULL, PRIMARY KEY (key, judge));
 CREATE TABLE IF NOT EXISTS work (
-    stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, done TEXT NOT NULL);
+    stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, peak_bytes INTEGER,
+    done TEXT NOT NULL);
 """
 
 
 class StoreError(RuntimeError):
     """A run folder cannot be used; the message says why and what to do."""
+
+
+class Wanted(Protocol):
+    """An image that a run folder has or is to have.
+
+    Its ``key`` is a digest of all that produces it; ``what`` says what it is, for those who read
+    the index.
+    """
+
+    @property
+    def key(self) -> str:
+        """32 hex digits."""
+        ...
+
+    @property
+    def what(self) -> Mapping[str, Any]:
+        """Names and plain values."""
+        ...
+
+
+W = TypeVar("W", bound=Wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +80,13 @@ class Job:
     seed: int
     method: str
     key: str
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The image in the words of a run."""
+        method = {} if self.alpha == 0.0 else {"method": self.method}
+        pair = {"pair_id": self.pair.id, "category": self.pair.category}
+        return {**pair, "alpha": self.alpha, "seed": self.seed, **method}
 
 
 def plan(
@@ -146,42 +177,64 @@ class RunFolder:
         self._set_meta("config", config.to_dict())
         self._set_meta("provenance", dict(provenance))
 
-    def without_image(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs whose image is not there yet."""
+    def without_image(self, wanted: Iterable[W]) -> list[W]:
+        """Those whose image is not there yet, because nobody tried or because it failed."""
         have = {row[0] for row in self._db.execute("SELECT key FROM images")}
-        return [job for job in jobs if job.key not in have]
+        return [each for each in wanted if each.key not in have]
 
-    def without_score(self, jobs: Iterable[Job], judge: str) -> list[Job]:
-        """The jobs that this judge has not scored yet."""
-        rows = self._db.execute("SELECT key FROM scores WHERE judge = ?", (judge,))
-        have = {row[0] for row in rows}
-        return [job for job in jobs if job.key not in have]
+    def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
+        """Those with an image that this judge has not scored yet."""
+        rows = self._db.execute(
+            "SELECT key FROM images EXCEPT SELECT key FROM scores WHERE judge = ?", (judge,)
+        )
+        open_ = {row[0] for row in rows}
+        return [each for each in wanted if each.key in open_]
 
-    def add_images(self, jobs: Sequence[Job], images: Images, seconds: float) -> None:
-        """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index."""
-        rows = []
-        for job, image in zip(jobs, images, strict=True):
+    def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
+        """Those whose generation failed when it was last tried, each with the reason."""
+        reasons = dict(self._db.execute("SELECT key, reason FROM failures"))
+        return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
+
+    def add_images(
+        self,
+        wanted: Sequence[Wanted],
+        images: Images,
+        seconds: float,
+        *,
+        faults: Mapping[int, str] | None = None,
+        peak_bytes: int | None = None,
+    ) -> None:
+        """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index.
+
+        ``faults``: a place in the batch to the reason why there is no picture: that is kept in the
+        image's place. ``peak_bytes``: the most memory of the device that was in use.
+        """
+        faults = faults or {}
+        rows, failed = [], []
+        for i, (each, image) in enumerate(zip(wanted, images, strict=True)):
+            what = json.dumps(each.what, sort_keys=True, ensure_ascii=False)
+            if i in faults:
+                failed.append((each.key, what, faults[i], _now()))
+                continue
             data = to_png(image)
-            path = self._image_path(job.key)
+            path = self._image_path(each.key)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, data)
-            rows.append(
-                (job.key, job.pair.id, job.pair.category, job.alpha, job.seed,
-                 path.relative_to(self.path).as_posix(), hashlib.sha256(data).hexdigest(), _now())
-            )  # fmt: skip
+            name = path.relative_to(self.path).as_posix()
+            rows.append((each.key, what, name, hashlib.sha256(data).hexdigest(), _now()))
         with self._db:
-            self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._add_work("generate", len(rows), seconds)
+            self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
+            self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in rows])
+            self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
+            self._add_work("generate", len(rows), seconds, peak_bytes)
 
-    def read_image(self, job: Job) -> Images:
+    def read_image(self, wanted: Wanted) -> Images:
         """One image, uint8 HWC. A file that is missing or changed is a :class:`StoreError`."""
         query = "SELECT path, sha256 FROM images WHERE key = ?"
-        row = self._db.execute(query, (job.key,)).fetchone()
+        row = self._db.execute(query, (wanted.key,)).fetchone()
         if row is None:
-            raise StoreError(
-                f"{self.path}: pair {job.pair.id}, alpha {job.alpha:g}, seed {job.seed}: the index "
-                "has no such image; generate it first"
-            )
+            what = ", ".join(f"{name} {value}" for name, value in wanted.what.items())
+            raise StoreError(f"{self.path}: {what}: the index has no such image; generate it first")
         path = self.path / row[0]
         try:
             data = path.read_bytes()
@@ -198,11 +251,11 @@ class RunFolder:
         return from_png(data)
 
     def add_scores(
-        self, jobs: Sequence[Job], judge: str, rows: Iterable[tuple[float, float, float]],
+        self, wanted: Sequence[Wanted], judge: str, rows: Iterable[tuple[float, float, float]],
         seconds: float,
     ) -> None:  # fmt: skip
-        """Record (cos_target, cos_source, margin) of each job, scored in ``seconds``."""
-        values = [(job.key, judge, *row) for job, row in zip(jobs, rows, strict=True)]
+        """Record (cos_target, cos_source, margin) of each image, scored in ``seconds``."""
+        values = [(each.key, judge, *row) for each, row in zip(wanted, rows, strict=True)]
         with self._db:
             self._db.executemany("REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", values)
             self._add_work("score", len(values), seconds)
@@ -231,8 +284,16 @@ class RunFolder:
         ).fetchone()
         return images / seconds if seconds else None
 
-    def _add_work(self, stage: str, images: int, seconds: float) -> None:
-        self._db.execute("INSERT INTO work VALUES (?, ?, ?, ?)", (stage, images, seconds, _now()))
+    def peak_memory(self) -> int | None:
+        """The most bytes of a device that generating took, None where that was not measured."""
+        (most,) = self._db.execute("SELECT MAX(peak_bytes) FROM work").fetchone()
+        return most
+
+    def _add_work(
+        self, stage: str, images: int, seconds: float, peak_bytes: int | None = None
+    ) -> None:
+        row = (stage, images, seconds, peak_bytes, _now())
+        self._db.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?)", row)
 
     def _image_path(self, key: str) -> Path:
         return self.path / "images" / key[:2] / f"{key}.png"

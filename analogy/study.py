@@ -33,21 +33,16 @@ from analogy.models import (
     machine,
     native_dtype,
     native_size,
+    sampling,
     shipped,
 )
-from analogy.options import (
-    EMBEDDED_BATCH,
-    EMBEDDED_SAMPLING,
-    GPU_BATCH,
-    GPU_SAMPLING,
-    OptionError,
-)
+from analogy.options import OptionError
 from analogy.pairs import categories, load_pairs, select
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
-from analogy.store import Job, RunFolder, content, digest, plan
+from analogy.store import SCHEMA_VERSION, Job, RunFolder, content, digest, plan
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -135,8 +130,12 @@ class Study:
         """Score the images among ``jobs`` that are not; returns how many those were."""
         return self.worker.score(jobs)
 
+    def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+        """The jobs whose image came out as no picture, each with the reason."""
+        return self.folder.failures(jobs)
+
     def unscored(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs that have no score by this run's judge."""
+        """The jobs with an image that this run's judge has not scored."""
         return self.folder.without_score(jobs, self.judge.fingerprint)
 
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
@@ -220,16 +219,21 @@ class Study:
 
         ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
         ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
-        verdict. A cell that lacks images is ``incomplete``. Rates are over all work recorded in the
-        run folder.
+        verdict. A cell that lacks images is ``incomplete``; ``failures`` are those that came out
+        as no picture. Rates and memory are over all work recorded in the run folder; the memory is
+        a CUDA device's, None elsewhere.
         """
         return {
             **self.header(),
             **(analysis or self.analysis()).to_dict(),
+            "failures": [
+                {**job.what, "reason": reason} for job, reason in self.failures(self.jobs())
+            ],
             "throughput": {
                 "generate_images_per_s": self.folder.rate("generate"),
                 "score_images_per_s": self.folder.rate("score"),
             },
+            "peak_memory_bytes": self.folder.peak_memory(),
         }
 
 
@@ -237,8 +241,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     """The configuration with the defaults of its device filled in, and where its models are."""
     gpu = bool(values["gpu"])
     device = _device(values["device"], gpu=gpu)
-    dtype = native_dtype(device)
-    steps, guidance = GPU_SAMPLING if gpu else EMBEDDED_SAMPLING
+    dtype = values["dtype"] or native_dtype(device)
     name = values["model"] or (DEFAULT_GPU_MODEL if gpu else EMBEDDED)
     clip, tag = values["clip_model"], values["clip_pretrained"]
     if clip is None:
@@ -249,6 +252,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
         go_offline()
     judge = find_judge(clip, tag, offline=offline)
     model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
+    steps, guidance = sampling(name, model.folder)
     try:
         config = RunConfig(
             model=name if values["lora"] is None else f"{name}+{values['lora']}",
@@ -261,10 +265,11 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             method=values["method"],
             steps=steps if values["steps"] is None else values["steps"],
             guidance=guidance if values["guidance"] is None else values["guidance"],
-            size=native_size(model.folder),
+            size=values["size"] or native_size(model.folder),
             dtype=dtype,
             device=device,
-            batch_size=values["batch_size"] or (GPU_BATCH if gpu else EMBEDDED_BATCH),
+            batch_size=values["batch_size"],
+            memory=values["memory"],
             limit=values["limit"],
             control=values["control"],
         )
@@ -330,7 +335,10 @@ def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
 
 def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
     """A folder name for all runs that can share images: more pairs, seeds or alphas extend it."""
-    same = {"model": model.fingerprint, "judge": judge.fingerprint, "scheduler": scheduler}
+    same: dict[str, Any] = {
+        "model": model.fingerprint, "judge": judge.fingerprint, "scheduler": scheduler,
+        "schema_version": SCHEMA_VERSION,
+    }  # fmt: skip
     for name in ("method", "steps", "guidance", "size", "dtype"):
         same[name] = getattr(config, name)
     return digest(same)[:12]

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy import execute
+from analogy import execute, memory
 from analogy.execute import Worker, _even_batches, _seed_of
 from analogy.generator import Generator, latents_for
 from analogy.margin import margin
@@ -106,7 +107,7 @@ def test_an_image_is_made_of_its_pair_alpha_and_seed(make_worker, pipeline, conf
     plain = Generator(pipeline, steps=config.steps, guidance=config.guidance, size=config.size)
     target = plain.encode([job.pair.target_prompt])[job.pair.target_prompt]
     latents = latents_for(job.pair, 1, plain.latent_shape)[None]
-    expected = plain.generate([target], latents)[0]
+    expected = plain.generate([target], latents).images[0]
     assert np.abs(folder.read_image(job).astype(int) - expected.astype(int)).max() <= 1
 
 
@@ -153,3 +154,83 @@ def test_the_random_control_has_a_direction_of_its_own_for_every_pair(pairs):
     assert len(seeds) == len(pairs)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert _seed_of(replace(pairs[0], id="mine")) == _seed_of(pairs[0])
+
+
+# --- memory and failures
+
+
+def test_an_image_that_is_none_is_kept_as_failed_and_not_scored(make_worker, monkeypatch):
+    draw = Generator.generate
+
+    def spoilt(generator, conditionings, latents):
+        made = draw(generator, conditionings, latents)
+        return replace(made, faults={0: "black"})
+
+    monkeypatch.setattr(Generator, "generate", spoilt)
+    worker, jobs, folder = make_worker()
+    jobs = jobs[:6]
+    reported = []
+    worker.generate(jobs, reported.append)  # in batches of 3
+    assert reported == [3, 3]
+    assert folder.failures(jobs) == [(jobs[0], "black"), (jobs[3], "black")]
+    assert worker.missing(jobs) == []
+    worker.generate(jobs, reported.append)  # not tried twice by one worker
+    assert reported == [3, 3]
+    assert worker.score(jobs) == 4
+    monkeypatch.setattr(Generator, "generate", draw)
+    again, jobs, _ = make_worker()
+    again.generate(jobs[:6], reported.append)
+    assert reported == [3, 3, 2]
+    assert folder.failures(jobs) == folder.without_image(jobs[:6]) == []
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Stands in for a CUDA device: the work itself goes on on the CPU."""
+    gib = memory.GIB
+    calls = []
+    monkeypatch.setattr(execute, "limit_memory", lambda *given: calls.append(("limit", *given)))
+    monkeypatch.setattr(execute, "budget", lambda device, limit: int((limit or 24) * gib))
+    monkeypatch.setattr(Generator, "peak_memory", lambda self, n: (4 + n) * gib)
+    monkeypatch.setattr(
+        Generator, "put_text_encoders_away", lambda self: calls.append(("encoders away",))
+    )
+    monkeypatch.setattr(execute.torch.cuda, "max_memory_allocated", lambda device: 9 * gib)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"memory": 12.0}, 6), ({"memory": None}, 17), ({"memory": 12.0, "batch_size": 3}, 3)],
+)
+def test_on_a_card_a_batch_is_what_fits(make_worker, card, settings, expected):
+    worker, jobs, folder = make_worker(
+        **{"device": "cuda:0", "batch_size": None, "alphas": (1.0,), **settings}
+    )
+    reported = []
+    worker.generate(jobs[:18], reported.append)
+    assert max(reported) == -(-18 // -(-18 // expected))
+    limits = [("limit", "cuda:0", 12.0)] if settings["memory"] else []
+    assert card == [*limits, ("encoders away",)]
+    assert folder.peak_memory() == 9 * memory.GIB
+
+
+def test_memory_that_runs_out_in_the_middle_costs_no_image_and_no_wrong_one(
+    make_worker, pipeline, monkeypatch
+):
+    worker, jobs, folder = make_worker()
+    worker.generate(jobs[:8])
+    expected = [folder.read_image(job).astype(int) for job in jobs[:8]]
+    whole = pipeline.unet.forward
+
+    def crowded(x, *given, **settings):
+        if len(x) > 2:  # one image with guidance
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(x, *given, **settings)
+
+    monkeypatch.setattr(pipeline.unet, "forward", crowded)
+    folder._db.execute("DELETE FROM images")
+    again, jobs, _ = make_worker()
+    again.generate(jobs[:8])
+    for job, image in zip(jobs[:8], expected, strict=True):
+        assert np.abs(folder.read_image(job).astype(int) - image).max() <= 1

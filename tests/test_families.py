@@ -59,10 +59,10 @@ def test_an_image_equals_plain_diffusers(loaded, guidance):
         PAIR.source_prompt, latents=latents.clone(), num_inference_steps=STEPS,
         guidance_scale=guidance, height=SIZE, width=SIZE, output_type="np",
     ).images[0]  # fmt: skip
-    ours = generator.generate([encoded[PAIR.source_prompt]], latents)[0]
+    ours = generator.generate([encoded[PAIR.source_prompt]], latents).images[0]
     assert ours.shape == (SIZE, SIZE, 3)
     assert np.abs(ours / 255 - plain).max() <= 1 / 255
-    other = generator.generate([encoded[PAIR.target_prompt]], latents)[0]
+    other = generator.generate([encoded[PAIR.target_prompt]], latents).images[0]
     assert np.abs(ours.astype(int) - other).max() > 1  # the prompt matters
 
 
@@ -73,7 +73,8 @@ def test_a_twin_draws_the_same(tiny_generator):
     assert twin._pipeline.scheduler is not tiny_generator._pipeline.scheduler
     for _ in range(2):  # the first's scheduler is in use when the twin begins
         assert np.array_equal(
-            twin.generate([encoded], latents), tiny_generator.generate([encoded], latents)
+            twin.generate([encoded], latents).images,
+            tiny_generator.generate([encoded], latents).images,
         )
 
 
@@ -137,5 +138,5 @@ def test_a_single_file_draws_what_its_folder_draws(tmp_path):
         generator = Generator(each, steps=STEPS, guidance=GUIDANCE, size=SIZE)
         encoded = generator.encode([PAIR.source_prompt])[PAIR.source_prompt]
         latents = latents_for(PAIR, 0, generator.latent_shape)[None]
-        images.append(generator.generate([encoded], latents))
+        images.append(generator.generate([encoded], latents).images)
     assert np.array_equal(*images)

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import SIZE, build
 
 from analogy.generator import Generator, latents_for
+from analogy.memory import MemoryFullError
 from analogy.records import Pair
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
@@ -34,7 +36,7 @@ def requests(generator):
 @pytest.fixture(scope="module")
 def images(generator, requests):
     """Their images, made in one batch."""
-    return generator.generate(*requests)
+    return generator.generate(*requests).images
 
 
 # --- latents
@@ -130,7 +132,7 @@ def test_images_are_uint8_and_differ(images):
 @pytest.mark.parametrize("chosen", [[0], [3], [4, 0], [2, 1, 0], [0, 0, 3]])
 def test_an_image_does_not_depend_on_its_batch(generator, requests, images, chosen):
     conditionings, latents = requests
-    alone = generator.generate([conditionings[i] for i in chosen], latents[chosen])
+    alone = generator.generate([conditionings[i] for i in chosen], latents[chosen]).images
     assert apart(alone, images[chosen]) <= 1
 
 
@@ -153,7 +155,7 @@ def test_the_negative_branch_is_computed_only_with_guidance(pipeline, requests, 
     hook = pipeline.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     try:
         generator = Generator(pipeline, steps=2, guidance=guidance, size=64)
-        image = generator.generate(conditionings[:2], latents[:2])[0]
+        image = generator.generate(conditionings[:2], latents[:2]).images[0]
     finally:
         hook.remove()
     assert batches == [rows, rows]
@@ -172,7 +174,7 @@ def test_the_settings_matter(pipeline, requests, images):
     conditionings, latents = requests
     for steps, guidance in ((3, 3.0), (2, 5.0)):
         other = Generator(pipeline, steps=steps, guidance=guidance, size=64)
-        assert apart(other.generate(conditionings[:1], latents[:1]), images[:1]) > 1
+        assert apart(other.generate(conditionings[:1], latents[:1]).images, images[:1]) > 1
 
 
 def test_latents_are_left_as_they_are(generator, requests):
@@ -191,8 +193,8 @@ def test_a_twin_draws_the_same_and_neither_tokenises_while_it_draws(
     twin = generator.twin()
     for each in (generator, twin):
         monkeypatch.setattr(each._pipeline, "encode_prompt", _only_given(each._pipeline))
-    assert apart(twin.generate(*requests), images) <= 1
-    assert apart(generator.generate(*requests), images) <= 1
+    assert apart(twin.generate(*requests).images, images) <= 1
+    assert apart(generator.generate(*requests).images, images) <= 1
 
 
 def _only_given(pipeline):
@@ -204,3 +206,173 @@ def _only_given(pipeline):
         return own(prompt=prompt, prompt_embeds=prompt_embeds, **given)
 
     return encode_prompt
+
+
+# --- memory
+
+
+class Crowded:
+    """Stands in for a part of a pipeline that has room for so many rows, and counts them."""
+
+    def __init__(self, part, rows: int) -> None:
+        self.part, self.rows, self.seen = part, rows, []
+
+    def __call__(self, x, *given, **settings):
+        self.seen.append(len(x))
+        if len(x) > self.rows:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.part(x, *given, **settings)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
+    pipeline, requests, images, monkeypatch
+):
+    unet = Crowded(pipeline.unet.forward, rows=4)  # two images with guidance
+    monkeypatch.setattr(pipeline.unet, "forward", unet)
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=64)
+    assert apart(generator.generate(*requests).images, images) <= 1
+    assert generator.batch_size == 2
+    assert unet.seen == [10, 4, 4, 4, 4, 2, 2]
+    twin = generator.twin()
+    assert twin.batch_size == 2
+
+
+def test_decoding_that_does_not_fit_is_done_in_parts(pipeline, requests, images, monkeypatch):
+    decode = Crowded(pipeline.vae.decode, rows=1)
+    monkeypatch.setattr(pipeline.vae, "decode", decode)
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=64)
+    assert apart(generator.generate(*requests).images, images) <= 1
+    assert decode.seen == [5, 2, 1, 1, 1, 1, 1]
+    assert generator.batch_size >= 5  # the denoiser had room
+
+
+@pytest.mark.filterwarnings("ignore:__array__")  # diffusers', which pytest.warns lets out again
+def test_an_image_too_large_to_decode_whole_is_decoded_in_tiles(pipeline, requests, monkeypatch):
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=64)
+    whole = pipeline.vae.decode
+
+    def decode(latents, **settings):
+        if not pipeline.vae.use_tiling:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(latents, **settings)
+
+    monkeypatch.setattr(pipeline.vae, "decode", decode)
+    monkeypatch.setattr(pipeline.vae, "use_tiling", False)
+    with pytest.warns(UserWarning, match="decoded in tiles"):
+        made = generator.generate(requests[0][:2], requests[1][:2])
+    assert made.images.shape == (2, 64, 64, 3)
+    assert not made.faults
+
+
+def test_one_image_that_does_not_fit_is_an_error_that_says_what_to_do(
+    pipeline, requests, monkeypatch
+):
+    monkeypatch.setattr(pipeline.unet, "forward", Crowded(pipeline.unet.forward, rows=1))
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=64)
+    with pytest.raises(MemoryFullError, match=r"smaller --size, --dtype .* or another --device"):
+        generator.generate(*requests)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd1", "sd3"])
+def test_text_encoders_are_put_away_and_drawing_goes_on(name, monkeypatch):
+    pipeline = build(name)
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=SIZE)
+    encoded = generator.encode(["a red car"])["a red car"]
+    encoders = [part for part in pipeline.components if part.startswith("text_encoder")]
+    moved = []
+    for part in filter(None, map(pipeline.components.get, encoders)):
+        monkeypatch.setattr(part, "to", moved.append)
+        monkeypatch.setattr(part, "forward", lambda *_, **__: pytest.fail("encoded while drawing"))
+    generator.put_text_encoders_away()
+    assert moved == ["cpu"] * (1 if name == "sd1" else 2)
+    latents = latents_for(PAIR, 0, generator.latent_shape)[None]
+    assert generator.generate([encoded], latents).images.shape == (1, SIZE, SIZE, 3)
+
+
+# --- images that are no pictures
+
+
+@pytest.fixture
+def tiny():
+    """A tiny SDXL in bfloat16, and a request for three of its images."""
+    pipeline = build("sdxl").to(torch.bfloat16)
+    generator = Generator(pipeline, steps=2, guidance=1.0, size=SIZE)
+    encoded = generator.encode(PROMPTS[:3])
+    latents = torch.stack([latents_for(PAIR, seed, generator.latent_shape) for seed in range(3)])
+    return pipeline, generator, ([encoded[prompt] for prompt in PROMPTS[:3]], latents)
+
+
+def spoil(monkeypatch, vae, value: float, row: int, dtypes=(torch.bfloat16,)) -> list:
+    """Have decoders of a kind give ``value`` in the place of a row's pixel; lists what they get."""
+    kind, seen = type(vae), []
+    whole = kind.decode
+
+    def decode(self, latents, **settings):
+        seen.append((self.dtype, len(latents)))
+        [images] = whole(self, latents, **settings)
+        if self.dtype in dtypes:
+            images = images.clone()
+            images[min(row, len(images) - 1), ..., 0] = value
+        return [images]
+
+    monkeypatch.setattr(kind, "decode", decode)
+    return seen
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_overflows_in_half_precision_is_decoded_again_in_float32(tiny, monkeypatch, value):
+    pipeline, generator, request = tiny
+    expected = generator.generate(*request).images
+    seen = spoil(monkeypatch, pipeline.vae, value, row=1)
+    made = generator.generate(*request)
+    assert seen == [(torch.bfloat16, 3), (torch.float32, 1)]
+    assert not made.faults
+    assert apart(made.images[[0, 2]], expected[[0, 2]]) == 0
+    assert 0 < apart(made.images[1], expected[1]) < 16  # bfloat16's rounding
+    assert pipeline.vae.dtype == torch.bfloat16
+
+
+def test_what_stays_broken_is_named_and_the_others_are_kept(tiny, monkeypatch):
+    pipeline, generator, request = tiny
+    expected = generator.generate(*request).images
+    both = (torch.bfloat16, torch.float32)
+    spoil(monkeypatch, pipeline.vae, float("nan"), row=1, dtypes=both)
+    made = generator.generate(*request)
+    assert made.faults == {1: "NaN or infinity from the decoder"}
+    assert apart(made.images[[0, 2]], expected[[0, 2]]) == 0
+
+
+def test_a_denoiser_that_overflows_is_named_and_nothing_is_decoded_again(tiny, monkeypatch):
+    pipeline, generator, request = tiny
+    broken = request[1].clone()
+    broken[2, 0, 0, 0] = torch.nan
+    seen = spoil(monkeypatch, pipeline.vae, 0.0, row=0, dtypes=())
+    made = generator.generate(request[0], broken)
+    assert made.faults == {2: "NaN or infinity from the denoiser"}
+    assert seen == [(torch.bfloat16, 3)]
+
+
+def test_a_black_image_is_no_picture(tiny, monkeypatch):
+    pipeline, generator, request = tiny
+    whole = type(pipeline.vae).decode
+    monkeypatch.setattr(
+        type(pipeline.vae), "decode",
+        lambda self, latents, **settings: [whole(self, latents, **settings)[0] * 0 - 1],
+    )  # fmt: skip
+    assert generator.generate(*request).faults == dict.fromkeys(range(3), "black")
+
+
+@pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning")  # diffusers of itself
+def test_a_vae_that_overflows_in_float16_is_computed_in_float32_as_the_pipeline_does():
+    pipeline = build("sdxl").to(torch.float16)
+    assert pipeline.vae.config.force_upcast
+    generator = Generator(pipeline, steps=2, guidance=3.0, size=SIZE)
+    encoded = generator.encode(["a red car"])["a red car"]
+    latents = latents_for(PAIR, 0, generator.latent_shape)[None]
+    made = generator.generate([encoded], latents)
+    plain = pipeline(
+        "a red car", latents=latents.half(), num_inference_steps=2, guidance_scale=3.0,
+        height=SIZE, width=SIZE,
+    ).images[0]  # fmt: skip
+    assert apart(made.images[0], np.asarray(plain)) <= 1
+    assert pipeline.vae.dtype == torch.float16

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from analogy.images import from_png, from_unit, to_png, to_tensor
+from analogy.images import faults, from_png, from_unit, to_png, to_tensor
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -54,6 +54,18 @@ def test_unit_images_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"shape \(n, 3, height, width\), got") as refusal:
         from_unit(torch.zeros(shape))
     assert str(shape) in str(refusal.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_no_picture_is_told_from_what_is_merely_dark(dtype):
+    images = torch.zeros(6, 3, 4, 4, dtype=dtype)
+    images[1, 2, 3, 3] = 1 / 255
+    images[2] = 1.0
+    images[3, 0, 0, 0] = torch.nan
+    images[4, 0, 0, 0] = torch.inf
+    images[5, 1] = -0.2
+    undefined = "NaN or infinity from the decoder"
+    assert faults(images) == ["black", None, None, undefined, undefined, "black"]
 
 
 def test_a_tensor_has_the_channels_first_and_a_memory_of_its_own():

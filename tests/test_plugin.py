@@ -19,6 +19,7 @@ import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run i
 
 from analogy import execute, models
 from analogy.generator import Generator
+from analogy.memory import MemoryFullError
 from analogy.models import shipped
 from analogy.recorded import RESULTS_VERSION, read
 from analogy.records import Estimate
@@ -619,3 +620,48 @@ def test_gpu_without_cuda_is_a_usage_error(bench, eight, monkeypatch):
     run = bench(*eight, "--gpu")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*Exit: --gpu: expected a CUDA device, but torch * sees none*"])
+
+
+# --- images that are no pictures, and memory
+
+
+def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
+    bench, eight, judged, monkeypatch
+):
+    draw = Generator.generate
+
+    def spoilt(generator, conditionings, latents):
+        made = draw(generator, conditionings, latents)
+        return dataclasses.replace(made, faults={len(conditionings) - 1: "black"})
+
+    judged(lambda job: noise(job) + 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", spoilt)
+        result = bench(*eight, "-rs")
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*1 image came out as no picture; not scored, items incomplete.*",
+            "*color at alpha 1: 1 (black)",
+            "*SKIPPED*incomplete: color at alpha 1 cannot be judged (1 image came out as no pict*",
+        ]
+    )
+    results = results_of(bench.path / "results.json")
+    assert [cell["verdict"] for cell in results["cells"]] == ["incomplete"]
+    assert results["failures"] == [
+        {"pair_id": "c7", "category": "color", "alpha": 1.0, "seed": 0, "method": "word",
+         "reason": "black"}
+    ]  # fmt: skip
+    bench(*eight).assert_outcomes(passed=2)
+    assert results_of(bench.path / "results.json")["failures"] == []
+
+
+def test_memory_for_not_one_image_ends_the_run_with_the_reason(bench, eight, monkeypatch):
+    def full(generator, conditionings, latents):
+        raise MemoryFullError("out of memory with one image at a time: free the device")
+
+    monkeypatch.setattr(Generator, "generate", full)
+    result = bench(*eight)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["*out of memory with one image at a time: free the device*"])
+    assert (bench.path / "results.json").is_file()

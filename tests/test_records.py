@@ -217,6 +217,7 @@ def test_unknown_and_missing_keys_are_named():
         ("dtype", "int8", "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         ("device", "", "device: expected a non-empty string"),
         ("batch_size", 0, "batch_size: expected an integer >= 1, got 0"),
+        ("memory", -1.0, "memory: expected a finite number >= 0, got -1.0"),
         ("limit", 0, "limit: expected an integer >= 1, got 0"),
         ("scheduler", "", "scheduler: expected a non-empty string"),
     ],

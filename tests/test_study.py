@@ -8,10 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import build
 
 from analogy import options, study
 from analogy.ceiling import CeilingError
-from analogy.models import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, ModelError, native_dtype
+from analogy.models import (
+    DEFAULT_GPU_CLIP,
+    DEFAULT_GPU_MODEL,
+    ModelError,
+    native_dtype,
+    sampling,
+)
 from analogy.options import OptionError
 from analogy.pairs import PairsError
 from analogy.recorded import RESULTS_VERSION, write_results
@@ -56,7 +63,7 @@ def test_the_default_study_is_the_whole_grid_on_the_embedded_models(open_study):
     config = opened.config
     assert (config.model, config.clip_model, config.device) == ("embedded", "embedded", "cpu")
     assert (config.steps, config.guidance) == options.EMBEDDED_SAMPLING
-    assert (config.size, config.batch_size) == (64, options.EMBEDDED_BATCH)
+    assert (config.size, config.batch_size, config.memory) == (64, None, None)
     assert config.dtype == native_dtype("cpu")
     assert opened.model.fingerprint.startswith("sdxl-tiny@sha256:")
     assert opened.scheduler.startswith("EulerDiscreteScheduler/")
@@ -70,16 +77,36 @@ def test_options_are_taken_over(open_study):
         method="lerp",
         steps="3",
         guidance="0",
+        size="32",
+        dtype="bfloat16",
         batch_size="7",
+        memory="12",
         limit="2",
     )
     assert {(job.alpha, job.seed) for job in opened.jobs()} == {(0.0, 4), (-0.5, 4)}
     assert opened.categories == ["color", "size"]
     assert len(opened.pairs) == 4
     config = opened.config
-    assert (config.method, config.steps, config.guidance, config.batch_size, config.limit) == (
-        "lerp", 3, 0.0, 7, 2,
-    )  # fmt: skip
+    assert (config.method, config.steps, config.guidance, config.limit) == ("lerp", 3, 0.0, 2)
+    assert (config.size, config.dtype, config.batch_size, config.memory) == (32, "bfloat16", 7, 12)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "expected"),
+    [
+        ("embedded", "sdxl", (8, 4.0)),
+        ("segmind/SSD-1B", "sdxl", (50, 9.0)),
+        ("segmind/SSD-1B@main", "sdxl", (50, 9.0)),
+        ("stabilityai/sdxl-turbo", "sdxl", (1, 0.0)),
+        ("mine/sdxl", "sdxl", (50, 5.0)),
+        ("mine/sd1", "sd1", (50, 7.5)),
+        ("mine/sd3", "sd3", (28, 7.0)),
+    ],
+)
+def test_sampling_follows_the_model_and_not_the_device(tmp_path, model, folder, expected):
+    index = {"_class_name": type(build(folder)).__name__}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert sampling(model, tmp_path) == expected
 
 
 def test_one_folder_serves_all_runs_that_can_share_images(open_study, tmp_path, monkeypatch):
@@ -168,8 +195,8 @@ def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
     assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None)]
     assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
     assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)
-    assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", 8)
-    assert (config.steps, config.guidance) == options.GPU_SAMPLING
+    assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", None)
+    assert (config.steps, config.guidance) == (50, 9.0)
 
 
 # --- cells
@@ -230,7 +257,6 @@ def test_scores_of_another_judge_do_not_count(make_study, fill, judge_source):
     other = make_study(
         folder=opened.folder.path, judge=replace(judge_source, fingerprint="another")
     )
-    assert other.unscored(other.jobs()) == other.jobs()
     assert other.cell("color", 1.0).margin.verdict is Verdict.INCOMPLETE
 
 
@@ -325,7 +351,7 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     results = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert list(results) == [
         "schema_version", "config", "provenance", "pairs", "cells", "controls", "categories",
-        "alphas", "overall", "throughput",
+        "alphas", "overall", "failures", "throughput", "peak_memory_bytes",
     ]  # fmt: skip
     assert results["schema_version"] == RESULTS_VERSION
     assert results["config"] == opened.config.to_dict()

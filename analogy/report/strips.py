@@ -70,7 +70,7 @@ def _target_images(study: Study, pairs: Sequence[Pair], seed: int) -> Images:
     generator = Generator(pipeline, steps=config.steps, guidance=config.guidance, size=config.size)
     encoded = generator.encode([pair.target_prompt for pair in pairs])
     latents = torch.stack([latents_for(pair, seed, generator.latent_shape) for pair in pairs])
-    return generator.generate([encoded[pair.target_prompt] for pair in pairs], latents)
+    return generator.generate([encoded[pair.target_prompt] for pair in pairs], latents).images
 
 
 def _margins_of(study: Study, pairs: Sequence[Pair], images: Images) -> list[float]:

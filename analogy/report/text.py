@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from analogy.analysis import Analysis, CellFigures, Pool
 from analogy.records import Cell, Estimate, Verdict
+
+if TYPE_CHECKING:
+    from analogy.store import Job
 
 _HEAD = (
     f"{'category':<10} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "
@@ -56,6 +60,24 @@ def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
         better = verdict is Verdict.SUCCESS
         notes.append("better than its baseline" if better else "known")
     return f"{verdict} ({'; '.join(notes)})" if notes else str(verdict)
+
+
+def failed_images(count: int) -> str:
+    """So many images that are none, in words."""
+    return f"{count} {'image' if count == 1 else 'images'} came out as no picture"
+
+
+def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
+    """The images that came out as no picture, counted by cell and reason."""
+    if not failures:
+        return
+    yield (
+        f"{failed_images(len(failures))}; not scored, items incomplete. The same command tries "
+        "again; --dtype float32 or bfloat16 may mend it."
+    )
+    counts = Counter((Cell(job.pair.category, job.alpha), reason) for job, reason in failures)
+    for (cell, reason), count in counts.items():
+        yield f"  {cell}: {count} ({reason})"
 
 
 def reading_notes(analysis: Analysis) -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""How many images go through a model at once: as many as fit, and half of them when they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+GIB = 2**30
+
+#: Pixels of the images that are generated together unless the user says: beyond these a batch gains
+#: no speed, and a killed run loses a batch. On a CPU that is 75 of the embedded model's images
+#: (measured), and one at a time of a larger model's; on CUDA fewer where they do not fit.
+MOST_PIXELS = {"cpu": 75 * 64**2, "mps": 2 * 1024**2, "cuda": 16 * 1024**2}
+MOST_IMAGES = 256
+
+#: Pixels that the VAE decodes together: its activations at full size are what fills a card first.
+DECODED_PIXELS = 1024**2
+
+#: Of the memory that is free, what a batch may be planned for; the rest is for fragmentation.
+PLANNED = 0.9
+
+
+class MemoryFullError(RuntimeError):
+    """Not even one image at a time fits; the message says what to do."""
+
+
+class InParts:
+    """Work on n images in parts, whose size is halved whenever memory runs out.
+
+    ``at_once``: images in a part; it starts at what is asked for and never grows again, so that
+    what did not fit is tried once a run. Parts that are done are kept.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+
+    def __call__(self, work: Callable[[slice], T], n: int) -> list[T]:
+        """The results of ``work`` on slices that cover 0..n in order.
+
+        Raises :class:`MemoryFullError` where one image is too many.
+        """
+        done: list[T] = []
+        start = 0
+        while start < n:
+            part = slice(start, min(start + self.at_once, n))
+            try:
+                done.append(work(part))
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                size = part.stop - part.start
+                if size == 1:
+                    raise MemoryFullError(
+                        "out of memory with one image at a time: expected room for one; free the "
+                        "device of other programs, or choose a smaller --size, --dtype float16 "
+                        f"or bfloat16, or another --device ({error})"
+                    ) from error
+                self.at_once = size // 2
+            else:
+                start = part.stop
+                continue
+            # Out here the failed attempt's tensors are no longer held by its traceback.
+            _release()
+        return done
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return should_reduce_batch_size(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+
+
+def _release() -> None:
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
+def most_at_once(device: str, size: int) -> int:
+    """Images of ``size`` pixels a side beyond which a batch on such a device gains nothing."""
+    pixels = MOST_PIXELS[device.partition(":")[0]]
+    return min(max(pixels // size**2, 1), MOST_IMAGES)
+
+
+def fitting(one: int, two: int, *, budget: int, most: int) -> int:
+    """Images that fit together in ``budget`` bytes, 1..``most``.
+
+    ``one`` and ``two``: peak bytes with one and with two images, all that is loaded among them. An
+    image more takes what the second did.
+    """
+    each = max(two - one, 1)
+    return min(max(1 + int(PLANNED * budget - one) // each, 1), most)
+
+
+def limit_memory(device: str, gib: float) -> None:
+    """Have torch refuse this process more than ``gib`` GiB of a CUDA device's memory."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(gib * GIB / total, 1.0), device)
+
+
+def budget(device: str, gib: float | None) -> int:
+    """Bytes of a CUDA device for this process: what is free or its own, at most ``gib`` GiB."""
+    free, _ = torch.cuda.mem_get_info(device)
+    have = free + torch.cuda.memory_reserved(device)
+    return have if gib is None else min(have, int(gib * GIB))
+
+
+def peak(device: str, work: Callable[[], object]) -> int:
+    """Bytes of a CUDA device that were allocated at most while ``work`` ran."""
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device)
