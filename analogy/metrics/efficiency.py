@@ -266,7 +266,7 @@ def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Ene
     """Energy and carbon per image of one call of ``run``, by codecarbon, without any network.
 
     ``country``: where the machine stands, as ISO 3166 has it in three letters (``DEU``); carbon
-    differs by a factor of 20 or more between countries, so none is supposed. ``device``: waited for
+    differs more than tenfold between countries, so none is supposed. ``device``: waited for
     before the meter stops. Counted is the whole machine while ``run`` works, idle power and other
     programs included: use an idle machine and 10 s of work or more. Work below 0.1 s is a
     ``ValueError``, since codecarbon would miss most of it.
