@@ -295,12 +295,9 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
                 str(source.file), config=str(source.folder), **options
             )
         else:
-            weights = {path.name for path in (source.folder / family.denoiser).iterdir()}
-            halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
-            whole = {name for name in weights - halves if name.endswith(".safetensors")}
             pipeline = loader.from_pretrained(
                 source.folder,
-                variant="fp16" if halves and not (whole and dtype == "float32") else None,
+                variant=_variant(source.folder, dtype),
                 use_safetensors=True,
                 **options,
             )
@@ -312,6 +309,38 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
         for part in (getattr(pipeline, family.denoiser), pipeline.vae):
             part.to(memory_format=torch.channels_last)
     return pipeline.to(device)
+
+
+def _variant(folder: Path, dtype: str) -> str | None:
+    """``fp16`` where the denoiser's half-precision files are the ones to load, else None."""
+    weights = {path.name for path in (folder / _family_of_folder(folder).denoiser).iterdir()}
+    halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
+    whole = {name for name in weights - halves if name.endswith(".safetensors")}
+    return "fp16" if halves and not (whole and dtype == "float32") else None
+
+
+def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
+    """The weights that :func:`load_pipeline` reads in this dtype: one precision, not both.
+
+    Per part ``<name>.fp16.safetensors`` where half precision is loaded and the part has it, else
+    ``<name>.safetensors``; shards of either; a LoRA's file as well.
+    """
+    lora = [] if source.lora is None else [source.lora]
+    if source.file is not None:
+        return [source.file, *lora]
+    variant = _variant(source.folder, dtype)
+    skipped = _family_of_folder(source.folder).load_options
+    files: list[Path] = []
+    for name, part in sorted(_index(source.folder).items()):
+        folder = source.folder / name
+        if part == [None, None] or name in skipped or not folder.is_dir():
+            continue
+        weights = sorted(folder.glob("*.safetensors"))
+        # <name>[.<variant>][-<shard>].safetensors, or the shard before the variant
+        halves = [path for path in weights if path.name.split(".")[1].startswith("fp16")]
+        whole = [path for path in weights if path.name.count(".") == 1]
+        files += halves if variant and halves else whole
+    return files + lora
 
 
 def _fuse(pipeline: Any, lora: Path) -> None:
