@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections.abc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from queue import SimpleQueue
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from analogy.clip import Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
@@ -19,7 +22,7 @@ from analogy.memory import budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import Job, RunFolder
+from analogy.store import Job, RunFolder, W
 
 #: Images that are read and scored at a time.
 SCORE_BATCH = 250
@@ -47,32 +50,23 @@ class Worker:
 
     @cached_property
     def _loaded(self) -> tuple[list[Generator], dict[str, Conditioning]]:
-        """One generator for each batch in flight, all on the same weights; and all prompts encoded.
-
-        On a CPU one for each thread: the layers of a small model are too small to share out, and
-        whole batches side by side are faster. Any other device gets one.
-        """
+        """One generator for each batch in flight, and all prompts encoded."""
         config = self._config
-        is_cuda = config.device.startswith("cuda")
-        if is_cuda and config.memory is not None:
+        if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
-        most = most_at_once(config.device, config.size)
         first = Generator(
             load_pipeline(self._model, device=config.device, dtype=config.dtype),
             steps=config.steps,
             guidance=config.guidance,
             size=config.size,
-            batch_size=config.batch_size or most,
+            batch_size=config.batch_size or most_at_once(config.device, config.size),
         )
-        encoded = first.encode(_texts(self._pairs))
+        encoded = first.encode(texts(self._pairs))
         if config.device != "cpu":
             first.put_text_encoders_away()
-        if is_cuda and config.batch_size is None and most > 1:
-            have = budget(config.device, config.memory)
-            one, two = first.peak_memory(1), first.peak_memory(2)
-            first.batch_size = fitting(one, two, budget=have, most=most)
-        count = torch.get_num_threads() if config.device == "cpu" else 1
-        return [first, *(first.twin() for _ in range(count - 1))], encoded
+        if config.batch_size is None:
+            fit_batch_size(first, config.device, config.memory)
+        return side_by_side(first, config.device), encoded
 
     @cached_property
     def judge(self) -> Judge:
@@ -93,45 +87,20 @@ class Worker:
         if not missing:
             return
         generators, _ = self._loaded  # before the clock starts
-        free: SimpleQueue[Generator] = SimpleQueue()
-        for generator in generators:
-            free.put(generator)
+        shape = generators[0].latent_shape
 
-        def make(batch: Sequence[Job]) -> Generated:
-            if len(generators) > 1:
-                torch.set_num_threads(1)  # this thread's own share
-            conditionings = [self._steered(job) for job in batch]
-            shape = generators[0].latent_shape
-            latents = torch.stack([latents_for(job.pair, job.seed, shape) for job in batch])
-            generator = free.get()
-            try:
-                return generator.generate(conditionings, latents)
-            finally:
-                free.put(generator)
+        def inputs(job: Job) -> tuple[Conditioning, Tensor]:
+            return self._steered(job), latents_for(job.pair, job.seed, shape)
 
-        threads = torch.get_num_threads()
-        # One more thread than generators on a GPU: it makes the next batch's conditioning and
-        # latents while the GPU is busy.
-        workers = len(generators) + (self._config.device != "cpu")
-        clock = time.perf_counter()
-        executor = ThreadPoolExecutor(workers)
-        try:
-            for batch, made in _in_order(
-                executor,
-                make,
-                _even_batches(missing, generators[0].batch_size),
-                ahead=workers + 1,
-            ):
-                now = time.perf_counter()
+        with closing(
+            generate_batches(generators, missing, inputs, device=self._config.device)
+        ) as batches:
+            for batch, made, seconds in batches:
                 self._folder.add_images(
-                    batch, made.images, now - clock, faults=made.faults, peak_bytes=self._peak()
+                    batch, made.images, seconds, faults=made.faults, peak_bytes=self._peak()
                 )
                 self._failed |= {batch[i].key for i in made.faults}
-                clock = now
                 report(len(batch))
-        finally:
-            executor.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
     def _peak(self) -> int | None:
         device = self._config.device
@@ -157,34 +126,98 @@ class Worker:
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
     def _steered(self, job: Job) -> Conditioning:
-        encode, pair = self._encode, job.pair
-        if job.alpha == 0.0:
-            return encode(pair.source_prompt)
-        others: tuple[Words, ...] = ()
-        if job.method in OTHERS_MATTER:
-            others = tuple(
-                Words(
-                    o.source_word, o.target_word, encode(o.source_prompt), encode(o.target_prompt)
-                )
-                for o in self._pairs
-                if o.category == pair.category and o.id != pair.id
-            )
-        edit = Edit(
-            source=encode(pair.source_prompt),
-            target=encode(pair.target_prompt),
-            words=(pair.source_word, pair.target_word),
-            source_word=encode(pair.source_word),
-            target_word=encode(pair.target_word),
-            others=others,
-            seed=_seed_of(pair),
+        return steered(job, self._pairs, self._loaded[1])
+
+
+def fit_batch_size(generator: Generator, device: str, memory: float | None = None) -> None:
+    """On CUDA, lower the batch size to what fits into ``memory`` GiB, or into what is free."""
+    most = generator.batch_size
+    if device.startswith("cuda") and most > 1:
+        have = budget(device, memory)
+        one, two = generator.peak_memory(1), generator.peak_memory(2)
+        generator.batch_size = fitting(one, two, budget=have, most=most)
+
+
+def side_by_side(first: Generator, device: str) -> list[Generator]:
+    """A generator for each batch in flight, all on the weights of ``first``.
+
+    On a CPU one for each thread: the layers of a small model are too small to share out, and
+    whole batches side by side are faster. Any other device gets one.
+    """
+    count = torch.get_num_threads() if device == "cpu" else 1
+    return [first, *(first.twin() for _ in range(count - 1))]
+
+
+def generate_batches(
+    generators: Sequence[Generator],
+    wanted: Sequence[W],
+    inputs: Callable[[W], tuple[Conditioning, Tensor]],
+    *,
+    device: str,
+) -> collections.abc.Generator[tuple[Sequence[W], Generated, float]]:
+    """Each batch of ``wanted``, in order, with what was made of it and the seconds it took.
+
+    ``inputs``: an image's conditioning and its latents, asked for in other threads. To be closed
+    by the caller where it stops early.
+    """
+    free: SimpleQueue[Generator] = SimpleQueue()
+    for generator in generators:
+        free.put(generator)
+
+    def make(batch: Sequence[W]) -> Generated:
+        if len(generators) > 1:
+            torch.set_num_threads(1)  # this thread's own share
+        given = [inputs(each) for each in batch]
+        latents = torch.stack([noise for _, noise in given])
+        generator = free.get()
+        try:
+            return generator.generate([conditioning for conditioning, _ in given], latents)
+        finally:
+            free.put(generator)
+
+    threads = torch.get_num_threads()
+    # One more thread than generators on a GPU: it makes the next batch's conditioning and
+    # latents while the GPU is busy.
+    workers = len(generators) + (device != "cpu")
+    clock = time.perf_counter()
+    executor = ThreadPoolExecutor(workers)
+    try:
+        for batch, made in _in_order(
+            executor, make, _even_batches(wanted, generators[0].batch_size), ahead=workers + 1
+        ):
+            now = time.perf_counter()
+            yield batch, made, now - clock
+            clock = now
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]) -> Conditioning:
+    """What a job's image is conditioned on; ``encoded`` has the :func:`texts` of all ``pairs``."""
+    pair = job.pair
+    if job.alpha == 0.0:
+        return encoded[pair.source_prompt]
+    others: tuple[Words, ...] = ()
+    if job.method in OTHERS_MATTER:
+        others = tuple(
+            Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
+            for o in pairs
+            if o.category == pair.category and o.id != pair.id
         )
-        return METHODS[job.method](edit, job.alpha)
+    edit = Edit(
+        source=encoded[pair.source_prompt],
+        target=encoded[pair.target_prompt],
+        words=(pair.source_word, pair.target_word),
+        source_word=encoded[pair.source_word],
+        target_word=encoded[pair.target_word],
+        others=others,
+        seed=_seed_of(pair),
+    )
+    return METHODS[job.method](edit, job.alpha)
 
-    def _encode(self, text: str) -> Conditioning:
-        return self._loaded[1][text]
 
-
-def _texts(pairs: Iterable[Pair]) -> list[str]:
+def texts(pairs: Iterable[Pair]) -> list[str]:
     """All that is encoded for some pairs."""
     return [
         text
@@ -200,13 +233,13 @@ def _seed_of(pair: Pair) -> int:
 
 def _in_order(
     executor: Executor,
-    make: Callable[[Sequence[Job]], Generated],
-    batches: Iterable[Sequence[Job]],
+    make: Callable[[Sequence[W]], Generated],
+    batches: Iterable[Sequence[W]],
     *,
     ahead: int,
-) -> Iterator[tuple[Sequence[Job], Generated]]:
+) -> Iterator[tuple[Sequence[W], Generated]]:
     """Each batch with its images, in order, at most ``ahead`` of them begun and not yet taken."""
-    begun: deque[tuple[Sequence[Job], Future[Generated]]] = deque()
+    begun: deque[tuple[Sequence[W], Future[Generated]]] = deque()
     for batch in batches:
         begun.append((batch, executor.submit(make, batch)))
         if len(begun) >= ahead:
@@ -217,7 +250,7 @@ def _in_order(
         yield first, future.result()
 
 
-def _even_batches(jobs: list[Job], size: int) -> list[list[Job]]:
+def _even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
     """As few batches as ``size`` allows, of equal size up to one: no small last batch."""
     if not jobs:
         return []

@@ -218,7 +218,12 @@ def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
     The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
     a run reproducible image by image. A pair is known by its prompts, not by its id.
     """
-    drawn = derived_seed(pair.source_prompt, pair.target_prompt, str(seed))
+    return noise(shape, pair.source_prompt, pair.target_prompt, str(seed))
+
+
+def noise(shape: tuple[int, ...], *parts: str) -> Tensor:
+    """Standard normal values, float32 on the CPU: a function of text alone."""
+    drawn = derived_seed(*parts)
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(drawn))
 
 

@@ -75,7 +75,7 @@ class Study:
         self.truth = truth
         self._ceilings: dict[str, Ceiling | None] = {}
         self._analysed: tuple[Any, Analysis] | None = None
-        self.scheduler = _scheduler_of(model.folder)
+        self.scheduler = scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
         self._null_jobs: list[Job] = []  # of the random control, whose alpha 0 is the method's own
@@ -97,7 +97,7 @@ class Study:
         pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
         truth = _ground_truth(values["ceiling"], judge)
-        scheduler = _scheduler_of(model.folder)
+        scheduler = scheduler_of(model.folder)
         path = values["run_dir"] or Path(".analogy") / "runs" / _run_name(
             config, model, judge, scheduler
         )
@@ -199,7 +199,7 @@ class Study:
             "judge": self.judge.fingerprint,
             "scheduler": self.scheduler,
             "python": sys.version.split()[0],
-            "packages": _package_versions(),
+            "packages": package_versions(),
             "git_commit": _git_commit(),
             "machine": machine(self.config.device),
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -344,14 +344,15 @@ def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, schedul
     return digest(same)[:12]
 
 
-def _scheduler_of(folder: Path) -> str:
+def scheduler_of(folder: Path) -> str:
     """The scheduler's class and a digest of its settings."""
     settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     return f"{settings['_class_name']}/{digest(settings)[:8]}"
 
 
 @cache
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that figures depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 

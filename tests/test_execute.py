@@ -146,7 +146,7 @@ def test_category_is_given_all_other_pairs_of_the_category_and_never_its_own(
         (pairs[2].target_word, edit.target_word),
         (pairs[0].target_prompt, edit.others[0].target),
     ):
-        assert encoded.states.equal(worker._encode(prompt).states)
+        assert encoded.states.equal(worker._loaded[1][prompt].states)
 
 
 def test_the_random_control_has_a_direction_of_its_own_for_every_pair(pairs):

@@ -67,7 +67,7 @@ def timing(
     _check_integer("n_images", n_images, 1)
     _check_integer("repeats", repeats, 1)
     _check_integer("warmup", warmup, 0)
-    _check_device(device)
+    check_device(device)
     for _ in range(warmup):
         run()
     seconds = tuple(_timed(run, device) for _ in range(repeats))
@@ -127,7 +127,7 @@ def peak_memory(run: Run, *, device: str) -> Memory:
     freed but the process kept is used again without being seen: so measure in a fresh process,
     after one call, to have figures that compare.
     """
-    _check_device(device)
+    check_device(device)
     _synchronize(device)
     kind = torch.device(device).type
     if kind == "cuda":
@@ -275,7 +275,7 @@ def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Ene
     ``CODECARBON_PUE``) apply; those that ask a network, write files or name a place do not.
     """
     _check_integer("n_images", n_images, 1)
-    _check_device(device)
+    check_device(device)
     codecarbon_logger = logging.getLogger("codecarbon")
     heard = _Heard()
     codecarbon_logger.addFilter(heard)
@@ -428,7 +428,7 @@ def _check_integer(name: str, value: Any, low: int) -> None:
         raise ValueError(f"{name}: expected an integer >= {low}, got {value!r}")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Refuse a device that is not cpu, mps, cuda or cuda:N, or that torch does not see here."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
         raise ValueError(f"device: expected cpu, mps, cuda or cuda:N, got {device!r}")

@@ -45,16 +45,21 @@ def fid(
     """
     name = score_name("fid", "" if isinstance(features, Inception) else model_name(features))
     x, y = features_of_both(images, references, features, batch_size)
-    smallest = min(len(x), len(y))
+    warn_of_small_sample(name, len(x), len(y))
+    return SetScore(name, frechet_distance(x, y), len(x), len(y))
+
+
+def warn_of_small_sample(name: str, n: int, n_references: int) -> None:
+    """A :class:`SmallSampleWarning` where FID is more bias than distance."""
+    smallest = min(n, n_references)
     if smallest < ENOUGH_IMAGES:
         warnings.warn(
             f"{name} on {smallest} images: below {ENOUGH_IMAGES:,} its bias (about 1/n, different "
             "for every model) can exceed the differences between models; compare only figures of "
             "equal n, or use kid, which has no such bias",
             SmallSampleWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return SetScore(name, frechet_distance(x, y), len(x), len(y))
 
 
 def frechet_distance(features: ArrayLike, references: ArrayLike) -> float:

@@ -1,0 +1,33 @@
+"""Evaluate models on prompts, images or word pairs: what to measure, the run of it, its results.
+
+See docs/evaluation.md.
+"""
+
+from analogy.evaluation.agent import EvaluationAgent
+from analogy.evaluation.metrics import (
+    Measurement,
+    Metric,
+    TaskError,
+    fid_metric,
+    kid_metric,
+    lpips_metric,
+    metric,
+)
+from analogy.evaluation.results import MetricResult, Report
+from analogy.evaluation.samples import Samples
+from analogy.evaluation.task import Task
+
+__all__ = [
+    "EvaluationAgent",
+    "Measurement",
+    "Metric",
+    "MetricResult",
+    "Report",
+    "Samples",
+    "Task",
+    "TaskError",
+    "fid_metric",
+    "kid_metric",
+    "lpips_metric",
+    "metric",
+]

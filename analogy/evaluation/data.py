@@ -1,0 +1,282 @@
+"""What a task evaluates on: prompts, prompt-image pairs, a folder of images, or word pairs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from os.path import expanduser
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from analogy.evaluation.metrics import TaskError
+from analogy.images import Images, from_png
+from analogy.metrics.checks import check_images
+from analogy.pairs import load_pairs
+from analogy.records import Pair
+
+METADATA = "metadata.jsonl"
+"""Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+Picture: TypeAlias = "Path | Images"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image that a task asks of a model.
+
+    ``key``: what it is called in results; ``cluster``: what is resampled with all its images, the
+    prompt or the pair. Of word pairs ``pair`` and ``alpha``, else None; ``prompt`` is what the
+    image should show.
+    """
+
+    key: str
+    cluster: str
+    prompt: str
+    seed: int
+    pair: Pair | None = None
+    alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A task's data in one of its forms.
+
+    ``prompts``, and ``pictures`` (a reference by prompt) if they are prompt-image pairs; ``files``
+    (by name without suffix) of a folder of images alone; ``pairs``.
+    """
+
+    kind: str
+    prompts: tuple[str, ...] = ()
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts or self.files or self.pairs)
+
+
+def read_data(given: Any) -> Data:
+    """A task's data; what is none of the forms is a :class:`TaskError` that names them."""
+    if isinstance(given, (str, PathLike)):
+        return _of_path(Path(expanduser(given)), str(given))
+    try:
+        items = list(given)
+    except TypeError:
+        items = []
+    if not items or isinstance(given, (Mapping, np.ndarray)):
+        raise TaskError(f"data: expected {_FORMS}; got {_shown(given)}")
+    if all(isinstance(item, Pair) for item in items):
+        return _of_pairs(items)
+    if all(isinstance(item, str) for item in items):
+        return Data("prompts", _prompts(items))
+    for i, item in enumerate(items):
+        if not (isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)):
+            raise TaskError(f"data: expected {_FORMS}; got {_shown(item)} at place {i}")
+    prompts = _prompts([item[0] for item in items])
+    pictures = {prompt: _picture(image, prompt) for prompt, image in items}
+    return Data("prompt-image pairs", prompts, pictures)
+
+
+_FORMS = (
+    "prompts (a sequence of text), (prompt, image) pairs with an image as a path or a uint8 array, "
+    "a folder of images, or word pairs (a CSV file or a sequence of analogy.records.Pair)"
+)
+
+
+def _of_path(path: Path, given: str) -> Data:
+    if path.is_dir():
+        entries = read_folder(path)
+        if all(entry.text is None for entry in entries):
+            return Data("images", files=by_name(path))
+        silent = [entry.file for entry in entries if entry.text is None]
+        if silent:
+            raise TaskError(
+                f"{path / METADATA}: expected 'text' in all lines or none; missing for {silent[0]}"
+            )
+        prompts = _prompts([entry.text or "" for entry in entries])
+        files = [entry.file for entry in entries]
+        return Data("prompt-image pairs", prompts, dict(zip(prompts, files, strict=True)))
+    if path.suffix.lower() == ".csv":
+        return _of_pairs(load_pairs(path))
+    raise TaskError(
+        f"data: expected a folder of images or a CSV file of word pairs, got {given!r}; a single "
+        f"prompt goes into a list: [{given!r}]"
+    )
+
+
+def _of_pairs(pairs: Sequence[Pair]) -> Data:
+    _refuse_repeated((pair.id for pair in pairs), "a pair's id")
+    return Data("word pairs", pairs=tuple(pairs))
+
+
+def _prompts(texts: Sequence[str]) -> tuple[str, ...]:
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise TaskError(f"data: expected prompts, got {text!r} at place {i}")
+    _refuse_repeated(texts, "a prompt")
+    return tuple(texts)
+
+
+def _refuse_repeated(texts: Iterable[str], what: str) -> None:
+    text, count = Counter(texts).most_common(1)[0]
+    if count > 1:
+        raise TaskError(
+            f"data: expected {what} once, got {text!r} {count} times; more images of one are "
+            "asked for by seeds=(0, 1, 2)"
+        )
+
+
+def _picture(given: Any, prompt: str) -> Picture:
+    if isinstance(given, np.ndarray):
+        try:
+            check_images(given[None])
+        except ValueError:
+            raise TaskError(
+                f"data: image of {prompt!r}: expected uint8 (height, width, 3), got {given.dtype} "
+                f"of shape {given.shape}"
+            ) from None
+        return given
+    if isinstance(given, (str, PathLike)):
+        path = Path(expanduser(given))
+        if path.is_file():
+            return path
+        raise TaskError(f"data: image of {prompt!r}: no such file: {path}")
+    raise TaskError(f"data: image of {prompt!r}: expected a path or array, got {_shown(given)}")
+
+
+def read_picture(picture: Picture) -> Images:
+    """uint8 HWC; a file that is no image is a :class:`TaskError`."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    try:
+        return from_png(picture.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{picture}: expected an image file ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image file and what the folder's metadata says of it, None where that says nothing."""
+
+    file: Path
+    text: str | None = None
+    seed: int | None = None
+    key: str | None = None
+
+
+def read_folder(folder: Path) -> list[Entry]:
+    """The images that a folder's ``metadata.jsonl`` names; without one, all there are below it.
+
+    A line has ``file_name``, relative to the folder, and may have ``text`` (the prompt), ``seed``
+    and ``key`` (as a result's values have it); other names are ignored.
+    """
+    file = folder / METADATA
+    if not file.is_file():
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise TaskError(
+                f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; a pipeline's "
+                "folder has model_index.json"
+            )
+        return [Entry(path) for path in files]
+    entries = []
+    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+        if line.strip():
+            entries.append(_entry(folder, line, f"{file}, line {number}"))
+    if not entries:
+        raise TaskError(f"{file}: expected a line for each image, got none; {METADATA_EXAMPLE}")
+    return entries
+
+
+METADATA_EXAMPLE = 'such as {"file_name": "0001.png", "text": "a red car", "seed": 0}'
+
+
+def _entry(folder: Path, line: str, where: str) -> Entry:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise TaskError(f"{where}: expected JSON, {METADATA_EXAMPLE} ({error})") from None
+    kinds: dict[str, type] = {"file_name": str, "text": str, "seed": int, "key": str}
+    if not isinstance(row, dict) or "file_name" not in row:
+        raise TaskError(f"{where}: expected an object with file_name, {METADATA_EXAMPLE}")
+    for name, kind in kinds.items():
+        value = row.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise TaskError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
+    path = folder / row["file_name"]
+    if not path.is_file():
+        raise TaskError(f"{where}: no such file: {path}")
+    return Entry(path, row.get("text"), row.get("seed"), row.get("key"))
+
+
+def by_name(folder: Path) -> dict[str, Path]:
+    """A folder's images by their path in it without suffix, so that PNG and JPEG match."""
+    found: dict[str, Path] = {}
+    for entry in read_folder(folder):
+        name = entry.file.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise TaskError(
+                f"{folder}: expected one image of a name, got {found[name].name} and "
+                f"{entry.file.name}; rename one"
+            )
+        found[name] = entry.file
+    return found
+
+
+def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
+    """The file of each sample, by key, as the folder's ``metadata.jsonl`` says it; never by order.
+
+    A line belongs to the sample of its ``key``; without one, of its ``text`` and ``seed``, which
+    may be missing where the samples have one seed. A sample without a file is a
+    :class:`TaskError`: a model is not judged by the images that happen to be there.
+    """
+    if not (folder / METADATA).is_file():
+        raise TaskError(
+            f"{folder}: expected {METADATA}, which says what each image is of, a line an image, "
+            f"{METADATA_EXAMPLE}; there is none"
+        )
+    seeds = {sample.seed for sample in samples}
+    known = {sample.key for sample in samples}
+    by_prompt = {
+        (sample.prompt, sample.seed): sample.key for sample in samples if sample.pair is None
+    }
+    found: dict[str, Path] = {}
+    for entry in read_folder(folder):
+        key = entry.key
+        if key is None:
+            seed = entry.seed
+            if seed is None and len(seeds) > 1 and any(entry.text == p for p, _ in by_prompt):
+                raise TaskError(
+                    f"{folder / METADATA}: {entry.file.name}: expected a seed, since the task has "
+                    f"{len(seeds)}; add 'seed' to the line"
+                )
+            seed = next(iter(seeds)) if seed is None else seed
+            key = by_prompt.get((entry.text or "", seed), "")
+        if key not in known:
+            continue
+        if key in found:
+            raise TaskError(
+                f"{folder / METADATA}: expected one image of {key!r}, got "
+                f"{found[key].name} and {entry.file.name}"
+            )
+        found[key] = entry.file
+    missing = [sample for sample in samples if sample.key not in found]
+    if missing:
+        how = '"key"' if missing[0].pair else '"text" and "seed"'
+        raise TaskError(
+            f"{folder}: no image for {len(missing)} of {len(samples)} samples, the first "
+            f"{missing[0].key!r}; add it to {METADATA}, with {how}, or ask for less"
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

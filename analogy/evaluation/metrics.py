@@ -1,0 +1,429 @@
+"""Metrics by name, users' metrics, and the presets: short lists of names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analogy.clip import Features, Judge, JudgeSource
+from analogy.evaluation.samples import NEEDS, Samples
+from analogy.images import Images
+from analogy.margin import margin
+from analogy.metrics import (
+    Inception,
+    Lpips,
+    clip_score_of_features,
+    directional_similarity_of_features,
+    frechet_distance,
+    kernel_distance,
+    lpips,
+    mmd_distance,
+    psnr,
+    ssim,
+)
+from analogy.metrics.clip_score import warn_of_truncation
+from analogy.metrics.features import FeatureModel, model_name, score_name
+from analogy.metrics.frechet import warn_of_small_sample
+from analogy.metrics.kernel import CMMD_JUDGE
+
+ENTRY_POINTS = "analogy.metrics"
+"""The group in which other packages offer metrics by name."""
+
+
+class TaskError(ValueError):
+    """A task, or a model for it, that cannot be evaluated; the message says what to do."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """What a task measures: a built-in, or any object of the user's with these three.
+
+    ``name``: what results call it; ``higher_is_better``: None where neither is. It may have
+    ``units`` (text), ``needs`` (names of fields of :class:`Samples`, by default images alone) and
+    ``judge`` (the fingerprint of the network that it looks with).
+    """
+
+    name: str
+    higher_is_better: bool | None
+
+    def compute(self, samples: Samples) -> Any:
+        """A value for each image, ``(n,)``; or one number, or a :class:`Measurement`, for all."""
+        ...
+
+
+class Measurement(NamedTuple):
+    """One number for all, with what it rests on and what should be said with it."""
+
+    value: float
+    n: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FunctionMetric:
+    """A function of :class:`Samples` as a metric."""
+
+    name: str
+    compute: Callable[[Samples], Any]
+    higher_is_better: bool | None
+    units: str = ""
+    needs: frozenset[str] = frozenset({"images"})
+    judge: str | None = None
+    least: int = 1
+    """The fewest images that it is defined for."""
+
+
+def metric(
+    name: str,
+    function: Callable[[Samples], Any],
+    *,
+    higher_is_better: bool | None,
+    units: str = "",
+    needs: Iterable[str] = ("images",),
+) -> FunctionMetric:
+    """A plain function as a metric: samples -> a value for each image, or one number for all."""
+    return FunctionMetric(name, function, higher_is_better, units, frozenset(needs))
+
+
+class LazyJudge:
+    """A judge that is loaded at its first use; an encoder like :class:`analogy.clip.Judge`."""
+
+    def __init__(self, source: JudgeSource, device: str) -> None:
+        self.fingerprint = source.fingerprint
+        self._source, self._device = source, device
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self._source, device=self._device)
+
+    def image_features(self, images: Images, *, batch_size: int) -> NDArray[np.float32]:
+        """As the judge's."""
+        return self._judge.image_features(images, batch_size=batch_size)
+
+    def text_features(self, prompts: Sequence[str]) -> Features:
+        """As the judge's."""
+        return self._judge.text_features(prompts)
+
+    def tokenize(self, *arguments: Any, **options: Any) -> Any:
+        """As the judge's."""
+        return self._judge.tokenize(*arguments, **options)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What built-in metrics are made with.
+
+    ``features``: what FID and KID see with, the judge or another; a function gives it, because
+    Inception is loaded only for who asks for it. ``country``: where electricity is from, None if
+    that was not said.
+    """
+
+    judge: Judge
+    features: Callable[[], FeatureModel]
+    device: str
+    country: str | None
+
+
+Factory = Callable[[Tools], Metric]
+
+
+def _clip_score(tools: Tools) -> Metric:
+    judge = tools.judge
+
+    def compute(samples: Samples) -> NDArray[np.float64]:
+        prompts = samples.prompts or ()
+        warn_of_truncation(prompts, judge)
+        return clip_score_of_features(samples.features(judge), judge.text_features(prompts))
+
+    return _of_judge("clip_score", compute, judge, "images", "prompts")
+
+
+def _directional_similarity(tools: Tools) -> Metric:
+    judge = tools.judge
+
+    def compute(samples: Samples) -> NDArray[np.float64]:
+        prompts, source_prompts = samples.prompts or (), samples.source_prompts or ()
+        warn_of_truncation([*prompts, *source_prompts], judge)
+        return directional_similarity_of_features(
+            samples.features(judge),
+            samples.features(judge, "sources"),
+            judge.text_features(prompts),
+            judge.text_features(source_prompts),
+        )
+
+    needs = ("images", "prompts", "sources", "source_prompts")
+    return _of_judge("directional_similarity", compute, judge, *needs)
+
+
+def _margin(tools: Tools) -> Metric:
+    judge = tools.judge
+
+    def compute(samples: Samples) -> NDArray[np.float32]:
+        prompts, source_prompts = samples.prompts or (), samples.source_prompts or ()
+        warn_of_truncation([*prompts, *source_prompts], judge)
+        target, source = judge.text_features(prompts), judge.text_features(source_prompts)
+        return margin(samples.features(judge), target=target, source=source)
+
+    return _of_judge("margin", compute, judge, "images", "prompts", "source_prompts")
+
+
+def _of_judge(
+    name: str, compute: Callable[[Samples], Any], judge: Judge, *needs: str
+) -> FunctionMetric:
+    return FunctionMetric(name, compute, True, needs=frozenset(needs), judge=judge.fingerprint)
+
+
+def _psnr(tools: Tools) -> Metric:
+    return FunctionMetric("psnr", _compared(psnr), True, "dB", _PAIRED)
+
+
+def _ssim(tools: Tools) -> Metric:
+    return FunctionMetric("ssim", _compared(ssim), True, "", _PAIRED)
+
+
+def lpips_metric(network: Lpips) -> FunctionMetric:
+    """LPIPS by a network that is loaded, such as ``Lpips("alex", weights=PATH)``."""
+    compute = _compared(lambda images, references: lpips(images, references, network))
+    name = score_name("lpips", network.network)
+    return FunctionMetric(name, compute, False, "", _PAIRED, network.fingerprint)
+
+
+def _lpips(network: str) -> Factory:
+    return lambda tools: lpips_metric(Lpips(cast(Any, network), device=tools.device))
+
+
+_PAIRED = frozenset({"images", "references"})
+_SETS = frozenset({"images", "reference_set"})
+
+
+def _compared(distance: Callable[[Any, Any], Any]) -> Callable[[Samples], Any]:
+    return lambda samples: distance(samples.images, samples.references)
+
+
+def fid_metric(features: FeatureModel) -> FunctionMetric:
+    """FID on these features, and named after them unless they are Inception's."""
+    name = _set_name("fid", features)
+
+    def compute(samples: Samples) -> float:
+        x, y = samples.features(features), samples.features(features, "reference_set")
+        warn_of_small_sample(name, len(x), len(y))
+        return frechet_distance(x, y)
+
+    return _of_sets(name, compute, features)
+
+
+def kid_metric(features: FeatureModel) -> FunctionMetric:
+    """KID on these features, and named after them unless they are Inception's."""
+
+    def compute(samples: Samples) -> float:
+        return kernel_distance(
+            samples.features(features), samples.features(features, "reference_set")
+        )
+
+    return _of_sets(_set_name("kid", features), compute, features)
+
+
+def _cmmd(estimator: Any) -> Factory:
+    def build(tools: Tools) -> Metric:
+        judge = tools.judge
+        whose = "" if judge.fingerprint == CMMD_JUDGE else model_name(judge)
+        name = score_name("cmmd", whose, "" if estimator == "biased" else estimator)
+
+        def compute(samples: Samples) -> float:
+            return mmd_distance(
+                samples.features(judge),
+                samples.features(judge, "reference_set"),
+                estimator=estimator,
+            )
+
+        return _of_sets(name, compute, judge)
+
+    return build
+
+
+def _set_name(metric: str, features: FeatureModel) -> str:
+    return score_name(metric, "" if isinstance(features, Inception) else model_name(features))
+
+
+def _of_sets(
+    name: str, compute: Callable[[Samples], float], features: FeatureModel
+) -> FunctionMetric:
+    whose = getattr(features, "fingerprint", None) or model_name(features)
+    return FunctionMetric(name, compute, False, "", _SETS, whose, least=2)
+
+
+def _cost(
+    name: str,
+    units: str,
+    measure: Callable[[Any], Measurement],
+    *,
+    higher_is_better: bool = False,
+    needs: str = "model",
+) -> Factory:
+    """A metric of the model itself: ``measure`` is given ``samples.model``."""
+
+    def build(tools: Tools) -> Metric:
+        return FunctionMetric(
+            name,
+            lambda samples: measure(samples.model),
+            higher_is_better,
+            units,
+            frozenset({"model", needs}),
+        )
+
+    return build
+
+
+def _electric(name: str, units: str, field: str) -> Factory:
+    def build(tools: Tools) -> Metric:
+        country = tools.country
+        if country is None:
+            raise TaskError(
+                f"{name} needs the country that the machine stands in, as ISO 3166 has it in "
+                "three letters: give the task country='DEU'"
+            )
+        return FunctionMetric(
+            name,
+            lambda samples: cast(Any, samples.model).electric(field, country),
+            False,
+            units,
+            frozenset({"model"}),
+        )
+
+    return build
+
+
+BUILT_IN: dict[str, Factory] = {
+    "clip_score": _clip_score,
+    "directional_similarity": _directional_similarity,
+    "margin": _margin,
+    "psnr": _psnr,
+    "ssim": _ssim,
+    "lpips": _lpips("alex"),
+    "lpips_alex": _lpips("alex"),
+    "lpips_vgg": _lpips("vgg"),
+    "lpips_squeeze": _lpips("squeeze"),
+    "fid": lambda tools: fid_metric(tools.features()),
+    "kid": lambda tools: kid_metric(tools.features()),
+    "cmmd": _cmmd("biased"),
+    "cmmd_unbiased": _cmmd("unbiased"),
+    "latency": _cost("latency", "s", lambda model: model.latency("latency_median_s")),
+    "latency_p90": _cost("latency_p90", "s", lambda model: model.latency("latency_p90_s")),
+    "latency_p99": _cost("latency_p99", "s", lambda model: model.latency("latency_p99_s")),
+    "throughput": _cost(
+        "throughput", "images/s", lambda model: model.throughput(), higher_is_better=True
+    ),
+    "peak_memory": _cost("peak_memory", "bytes", lambda model: model.peak_memory()),
+    "model_memory": _cost("model_memory", "bytes", lambda model: model.model_memory()),
+    "size_on_disk": _cost(
+        "size_on_disk", "bytes", lambda model: model.size_on_disk(), needs="files"
+    ),
+    "parameters": _cost("parameters", "", lambda model: model.parameters()),
+    "macs": _cost("macs", "per image", lambda model: model.macs()),
+    "energy": _electric("energy", "kWh/image", "energy_kwh_per_image"),
+    "carbon": _electric("carbon", "kg CO2e/image", "emissions_kg_per_image"),
+}
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "image_generation_quality": ("clip_score", "psnr", "ssim", "cmmd", "kid", "fid"),
+    "analogy": ("margin", "clip_score", "directional_similarity", "psnr", "ssim"),
+    "efficiency": (
+        "latency", "latency_p90", "latency_p99", "throughput", "peak_memory", "parameters",
+        "macs", "size_on_disk", "energy", "carbon",
+    ),
+}  # fmt: skip
+"""Lists of names, of which a task computes those that its data and mode allow, and says which it
+leaves out. LPIPS is in none, since its weights have to be fetched."""
+
+
+def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric, ...]:
+    """Metrics by name, or as they are; a name taken twice is a :class:`TaskError`."""
+    found: dict[str, Metric] = {}
+    for each in names_or_metrics:
+        one = _by_name(each, tools) if isinstance(each, str) else _checked(each)
+        if one.name in found:
+            raise TaskError(
+                f"metric {one.name!r} is there twice: expected each name once; take one of them "
+                "out or rename it"
+            )
+        found[one.name] = one
+    if not found:
+        raise TaskError(f"expected at least one metric, got none; choose from {_all_names()}")
+    return tuple(found.values())
+
+
+def needs_of(metric: Metric) -> frozenset[str]:
+    """What a metric asks of its samples."""
+    return frozenset(getattr(metric, "needs", ("images",)))
+
+
+def _by_name(name: str, tools: Tools) -> Metric:
+    offered = [point for point in _offered() if point.name == name]
+    if len(offered) + (name in BUILT_IN) > 1:
+        packages = ", ".join(point.dist.name if point.dist else point.value for point in offered)
+        also = "the suite and " if name in BUILT_IN else ""
+        raise TaskError(
+            f"metric {name!r} is taken twice, by {also}{packages}: expected one of that name in "
+            f"the entry points {ENTRY_POINTS}; uninstall one, or give the task the object itself"
+        )
+    if name in BUILT_IN:
+        return BUILT_IN[name](tools)
+    if offered:
+        loaded = offered[0].load()
+        return _checked(loaded() if isinstance(loaded, type) else loaded, name)
+    names = [*BUILT_IN, *(point.name for point in _offered())]
+    raise TaskError(f"unknown metric {name!r}{near(name, names)}; choose from {_all_names()}")
+
+
+def near(name: str, names: Collection[str]) -> str:
+    """What to append to an error: the nearest of the names, if one is near."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _offered() -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _all_names() -> str:
+    return ", ".join([*BUILT_IN, *(point.name for point in _offered())])
+
+
+def _checked(given: Any, entry_point: str | None = None) -> Metric:
+    """A user's metric, or a :class:`TaskError` that says what of one it lacks."""
+    what = f"metric {given!r}" if entry_point is None else f"entry point {entry_point!r}"
+    if isinstance(given, type) or not callable(getattr(given, "compute", None)):
+        hint = ""
+        if isinstance(given, type):
+            hint = f"; give an instance: {given.__name__}()"
+        elif callable(given):
+            hint = "; wrap a function: metric(name, function, higher_is_better=True)"
+        raise TaskError(
+            f"{what}: expected a name, or an object with name, higher_is_better and "
+            f"compute(samples), got {type(given).__name__}{hint}"
+        )
+    name = getattr(given, "name", None)
+    if not isinstance(name, str) or not name.strip():
+        raise TaskError(f"{what}: expected a name, non-empty text, got {name!r}")
+    if entry_point is not None and name != entry_point:
+        raise TaskError(f"{what}: expected a metric of that name, got {name!r}; name both the same")
+    better = getattr(given, "higher_is_better", "nothing")
+    if better not in (True, False, None):
+        raise TaskError(f"metric {name!r}: higher_is_better: expected True, False or None, "
+                        f"got {better!r}")  # fmt: skip
+    if isinstance(getattr(given, "needs", ()), str):
+        raise TaskError(f"metric {name!r}: needs: expected a set of names, got {given.needs!r}")
+    for need in sorted(needs_of(given)):
+        if need not in NEEDS:
+            raise TaskError(
+                f"metric {name!r}: needs: expected some of {', '.join(NEEDS)}, got {need!r}"
+                f"{near(need, NEEDS)}"
+            )
+    return cast(Metric, given)

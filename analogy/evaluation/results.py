@@ -1,0 +1,205 @@
+"""What an evaluation gives: plain frozen records, which JSON, pandas and a terminal can show."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from analogy.evaluation.metrics import near
+from analogy.records import Figures
+
+EVALUATION_VERSION = 1
+"""The schema version of what ``Report.to_json`` writes."""
+
+WIDTH = 100
+
+Values = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricResult(Figures):
+    """One metric's figures.
+
+    - `value`: single mode: the mean over prompts of the mean over a prompt's images, or the one
+      value that the metric gives; pairwise mode: b - a of those (`value_a`, `value_b`), or one
+      value of b against a (then both are None). None where it is infinite;
+    - `ci_low`, `ci_high`: its 95% bootstrap interval over prompts (pairs, of word pairs), each with
+      all its images; None where there is none, and `ci_absent` says why;
+    - `n`: images that the value rests on (repetitions, for a cost); `n_prompts`: clusters;
+      `n_failed`: images that came out as no picture, which are not scored; `n_infinite`: images
+      whose value is infinite;
+    - `values`: of each image, by key, b - a in pairwise mode with `values_a` and `values_b` beside;
+      None in the place of one that is infinite; None where the metric has no values of images;
+    - `models`: fingerprints, of ``model`` or of ``a`` and ``b``; `judge`: of the network that the
+      metric looks with; `versions`: of the packages involved;
+    - `notes`: what should be said with the value.
+    """
+
+    name: str
+    mode: str
+    value: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    ci_absent: str | None = None
+    n: int
+    n_prompts: int | None = None
+    n_failed: int = 0
+    n_infinite: int = 0
+    higher_is_better: bool | None
+    units: str = ""
+    value_a: float | None = None
+    value_b: float | None = None
+    values: Values | None = None
+    values_a: Values | None = None
+    values_b: Values | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
+    judge: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricResult:
+        """The result that ``to_dict`` wrote."""
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of one evaluation, and what they are of.
+
+    ``config``: the task and its models, in plain values; ``left_out``: metrics of the preset that
+    could not be had, each with the reason.
+    """
+
+    results: tuple[MetricResult, ...]
+    config: Mapping[str, Any]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> MetricResult:
+        """The result of a metric, by its name."""
+        by_name = {result.name: result for result in self.results}
+        if name not in by_name:
+            raise KeyError(f"{name!r}: expected one of {', '.join(by_name)}{near(name, by_name)}")
+        return by_name[name]
+
+    def __iter__(self) -> Iterator[MetricResult]:
+        return iter(self.results)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each metric, by name; what is not one figure (values, models) is left out."""
+        rows = [result.to_dict() for result in self.results]
+        plain = [
+            {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
+            for row in rows
+        ]
+        leave = {"values", "values_a", "values_b"}
+        return pd.DataFrame(plain).set_index("name").drop(columns=list(leave), errors="ignore")
+
+    def to_json(self) -> str:
+        """Strict JSON: no NaN, no infinity."""
+        whole = {
+            "schema_version": EVALUATION_VERSION,
+            "config": self.config,
+            "results": [result.to_dict() for result in self.results],
+            "left_out": self.left_out,
+        }
+        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that ``to_json`` wrote; of another version a ``ValueError``."""
+        whole = json.loads(text)
+        if whole.get("schema_version") != EVALUATION_VERSION:
+            raise ValueError(
+                f"report: expected schema version {EVALUATION_VERSION}, "
+                f"got {whole.get('schema_version')!r}; evaluate again"
+            )
+        results = tuple(MetricResult.from_dict(row) for row in whole["results"])
+        return cls(results, whole["config"], whole["left_out"])
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        config = self.config
+        what = config["what"] if isinstance(config["what"], str) else "metrics"
+        models = config["models"]
+        yield from _wrapped(
+            f"{what}, {config['mode']} mode: {config['n_images']} images; data: "
+            f"{config['n_data']} {config['data']}; judge: {config['judge']}"
+        )
+        for name, model in models.items():
+            said = ", ".join(
+                f"{key} {value}"
+                for key, value in model.items()
+                if key not in ("fingerprint", "scheduler")
+            )
+            yield from _wrapped(f"{name}: {model['fingerprint']} ({said})", "   ")
+        notes: list[str] = []
+        singles = [r for r in self.results if r.value_a is None and r.value_b is None]
+        paired = [r for r in self.results if r not in singles]
+        alone = "b against a" if config["mode"] == "pairwise" else "value"
+        for rows, title in ((paired, "b - a"), (singles, alone)):
+            if rows:
+                yield ""
+                yield from _table(rows, title, notes)
+        if notes or self.left_out:
+            yield ""
+        for i, note in enumerate(notes, start=1):
+            yield from _wrapped(f"[{i}] {note}", "    ")
+        for reason in dict.fromkeys(self.left_out.values()):
+            names = [name for name, why in self.left_out.items() if why == reason]
+            yield from _wrapped(f"left out: {', '.join(names)}: {reason}", "    ")
+
+
+def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[str]:
+    name_width = min(max(len("metric"), *(len(row.name) for row in rows)), 32)
+    is_paired = title == "b - a"
+    head = f"{'metric':<{name_width}}"
+    if is_paired:
+        head += f" {'a':>9} {'b':>9}"
+    head += f" {title:>13} {'95% CI':>21} {'units':<12} {'better':<6} {'n':>5}"
+    yield head
+    yield "-" * len(head)
+    for row in rows:
+        line = f"{row.name:<{name_width}}"
+        if is_paired:
+            line += f" {_number(row.value_a):>9} {_number(row.value_b):>9}"
+        interval = "-"
+        if row.ci_low is not None and row.ci_high is not None:
+            interval = f"[{_number(row.ci_low)}, {_number(row.ci_high)}]"
+        better = {True: "higher", False: "lower", None: "-"}[row.higher_is_better]
+        value = "infinite" if row.n_infinite else _number(row.value)
+        line += f" {value:>13} {interval:>21} {row.units:<12} {better:<6} {row.n:>5}"
+        yield line + "".join(f" [{mark}]" for mark in _marks(row, notes))
+
+
+def _marks(row: MetricResult, notes: list[str]) -> list[int]:
+    """Numbers of a row's notes among all, those that are new put at their end."""
+    said = list(row.notes)
+    if row.n_failed:
+        said.append(f"{row.n_failed} failed image(s) left out")
+    if row.ci_absent is not None:
+        said.append(f"no interval: {row.ci_absent}")
+    for note in said:
+        if note not in notes:
+            notes.append(note)
+    return [notes.index(note) + 1 for note in said]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if abs(value) >= 1e5 or (value and abs(value) < 1e-4):
+        return f"{value:,.0f}" if math.isclose(value, round(value)) else f"{value:.3g}"
+    return f"{value:.4g}"
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)

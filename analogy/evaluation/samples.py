@@ -1,0 +1,126 @@
+"""What a metric is given: images with all that belongs to each, and features computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analogy.images import Images
+from analogy.metrics.features import FeatureModel, set_features
+
+if TYPE_CHECKING:
+    from analogy.evaluation.timed import Timed
+
+NEEDS: dict[str, str] = {
+    "images": "images",
+    "prompts": "a prompt for each image",
+    "references": "a reference for each image",
+    "reference_set": "a set of reference images",
+    "sources": "the image before steering of each image",
+    "source_prompts": "the prompt before steering of each image",
+    "model": "a model that generates",
+    "files": "a model that has files",
+}
+"""What a metric may need, by the name of the field of :class:`Samples`, and in words."""
+
+Pictures = Literal["images", "references", "reference_set", "sources"]
+
+
+class FeatureCache:
+    """Features of images: each distinct image once for each model, whatever array it is in."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[object, bytes], NDArray[np.float64]] = {}
+        self._digests: dict[int, tuple[weakref.ref[Images], list[bytes]]] = {}
+
+    def __call__(self, images: Images, model: FeatureModel) -> NDArray[np.float64]:
+        """uint8 NHWC images -> float64 ``(n, dim)``."""
+        whose = getattr(model, "fingerprint", model)
+        keys = [(whose, digest) for digest in self._digests_of(images)]
+        missing = {key: i for i, key in enumerate(keys) if key not in self._rows}
+        if missing:
+            new = images[list(missing.values())] if len(missing) < len(images) else images
+            self._rows.update(zip(missing, set_features(new, model), strict=True))
+        return np.stack([self._rows[key] for key in keys])
+
+    def _digests_of(self, images: Images) -> list[bytes]:
+        """A digest of each image, made once while the array lives."""
+        known = self._digests.get(id(images))
+        if known is None or known[0]() is not images:
+            known = weakref.ref(images), [_digest(image) for image in images]
+            self._digests[id(images)] = known
+        return known[1]
+
+
+def _digest(image: Images) -> bytes:
+    size = repr(image.shape).encode()
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=size).digest()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Samples:
+    """Images to be measured, and what is known of each; what there is not is None.
+
+    Images are uint8, 0..255, ``(n, height, width, 3)``, and cannot be written to.
+
+    - `keys`: what each image is called in results; n;
+    - `images`: the model's; in pairwise mode the second model's;
+    - `prompts`: what each should show (the target prompts of word pairs); n;
+    - `references`: what each is compared with, one by one; n. Single mode: the image given with its
+      prompt, or its own image at alpha 0. Pairwise mode: the first model's image of the same key;
+    - `reference_set`: what all are compared with; any number and size. Pairwise mode: the first
+      model's images;
+    - `sources`, `source_prompts`: of word pairs, the same pair and seed at alpha 0, and the prompt
+      of that; n;
+    - `model`: the model itself, to be timed; given only to metrics that need it.
+    """
+
+    keys: tuple[str, ...]
+    images: Images | None = None
+    prompts: tuple[str, ...] | None = None
+    references: Images | None = None
+    reference_set: Images | None = None
+    sources: Images | None = None
+    source_prompts: tuple[str, ...] | None = None
+    model: Timed | None = None
+    cache: FeatureCache = field(default_factory=FeatureCache, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def features(self, model: FeatureModel, of: Pictures = "images") -> NDArray[np.float64]:
+        """Features ``(n, dim)`` of one of the fields, computed once for all metrics.
+
+        ``model``: a judge, ``Inception``, or a function of uint8 NHWC images.
+        """
+        images = getattr(self, of)
+        if images is None:
+            raise ValueError(f"features: these samples have no {of}; name it in the metric's needs")
+        return self.cache(images, model)
+
+
+def stacked(images: Mapping[str, Images], what: str) -> Images:
+    """uint8 HWC images by name -> one array NHWC that cannot be written to.
+
+    Different sizes are a ``ValueError`` that names two of them.
+    """
+    first_name, first = next(iter(images.items()))
+    for name, image in images.items():
+        if image.shape != first.shape:
+            raise ValueError(
+                f"{what}: expected images of one size, got {_size(first)} ({first_name}) and "
+                f"{_size(image)} ({name}); resize them to one"
+            )
+    array = np.stack(list(images.values()))
+    array.flags.writeable = False
+    return array
+
+
+def _size(image: Images) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"

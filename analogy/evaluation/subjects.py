@@ -1,0 +1,346 @@
+"""What is evaluated: a model that makes its images, or a folder of images made elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from os import PathLike
+from os.path import expanduser
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from analogy.evaluation.data import METADATA, Sample, by_name, match, read_picture
+from analogy.evaluation.metrics import TaskError
+from analogy.evaluation.task import Task
+from analogy.evaluation.timed import Timed
+from analogy.execute import (
+    fit_batch_size,
+    generate_batches,
+    side_by_side,
+    steered,
+    texts,
+)
+from analogy.families import FAMILIES, family_of
+from analogy.files import write_atomically
+from analogy.generator import Generator, latents_for, noise
+from analogy.images import Images
+from analogy.memory import most_at_once
+from analogy.metrics.efficiency import size_on_disk
+from analogy.models import (
+    ModelError,
+    ModelSource,
+    file_fingerprint,
+    find_pipeline,
+    load_pipeline,
+    native_dtype,
+    native_size,
+    sampling,
+)
+from analogy.options import CARD_SAMPLING
+from analogy.records import RunConfig
+from analogy.steering import Conditioning
+from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
+from analogy.study import scheduler_of
+
+Report: TypeAlias = Callable[[int], object]
+"""Called with a number of images that are done."""
+
+Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
+"""Images by key, uint8 HWC; and those that came out as none, by key, each with the reason."""
+
+
+class Folder:
+    """Images made elsewhere, found by their names, or by what ``metadata.jsonl`` says of them."""
+
+    generates = has_files = False
+
+    def __init__(self, path: Path, task: Task) -> None:
+        self.names: tuple[str, ...] = ()
+        if task.data.files:
+            self._files = by_name(path)
+            self.names = tuple(self._files)
+        else:
+            wanted = {sample.key: sample for sample in (*task.samples, *task.sources.values())}
+            self._files = match(path, list(wanted.values()))
+        whole = hashlib.sha256()
+        for key, file in self._files.items():
+            whole.update(f"{file_fingerprint(key, file)}\n".encode())
+        self.fingerprint = f"{path.resolve().name}@sha256:{whole.hexdigest()[:16]}"
+        self.settings = {"folder": str(path)}
+
+    def images(self, wanted: Sequence[Sample], report: Report) -> Found:
+        """The images of ``wanted``, or all where the task asks for none by prompt."""
+        keys = [sample.key for sample in wanted] or list(self._files)
+        return {key: read_picture(self._files[key]) for key in keys}, {}
+
+    def release(self) -> None:
+        """Nothing to let go of."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """One image of a prompt, and its key in the run folder."""
+
+    prompt: str
+    seed: int
+    key: str
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The image in words."""
+        return {"prompt": self.prompt, "seed": self.seed}
+
+
+AnyJob: TypeAlias = PromptJob | Job
+
+
+class Model:
+    """A pipeline, named or live, that makes a task's images into its run folder.
+
+    ``source``: its files, None for a live one, which is used as it is: on its device, in its dtype,
+    its own scheduler untouched.
+    """
+
+    generates = True
+    names: tuple[str, ...] = ()
+
+    def __init__(self, given: Any, task: Task) -> None:
+        self._task = task
+        self.source: ModelSource | None = None
+        self._live: Any = None
+        if isinstance(given, (str, PathLike)):
+            dtype = task.dtype or native_dtype(task.device)
+            self.source = find_pipeline(str(given), dtype=dtype, offline=task.offline)
+            folder = self.source.folder
+            self.fingerprint = self.source.fingerprint
+            self.scheduler = scheduler_of(folder)
+            steps, guidance = sampling(str(given), folder)
+            size, device = native_size(folder), task.device
+        else:
+            self._live = given
+            denoiser = getattr(given, family_of(given).denoiser)
+            self.fingerprint = pipeline_fingerprint(given)
+            self.scheduler = _settings(given.scheduler)
+            steps, guidance = _sampling_of(given)
+            size = int(denoiser.config.sample_size) * int(given.vae_scale_factor)
+            device = str(denoiser.device)
+            dtype = str(denoiser.dtype).removeprefix("torch.")
+        self.config: RunConfig = replace(
+            task.config,
+            steps=steps if task.steps is None else task.steps,
+            guidance=guidance if task.guidance is None else task.guidance,
+            size=size if task.size is None else task.size,
+            device=device,
+            dtype=dtype,
+        )
+        self.settings = {
+            name: getattr(self.config, name)
+            for name in ("steps", "guidance", "size", "dtype", "device")
+        } | {"scheduler": self.scheduler}
+        same = {"model": self.fingerprint, "scheduler": self.scheduler,
+                "schema_version": SCHEMA_VERSION}  # fmt: skip
+        for name in ("steps", "guidance", "size", "dtype"):
+            same[name] = getattr(self.config, name)
+        self.folder = task.run_dir / digest(same)[:12]
+
+    @property
+    def has_files(self) -> bool:
+        """Whether its weights are files."""
+        return self.source is not None
+
+    def images(self, wanted: Sequence[Sample], report: Report) -> Found:
+        """The images of ``wanted``, of which those that the run folder lacks are generated."""
+        if not wanted:
+            raise TaskError(
+                f"{self.fingerprint}: {self._task.data.kind} say nothing of what to generate; give "
+                "prompts as data and the folder as references=, or evaluate a folder of images"
+            )
+        jobs = self._jobs(wanted)
+        folder = RunFolder(self.folder)
+        try:
+            missing = folder.without_image(jobs.values())
+            report(len(jobs) - len(missing))
+            if missing:
+                self._generate(missing, folder, report)
+            failed = {job.key: reason for job, reason in folder.failures(jobs.values())}
+            made = {
+                key: folder.read_image(job) for key, job in jobs.items() if job.key not in failed
+            }
+            self._describe(wanted, {key: jobs[key] for key in made})
+            lost = {key: failed[job.key] for key, job in jobs.items() if job.key in failed}
+            return made, lost
+        finally:
+            folder.close()
+
+    def _jobs(self, wanted: Sequence[Sample]) -> dict[str, AnyJob]:
+        """What makes each sample, by its key."""
+        config = self.config
+        if self._task.data.pairs:
+            jobs = plan(
+                config, self.fingerprint, self.scheduler, self._task.data.pairs, config.grid_alphas
+            )
+            by_place = {(job.pair.id, job.alpha, job.seed): job for job in jobs}
+            return {
+                sample.key: by_place[sample.cluster, sample.alpha or 0.0, sample.seed]
+                for sample in wanted
+            }
+        subject = {
+            "model": self.fingerprint, "steps": config.steps, "guidance": config.guidance,
+            "size": config.size, "dtype": config.dtype, "scheduler": self.scheduler,
+        }  # fmt: skip
+        return {
+            s.key: PromptJob(
+                s.prompt, s.seed, digest({**subject, "prompt": s.prompt, "seed": s.seed})
+            )
+            for s in wanted
+        }
+
+    def _generate(self, missing: Sequence[AnyJob], folder: RunFolder, report: Report) -> None:
+        pairs = self._task.data.pairs
+        prompts = {job.prompt for job in missing if isinstance(job, PromptJob)}
+        first = self.generator
+        encoded = first.encode([*texts(pairs), *sorted(prompts)])
+        shape = first.latent_shape
+
+        def inputs(job: AnyJob) -> tuple[Conditioning, Tensor]:
+            if isinstance(job, PromptJob):
+                return encoded[job.prompt], noise(shape, job.prompt, str(job.seed))
+            return steered(job, pairs, encoded), latents_for(job.pair, job.seed, shape)
+
+        device = self.config.device
+        generators = side_by_side(first, device)
+        with closing(generate_batches(generators, missing, inputs, device=device)) as batches:
+            for batch, made, seconds in batches:
+                folder.add_images(batch, made.images, seconds, faults=made.faults)
+                report(len(batch))
+
+    def _describe(self, wanted: Sequence[Sample], jobs: Mapping[str, AnyJob]) -> None:
+        """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
+        file = self.folder / METADATA
+        rows: dict[str, dict[str, Any]] = {}
+        if file.is_file():
+            old = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+            rows = {row["file_name"]: row for row in old}
+        for sample in wanted:
+            if sample.key in jobs:
+                key = jobs[sample.key].key
+                name = f"images/{key[:2]}/{key}.png"
+                rows[name] = {
+                    "file_name": name, "text": sample.prompt, "seed": sample.seed,
+                    "key": sample.key,
+                }  # fmt: skip
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()]
+        write_atomically(file, "".join(lines).encode())
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The loaded pipeline; of a live one a copy that shares its weights and nothing else."""
+        if self.source is not None:
+            return load_pipeline(self.source, device=self.config.device, dtype=self.config.dtype)
+        pipeline = copy.copy(self._live)
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @cached_property
+    def generator(self) -> Generator:
+        """A generator with the batch size that fits."""
+        config = self.config
+        made = Generator(
+            self.pipeline,
+            steps=config.steps,
+            guidance=config.guidance,
+            size=config.size,
+            batch_size=config.batch_size or most_at_once(config.device, config.size),
+        )
+        if config.batch_size is None:
+            fit_batch_size(made, config.device)
+        return made
+
+    def release(self) -> None:
+        """Let go of the weights, for the next model's; a live pipeline is its owner's to keep."""
+        for name in ("pipeline", "generator"):
+            self.__dict__.pop(name, None)
+        if self.config.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def timed(self) -> Timed:
+        """The model as efficiency metrics see it."""
+        task = self._task
+        prompts = task.data.prompts or tuple(pair.source_prompt for pair in task.data.pairs)
+        source, dtype = self.source, self.config.dtype
+        return Timed(
+            self.generator,
+            self.pipeline,
+            prompts,
+            device=self.config.device,
+            files=None if source is None else lambda: size_on_disk(source, dtype=dtype),
+        )
+
+
+Subject: TypeAlias = Folder | Model
+
+
+def open_subject(given: Any, task: Task) -> Subject:
+    """What a user evaluates: a model's name or files, a live pipeline, or a folder of images."""
+    if isinstance(given, (str, PathLike)):
+        path = Path(expanduser(given))
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            return Folder(path, task)
+        return Model(given, task)
+    if type(given).__name__ not in FAMILIES:
+        raise ModelError(
+            "model: expected a name, a folder of images, or a diffusers pipeline of the families "
+            f"supported ({', '.join(FAMILIES)}), got {type(given).__name__}"
+        )
+    return Model(given, task)
+
+
+def pipeline_fingerprint(pipeline: Any) -> str:
+    """``<class>@sha256:<16 hex>`` of a live pipeline: its weights, settings and vocabularies.
+
+    The scheduler is not in it: results and keys have it beside it.
+    """
+    whole = hashlib.sha256(_settings(pipeline).encode())
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, nn.Module):
+            whole.update(f"{name} {_settings(part)}\n".encode())
+            for key, tensor in part.state_dict().items():
+                whole.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+                values = tensor.detach().cpu().contiguous().reshape(-1)
+                whole.update(values.view(torch.uint8).numpy())
+        elif hasattr(part, "get_vocab"):
+            whole.update(f"{name} {digest(part.get_vocab())}\n".encode())
+    return f"{type(pipeline).__name__}@sha256:{whole.hexdigest()[:16]}"
+
+
+def _settings(part: Any) -> str:
+    """The class of a pipeline's part and a digest of its settings, without paths and versions."""
+    config = getattr(part, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    kept = {
+        name: value
+        for name, value in values.items()
+        if not name.startswith("_") and not name.endswith("_version")
+    }
+    plain = json.loads(json.dumps(kept, default=str))
+    return f"{type(part).__name__}/{digest(plain)[:8]}"
+
+
+def _sampling_of(pipeline: Any) -> tuple[int, float]:
+    """Steps and guidance: what the card of its origin asks for, else its call's own defaults."""
+    name = str(pipeline.config.get("_name_or_path", ""))
+    if name in CARD_SAMPLING:
+        return CARD_SAMPLING[name]
+    defaults = inspect.signature(type(pipeline).__call__).parameters
+    return defaults["num_inference_steps"].default, defaults["guidance_scale"].default

@@ -1,0 +1,344 @@
+"""What to measure, on what, and how images are made for it: checked when a task is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from os.path import expanduser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analogy.clip import Judge, JudgeSource, find_judge
+from analogy.evaluation.data import (
+    Data,
+    Sample,
+    by_name,
+    read_data,
+    read_picture,
+)
+from analogy.evaluation.metrics import (
+    PRESETS,
+    LazyJudge,
+    Metric,
+    TaskError,
+    Tools,
+    find_metrics,
+    near,
+    needs_of,
+)
+from analogy.evaluation.samples import NEEDS, stacked
+from analogy.images import Images
+from analogy.metrics.checks import check_images
+from analogy.metrics.efficiency import check_device
+from analogy.metrics.features import Encoder, FeatureModel, model_name
+from analogy.metrics.inception import Inception
+from analogy.models import EMBEDDED, ModelError, go_offline
+from analogy.options import METHOD_NAMES
+from analogy.records import RunConfig
+
+RUNS = Path(".analogy") / "evaluations"
+
+
+class Task:
+    """What to measure, and on what.
+
+    - `what`: a preset's name, or metrics by name, as objects, or both mixed in a list. A preset
+      computes those of its metrics that data and mode allow; a metric asked for by name that they
+      do not allow is a :class:`TaskError`, before any image is made;
+    - `data`: prompts; (prompt, image) pairs, whose images are references; a folder of images; or
+      word pairs, a CSV file or :class:`~analogy.records.Pair` records, whose images are steered by
+      `method` at `alphas` and at 0;
+    - `references`: a folder of images, or uint8 ``(n, height, width, 3)``, for metrics of sets;
+    - `seeds`: an image for each prompt (pair, alpha) and seed;
+    - `judge`: ``embedded``, an open_clip folder, ``hf-hub:ID``, (name, weights' tag), or a
+      :class:`~analogy.clip.Judge`. `features`: what FID and KID see with: ``inception``,
+      ``judge``, or an encoder or function; None: Inception, but the judge where that is embedded;
+    - `device`; `dtype` (None: the fastest it has natively); `batch_size`; `steps`, `guidance`,
+      `size` (None: the model's own), of models named or given as files. A live pipeline stays on
+      its device and in its dtype;
+    - `seed`: of the bootstrap; `country`: for energy and carbon, such as ``DEU``;
+    - `run_dir`: where images are kept, in a folder for each model and its settings;
+    - `offline`: a file that is not on this machine is an error, and no network is asked.
+
+    Nothing is loaded but LPIPS or Inception, if asked for. Raises :class:`TaskError`; for a setting
+    ``ValueError``; for a judge or weights that are not there :class:`~analogy.models.ModelError`.
+    """
+
+    def __init__(
+        self,
+        what: str | Iterable[Any],
+        data: Any,
+        *,
+        references: Any = None,
+        seeds: Sequence[int] = (0,),
+        alphas: Sequence[float] = (0.5, 0.8, 1.0),
+        method: str = "word",
+        judge: str | tuple[str, str] | Judge = EMBEDDED,
+        features: str | FeatureModel | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        country: str | None = None,
+        run_dir: str | PathLike[str] | None = None,
+        offline: bool = False,
+    ) -> None:
+        check_device(device)
+        if method not in METHOD_NAMES:
+            raise TaskError(
+                f"method: expected one of {', '.join(METHOD_NAMES)}, got {method!r}"
+                f"{near(str(method), METHOD_NAMES)}"
+            )
+        if offline:
+            go_offline()
+        self.offline = offline
+        # A check of the settings; what is the model's own is filled in for each.
+        self.config = RunConfig(
+            model="-",
+            clip_model="-",
+            clip_pretrained=None,
+            pairs="-",
+            categories=None,
+            alphas=tuple(alphas),
+            seeds=tuple(seeds),
+            method=method,
+            steps=1 if steps is None else steps,
+            guidance=0.0 if guidance is None else guidance,
+            size=8 if size is None else size,
+            dtype="float32" if dtype is None else dtype,
+            device=device,
+            batch_size=batch_size,
+            limit=None,
+        )
+        self.dtype, self.steps, self.guidance, self.size = dtype, steps, guidance, size
+        self.device = device
+        self.seed = seed
+        self.country = country
+        self.run_dir = RUNS if run_dir is None else Path(expanduser(run_dir))
+        self.data: Data = read_data(data)
+        self._references = _references(references)
+        self.judge = _judge(judge, device, offline=offline)
+        self.preset = what if isinstance(what, str) and what in PRESETS else None
+        tools = Tools(self.judge, lambda: self._features(features), device, country)
+        self.unavailable: dict[str, str] = {}
+        if self.preset is None:
+            self.metrics = find_metrics(_asked(what), tools)
+            for each in self.metrics:
+                self._refuse_hopeless(each)
+        else:
+            self.metrics = self._of_preset(PRESETS[self.preset], tools)
+
+    def _of_preset(self, names: Sequence[str], tools: Tools) -> tuple[Metric, ...]:
+        found: list[Metric] = []
+        for name in names:
+            try:
+                found += find_metrics([name], tools)
+            except (TaskError, ModelError) as error:
+                self.unavailable[name] = str(error).removeprefix(f"{name} ")
+        return tuple(found)
+
+    def _features(self, features: Any) -> FeatureModel:
+        if features is None:
+            embedded = find_judge(EMBEDDED, None).fingerprint
+            features = "judge" if self.judge.fingerprint == embedded else "inception"
+        if features == "judge":
+            return self.judge
+        if features == "inception":
+            return Inception(device=self.device)
+        if isinstance(features, str) or not (isinstance(features, Encoder) or callable(features)):
+            raise TaskError(
+                "features: expected 'judge', 'inception', an encoder or a function of uint8 "
+                f"images, got {features!r}"
+            )
+        model_name(features)  # refuses what has no name
+        return features
+
+    def _refuse_hopeless(self, metric: Metric) -> None:
+        """Refuse a metric that this data can give to no model in either mode."""
+        for need in ("prompts", "sources", "source_prompts"):
+            if need in needs_of(metric) and not self.offers("pairwise", ())[need]:
+                raise TaskError(f"{metric.name} {self.refusal(need, 'either')}")
+
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        """The images that are measured, one for each prompt (pair, alpha) and seed."""
+        seeds = self.config.seeds
+        if self.data.pairs:
+            return tuple(
+                _steered(pair, alpha, seed)
+                for pair in self.data.pairs
+                for alpha in self.config.alphas
+                for seed in seeds
+            )
+        return tuple(
+            Sample(f"{prompt} #{seed}", prompt, prompt, seed)
+            for prompt in self.data.prompts
+            for seed in seeds
+        )
+
+    @cached_property
+    def sources(self) -> dict[str, Sample]:
+        """Of word pairs each sample's image at alpha 0, by the sample's key."""
+        return {
+            sample.key: _steered(sample.pair, 0.0, sample.seed)
+            for sample in self.samples
+            if sample.pair is not None
+        }
+
+    @cached_property
+    def reference_by_prompt(self) -> dict[str, Images]:
+        """The image that came with each prompt."""
+        return {prompt: read_picture(image) for prompt, image in self.data.pictures.items()}
+
+    @cached_property
+    def reference_by_name(self) -> dict[str, Images]:
+        """The images of a data folder without prompts, by name."""
+        return {name: read_picture(path) for name, path in self.data.files.items()}
+
+    @cached_property
+    def reference_set(self) -> Images | None:
+        """All reference images, each once."""
+        if isinstance(self._references, Path):
+            files = by_name(self._references)
+            return stacked({name: read_picture(path) for name, path in files.items()}, "references")
+        if self._references is not None:
+            return self._references
+        images = self.reference_by_name or self.reference_by_prompt
+        return stacked(images, "references") if images else None
+
+    def offers(self, mode: str, subjects: Iterable[Any]) -> dict[str, bool]:
+        """What samples there are to be had, by the names of ``NEEDS``."""
+        data, is_pairwise = self.data, mode == "pairwise"
+        subjects = list(subjects)
+        return {
+            "images": True,
+            "prompts": bool(data.prompts or data.pairs),
+            "references": is_pairwise
+            or bool(data.pairs or data.pictures)
+            or (bool(data.files) and all(set(s.names) <= set(data.files) for s in subjects)),
+            "reference_set": is_pairwise
+            or self._references is not None
+            or bool(data.pictures or data.files),
+            "sources": bool(data.pairs),
+            "source_prompts": bool(data.pairs),
+            "model": all(subject.generates for subject in subjects),
+            "files": all(subject.has_files for subject in subjects),
+        }
+
+    def choose(
+        self, mode: str, subjects: Iterable[Any]
+    ) -> tuple[tuple[Metric, ...], dict[str, str]]:
+        """The metrics to compute; and, of a preset, those left out, each with the reason.
+
+        A metric that was asked for by name and cannot be had is a :class:`TaskError`.
+        """
+        offers = self.offers(mode, subjects)
+        left_out = dict(self.unavailable)
+        chosen = []
+        for each in self.metrics:
+            lacking = [need for need in NEEDS if need in needs_of(each) and not offers[need]]
+            if not lacking:
+                chosen.append(each)
+            elif self.preset is None:
+                raise TaskError(f"{each.name} {self.refusal(lacking[0], mode)}")
+            else:
+                left_out[each.name] = self.refusal(lacking[0], mode)
+        if not chosen:
+            raise TaskError(
+                f"{self.preset}: none of its metrics can be had here: "
+                + "; ".join(dict.fromkeys(left_out.values()))
+            )
+        return tuple(chosen), left_out
+
+    def refusal(self, need: str, mode: str) -> str:
+        """Why a metric with this need cannot be had, and what to do."""
+        if need in ("model", "files"):
+            return f"needs {NEEDS[need]}: {_HOW[need]}"
+        where = "in either mode" if mode == "either" else f"in {mode} mode"
+        return (
+            f"needs {NEEDS[need]}, which the data ({self.data.kind}) do not give {where}: "
+            f"{_HOW[need]}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task as it was asked for, in plain values."""
+        config = self.config
+        return {
+            "what": self.preset or [each.name for each in self.metrics],
+            "data": self.data.kind,
+            "n_data": len(self.data),
+            "seeds": list(config.seeds),
+            **({"alphas": list(config.alphas), "method": config.method} if self.data.pairs else {}),
+            "judge": self.judge.fingerprint,
+            "device": self.device,
+            "batch_size": config.batch_size,
+            "seed": self.seed,
+            "country": self.country,
+        }
+
+
+_PAIRWISE = "or compare two models, EvaluationAgent(task).compare(a, b): a's images are then"
+_HOW = {
+    "prompts": "give prompts, (prompt, image) pairs, word pairs, or a folder whose metadata.jsonl "
+    "has a text for each image",
+    "references": "give data as (prompt, image) pairs or as a folder whose metadata.jsonl has a "
+    f"text for each image, {_PAIRWISE} the references",
+    "reference_set": f"give references=FOLDER, {_PAIRWISE} the references",
+    "sources": "give word pairs, whose images at alpha 0 those are",
+    "source_prompts": "give word pairs, which have one each",
+    "model": "give a model's name or a pipeline, not a folder of images",
+    "files": "give the model's name or folder, not a pipeline that is in memory",
+}
+
+
+def _asked(what: Any) -> Iterable[Any]:
+    """The list of metrics, or of the one that stands alone; a name that is none is an error."""
+    if isinstance(what, str):
+        raise TaskError(
+            f"unknown preset {what!r}{near(what, PRESETS)}; choose from {', '.join(PRESETS)}, or "
+            "give a list of metrics"
+        )
+    if isinstance(what, Mapping) or not isinstance(what, Iterable):
+        raise TaskError(
+            f"what: expected a preset's name ({', '.join(PRESETS)}) or a list of metrics, "
+            f"got {what!r}"
+        )
+    return what
+
+
+def _steered(pair: Any, alpha: float, seed: int) -> Sample:
+    prompt = pair.target_prompt if alpha else pair.source_prompt
+    return Sample(f"{pair.id} alpha {alpha:g} #{seed}", pair.id, prompt, seed, pair, alpha)
+
+
+def _references(given: Any) -> Path | Images | None:
+    if given is None:
+        return None
+    if isinstance(given, (str, PathLike)):
+        folder = Path(expanduser(given))
+        if not folder.is_dir():
+            raise TaskError(f"references: expected a folder of images, got {str(given)!r}")
+        by_name(folder)
+        return folder
+    check_images(given, "references")
+    images = np.array(given)
+    images.flags.writeable = False
+    return images
+
+
+def _judge(given: Any, device: str, *, offline: bool) -> Any:
+    """A judge that is loaded when it is needed; one that is loaded as it is."""
+    if isinstance(given, Judge):
+        return given
+    if isinstance(given, JudgeSource):
+        return LazyJudge(given, device)
+    name, tag = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not isinstance(name, str):
+        raise TaskError(f"judge: expected a name, (name, weights' tag) or a Judge, got {given!r}")
+    return LazyJudge(find_judge(name, tag, offline=offline), device)
