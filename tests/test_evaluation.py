@@ -30,13 +30,23 @@ from analogy.evaluation import metrics as evaluated_by
 from analogy.evaluation.samples import FeatureCache
 from analogy.generator import Generated, Generator, latents_for, noise
 from analogy.images import to_png
-from analogy.metrics import clip_score, cmmd, directional_similarity, fid, kid, psnr, ssim
+from analogy.metrics import (
+    Lpips,
+    clip_score,
+    cmmd,
+    directional_similarity,
+    fid,
+    kid,
+    lpips,
+    psnr,
+    ssim,
+)
 from analogy.models import ModelError
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.stats import bootstrap_ci, cluster_bootstrap_ci
 from analogy.store import RunFolder
-from fixtures.distort import drawings
+from fixtures.distort import drawings, random_backbone
 from fixtures.distort import noise as grain
 
 PROMPTS = ("a red car", "two blue cups", "a green hat")
@@ -233,7 +243,7 @@ def test_a_folder_of_images_alone_is_compared_by_file_name(make_task, made, tmp_
     with pytest.raises(TaskError, match="say nothing of what to generate"):
         EvaluationAgent(make_task(["kid"], data)).evaluate("embedded")
     strange = plain_folder(tmp_path / "strange", {f"x{name}": i for name, i in changed.items()})
-    with pytest.raises(TaskError, match="psnr needs a reference for each image"):
+    with pytest.raises(TaskError, match=r"psnr needs a reference for each image"):
         EvaluationAgent(make_task(["psnr"], data)).evaluate(strange)
     assert EvaluationAgent(make_task(["kid"], data)).evaluate(strange).results[0].n == 6
 
@@ -414,7 +424,7 @@ def test_a_live_pipeline_is_known_by_its_weights():
 
 
 def test_what_is_no_supported_model_is_said(make_task):
-    with pytest.raises(ModelError, match="StableDiffusionXLPipeline, .* got dict"):
+    with pytest.raises(ModelError, match=r"StableDiffusionXLPipeline, .* got dict"):
         EvaluationAgent(make_task([BRIGHT])).evaluate({})
     with pytest.raises(ModelError, match="expected 'embedded'"):
         EvaluationAgent(make_task([BRIGHT])).evaluate("no-such-model")
@@ -458,9 +468,7 @@ def test_a_steered_image_without_its_source_is_not_scored(make_task, pairs, tmp_
     task.run_dir = tmp_path
     EvaluationAgent(task).evaluate("embedded")
     model = subjects.Model("embedded", task)
-    job = model._jobs(task.sources.values().__iter__() and list(task.sources.values()))[
-        f"{pairs[0].id} alpha 0 #0"
-    ]
+    job = model._jobs(list(task.sources.values()))[f"{pairs[0].id} alpha 0 #0"]
     folder = RunFolder(model.folder)
     with folder._db:
         folder._db.execute("DELETE FROM images WHERE key = ?", (job.key,))
@@ -608,15 +616,15 @@ def test_what_data_or_mode_cannot_give_is_refused_before_any_image(
     monkeypatch.setattr(Generator, "generate", lambda *a: pytest.fail("generated"))
     agent = EvaluationAgent(make_task(["psnr"], seeds=(7,)))
     with pytest.raises(
-        TaskError, match="psnr needs a reference for each image.*in single mode.*compare"
+        TaskError, match=r"psnr needs a reference for each image.*in single mode.*compare"
     ):
         agent.evaluate("embedded")
     with pytest.raises(
-        TaskError, match="kid .clip-tiny. needs a set of reference images.*references=FOLDER"
+        TaskError, match=r"kid .clip-tiny. needs a set of reference images.*references=FOLDER"
     ):
         EvaluationAgent(make_task(["kid"], seeds=(7,))).evaluate("embedded")
     with pytest.raises(
-        TaskError, match="directional_similarity needs the image before steering.*word pairs"
+        TaskError, match=r"directional_similarity needs the image before steering.*word pairs"
     ):
         make_task(["directional_similarity"])
     folder = plain_folder(tmp_path / "data", {"1": np.zeros((64, 64, 3), np.uint8)})
@@ -624,6 +632,16 @@ def test_what_data_or_mode_cannot_give_is_refused_before_any_image(
         make_task(["clip_score"], folder)
     with pytest.raises(TaskError, match="margin needs the prompt before steering"):
         make_task(["margin"])
+    with pytest.raises(TaskError, match=r"parameters needs a model that generates.*with prompts"):
+        EvaluationAgent(make_task(["parameters"], folder)).evaluate("embedded")
+    small = [("a red car", np.zeros((32, 32, 3), np.uint8))]
+    with pytest.raises(TaskError, match=r"'a red car': expected 64x64 .* got 32x32.*\(psnr\)"):
+        EvaluationAgent(make_task(["psnr"], small)).evaluate("embedded")
+    (tmp_path / "broken.png").write_text("no image")
+    broken = [("a red car", tmp_path / "broken.png")]
+    for name in ("ssim", "kid"):
+        with pytest.raises(TaskError, match=r"broken\.png: expected an image file"):
+            EvaluationAgent(make_task([name], broken)).evaluate("embedded")
 
 
 @pytest.mark.parametrize(
@@ -661,8 +679,30 @@ def test_settings_are_checked(make_task, tmp_path):
             make_task(["clip_score"], **settings)
     with pytest.raises(TaskError, match="features: expected 'judge'"):
         make_task(["fid"], features="clip")
-    with pytest.raises(ModelError, match="no such file.*curl"):
-        make_task(["fid"], features="inception")
+
+
+def test_weights_that_are_not_there_are_said_or_left_out_of_a_preset(
+    make_task, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for what, settings in ((["fid"], {"features": "inception"}), (["lpips"], {})):
+        with pytest.raises(ModelError, match=r"no such file.*curl"):
+            make_task(what, **settings)
+    task = make_task("image_generation_quality", features="inception")
+    report = EvaluationAgent(task).compare("embedded", "embedded")
+    assert set(report.left_out) == {"fid", "kid"}
+    assert "curl" in report.left_out["fid"]
+    assert "cmmd (clip-tiny)" in [result.name for result in report]
+
+
+def test_lpips_is_given_as_an_object_with_its_weights(make_task, made, write_folder, tmp_path):
+    network = Lpips("alex", weights=random_backbone(tmp_path / "alexnet.pth", "alexnet"))
+    folder = write_folder(noisy(made))
+    [result] = EvaluationAgent(make_task([lpips_metric(network)])).compare("embedded", folder)
+    images, changed = (np.stack([i[key] for key in KEYS]) for i in (made, noisy(made)))
+    assert list(result.values.values()) == pytest.approx(lpips(changed, images, network))
+    assert (result.name, result.judge) == ("lpips (alex)", network.fingerprint)
+    assert result.higher_is_better is False
 
 
 def test_sets_may_be_seen_by_any_function(make_task, made):
@@ -689,11 +729,9 @@ def test_each_image_is_seen_once_by_the_judge_for_all_metrics(make_task, made, p
         return look(self, images, **options)
 
     monkeypatch.setattr(Judge, "image_features", spy)
-    agent = EvaluationAgent(
-        make_task(
-            ["clip_score", "fid", "kid", "cmmd"], references=np.stack(list(made.values()))[:4]
-        )
-    )
+    references = np.stack(list(made.values()))[:4]
+    task = make_task(["clip_score", "fid", "kid", "cmmd"], references=references)
+    agent = EvaluationAgent(task)
     agent.evaluate("embedded")
     assert sum(seen) == 6  # the references are four of the six
     agent.compare("embedded", "embedded")
@@ -706,8 +744,8 @@ def test_each_image_is_seen_once_by_the_judge_for_all_metrics(make_task, made, p
     assert sum(seen) == 2 * 3 * 2  # alphas 0, 0.5 and 1 of two seeds
 
 
-def test_features_are_kept_by_what_an_image_is_and_not_by_its_array(rng=np.random.default_rng(0)):
-    calls = []
+def test_features_are_kept_by_what_an_image_is_and_not_by_its_array():
+    rng, calls = np.random.default_rng(0), []
 
     def flat(images):
         calls.append(len(images))
@@ -766,7 +804,7 @@ def test_electricity_is_measured_once_for_energy_and_carbon(make_task, quick):
 
 def test_costs_of_two_models_and_what_has_none(make_task, quick, made, write_folder, pipeline):
     tiny = build("sd1")
-    task = make_task(["parameters", "brightness"][:1])
+    task = make_task(["parameters"])
     result = EvaluationAgent(task).compare("embedded", tiny)["parameters"]
     assert result.value == result.value_b - result.value_a < 0
     folder = write_folder(made)

@@ -78,8 +78,7 @@ class EvaluationAgent:
         subject = open_subject(model, self.task)
         metrics, left_out = self.task.choose("single", [subject])
         needs = _needs(metrics)
-        if "reference_set" in needs:
-            _ = self.task.reference_set  # what cannot be read is said before anything is made
+        self._check_references(metrics, subject.settings.get("size"))
         gathered = self._gather(subject, metrics, needs)
         own = self._samples(gathered, gathered.keys, needs)
         results = [
@@ -87,6 +86,23 @@ class EvaluationAgent:
             for metric in _bar(metrics, "metrics")
         ]
         return self._report(results, {"model": subject}, [gathered], gathered.keys, left_out)
+
+    def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
+        """Read what images are compared with: what is wrong is said before anything is made."""
+        task, needs = self.task, _needs(metrics)
+        if "reference_set" in needs:
+            _ = task.reference_set
+        images = {}
+        if "references" in needs:
+            images = {**task.reference_by_prompt, **task.reference_by_name}
+        strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
+        for name, image in images.items():
+            if strict and size is not None and image.shape[:2] != (size, size):
+                raise TaskError(
+                    f"reference of {name!r}: expected {size}x{size} pixels as the model's images "
+                    f"have, got {image.shape[1]}x{image.shape[0]}; resize it, or leave out what "
+                    f"compares pixel by pixel ({', '.join(strict)})"
+                )
 
     def compare(self, model_a: Any, model_b: Any) -> Report:
         """Pairwise mode: two models' images of the same prompts and latents, matched by key.
@@ -323,11 +339,11 @@ def _compute(metric: Metric, samples: Samples) -> Scored:
     if "images" in needs_of(metric) and len(samples) < least:
         raise TaskError(f"{metric.name}: expected {least} images or more, got {len(samples)}")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         given = metric.compute(samples)
     for warning in caught:
         if not issubclass(warning.category, UserWarning):  # not the metric's, but a library's
-            warnings.warn_explicit(
+            warnings.showwarning(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]

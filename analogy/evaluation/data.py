@@ -72,16 +72,26 @@ def read_data(given: Any) -> Data:
         items = []
     if not items or isinstance(given, (Mapping, np.ndarray)):
         raise TaskError(f"data: expected {_FORMS}; got {_shown(given)}")
-    if all(isinstance(item, Pair) for item in items):
-        return _of_pairs(items)
-    if all(isinstance(item, str) for item in items):
-        return Data("prompts", _prompts(items))
+    kind = _kind(items[0])
     for i, item in enumerate(items):
-        if not (isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)):
+        if kind is None or _kind(item) is not kind:
             raise TaskError(f"data: expected {_FORMS}; got {_shown(item)} at place {i}")
-    prompts = _prompts([item[0] for item in items])
+    if kind is Pair:
+        return _of_pairs(items)
+    if kind is str:
+        return Data("prompts", _prompts(items))
+    prompts = _prompts([prompt for prompt, _ in items])
     pictures = {prompt: _picture(image, prompt) for prompt, image in items}
     return Data("prompt-image pairs", prompts, pictures)
+
+
+def _kind(item: Any) -> type | None:
+    """What a sequence of such items is of: text, word pairs, or (prompt, image); else None."""
+    for kind in (str, Pair):
+        if isinstance(item, kind):
+            return kind
+    is_pair = isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)
+    return tuple if is_pair else None
 
 
 _FORMS = (

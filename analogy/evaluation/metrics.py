@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +41,24 @@ class TaskError(ValueError):
     """A task, or a model for it, that cannot be evaluated; the message says what to do."""
 
 
-@runtime_checkable
 class Metric(Protocol):
     """What a task measures: a built-in, or any object of the user's with these three.
 
-    ``name``: what results call it; ``higher_is_better``: None where neither is. It may have
-    ``units`` (text), ``needs`` (names of fields of :class:`Samples`, by default images alone) and
-    ``judge`` (the fingerprint of the network that it looks with).
+    It may have more: ``units``, text; ``needs``, names of fields of :class:`Samples`, by default
+    images alone; ``judge``, the fingerprint of the network that it looks with; ``least``, the
+    fewest images that it is defined for; ``same_size``, whether references must be of the images'
+    size.
     """
 
-    name: str
-    higher_is_better: bool | None
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """None where neither is."""
+        ...
 
     def compute(self, samples: Samples) -> Any:
         """A value for each image, ``(n,)``; or one number, or a :class:`Measurement`, for all."""
@@ -77,7 +84,7 @@ class FunctionMetric:
     needs: frozenset[str] = frozenset({"images"})
     judge: str | None = None
     least: int = 1
-    """The fewest images that it is defined for."""
+    same_size: bool = False
 
 
 def metric(
@@ -181,18 +188,18 @@ def _of_judge(
 
 
 def _psnr(tools: Tools) -> Metric:
-    return FunctionMetric("psnr", _compared(psnr), True, "dB", _PAIRED)
+    return FunctionMetric("psnr", _compared(psnr), True, "dB", _PAIRED, same_size=True)
 
 
 def _ssim(tools: Tools) -> Metric:
-    return FunctionMetric("ssim", _compared(ssim), True, "", _PAIRED)
+    return FunctionMetric("ssim", _compared(ssim), True, "", _PAIRED, same_size=True)
 
 
 def lpips_metric(network: Lpips) -> FunctionMetric:
     """LPIPS by a network that is loaded, such as ``Lpips("alex", weights=PATH)``."""
     compute = _compared(lambda images, references: lpips(images, references, network))
     name = score_name("lpips", network.network)
-    return FunctionMetric(name, compute, False, "", _PAIRED, network.fingerprint)
+    return FunctionMetric(name, compute, False, "", _PAIRED, network.fingerprint, same_size=True)
 
 
 def _lpips(network: str) -> Factory:

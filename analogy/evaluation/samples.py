@@ -60,7 +60,7 @@ class FeatureCache:
 
 def _digest(image: Images) -> bytes:
     size = repr(image.shape).encode()
-    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16, key=size).digest()
+    return hashlib.blake2b(image.tobytes(), digest_size=16, key=size).digest()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

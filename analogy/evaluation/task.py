@@ -227,7 +227,7 @@ class Task:
             or bool(data.pictures or data.files),
             "sources": bool(data.pairs),
             "source_prompts": bool(data.pairs),
-            "model": all(subject.generates for subject in subjects),
+            "model": bool(data.prompts or data.pairs) and all(s.generates for s in subjects),
             "files": all(subject.has_files for subject in subjects),
         }
 
@@ -292,7 +292,7 @@ _HOW = {
     "reference_set": f"give references=FOLDER, {_PAIRWISE} the references",
     "sources": "give word pairs, whose images at alpha 0 those are",
     "source_prompts": "give word pairs, which have one each",
-    "model": "give a model's name or a pipeline, not a folder of images",
+    "model": "give a model's name or a pipeline, not a folder of images, and data with prompts",
     "files": "give the model's name or folder, not a pipeline that is in memory",
 }
 
@@ -314,7 +314,7 @@ def _asked(what: Any) -> Iterable[Any]:
 
 def _steered(pair: Any, alpha: float, seed: int) -> Sample:
     prompt = pair.target_prompt if alpha else pair.source_prompt
-    return Sample(f"{pair.id} alpha {alpha:g} #{seed}", pair.id, prompt, seed, pair, alpha)
+    return Sample(f"{pair.id} alpha {alpha:.12g} #{seed}", pair.id, prompt, seed, pair, alpha)
 
 
 def _references(given: Any) -> Path | Images | None:
