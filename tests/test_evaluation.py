@@ -22,6 +22,7 @@ from analogy.evaluation import (
     Report,
     Task,
     TaskError,
+    lpips_metric,
     metric,
     subjects,
     timed,
@@ -240,7 +241,7 @@ def test_a_folder_of_images_alone_is_compared_by_file_name(make_task, made, tmp_
     report = EvaluationAgent(make_task(["psnr", "kid"], data)).evaluate(model)
     expected = psnr(np.stack(list(changed.values())), np.stack(list(numbered.values())))
     assert report["psnr"].values == pytest.approx(dict(zip(numbered, expected, strict=True)))
-    with pytest.raises(TaskError, match="say nothing of what to generate"):
+    with pytest.raises(TaskError, match=r"needs images to judge.*would not know what to make"):
         EvaluationAgent(make_task(["kid"], data)).evaluate("embedded")
     strange = plain_folder(tmp_path / "strange", {f"x{name}": i for name, i in changed.items()})
     with pytest.raises(TaskError, match=r"psnr needs a reference for each image"):
@@ -630,6 +631,8 @@ def test_what_data_or_mode_cannot_give_is_refused_before_any_image(
     folder = plain_folder(tmp_path / "data", {"1": np.zeros((64, 64, 3), np.uint8)})
     with pytest.raises(TaskError, match="clip_score needs a prompt for each image"):
         make_task(["clip_score"], folder)
+    with pytest.raises(TaskError, match="needs 2 images or more, and this task asks for 1"):
+        EvaluationAgent(make_task(["kid"], folder)).evaluate(folder)
     with pytest.raises(TaskError, match="margin needs the prompt before steering"):
         make_task(["margin"])
     with pytest.raises(TaskError, match=r"parameters needs a model that generates.*with prompts"):
@@ -821,7 +824,7 @@ def test_a_user_may_measure_the_model_itself(make_task, pipeline):
         images = samples.model.run(2)
         return Measurement(len(images), 7, ("counted",))
 
-    task = make_task([metric("mine", steps, higher_is_better=None, needs={"model"})])
+    task = make_task([metric("mine", steps, higher_is_better=None, needs="model")])
     [result] = EvaluationAgent(task).evaluate("embedded")
     assert (result.value, result.n, result.notes) == (2.0, 7, ("counted",))
 

@@ -4,15 +4,8 @@ See docs/evaluation.md.
 """
 
 from analogy.evaluation.agent import EvaluationAgent
-from analogy.evaluation.metrics import (
-    Measurement,
-    Metric,
-    TaskError,
-    fid_metric,
-    kid_metric,
-    lpips_metric,
-    metric,
-)
+from analogy.evaluation.metrics import fid_metric, kid_metric, lpips_metric
+from analogy.evaluation.protocol import Measurement, Metric, TaskError, metric
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import Samples
 from analogy.evaluation.task import Task

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from analogy import __version__
-from analogy.evaluation.metrics import Measurement, Metric, TaskError, needs_of
+from analogy.evaluation.data import Sample
+from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
 from analogy.evaluation.subjects import Model, Subject, open_subject
@@ -137,15 +138,16 @@ class EvaluationAgent:
     ) -> Gathered:
         """A model's images; and its costs, while it is loaded."""
         task = self.task
+        sources = task.sources if needs & {"sources", "references"} else {}
         images: Mapping[str, Images] = {}
         failed: Mapping[str, str] = {}
         costs: dict[str, Scored] = {}
         try:
             if _wants_images(metrics):
-                wanted = {s.key: s for s in (*task.samples, *task.sources.values())}
+                wanted = {s.key: s for s in (*task.samples, *sources.values())}
                 with tqdm(total=len(wanted), desc="images", disable=None) as bar:
                     images, failed = subject.images(list(wanted.values()), bar.update)
-            keys, lost = self._usable(images, failed)
+            keys, lost = self._usable(images, failed, sources)
             if not keys and _wants_images(metrics):
                 raise TaskError(
                     f"{subject.fingerprint}: no image to score: all {len(lost)} came out as no "
@@ -162,17 +164,23 @@ class EvaluationAgent:
         return gathered
 
     def _usable(
-        self, images: Mapping[str, Images], failed: Mapping[str, str]
+        self,
+        images: Mapping[str, Images],
+        failed: Mapping[str, str],
+        sources: Mapping[str, Sample],
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The samples that can be scored; and those that cannot, each with the reason."""
+        """The samples that can be scored; and those that cannot, each with the reason.
+
+        ``sources``: the image at alpha 0 that a sample is not scored without, by its key.
+        """
         task = self.task
         if not task.samples:
             return tuple(images), dict(failed)
         lost = {}
         for sample in task.samples:
             needed = [sample.key]
-            if sample.key in task.sources:
-                needed.append(task.sources[sample.key].key)
+            if sample.key in sources:
+                needed.append(sources[sample.key].key)
             for key in needed:
                 if key in failed:
                     lost[sample.key] = failed[key]
@@ -335,9 +343,6 @@ def _check_same_names(a: Gathered, b: Gathered) -> None:
 
 def _compute(metric: Metric, samples: Samples) -> Scored:
     """What a metric gives for these samples, checked; its warnings as notes."""
-    least = getattr(metric, "least", 1)
-    if "images" in needs_of(metric) and len(samples) < least:
-        raise TaskError(f"{metric.name}: expected {least} images or more, got {len(samples)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         given = metric.compute(samples)

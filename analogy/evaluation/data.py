@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from analogy.evaluation.metrics import TaskError
+from analogy.evaluation.protocol import TaskError
 from analogy.images import Images, from_png
 from analogy.metrics.checks import check_images
 from analogy.pairs import load_pairs
@@ -104,7 +104,7 @@ def _of_path(path: Path, given: str) -> Data:
     if path.is_dir():
         entries = read_folder(path)
         if all(entry.text is None for entry in entries):
-            return Data("images", files=by_name(path))
+            return Data("images alone", files=by_name(path))
         silent = [entry.file for entry in entries if entry.text is None]
         if silent:
             raise TaskError(

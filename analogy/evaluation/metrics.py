@@ -1,18 +1,25 @@
-"""Metrics by name, users' metrics, and the presets: short lists of names."""
+"""The suite's metrics by name, those of other packages, and the presets: short lists of names."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analogy.clip import Features, Judge, JudgeSource
+from analogy.evaluation.protocol import (
+    FunctionMetric,
+    Measurement,
+    Metric,
+    TaskError,
+    near,
+    needs_of,
+)
 from analogy.evaluation.samples import NEEDS, Samples
 from analogy.images import Images
 from analogy.margin import margin
@@ -35,68 +42,6 @@ from analogy.metrics.kernel import CMMD_JUDGE
 
 ENTRY_POINTS = "analogy.metrics"
 """The group in which other packages offer metrics by name."""
-
-
-class TaskError(ValueError):
-    """A task, or a model for it, that cannot be evaluated; the message says what to do."""
-
-
-class Metric(Protocol):
-    """What a task measures: a built-in, or any object of the user's with these three.
-
-    It may have more: ``units``, text; ``needs``, names of fields of :class:`Samples`, by default
-    images alone; ``judge``, the fingerprint of the network that it looks with; ``least``, the
-    fewest images that it is defined for; ``same_size``, whether references must be of the images'
-    size.
-    """
-
-    @property
-    def name(self) -> str:
-        """What results call it."""
-        ...
-
-    @property
-    def higher_is_better(self) -> bool | None:
-        """None where neither is."""
-        ...
-
-    def compute(self, samples: Samples) -> Any:
-        """A value for each image, ``(n,)``; or one number, or a :class:`Measurement`, for all."""
-        ...
-
-
-class Measurement(NamedTuple):
-    """One number for all, with what it rests on and what should be said with it."""
-
-    value: float
-    n: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FunctionMetric:
-    """A function of :class:`Samples` as a metric."""
-
-    name: str
-    compute: Callable[[Samples], Any]
-    higher_is_better: bool | None
-    units: str = ""
-    needs: frozenset[str] = frozenset({"images"})
-    judge: str | None = None
-    least: int = 1
-    same_size: bool = False
-
-
-def metric(
-    name: str,
-    function: Callable[[Samples], Any],
-    *,
-    higher_is_better: bool | None,
-    units: str = "",
-    needs: Iterable[str] = ("images",),
-) -> FunctionMetric:
-    """A plain function as a metric: samples -> a value for each image, or one number for all."""
-    return FunctionMetric(name, function, higher_is_better, units, frozenset(needs))
 
 
 class LazyJudge:
@@ -366,11 +311,6 @@ def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric,
     return tuple(found.values())
 
 
-def needs_of(metric: Metric) -> frozenset[str]:
-    """What a metric asks of its samples."""
-    return frozenset(getattr(metric, "needs", ("images",)))
-
-
 def _by_name(name: str, tools: Tools) -> Metric:
     offered = [point for point in _offered() if point.name == name]
     if len(offered) + (name in BUILT_IN) > 1:
@@ -387,12 +327,6 @@ def _by_name(name: str, tools: Tools) -> Metric:
         return _checked(loaded() if isinstance(loaded, type) else loaded, name)
     names = [*BUILT_IN, *(point.name for point in _offered())]
     raise TaskError(f"unknown metric {name!r}{near(name, names)}; choose from {_all_names()}")
-
-
-def near(name: str, names: Collection[str]) -> str:
-    """What to append to an error: the nearest of the names, if one is near."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _offered() -> tuple[importlib.metadata.EntryPoint, ...]:

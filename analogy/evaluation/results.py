@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analogy.evaluation.metrics import near
+from analogy.evaluation.protocol import near
 from analogy.records import Figures
 
 EVALUATION_VERSION = 1

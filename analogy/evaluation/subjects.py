@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from analogy.evaluation.data import METADATA, Sample, by_name, match, read_picture
-from analogy.evaluation.metrics import TaskError
 from analogy.evaluation.task import Task
 from analogy.evaluation.timed import Timed
 from analogy.execute import (
@@ -64,23 +63,23 @@ class Folder:
     generates = has_files = False
 
     def __init__(self, path: Path, task: Task) -> None:
-        self.names: tuple[str, ...] = ()
-        if task.data.files:
-            self._files = by_name(path)
-            self.names = tuple(self._files)
-        else:
-            wanted = {sample.key: sample for sample in (*task.samples, *task.sources.values())}
-            self._files = match(path, list(wanted.values()))
+        self._path = path
+        files = by_name(path)
+        self.names: tuple[str, ...] = tuple(files) if task.data.files else ()
+        if task.samples:
+            match(path, task.samples)  # refuses a folder that lacks some
         whole = hashlib.sha256()
-        for key, file in self._files.items():
-            whole.update(f"{file_fingerprint(key, file)}\n".encode())
+        for name, file in files.items():
+            whole.update(f"{file_fingerprint(name, file)}\n".encode())
         self.fingerprint = f"{path.resolve().name}@sha256:{whole.hexdigest()[:16]}"
         self.settings = {"folder": str(path)}
 
     def images(self, wanted: Sequence[Sample], report: Report) -> Found:
         """The images of ``wanted``, or all where the task asks for none by prompt."""
-        keys = [sample.key for sample in wanted] or list(self._files)
-        return {key: read_picture(self._files[key]) for key in keys}, {}
+        files = match(self._path, wanted) if wanted else by_name(self._path)
+        images = {key: read_picture(file) for key, file in files.items()}
+        report(len(images))
+        return images, {}
 
     def release(self) -> None:
         """Nothing to let go of."""
@@ -159,11 +158,6 @@ class Model:
 
     def images(self, wanted: Sequence[Sample], report: Report) -> Found:
         """The images of ``wanted``, of which those that the run folder lacks are generated."""
-        if not wanted:
-            raise TaskError(
-                f"{self.fingerprint}: {self._task.data.kind} say nothing of what to generate; give "
-                "prompts as data and the folder as references=, or evaluate a folder of images"
-            )
         jobs = self._jobs(wanted)
         folder = RunFolder(self.folder)
         try:

@@ -19,16 +19,8 @@ from analogy.evaluation.data import (
     read_data,
     read_picture,
 )
-from analogy.evaluation.metrics import (
-    PRESETS,
-    LazyJudge,
-    Metric,
-    TaskError,
-    Tools,
-    find_metrics,
-    near,
-    needs_of,
-)
+from analogy.evaluation.metrics import PRESETS, LazyJudge, Tools, find_metrics
+from analogy.evaluation.protocol import Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
 from analogy.images import Images
 from analogy.metrics.checks import check_images
@@ -217,7 +209,7 @@ class Task:
         data, is_pairwise = self.data, mode == "pairwise"
         subjects = list(subjects)
         return {
-            "images": True,
+            "images": bool(self.samples) or all(subject.names for subject in subjects),
             "prompts": bool(data.prompts or data.pairs),
             "references": is_pairwise
             or bool(data.pairs or data.pictures)
@@ -238,17 +230,24 @@ class Task:
 
         A metric that was asked for by name and cannot be had is a :class:`TaskError`.
         """
+        subjects = list(subjects)
         offers = self.offers(mode, subjects)
+        n_images = min([len(self.samples or subject.names) for subject in subjects])
         left_out = dict(self.unavailable)
         chosen = []
         for each in self.metrics:
             lacking = [need for need in NEEDS if need in needs_of(each) and not offers[need]]
-            if not lacking:
-                chosen.append(each)
-            elif self.preset is None:
-                raise TaskError(f"{each.name} {self.refusal(lacking[0], mode)}")
+            least = getattr(each, "least", 1)
+            if lacking:
+                refusal = self.refusal(lacking[0], mode)
+            elif "images" in needs_of(each) and n_images < least:
+                refusal = f"needs {least} images or more, and this task asks for {n_images}"
             else:
-                left_out[each.name] = self.refusal(lacking[0], mode)
+                chosen.append(each)
+                continue
+            if self.preset is None:
+                raise TaskError(f"{each.name} {refusal}")
+            left_out[each.name] = refusal
         if not chosen:
             raise TaskError(
                 f"{self.preset}: none of its metrics can be had here: "
@@ -285,6 +284,8 @@ class Task:
 
 _PAIRWISE = "or compare two models, EvaluationAgent(task).compare(a, b): a's images are then"
 _HOW = {
+    "images": "give prompts as data and the folder as references=, or evaluate a folder of images "
+    "instead of a model, which would not know what to make",
     "prompts": "give prompts, (prompt, image) pairs, word pairs, or a folder whose metadata.jsonl "
     "has a text for each image",
     "references": "give data as (prompt, image) pairs or as a folder whose metadata.jsonl has a "

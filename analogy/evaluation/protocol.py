@@ -1,0 +1,84 @@
+"""What a metric is, and a plain function as one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from analogy.evaluation.samples import Samples
+
+
+class TaskError(ValueError):
+    """A task, or a model for it, that cannot be evaluated; the message says what to do."""
+
+
+class Metric(Protocol):
+    """What a task measures: a built-in, or any object of the user's with these three.
+
+    It may have more: ``units``, text; ``needs``, names of fields of :class:`Samples`, by default
+    images alone; ``judge``, the fingerprint of the network that it looks with; ``least``, the
+    fewest images that it is defined for; ``same_size``, whether references must be of the images'
+    size.
+    """
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        """None where neither is."""
+        ...
+
+    def compute(self, samples: Samples) -> Any:
+        """A value for each image, ``(n,)``; or one number, or a :class:`Measurement`, for all."""
+        ...
+
+
+class Measurement(NamedTuple):
+    """One number for all, with what it rests on and what should be said with it."""
+
+    value: float
+    n: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FunctionMetric:
+    """A function of :class:`Samples` as a metric."""
+
+    name: str
+    compute: Callable[[Samples], Any]
+    higher_is_better: bool | None
+    units: str = ""
+    needs: frozenset[str] = frozenset({"images"})
+    judge: str | None = None
+    least: int = 1
+    same_size: bool = False
+
+
+def metric(
+    name: str,
+    function: Callable[[Samples], Any],
+    *,
+    higher_is_better: bool | None,
+    units: str = "",
+    needs: str | Iterable[str] = ("images",),
+) -> FunctionMetric:
+    """A plain function as a metric: samples -> a value for each image, or one number for all."""
+    needs = frozenset([needs] if isinstance(needs, str) else needs)
+    return FunctionMetric(name, function, higher_is_better, units, needs)
+
+
+def needs_of(metric: Metric) -> frozenset[str]:
+    """What a metric asks of its samples."""
+    return frozenset(getattr(metric, "needs", ("images",)))
+
+
+def near(name: str, names: Collection[str]) -> str:
+    """What to append to an error: the nearest of the names, if one is near."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
