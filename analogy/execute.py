@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from analogy.clip import Judge, JudgeSource
+from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
 from analogy.margin import cosine
 from analogy.memory import budget, fitting, limit_memory, most_at_once
@@ -144,13 +144,16 @@ class Worker:
             batch = missing[i : i + SCORE_BATCH]
             judge = self.judge
             started = time.perf_counter()
-            rows = self._cosines(judge, batch)
-            self._folder.add_scores(batch, judge.fingerprint, rows, time.perf_counter() - started)
+            images = np.stack([self._folder.read_image(job) for job in batch])
+            features = judge.image_features(images)
+            rows = self._cosines(judge, batch, features)
+            seconds = time.perf_counter() - started
+            self._folder.add_scores(batch, judge.fingerprint, rows, seconds, features=features)
         return len(missing)
 
-    def _cosines(self, judge: Judge, batch: Sequence[Job]) -> list[tuple[float, float, float]]:
-        images = np.stack([self._folder.read_image(job) for job in batch])
-        features = judge.image_features(images)
+    def _cosines(
+        self, judge: Judge, batch: Sequence[Job], features: Features
+    ) -> list[tuple[float, float, float]]:
         target = cosine(features, judge.text_features([j.pair.target_prompt for j in batch]))
         source = cosine(features, judge.text_features([j.pair.source_prompt for j in batch]))
         columns = (target, source, target - source)

@@ -6,6 +6,7 @@ Images travel through the suite as uint8, 0..255, sRGB, NHWC numpy arrays.
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,3 +72,27 @@ def from_png(data: bytes) -> Images:
     """A PNG file's bytes as uint8 HWC."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and those below it; fewer than 2 are a ``ValueError``."""
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    if len(files) < 2:
+        raise ValueError(
+            f"expected a folder with 2 images or more ({', '.join(SUFFIXES)}), got {folder} with "
+            f"{len(files)}"
+        )
+    return files
+
+
+def read_image(path: Path) -> Images:
+    """An image file as uint8 HWC; one that is none is a ``ValueError``."""
+    try:
+        return from_png(path.read_bytes())
+    except OSError as error:  # Pillow's, too
+        raise ValueError(f"{path}: expected an image file ({error})") from error
