@@ -677,7 +677,7 @@ def test_quality_is_recorded_and_fails_only_where_the_user_sets_limits(bench, ei
         [
             "quality *CLIPScore *direction *PSNR (dB) *SSIM",
             "color * 1 * 8 *",
-            "LPIPS is not measured: *",
+            "LPIPS is not measured:*",
             "all images *cmmd (clip-tiny) *kid (clip-tiny)",
             "Distance from 8 drawings of the pairs' targets.",
         ]
