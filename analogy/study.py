@@ -219,7 +219,7 @@ class Study:
         }
 
     def results(self, analysis: Analysis | None = None) -> dict[str, Any]:
-        """Everything that ``results.json`` holds; see "results.json" in the README.
+        """Everything that ``results.json`` holds; see docs/results.md.
 
         ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
         ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
