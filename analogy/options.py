@@ -15,6 +15,7 @@ from typing import Any
 EMBEDDED_SAMPLING = (8, 4.0)
 GPU_SAMPLING = (50, 9.0)
 EMBEDDED_BATCH, GPU_BATCH = 75, 8
+CLIP_DTYPES = ("float32", "bfloat16", "float16")
 METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
 
 
@@ -89,6 +90,12 @@ def _method(text: str) -> str:
     return text
 
 
+def _dtype(text: str) -> str:
+    if text not in CLIP_DTYPES:
+        raise ValueError(f"expected one of {', '.join(CLIP_DTYPES)}, got {text!r}")
+    return text
+
+
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
            "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
@@ -105,6 +112,9 @@ OPTIONS: tuple[Option, ...] = (
            "[default: embedded; with --gpu ViT-B-32]", parse=str, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=str, metavar="TAG"),
+    Option("--clip-dtype", f"what the judge computes in: {', '.join(CLIP_DTYPES)}; half precision "
+           "is faster and moves the margins (docs/performance.md)", default="float32",
+           parse=_dtype, metavar="DTYPE"),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=str,
            metavar="FILE"),
     Option("--categories", "only these, separated by commas [default: all in the pairs]",

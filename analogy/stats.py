@@ -704,7 +704,7 @@ def _bca_ends(
     return np.array(
         scipy.stats.bootstrap(
             (unit,),
-            lambda data, axis: _with_ties(np.mean(data, axis=axis)),
+            lambda data, axis: _with_ties(np.asarray(np.mean(data, axis=axis))),
             n_resamples=0,
             bootstrap_result=SimpleNamespace(bootstrap_distribution=means),
             batch=_BATCH,
