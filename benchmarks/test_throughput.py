@@ -31,9 +31,11 @@ from fixtures.throughput import (
     Scoring,
     analysis_of,
     bca_by_scipy,
+    cells_and_pools,
     cpu_seconds,
     difference,
     generation_rows,
+    intervals,
     margins,
     pictures,
 )
@@ -211,24 +213,28 @@ def test_scoring_on_a_gpu(hold: Hold) -> None:
 
 
 def test_statistics(hold: Hold) -> None:
-    """Everything said of 3,600 margins takes less than scipy's BCa intervals of the same cells."""
-    frame, pairs = margins(50)
-    n = len(pairs) * 9  # margins of steered images; the control's come beside
-    analysis_of(frame, pairs)  # imports what it needs
-    rates = in_turn(
-        {
-            "ours": lambda i: n / cpu_seconds(lambda: analysis_of(frame, pairs)),
-            "scipy": lambda i: n / cpu_seconds(lambda: bca_by_scipy(frame)),
-        },
-        rounds=ROUNDS,
-    )
-    row = compare("statistics of 3,600 margins", rates, "ours", "scipy", unit="margins/s", bar=1.0)
-    hold([replace(row, against="scipy's BCa intervals alone")])
+    """The intervals of all cells and pools of 3,600 margins, against scipy's BCa of the same."""
+    frame, _ = margins(50)
+    samples = cells_and_pools(frame)
+    n = len(samples)
+    sides = {
+        "studentized": lambda i: n / cpu_seconds(lambda: intervals(samples)),
+        "BCa": lambda i: n / cpu_seconds(lambda: intervals(samples, "BCa")),
+        "scipy": lambda i: n / cpu_seconds(lambda: bca_by_scipy(samples)),
+    }
+    in_turn(sides, rounds=1)  # imports what they need
+    rates = in_turn(sides, rounds=ROUNDS)
+    rows = [
+        compare(f"{n} intervals, {ours}", rates, ours, "scipy", unit="intervals/s", bar=bar)
+        for ours, bar in (("studentized", 2.0), ("BCa", None))
+    ]
+    hold([replace(row, against="scipy.stats.bootstrap, BCa") for row in rows])
 
 
 def test_the_growth_of_statistics(table: Table) -> None:
-    """The time grows no faster than the margins, up to a million."""
+    """From margins to all that is said of them: no faster than linear, up to a million."""
     seconds: dict[int, float] = {}
+    analysis_of(*margins(50))  # imports what it needs
     for per_category in (50, 500, 5_000, 13_889):
         frame, pairs = margins(per_category)
         seconds[len(pairs) * 9] = cpu_seconds(lambda f=frame, p=pairs: analysis_of(f, p))  # type: ignore[misc]

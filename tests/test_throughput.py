@@ -16,9 +16,11 @@ from fixtures.throughput import (
     Scoring,
     analysis_of,
     bca_by_scipy,
+    cells_and_pools,
     cpu_seconds,
     difference,
     generation_rows,
+    intervals,
     margins,
     pictures,
 )
@@ -134,21 +136,27 @@ def test_made_up_margins_are_a_whole_grid():
     assert found.overall.margin.mean == pytest.approx(means)
 
 
-def test_the_peers_intervals_are_of_the_same_cells():
+def test_the_intervals_are_of_the_cells_and_pools_of_the_analysis():
     frame, pairs = margins(8)
     found = analysis_of(frame, pairs)
-    intervals = bca_by_scipy(frame)
-    assert len(intervals) == 32 + 12
-    ours = [
+    samples = cells_and_pools(frame)
+    cells = [
         figures.margin
         for category in found.controls
         for figures in (
             found.controls[category],
             *(cell for key, cell in found.cells.items() if key.category == category),
         )
-    ] + [pool.margin for pool in (*found.categories.values(), *found.alphas.values())]
-    for interval, mine in zip(intervals, [*ours, found.overall.margin], strict=True):
-        assert interval.low < mine.mean < interval.high
+    ]
+    pools = [*found.categories.values(), *found.alphas.values(), found.overall]
+    estimates = [*cells, *(pool.margin for pool in pools)]
+    assert [values.mean() for values in samples] == pytest.approx([e.mean for e in estimates])
+    assert intervals(samples) == [
+        pytest.approx((figures.ci_low, figures.ci_high)) for figures in estimates
+    ]
+    ordered = [np.sort(values) for values in samples]
+    for mine, theirs in zip(intervals(samples, "BCa"), bca_by_scipy(ordered), strict=True):
+        assert mine == pytest.approx(tuple(theirs), abs=1e-3)  # ties: see bootstrap_ci
 
 
 def test_processor_time_is_of_the_work():
