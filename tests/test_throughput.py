@@ -25,6 +25,32 @@ from fixtures.throughput import (
     pictures,
 )
 
+pytest_plugins = ["pytester"]
+
+
+def test_what_measures_for_minutes_is_left_out_unless_asked_for(pytester):
+    """And with --perf no study is opened: there is no run folder, and no results."""
+    pytester.makeini("[pytest]\nmarkers = perf: measures for minutes")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_quick():
+            pass
+
+        @pytest.mark.perf
+        def test_minutes():
+            pass
+        """
+    )
+    options = ("-p", "analogy.plugin", "-p", "no:cacheprovider")
+    without = pytester.runpytest_subprocess(*options)
+    without.assert_outcomes(passed=1, deselected=1)
+    pytester.runpytest_subprocess(*options, "--perf").assert_outcomes(passed=2)
+    assert not list(pytester.path.glob("results.json"))
+    assert not (pytester.path / ".analogy").exists()
+
+
 # --- generation
 
 
