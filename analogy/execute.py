@@ -21,8 +21,8 @@ from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
 from analogy.store import Job, RunFolder
 
-#: Images that are read and scored at a time.
-SCORE_BATCH = 250
+#: Images that are read and scored at a time, and their pixels: 200 MB of them.
+SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
 
 Report = Callable[[int], None]
 
@@ -140,8 +140,9 @@ class Worker:
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
         missing = self._folder.without_score(jobs, self._judge_source.fingerprint)
-        for i in range(0, len(missing), SCORE_BATCH):
-            batch = missing[i : i + SCORE_BATCH]
+        size = min(SCORE_BATCH, max(SCORE_PIXELS // self._config.size**2, 1))
+        for i in range(0, len(missing), size):
+            batch = missing[i : i + size]
             judge = self.judge
             started = time.perf_counter()
             images = np.stack([self._folder.read_image(job) for job in batch])

@@ -52,13 +52,18 @@ def faults(images: Tensor) -> list[str | None]:
 
 
 def to_tensor(images: Images) -> Tensor:
-    """uint8 NHWC to a uint8 NCHW tensor that shares no memory with the argument."""
+    """uint8 NHWC to a uint8 NCHW tensor, which is to be read only: it may share the memory.
+
+    The axes are moved in the strides alone (torch's channels_last), in which the values stay where
+    they are: that saves a copy, and torchvision resizes such a tensor in half the time.
+    """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise ValueError(
             "images: expected uint8 of shape (n, height, width, 3), "
             f"got {images.dtype} of shape {images.shape}"
         )
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    # torch takes no array that is read-only or has gaps: such a one is copied.
+    return torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2)
 
 
 def to_png(image: Images) -> bytes:

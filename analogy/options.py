@@ -136,6 +136,9 @@ OPTIONS: tuple[Option, ...] = (
            "[default: embedded; with --gpu ViT-B-32]", parse=str, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=str, metavar="TAG"),
+    Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
+           "is faster and moves the margins (docs/performance.md)", default="float32",
+           parse=_one_of(DTYPES), metavar="DTYPE"),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=str,
            metavar="FILE"),
     Option("--categories", "only these, separated by commas [default: all in the pairs]",

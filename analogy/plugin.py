@@ -119,6 +119,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=option.help + shown,
         )
 
+    group.addoption(
+        "--perf",
+        action="store_true",
+        help="measure throughput against what users would write (minutes): the cases marked perf, "
+        "which are left out without it",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what measures throughput unless asked for."""
+    if config.getoption("--perf"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("perf")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options at once, so that a wrong value is said before anything starts."""

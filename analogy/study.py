@@ -255,7 +255,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     offline = bool(values["offline"])
     if offline:
         go_offline()
-    judge = find_judge(clip, tag, offline=offline)
+    judge = find_judge(clip, tag, offline=offline).in_dtype(values["clip_dtype"])
     model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
     steps, guidance = sampling(name, model.folder)
     try:

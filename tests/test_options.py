@@ -24,6 +24,7 @@ def test_the_defaults_are_the_studys():
     assert values["alphas"] == (0.5, 0.8, 1.0)
     assert values["seeds"] == (0, 1, 2)
     assert values["method"] == "word"
+    assert values["clip_dtype"] == "float32"
     assert values["results"] == "results.json"
     assert values["gpu"] is values["update_baseline"] is values["offline"] is False
     for name in (
@@ -70,6 +71,7 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
             " lpips <= 3e-1 ,kid<=-1",
             (Limit("lpips", False, 0.3), Limit("kid", False, -1)),
         ),
+        ("clip_dtype", "bfloat16", "bfloat16"),
         *[("method", name, name) for name in METHOD_NAMES],
     ],
 )
@@ -90,6 +92,7 @@ def test_text_is_read(name, text, value):
         ("seeds", "0,1.5", "--seeds: expected an integer >= 0, got '1.5'"),
         ("device", "gpu", "--device: expected cpu, mps, cuda or cuda:N, got 'gpu'"),
         ("device", "cuda:", "--device: expected cpu, mps, cuda or cuda:N, got 'cuda:'"),
+        ("clip_dtype", "bf16", "--clip-dtype: expected one of float32, bfloat16, float16, got "),
         ("device", "cpu:0", "--device: expected cpu, mps, cuda or cuda:N, got 'cpu:0'"),
         ("steps", "0", "--steps: expected an integer >= 1, got 0"),
         ("steps", "ten", "--steps: expected an integer >= 1, got 'ten'"),
