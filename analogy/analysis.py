@@ -12,7 +12,7 @@ has merely destroyed; so a claim rests on the margin, and the gain says where it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from analogy.stats import (
     holm,
     item_level,
     pooled_estimate,
+    resampled_together,
+    slopes,
     trend,
 )
 
@@ -186,26 +188,30 @@ def analyse(
     members: dict[str, list[str]] = {}
     for pair in pairs:
         members.setdefault(pair.category, []).append(pair.id)
+    tables = {category: table.loc[rows] for category, rows in members.items()}
+    nulls = {} if null is None else {category: null.loc[rows] for category, rows in members.items()}
     steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
+    by_alpha = {alpha: table[[CONTROL, alpha]] for alpha in steered}
 
     def figures(category: str, alpha: float) -> CellFigures:
-        rows = members[category]
         return cell_figures(
-            table.loc[rows],
+            tables[category],
             Cell(category, alpha),
-            null=None if null is None else null.loc[rows],
+            null=nulls.get(category),
             ceiling=ceilings.get(category),
         )
 
-    controls = {category: figures(category, CONTROL) for category in members}
-    cells = [figures(category, alpha) for category in members for alpha in steered]
-    return Analysis(
-        cells={figures.cell: figures for figures in _adjusted(cells)},
-        controls=controls,
-        categories={category: pool(table.loc[rows]) for category, rows in members.items()},
-        alphas={alpha: pool(table[[CONTROL, alpha]]) for alpha in steered},
-        overall=pool(table),
-    )
+    pooled = [*tables.values(), *by_alpha.values(), table]
+    with resampled_together(_samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)):
+        controls = {category: figures(category, CONTROL) for category in members}
+        cells = [figures(category, alpha) for category in members for alpha in steered]
+        return Analysis(
+            cells={figures.cell: figures for figures in _adjusted(cells)},
+            controls=controls,
+            categories={category: pool(of) for category, of in tables.items()},
+            alphas={alpha: pool(of) for alpha, of in by_alpha.items()},
+            overall=pool(table),
+        )
 
 
 def cell_figures(
@@ -216,48 +222,72 @@ def cell_figures(
     ceiling: Ceiling | None = None,
 ) -> CellFigures:
     """One cell by itself, from its category's items."""
-    margins = table[cell.alpha]
-    is_control = cell.alpha == CONTROL
-    margin = _seen(_estimate(margins), ceiling)
-    beside = None
-    if null is not None and not is_control:
-        beside = Null(
-            margin=_estimate(null[cell.alpha]),
-            gain=_estimate(null[cell.alpha] - null[CONTROL]),
-            advantage=_estimate(margins - null[cell.alpha]),
-        )
+    values = _cell_values(table, cell.alpha, null)
+    figures = {name: _pooled(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
     return CellFigures(
         cell=cell,
-        margin=margin,
-        gain=None if is_control else _seen(_estimate(margins - table[CONTROL]), ceiling),
-        items={str(pair): float(value) for pair, value in margins.dropna().items()},
+        margin=_seen(figures["margin"], ceiling),
+        gain=_seen(figures["gain"], ceiling) if "gain" in figures else None,
+        items={str(pair): float(value) for pair, value in values["margin"].dropna().items()},
         ceiling=ceiling,
-        null=beside,
+        null=Null(figures["null"], figures["null gain"], figures["advantage"])
+        if "null" in figures
+        else None,
     )
+
+
+def _cell_values(
+    table: pd.DataFrame, alpha: float, null: pd.DataFrame | None
+) -> dict[str, pd.Series]:
+    """What is estimated of a cell: a value for each pair."""
+    values = {"margin": table[alpha]}
+    if alpha != CONTROL:
+        values["gain"] = table[alpha] - table[CONTROL]
+        if null is not None:
+            values["null"] = null[alpha]
+            values["null gain"] = null[alpha] - null[CONTROL]
+            values["advantage"] = table[alpha] - null[alpha]
+    return values
 
 
 def pool(table: pd.DataFrame) -> Pool:
     """All cells of a table together, the control aside."""
-    steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
-    margins = table[steered].to_numpy()
-    gains = margins - table[[CONTROL]].to_numpy()
-    is_complete = not np.isnan(table.to_numpy()).any()
+    margins, gains = _pool_values(table)
     return Pool(
         margin=_pooled(margins),
         gain=_pooled(gains),
-        trend=trend(table.to_numpy(), _alphas(table))
-        if is_complete and len(table.columns) > 2
-        else None,
+        trend=trend(table.to_numpy(), _alphas(table)) if _has_trend(table) else None,
         items=item_level(margins) if not np.isnan(margins).any() else None,
     )
 
 
+def _pool_values(table: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Margins and gains of a pool, each (pairs, alphas)."""
+    margins = table[[alpha for alpha in _alphas(table) if alpha != CONTROL]].to_numpy()
+    return margins, margins - table[[CONTROL]].to_numpy()
+
+
+def _has_trend(table: pd.DataFrame) -> bool:
+    return len(table.columns) > 2 and not np.isnan(table.to_numpy()).any()
+
+
+def _samples(
+    cells: Iterable[tuple[pd.DataFrame, pd.DataFrame | None]], pools: Iterable[pd.DataFrame]
+) -> Iterator[NDArray[np.float64]]:
+    """Everything that an analysis bootstraps: of categories' tables and nulls, and of pools."""
+    for table, null in cells:
+        for alpha in _alphas(table):
+            for column in _cell_values(table, alpha, null).values():
+                yield column.to_numpy()
+    for table in pools:
+        margins, gains = _pool_values(table)
+        yield from (margins.mean(axis=1), gains.mean(axis=1), margins.ravel())
+        if _has_trend(table):
+            yield slopes(table.to_numpy(), _alphas(table))
+
+
 def _alphas(table: pd.DataFrame) -> list[float]:
     return [float(alpha) for alpha in table.columns]
-
-
-def _estimate(values: pd.Series) -> Estimate:
-    return _pooled(values.to_numpy()[:, np.newaxis])
 
 
 def _pooled(values: NDArray[np.float64]) -> Estimate:

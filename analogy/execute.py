@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analogy.clip import Judge, JudgeSource
+from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
 from analogy.margin import cosine
 from analogy.memory import budget, fitting, limit_memory, most_at_once
@@ -24,8 +24,8 @@ from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
 from analogy.store import Job, RunFolder, W
 
-#: Images that are read and scored at a time.
-SCORE_BATCH = 250
+#: Images that are read and scored at a time, and their pixels: 200 MB of them.
+SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
 
 Report = Callable[[int], None]
 
@@ -109,17 +109,21 @@ class Worker:
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
         missing = self._folder.without_score(jobs, self._judge_source.fingerprint)
-        for i in range(0, len(missing), SCORE_BATCH):
-            batch = missing[i : i + SCORE_BATCH]
+        size = min(SCORE_BATCH, max(SCORE_PIXELS // self._config.size**2, 1))
+        for i in range(0, len(missing), size):
+            batch = missing[i : i + size]
             judge = self.judge
             started = time.perf_counter()
-            rows = self._cosines(judge, batch)
-            self._folder.add_scores(batch, judge.fingerprint, rows, time.perf_counter() - started)
+            images = np.stack([self._folder.read_image(job) for job in batch])
+            features = judge.image_features(images)
+            rows = self._cosines(judge, batch, features)
+            seconds = time.perf_counter() - started
+            self._folder.add_scores(batch, judge.fingerprint, rows, seconds, features=features)
         return len(missing)
 
-    def _cosines(self, judge: Judge, batch: Sequence[Job]) -> list[tuple[float, float, float]]:
-        images = np.stack([self._folder.read_image(job) for job in batch])
-        features = judge.image_features(images)
+    def _cosines(
+        self, judge: Judge, batch: Sequence[Job], features: Features
+    ) -> list[tuple[float, float, float]]:
         target = cosine(features, judge.text_features([j.pair.target_prompt for j in batch]))
         source = cosine(features, judge.text_features([j.pair.source_prompt for j in batch]))
         columns = (target, source, target - source)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from analogy.records import DTYPES
+from analogy.records import DTYPES, PER_IMAGE, PER_SET, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -108,6 +108,18 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def _limits(text: str) -> tuple[Limit, ...]:
+    limits = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*", part)
+        if not found:
+            raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
+        metric, sign, value = found.groups()
+        name = _one_of((*PER_IMAGE, *PER_SET))(metric)
+        limits.append(Limit(name, sign == ">=", _number(value)))
+    return tuple(limits)
+
+
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
            "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
@@ -124,6 +136,9 @@ OPTIONS: tuple[Option, ...] = (
            "[default: embedded; with --gpu ViT-B-32]", parse=str, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=str, metavar="TAG"),
+    Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
+           "is faster and moves the margins (docs/performance.md)", default="float32",
+           parse=_one_of(DTYPES), metavar="DTYPE"),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=str,
            metavar="FILE"),
     Option("--categories", "only these, separated by commas [default: all in the pairs]",
@@ -156,6 +171,14 @@ OPTIONS: tuple[Option, ...] = (
            "[default: .analogy/runs/<config hash>]", parse=str, metavar="FOLDER"),
     Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "
            "[default: the suite's own, for the embedded judge]", parse=str, metavar="FILE"),
+    Option("--reference", "images that those of the grid should be distributed like, for CMMD and "
+           "KID [default: for the embedded model, drawings of the pairs' targets]", parse=str,
+           metavar="FOLDER"),
+    Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
+           "downloads]", parse=str, metavar="FILE"),
+    Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
+           "if its whole interval is beyond [default: recorded, never failed]", default=None,
+           parse=_limits, metavar="LIST"),
     Option("--baseline", "results of an earlier run: no cell may fall below them, and cells that "
            "did not succeed there are expected not to [default: the suite's own for the embedded "
            "model, else none]", parse=str, metavar="FILE"),

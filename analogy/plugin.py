@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from analogy.options import OPTIONS, OptionError, parse_options
 from analogy.pairs import PairsError, WeakCategoryWarning, categories, load_pairs, select
-from analogy.records import Cell, Pair
+from analogy.records import Cell, Limit, Pair
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
@@ -43,7 +43,7 @@ class Bench:
 
     ``baseline``: comparable results of an earlier run, or None; ``note`` says which or why not.
     ``update``: where this run's results become the baseline. ``is_strict``: no cell is expected to
-    fail.
+    fail. ``limits``: what quality metrics must be.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Bench:
         self.tolerance = tolerance
         self.update = update
         self.is_strict = is_strict
+        self.limits: tuple[Limit, ...] = ()
         self.planned: set[Cell] = set()
         self.known: set[Cell] = set()
         self.changes: list[Change] = []
@@ -118,6 +119,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
             help=option.help + shown,
         )
 
+    group.addoption(
+        "--perf",
+        action="store_true",
+        help="measure throughput against what users would write (minutes): the cases marked perf, "
+        "which are left out without it",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what measures throughput unless asked for."""
+    if config.getoption("--perf"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("perf")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options at once, so that a wrong value is said before anything starts."""
@@ -130,17 +148,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case for every category, or for every category and alpha, of the pairs.
+    """One case for every category, every category and alpha (``cell``), or every alpha with the
+    control (``strength``), of the pairs.
 
     For cases that ask for the ``bench``: others may call their own arguments so.
     """
-    names = {"cell", "category"} & set(metafunc.fixturenames)
+    names = {"cell", "category", "strength"} & set(metafunc.fixturenames)
     if not names or "bench" not in metafunc.fixturenames:
         return
     values = metafunc.config.stash[_VALUES]
     chosen = categories(_chosen_pairs(values))
     if "category" in names:
         metafunc.parametrize("category", chosen)
+    if "strength" in names:
+        metafunc.parametrize("strength", (0.0, *values["alphas"]), ids="alpha-{:g}".format)
     if "cell" in names:
         cells = [Cell(category, alpha) for category in chosen for alpha in values["alphas"]]
         metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])
@@ -179,7 +200,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         params = {} if callspec is None else callspec.params
         if "cell" in params:
             made.planned.add(params["cell"])
-        elif "bench" in getattr(item, "fixturenames", ()) and "category" not in params:
+        elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
             study = made.study
             made.planned |= {Cell(c, a) for c in study.categories for a in study.config.alphas}
     config.stash[_BENCH] = made
@@ -198,12 +219,15 @@ def _open(config: pytest.Config) -> Bench:
     values = config.stash[_VALUES]
     try:
         _check_results(Path(values["results"]))
+        _check_quality(values)
         study = Study.open(values)
-        return _with_baseline(study, values, is_strict=bool(config.option.strict))
+        made = _with_baseline(study, values, is_strict=bool(config.option.strict))
     except (
         OptionError, PairsError, ModelError, StoreError, CeilingError, BaselineError, RecordedError,
     ) as error:  # fmt: skip
         pytest.exit(f"{error}", returncode=pytest.ExitCode.USAGE_ERROR)
+    made.limits = values["limits"] or ()
+    return made
 
 
 def _with_baseline(study: Study, values: dict[str, Any], *, is_strict: bool) -> Bench:
@@ -252,6 +276,20 @@ def _check_results(path: Path) -> None:
         is_possible = False
     if not is_possible:
         raise OptionError(f"--results: expected a file that can be written, got {path}")
+
+
+def _check_quality(values: dict[str, Any]) -> None:
+    """Say now that what the quality metrics were promised is not there."""
+    from analogy.images import image_files
+
+    if values["reference"]:
+        try:
+            image_files(Path(values["reference"]))
+        except ValueError as error:
+            raise OptionError(f"--reference: {error}") from None
+    weights = values["lpips_weights"]
+    if weights and not Path(weights).is_file():
+        raise OptionError(f"--lpips-weights: expected a file, got {weights}")
 
 
 @contextmanager
@@ -325,6 +363,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         text.reading_notes(analysis),
         text.trend_table(analysis),
         text.null_table(analysis),
+        text.quality_table(bench.study.quality),
         _against_published(bench, analysis),
         _against_baseline(bench),
         _rates(bench, config.stash[_VALUES]["results"]),

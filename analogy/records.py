@@ -46,6 +46,27 @@ class Cell(NamedTuple):
         return f"{self.category} at alpha {self.alpha:g}"
 
 
+PER_IMAGE = ("clip_score", "directional_similarity", "psnr", "ssim", "lpips")
+PER_SET = ("cmmd", "kid")
+"""The quality metrics of a grid: of its single images, and of all images at one alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a quality metric's value must be at least, or at most."""
+
+    metric: str
+    is_least: bool
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{'>=' if self.is_least else '<='}{self.value:g}"
+
+    def is_broken(self, low: float, high: float) -> bool:
+        """Whether the whole interval ``low``..``high`` is on the wrong side."""
+        return high < self.value if self.is_least else low > self.value
+
+
 class Verdict(str, Enum):
     """What an estimate says about steering.
 

@@ -21,7 +21,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from analogy.files import write_atomically
 from analogy.images import Images, from_png, to_png
@@ -40,6 +42,12 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS scores (
     key TEXT NOT NULL REFERENCES images (key), judge TEXT NOT NULL, cos_target REAL NOT NULL,
     cos_source REAL NOT NULL, margin REAL NOT NULL, PRIMARY KEY (key, judge));
+CREATE TABLE IF NOT EXISTS features (
+    key TEXT NOT NULL REFERENCES images (key), judge TEXT NOT NULL, vector BLOB NOT NULL,
+    PRIMARY KEY (key, judge));
+CREATE TABLE IF NOT EXISTS metrics (
+    key TEXT NOT NULL REFERENCES images (key), metric TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (key, metric));
 CREATE TABLE IF NOT EXISTS work (
     stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, peak_bytes INTEGER,
     done TEXT NOT NULL);
@@ -251,13 +259,26 @@ class RunFolder:
         return from_png(data)
 
     def add_scores(
-        self, wanted: Sequence[Wanted], judge: str, rows: Iterable[tuple[float, float, float]],
+        self,
+        wanted: Sequence[Wanted],
+        judge: str,
+        rows: Iterable[tuple[float, float, float]],
         seconds: float,
-    ) -> None:  # fmt: skip
-        """Record (cos_target, cos_source, margin) of each image, scored in ``seconds``."""
+        *,
+        features: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Record (cos_target, cos_source, margin) of each image, scored in ``seconds``.
+
+        ``features``: ``(n, dim)``, what the judge saw, for metrics that ask for more than a score.
+        """
         values = [(each.key, judge, *row) for each, row in zip(wanted, rows, strict=True)]
+        vectors = [] if features is None else [
+            (each.key, judge, row.astype("<f4").tobytes())
+            for each, row in zip(wanted, features, strict=True)
+        ]  # fmt: skip
         with self._db:
             self._db.executemany("REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", values)
+            self._db.executemany("REPLACE INTO features VALUES (?, ?, ?)", vectors)
             self._add_work("score", len(values), seconds)
 
     def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
@@ -276,6 +297,25 @@ class RunFolder:
                 "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
             ],
         )  # fmt: skip
+
+    def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
+        """What this judge saw of those images that it has scored: key to ``(dim,)``."""
+        rows = self._db.execute("SELECT key, vector FROM features WHERE judge = ?", (judge,))
+        have = dict(rows)
+        return {
+            each.key: np.frombuffer(have[each.key], "<f4") for each in wanted if each.key in have
+        }
+
+    def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
+        """Keep a metric's value for each image, by key. ``metric`` says all that it depends on."""
+        rows = [(key, metric, value) for key, value in values.items()]
+        with self._db:
+            self._db.executemany("REPLACE INTO metrics VALUES (?, ?, ?)", rows)
+
+    def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
+        """The values that are kept, by key."""
+        have = dict(self._db.execute("SELECT key, value FROM metrics WHERE metric = ?", (metric,)))
+        return {each.key: have[each.key] for each in wanted if each.key in have}
 
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of ``generate`` or ``score``, None if none."""

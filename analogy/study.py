@@ -38,6 +38,7 @@ from analogy.models import (
 )
 from analogy.options import OptionError
 from analogy.pairs import categories, load_pairs, select
+from analogy.quality import Quality
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
@@ -78,6 +79,9 @@ class Study:
         self.scheduler = scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
+        self.quality = Quality(
+            config, self._jobs, folder, lambda: self.worker.judge, judge.fingerprint
+        )
         self._null_jobs: list[Job] = []  # of the random control, whose alpha 0 is the method's own
         if config.control:
             null = self._plan(replace(config, method="random"))
@@ -215,17 +219,18 @@ class Study:
         }
 
     def results(self, analysis: Analysis | None = None) -> dict[str, Any]:
-        """Everything that ``results.json`` holds; see "results.json" in the README.
+        """Everything that ``results.json`` holds; see docs/results.md.
 
         ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
         ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
         verdict. A cell that lacks images is ``incomplete``; ``failures`` are those that came out
-        as no picture. Rates and memory are over all work recorded in the run folder; the memory is
-        a CUDA device's, None elsewhere.
+        as no picture. ``quality`` has what was asked for of it. Rates and memory are over all work
+        recorded in the run folder; the memory is a CUDA device's, None elsewhere.
         """
         return {
             **self.header(),
             **(analysis or self.analysis()).to_dict(),
+            "quality": self.quality.to_dict(),
             "failures": [
                 {**job.what, "reason": reason} for job, reason in self.failures(self.jobs())
             ],
@@ -250,7 +255,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     offline = bool(values["offline"])
     if offline:
         go_offline()
-    judge = find_judge(clip, tag, offline=offline)
+    judge = find_judge(clip, tag, offline=offline).in_dtype(values["clip_dtype"])
     model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
     steps, guidance = sampling(name, model.folder)
     try:

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
+from analogy import stats
 from analogy.analysis import CONTROL, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling
 from analogy.records import Cell, Pair, Verdict
@@ -81,6 +82,23 @@ def test_cells_pools_and_the_whole_are_the_estimates_of_their_items(table):
     gains = steered - table[[CONTROL]].to_numpy()
     assert found.overall.gain == pooled_estimate(gains)
     assert found.overall.items == item_level(steered)
+
+
+def test_an_analysis_draws_the_resamples_of_each_length_once(table, null, monkeypatch):
+    drawn = []
+    moments = stats._moments
+
+    def spy(units, *rest):
+        drawn.append(units.shape)
+        return moments(units, *rest)
+
+    monkeypatch.setattr(stats, "_moments", spy)
+    analyse(table, PAIRS, null=null)
+    # Categories: 4 margins, 3 gains and, for each steered alpha, the null's margin, gain and
+    # advantage; a pool's margin and gain and its trend. All pairs: 3 alphas (whose items are their
+    # margins), and the whole with its trend. Items: two categories', and the whole's.
+    expected = [(2 * (4 + 3 + 9 + 3), N), (3 * 2 + 3, 2 * N), (2, 3 * N), (1, 6 * N)]
+    assert sorted(drawn) == sorted(expected)
 
 
 def test_a_pool_resamples_pairs_and_its_naive_interval_is_narrower(table):

@@ -13,7 +13,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from analogy.clip import _preprocessing, find_judge
+from analogy.clip import Judge, _preprocessing, find_judge
 from analogy.models import ModelError
 from fixtures.world import Scene, render
 
@@ -71,11 +71,39 @@ def test_each_distinct_prompt_is_encoded_once_and_the_order_kept(judge, monkeypa
         np.testing.assert_allclose(feature, judge.text_features([prompt])[0], atol=1e-5)
 
 
+# --- dtype
+
+
+def test_another_dtype_is_another_judge(judge_source):
+    half = judge_source.in_dtype("bfloat16")
+    assert half.fingerprint == f"{judge_source.fingerprint}+bfloat16"
+    assert half.in_dtype("float16").fingerprint == f"{judge_source.fingerprint}+float16"
+    assert half.in_dtype("float32") == judge_source
+    assert judge_source.in_dtype("float32") == judge_source
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_features_in_half_precision_are_float32_near_those_in_float32(
+    judge, judge_source, images, dtype
+):
+    half = Judge(judge_source.in_dtype(dtype), device="cpu")
+    assert half.fingerprint.endswith(f"+{dtype}")
+    for mine, exact in (
+        (half.image_features(images), judge.image_features(images)),
+        (half.text_features(["a red car"]), judge.text_features(["a red car"])),
+    ):
+        assert mine.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1.0, atol=1e-5)
+        assert (mine * exact).sum(axis=1).min() > 1 - 1e-3
+        assert not np.allclose(mine, exact, atol=1e-5)  # it did compute in another dtype
+
+
 # --- preprocessing
 
 
 @pytest.mark.parametrize(
-    ("width", "height"), [(64, 64), (100, 80), (80, 100), (50, 40), (512, 512)]
+    ("width", "height"),
+    [(64, 64), (100, 80), (80, 100), (50, 40), (512, 512), (1024, 1024), (1024, 768)],
 )
 def test_images_of_any_size_score_as_with_open_clips_own_transform(judge, images, width, height):
     rng = np.random.default_rng(0)

@@ -349,7 +349,7 @@ def test_images_of_other_sizes_and_files_that_are_none_are_said(make_task, made,
     with pytest.raises(ValueError, match="images of one size, got"):
         EvaluationAgent(make_task([BRIGHT])).evaluate(folder)
     (folder / "002.png").write_text("no image")
-    with pytest.raises(TaskError, match=r"002\.png: expected an image file"):
+    with pytest.raises(ValueError, match=r"002\.png: expected an image file"):
         EvaluationAgent(make_task([BRIGHT])).evaluate(folder)
 
 
@@ -643,7 +643,7 @@ def test_what_data_or_mode_cannot_give_is_refused_before_any_image(
     (tmp_path / "broken.png").write_text("no image")
     broken = [("a red car", tmp_path / "broken.png")]
     for name in ("ssim", "kid"):
-        with pytest.raises(TaskError, match=r"broken\.png: expected an image file"):
+        with pytest.raises(ValueError, match=r"broken\.png: expected an image file"):
             EvaluationAgent(make_task([name], broken)).evaluate("embedded")
 
 

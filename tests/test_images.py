@@ -68,15 +68,24 @@ def test_what_is_no_picture_is_told_from_what_is_merely_dark(dtype):
     assert faults(images) == ["black", None, None, undefined, undefined, "black"]
 
 
-def test_a_tensor_has_the_channels_first_and_a_memory_of_its_own():
+def test_a_tensor_has_the_channels_first_and_the_values_where_they_were():
     images = noise(2, 4, 5, 3)
     tensor = to_tensor(images)
     assert tensor.dtype == torch.uint8
     assert tensor.shape == (2, 3, 4, 5)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(tensor[1, 2], images[1, :, :, 2])
-    before = images.copy()
-    tensor.fill_(0)
-    np.testing.assert_array_equal(images, before)
+    assert np.shares_memory(tensor.numpy(), images)
+
+
+def test_arrays_that_torch_takes_not_as_they_are_become_tensors_of_the_same_values():
+    images = noise(4, 4, 5, 3)
+    read_only = images.copy()
+    read_only.flags.writeable = False
+    for array in (read_only, images[::-2], images[:, ::2, 1:], images[:0]):
+        tensor = to_tensor(array)
+        np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1), array)
+        assert not np.shares_memory(tensor.numpy(), array)
 
 
 @pytest.mark.parametrize(

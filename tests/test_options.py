@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from analogy.options import METHOD_NAMES, OPTIONS, OptionError, parse_options
+from analogy.records import Limit
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
@@ -23,6 +24,7 @@ def test_the_defaults_are_the_studys():
     assert values["alphas"] == (0.5, 0.8, 1.0)
     assert values["seeds"] == (0, 1, 2)
     assert values["method"] == "word"
+    assert values["clip_dtype"] == "float32"
     assert values["results"] == "results.json"
     assert values["gpu"] is values["update_baseline"] is values["offline"] is False
     for name in (
@@ -63,6 +65,13 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
         ("gpu", True, True),
         ("device", "cuda:1", "cuda:1"),
         ("device", "mps", "mps"),
+        ("limits", "ssim>=0.4", (Limit("ssim", True, 0.4),)),
+        (
+            "limits",
+            " lpips <= 3e-1 ,kid<=-1",
+            (Limit("lpips", False, 0.3), Limit("kid", False, -1)),
+        ),
+        ("clip_dtype", "bfloat16", "bfloat16"),
         *[("method", name, name) for name in METHOD_NAMES],
     ],
 )
@@ -83,6 +92,7 @@ def test_text_is_read(name, text, value):
         ("seeds", "0,1.5", "--seeds: expected an integer >= 0, got '1.5'"),
         ("device", "gpu", "--device: expected cpu, mps, cuda or cuda:N, got 'gpu'"),
         ("device", "cuda:", "--device: expected cpu, mps, cuda or cuda:N, got 'cuda:'"),
+        ("clip_dtype", "bf16", "--clip-dtype: expected one of float32, bfloat16, float16, got "),
         ("device", "cpu:0", "--device: expected cpu, mps, cuda or cuda:N, got 'cpu:0'"),
         ("steps", "0", "--steps: expected an integer >= 1, got 0"),
         ("steps", "ten", "--steps: expected an integer >= 1, got 'ten'"),
@@ -92,6 +102,11 @@ def test_text_is_read(name, text, value):
         ("memory", "inf", "--memory: expected a finite number > 0, got 'inf'"),
         ("size", "7", "--size: expected an integer >= 8, got 7"),
         ("dtype", "float8", "--dtype: expected one of float32, bfloat16, float16, got 'float8'"),
+        ("limits", "ssim>0.4", "--limits: expected metric>=value or metric<=value, got 'ssim>0.4'"),
+        ("limits", "", "--limits: expected metric>=value or metric<=value, got ''"),
+        ("limits", "sim>=1", "--limits: expected one of clip_score, directional_similarity, psnr,"),
+        ("limits", "sim>=1", "did you mean 'ssim'?"),
+        ("limits", "ssim>=high", "--limits: expected a number, got 'high'"),
         ("guidance", "much", "--guidance: expected a number, got 'much'"),
         ("categories", "color,", "--categories: expected values separated by commas, got 'color,'"),
     ],

@@ -74,7 +74,7 @@ def judged(monkeypatch):
     """Let the judge find the margins of a function of the job, whatever the images show."""
 
     def use(margin) -> None:
-        def cosines(worker, judge, batch):
+        def cosines(worker, judge, batch, features):
             return [(margin(job), 0.0, margin(job)) for job in batch]
 
         monkeypatch.setattr(execute.Worker, "_cosines", cosines)
@@ -665,3 +665,50 @@ def test_memory_for_not_one_image_ends_the_run_with_the_reason(bench, eight, mon
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["*out of memory with one image at a time: free the device*"])
     assert (bench.path / "results.json").is_file()
+
+
+# --- quality
+
+
+def test_quality_is_recorded_and_fails_only_where_the_user_sets_limits(bench, eight):
+    result = bench(*eight, "--junitxml=junit.xml", cases=("test_quality",))
+    result.assert_outcomes(passed=3)  # a cell, and two alphas with the control's
+    result.stdout.fnmatch_lines(
+        [
+            "quality *CLIPScore *direction *PSNR (dB) *SSIM",
+            "color * 1 * 8 *",
+            "LPIPS is not measured:*",
+            "all images *cmmd (clip-tiny) *kid (clip-tiny)",
+            "Distance from 8 drawings of the pairs' targets.",
+        ]
+    )
+    quality = results_of(bench.path / "results.json")["quality"]
+    [cell] = quality["cells"]
+    assert (cell["category"], cell["alpha"], cell["ssim"]["n"]) == ("color", 1.0, 8)
+    assert 0 < cell["ssim"]["ci_low"] < cell["ssim"]["mean"] < cell["ssim"]["ci_high"] < 1
+    assert [row["alpha"] for row in quality["alphas"]] == [0.0, 1.0]
+    cases = ElementTree.parse(bench.path / "junit.xml").iter("property")
+    said = {case.get("name"): case.get("value") for case in cases}
+    assert said["ssim"] == str(cell["ssim"]["mean"])
+
+    kept = bench(*eight, "--limits=ssim>=0,cmmd<=1000", cases=("test_quality",))
+    kept.assert_outcomes(passed=3)
+    broken = bench(*eight, "--limits=ssim>=0.999,cmmd<=0", cases=("test_quality",))
+    broken.assert_outcomes(failed=3)
+    broken.stdout.fnmatch_lines(["*color at alpha 1: ssim 0.* limit ssim>=0.999*"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--reference=none"],
+            r"--reference: expected a folder with 2 images or more .* got none with 0",
+        ),
+        (["--lpips-weights=no.pth"], r"--lpips-weights: expected a file, got no\.pth"),
+    ],
+)
+def test_what_quality_is_promised_must_be_there(bench, eight, options, message):
+    result = bench(*eight, *options, cases=("test_quality",))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert re.search(message, str(result.stdout) + str(result.stderr))

@@ -17,6 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from analogy import stats
 from analogy.pairs import WEAK_PAIRS
 from analogy.records import Verdict
 from analogy.stats import (
@@ -36,6 +37,7 @@ from analogy.stats import (
     page_test,
     pairs_needed,
     pooled_estimate,
+    resampled_together,
     sign_test,
     slopes,
     success_interval,
@@ -371,6 +373,90 @@ def test_interval_is_equivariant_under_shift_and_positive_scale(values, shift, s
     low, high = bootstrap_ci(values, n_resamples=N_RESAMPLES, method=method)
     moved = bootstrap_ci(scale * (np.array(values) + shift), n_resamples=N_RESAMPLES, method=method)
     assert moved == pytest.approx((scale * (low + shift), scale * (high + shift)), abs=1e-9 * scale)
+
+
+# how resamples are drawn
+
+
+def test_blocks_change_nothing(monkeypatch):
+    values = np.random.default_rng(0).exponential(size=40)
+    whole = bootstrap_ci(values, seed=3), bootstrap_test(values, seed=3)
+    stats._resampled_alone.cache_clear()
+    monkeypatch.setattr(stats, "_BLOCK", 700)
+    monkeypatch.setattr(stats, "_CACHED", 90)
+    assert (bootstrap_ci(values, seed=3), bootstrap_test(values, seed=3)) == whole
+    assert stats._resampled_alone.cache_info().misses == 1  # one draw for the interval and the p
+
+
+def test_samples_resampled_together_have_the_figures_that_they_have_alone(monkeypatch):
+    """To the last bit, in one pass for each length; samples without a bootstrap are passed over."""
+    rng = np.random.default_rng(0)
+    samples = [rng.exponential(size=n) - 0.5 for n in (6, 50, 6, 50, 50)]
+    alone = [(bootstrap_ci(v, seed=3), bootstrap_test(v, seed=3)) for v in samples]
+    passes = []
+    moments = stats._moments
+
+    def spy(units, *rest):
+        passes.append(units.shape)
+        return moments(units, *rest)
+
+    monkeypatch.setattr(stats, "_moments", spy)
+    without = [[], [1.0], [0.5, 0.5, 0.5], [0.1, np.nan]]
+    with resampled_together([*samples, samples[0][::-1], *without], seed=3):
+        together = [(bootstrap_ci(v, seed=3), bootstrap_test(v, seed=3)) for v in samples]
+        assert sorted(passes) == [(2, 6), (3, 50)]
+        bootstrap_ci(samples[0], seed=4)  # other resamples than were announced
+        assert passes[2:] == [(1, 6)]
+    assert together == alone
+    bootstrap_ci(samples[1], seed=3)
+    assert passes[3:] == [(1, 50)]  # forgotten at the end
+
+
+@pytest.mark.parametrize("n", [7, 1000])
+def test_the_mean_of_a_resample_is_exact(n):
+    """No order of the sum, and so no number of threads, moves it: it is the exact sum's."""
+    values = np.sort(np.random.default_rng(0).exponential(size=n))
+    centre, scale, unit = stats._standardised(values)
+    drawn = stats._moments(unit[np.newaxis], 100, 5)[0]
+    places = stats._exact_places(n)
+    rounded = np.ldexp(np.rint(np.ldexp(unit, places)), -places)
+    assert np.abs(rounded - unit).max() < n * 1e-16
+    rows = np.random.default_rng(5).integers(0, n, size=(100, n))
+    assert drawn.means.tolist() == [math.fsum(rounded[row]) / n for row in rows]
+    spread = values[rows].std(axis=1) / scale
+    assert np.sqrt(drawn.squares - drawn.means**2) == pytest.approx(spread, abs=1e-9)
+    assert centre == pytest.approx(values.mean())
+
+
+LONG = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "exponential": lambda rng, n: rng.exponential(size=n),
+    "student": lambda rng, n: rng.standard_t(3, size=n),
+    "two_values": lambda rng, n: rng.integers(0, 2, size=n).astype(float),
+}
+
+
+@pytest.mark.parametrize("n", [stats._LONG + 1, 300_000])
+@pytest.mark.parametrize("shape", LONG)
+def test_the_groups_of_a_long_sample_keep_its_variance(shape, n):
+    values = np.sort(LONG[shape](np.random.default_rng(0), n))
+    groups = np.split(values, stats._group_starts(n)[1:])
+    assert sum(map(len, groups)) == n
+    assert min(map(len, groups)) == 1
+    within = sum(len(group) * group.var() for group in groups) / n
+    assert within / values.var() < 1e-3
+
+
+def test_a_long_sample_has_the_interval_of_one_that_is_not_grouped(monkeypatch):
+    """Skewed, of 30,000 values: both ends within the Monte-Carlo error of 2,000 resamples."""
+    values = np.random.default_rng(0).exponential(size=30_000)
+    error = values.std() / math.sqrt(len(values))
+    grouped = bootstrap_ci(values, n_resamples=2000)
+    monkeypatch.setattr(stats, "_LONG", len(values))
+    whole = bootstrap_ci(values, n_resamples=2000, seed=1)
+    assert grouped != whole
+    assert grouped == pytest.approx(whole, abs=0.2 * error)
+    assert grouped.high - grouped.low == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
 # cluster_bootstrap_ci

@@ -253,6 +253,26 @@ def test_what_is_no_picture_is_kept_as_failed_until_there_is_one(folder, jobs):
     assert folder.failures(jobs) == folder.without_image(jobs[:3]) == []
 
 
+def test_what_a_judge_saw_is_kept_with_its_scores(folder, jobs):
+    folder.add_images(jobs[:3], pictures(3), 1.0)
+    seen = np.random.default_rng(0).standard_normal((2, 5), np.float32)
+    folder.add_scores(jobs[:2], "judge", [(0.3, 0.1, 0.2)] * 2, 1.0, features=seen)
+    kept = folder.features(jobs, "judge")
+    assert list(kept) == [jobs[0].key, jobs[1].key]
+    np.testing.assert_array_equal(np.stack(list(kept.values())), seen)
+    assert folder.features(jobs[1:2], "judge").keys() == {jobs[1].key}
+    assert folder.features(jobs, "another") == {}
+
+
+def test_values_of_metrics_are_kept_by_image_and_name(folder, jobs):
+    folder.add_images(jobs[:3], pictures(3), 1.0)
+    folder.add_metric("psnr", {jobs[0].key: float("inf"), jobs[2].key: 20.5})
+    folder.add_metric("ssim", {jobs[0].key: 1.0})
+    assert folder.metric("psnr", jobs[:1]) == {jobs[0].key: float("inf")}
+    assert folder.metric("psnr", jobs) == {jobs[0].key: float("inf"), jobs[2].key: 20.5}
+    assert folder.metric("lpips", jobs) == {}
+
+
 def test_the_index_says_what_an_image_is(folder, jobs):
     folder.add_images(jobs[:3], pictures(3), 1.0)
     said = [json.loads(what) for (what,) in rows(folder, "SELECT what FROM images ORDER BY rowid")]

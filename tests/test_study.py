@@ -351,7 +351,8 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     results = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert list(results) == [
         "schema_version", "config", "provenance", "pairs", "cells", "controls", "categories",
-        "alphas", "overall", "failures", "throughput", "peak_memory_bytes",
+        "alphas", "overall", "quality", "failures", "throughput",
+        "peak_memory_bytes",
     ]  # fmt: skip
     assert results["schema_version"] == RESULTS_VERSION
     assert results["config"] == opened.config.to_dict()

@@ -14,15 +14,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from analogy.evaluation.protocol import TaskError
-from analogy.images import Images, from_png
+from analogy.images import SUFFIXES, Images, read_image
 from analogy.metrics.checks import check_images
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 
 METADATA = "metadata.jsonl"
 """Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 Picture: TypeAlias = "Path | Images"
 
@@ -162,13 +160,8 @@ def _picture(given: Any, prompt: str) -> Picture:
 
 
 def read_picture(picture: Picture) -> Images:
-    """uint8 HWC; a file that is no image is a :class:`TaskError`."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    try:
-        return from_png(picture.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{picture}: expected an image file ({error})") from error
+    """uint8 HWC; a file that is no image is a ``ValueError``."""
+    return picture if isinstance(picture, np.ndarray) else read_image(picture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analogy.analysis import Analysis, CellFigures, Pool
-from analogy.records import Cell, Estimate, Verdict
+from analogy.records import PER_IMAGE, Cell, Estimate, Verdict
 
 if TYPE_CHECKING:
+    from analogy.quality import Mean, Quality
     from analogy.store import Job
 
 _HEAD = (
@@ -154,6 +156,52 @@ def null_table(analysis: Analysis) -> Iterator[str]:
             f"{', '.join(str(figures.cell) for figures in succeeded)}: there the judge or the "
             "prompts favour the target, whatever is done."
         )
+
+
+def quality_table(quality: Quality) -> Iterator[str]:
+    """What was measured beside the margin: of single images by cell, of all images by alpha."""
+    names = [name for name in PER_IMAGE if any(name in of for of in quality.cells.values())]
+    if names:
+        yield f"{'quality':<10} {'alpha':>5} {'n':>4}" + "".join(
+            f"  {_COLUMNS[name]:>21}" for name in names
+        )
+        for cell, found in quality.cells.items():
+            n = max(of.n for of in found.values())
+            yield f"{cell.category:<10} {cell.alpha:>5g} {n:>4}" + "".join(
+                f"  {_mean_and_interval(found[name]):>21}" for name in names
+            )
+        yield "CLIPScore: to the target prompt. direction: did the image move as the prompt did?"
+        yield f"{', '.join(_COLUMNS[n] for n in names[2:])}: what is left of the image at alpha 0."
+        if isinstance(quality.lpips, str):
+            why = f"LPIPS is not measured: {quality.lpips}"
+            yield from textwrap.wrap(why, len(RULE), break_on_hyphens=False, break_long_words=False)
+    if quality.alphas:
+        names = [score.name for score in next(iter(quality.alphas.values())).values()]
+        yield ""
+        yield f"{'all images':<10} {'alpha':>5} {'n':>4}" + "".join(f"  {n:>21}" for n in names)
+        for alpha, scores in quality.alphas.items():
+            n = max(score.n for score in scores.values())
+            yield f"{'':<10} {alpha:>5g} {n:>4}" + "".join(
+                f"  {score.value:>21.4g}" for score in scores.values()
+            )
+    if quality.alphas and not isinstance(quality.references, str):
+        yield f"Distance from {len(quality.references.features)} {quality.references.name}."
+
+
+_COLUMNS = {
+    "clip_score": "CLIPScore", "directional_similarity": "direction", "psnr": "PSNR (dB)",
+    "ssim": "SSIM", "lpips": "LPIPS",
+}  # fmt: skip
+
+
+def _mean_and_interval(figures: Mean) -> str:
+    if figures.mean != figures.mean:
+        return "-"
+    digits = 1 if abs(figures.mean) >= 10 else 2
+    low, high = figures.ci_low, figures.ci_high
+    if low != low:
+        return f"{figures.mean:.{digits}f}"
+    return f"{figures.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def published_lines(published: Mapping[str, Any], own: Pool) -> Iterator[str]:
