@@ -286,6 +286,22 @@ def test_a_file_of_word_pairs_is_read_as_the_suite_reads_it(make_task, tmp_path,
     assert {sample.alpha for sample in task.samples} == {0.5, 0.8, 1.0}
 
 
+def test_word_pairs_are_compared_between_models_and_folders(make_task, pairs):
+    task = make_task("analogy", pairs[:3], alphas=(1.0,))
+    agent = EvaluationAgent(task)
+    alone = agent.evaluate("embedded")
+    folder = subjects.Model("embedded", task).folder
+    report = agent.compare("embedded", folder)
+    for name in ("margin", "clip_score", "directional_similarity"):
+        assert report[name].value == 0.0
+        assert report[name].value_a == alone[name].value
+        assert list(report[name].values) == [
+            f"{p.id} alpha 1 #{seed}" for p in pairs[:3] for seed in SEEDS
+        ]
+    assert report["ssim"].value == pytest.approx(1.0)  # of b against a, not against alpha 0
+    assert alone["ssim"].value < 0.99
+
+
 # --- folders made elsewhere
 
 
@@ -895,6 +911,15 @@ def test_the_terminal_has_all_within_100_columns(report, make_task):
         assert result.name in text
     assert f"{report['brightness'].value_a:.4g}" in text
     assert "left out: psnr, ssim: needs a reference for each image" in str(single)
+
+
+def test_large_figures_and_costs_fit_the_terminal_too(make_task, quick):
+    task = make_task("efficiency", batch_size=1, country="DEU")
+    text = str(EvaluationAgent(task).compare("embedded", build("sd1")))
+    assert max(map(len, text.splitlines())) <= 100
+    assert re.search(
+        r"^parameters +8\.709 M +1\.192 M +-7\.517 M +- +1 +lower", text, re.MULTILINE
+    )
 
 
 def test_a_metric_that_is_not_there_is_asked_for_by_its_near_name(report):

@@ -31,7 +31,7 @@ OF_A_SET = (
     "one value of all images: resampling a set draws images twice, which by itself moves a "
     "distance of distributions"
 )
-OF_A_COST = "a measurement of one machine, whose spread is no sample of prompts"
+OF_A_COST = "one value of a model on one machine: nothing of it is a sample of prompts"
 ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
 
 Scores = NDArray[np.float64]

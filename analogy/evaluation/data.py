@@ -246,7 +246,7 @@ def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
             f"{METADATA_EXAMPLE}; there is none"
         )
     seeds = {sample.seed for sample in samples}
-    known = {sample.key for sample in samples}
+    prompts = {sample.key: sample.prompt for sample in samples}
     by_prompt = {
         (sample.prompt, sample.seed): sample.key for sample in samples if sample.pair is None
     }
@@ -262,8 +262,8 @@ def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
                 )
             seed = next(iter(seeds)) if seed is None else seed
             key = by_prompt.get((entry.text or "", seed), "")
-        if key not in known:
-            continue
+        if key not in prompts or entry.text not in (None, prompts[key]):
+            continue  # another task's
         if key in found:
             raise TaskError(
                 f"{folder / METADATA}: expected one image of {key!r}, got "

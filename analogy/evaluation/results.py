@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -130,10 +129,10 @@ class Report:
         config = self.config
         what = config["what"] if isinstance(config["what"], str) else "metrics"
         models = config["models"]
-        yield from _wrapped(
-            f"{what}, {config['mode']} mode: {config['n_images']} images; data: "
-            f"{config['n_data']} {config['data']}; judge: {config['judge']}"
-        )
+        on = f"{config['n_data']} {config['data']}"
+        if config["n_images"]:
+            on = f"{config['n_images']} images; data: {on}; judge: {config['judge']}"
+        yield from _wrapped(f"{what}, {config['mode']} mode: {on}")
         for name, model in models.items():
             said = ", ".join(
                 f"{key} {value}"
@@ -159,25 +158,35 @@ class Report:
 
 
 def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[str]:
-    name_width = min(max(len("metric"), *(len(row.name) for row in rows)), 32)
-    is_paired = title == "b - a"
-    head = f"{'metric':<{name_width}}"
-    if is_paired:
-        head += f" {'a':>9} {'b':>9}"
-    head += f" {title:>13} {'95% CI':>21} {'units':<12} {'better':<6} {'n':>5}"
-    yield head
-    yield "-" * len(head)
+    """A line for each result, columns as wide as they need; figures to the right."""
+    better = {True: "higher", False: "lower", None: "-"}
+    lines = [["metric", "a", "b", title, "95% CI", "n", "better", "units", ""]]
     for row in rows:
-        line = f"{row.name:<{name_width}}"
-        if is_paired:
-            line += f" {_number(row.value_a):>9} {_number(row.value_b):>9}"
-        interval = "-"
-        if row.ci_low is not None and row.ci_high is not None:
-            interval = f"[{_number(row.ci_low)}, {_number(row.ci_high)}]"
-        better = {True: "higher", False: "lower", None: "-"}[row.higher_is_better]
-        value = "infinite" if row.n_infinite else _number(row.value)
-        line += f" {value:>13} {interval:>21} {row.units:<12} {better:<6} {row.n:>5}"
-        yield line + "".join(f" [{mark}]" for mark in _marks(row, notes))
+        lines.append(
+            [
+                row.name,
+                _number(row.value_a),
+                _number(row.value_b),
+                "infinite" if row.n_infinite else _number(row.value),
+                "-" if row.ci_low is None else f"[{_number(row.ci_low)}, {_number(row.ci_high)}]",
+                str(row.n),
+                better[row.higher_is_better],
+                row.units,
+                " ".join(f"[{mark}]" for mark in _marks(row, notes)),
+            ]
+        )
+    if title != "b - a":
+        lines = [[line[0], *line[3:]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    n_texts = 3  # after the figures
+    for i, line in enumerate(lines):
+        cells = [
+            f"{cell:>{width}}" if 0 < place < len(line) - n_texts else f"{cell:<{width}}"
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+        if i == 0:
+            yield "-" * len("  ".join(cells))
 
 
 def _marks(row: MetricResult, notes: list[str]) -> list[int]:
@@ -190,14 +199,16 @@ def _marks(row: MetricResult, notes: list[str]) -> list[int]:
     for note in said:
         if note not in notes:
             notes.append(note)
-    return [notes.index(note) + 1 for note in said]
+    return sorted(notes.index(note) + 1 for note in said)
 
 
 def _number(value: float | None) -> str:
+    """Four digits, large ones in thousands, millions and so on."""
     if value is None:
         return "-"
-    if abs(value) >= 1e5 or (value and abs(value) < 1e-4):
-        return f"{value:,.0f}" if math.isclose(value, round(value)) else f"{value:.3g}"
+    for letter, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= max(size, 1e5):
+            return f"{value / size:.4g} {letter}"
     return f"{value:.4g}"
 
 

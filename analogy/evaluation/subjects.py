@@ -147,7 +147,9 @@ class Model:
         } | {"scheduler": self.scheduler}
         same = {"model": self.fingerprint, "scheduler": self.scheduler,
                 "schema_version": SCHEMA_VERSION}  # fmt: skip
-        for name in ("steps", "guidance", "size", "dtype"):
+        # One file for each key: a pair steered by another method has the same.
+        of_pairs = ("method",) if task.data.pairs else ()
+        for name in ("steps", "guidance", "size", "dtype", *of_pairs):
             same[name] = getattr(self.config, name)
         self.folder = task.run_dir / digest(same)[:12]
 
@@ -223,12 +225,12 @@ class Model:
         rows: dict[str, dict[str, Any]] = {}
         if file.is_file():
             old = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-            rows = {row["file_name"]: row for row in old}
+            rows = {row["key"]: row for row in old}
         for sample in wanted:
             if sample.key in jobs:
                 key = jobs[sample.key].key
                 name = f"images/{key[:2]}/{key}.png"
-                rows[name] = {
+                rows[sample.key] = {
                     "file_name": name, "text": sample.prompt, "seed": sample.seed,
                     "key": sample.key,
                 }  # fmt: skip
