@@ -917,9 +917,7 @@ def test_large_figures_and_costs_fit_the_terminal_too(make_task, quick):
     task = make_task("efficiency", batch_size=1, country="DEU")
     text = str(EvaluationAgent(task).compare("embedded", build("sd1")))
     assert max(map(len, text.splitlines())) <= 100
-    assert re.search(
-        r"^parameters +8\.709 M +1\.192 M +-7\.517 M +- +1 +lower", text, re.MULTILINE
-    )
+    assert re.search(r"^parameters +8\.709 M +1\.192 M +-7\.517 M +- +1 +lower", text, re.MULTILINE)
 
 
 def test_a_metric_that_is_not_there_is_asked_for_by_its_near_name(report):
