@@ -63,7 +63,7 @@ class Worker:
         )
         encoded = first.encode(texts(self._pairs))
         if config.device != "cpu":
-            first.put_text_encoders_away()
+            first.drop_text_encoders()
         if config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         return side_by_side(first, config.device), encoded

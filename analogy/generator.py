@@ -97,14 +97,15 @@ class Generator:
                 )
         return encoded
 
-    def put_text_encoders_away(self) -> None:
-        """Move them to the CPU: once all prompts are encoded, their memory is worth more to images.
+    def drop_text_encoders(self) -> None:
+        """Forget them: once all prompts are encoded, their memory is worth more to images.
 
-        The pipeline must be the caller's own, who encodes nothing more with it.
+        The pipeline must be the caller's own, who encodes nothing more with it. They are not moved
+        to the CPU: a pipeline is, to older versions of diffusers, where its first part is.
         """
-        for name, part in self._pipeline.components.items():
-            if name.startswith("text_encoder") and part is not None:
-                part.to("cpu")
+        for name in self._pipeline.components:
+            if name.startswith("text_encoder"):
+                setattr(self._pipeline, name, None)
 
     @torch.inference_mode()
     def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:

@@ -101,7 +101,10 @@ def fitting(one: int, two: int, *, budget: int, most: int) -> int:
 def limit_memory(device: str, gib: float) -> None:
     """Have torch refuse this process more than ``gib`` GiB of a CUDA device's memory."""
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(gib * GIB / total, 1.0), device)
+    index = torch.device(device).index  # torch takes no "cuda" without a number here
+    torch.cuda.set_per_process_memory_fraction(
+        min(gib * GIB / total, 1.0), torch.cuda.current_device() if index is None else index
+    )
 
 
 def budget(device: str, gib: float | None) -> int:

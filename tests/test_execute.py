@@ -193,7 +193,7 @@ def card(monkeypatch):
     monkeypatch.setattr(execute, "budget", lambda device, limit: int((limit or 24) * gib))
     monkeypatch.setattr(Generator, "peak_memory", lambda self, n: (4 + n) * gib)
     monkeypatch.setattr(
-        Generator, "put_text_encoders_away", lambda self: calls.append(("encoders away",))
+        Generator, "drop_text_encoders", lambda self: calls.append(("encoders dropped",))
     )
     monkeypatch.setattr(execute.torch.cuda, "max_memory_allocated", lambda device: 9 * gib)
     return calls
@@ -211,7 +211,7 @@ def test_on_a_card_a_batch_is_what_fits(make_worker, card, settings, expected):
     worker.generate(jobs[:18], reported.append)
     assert max(reported) == -(-18 // -(-18 // expected))
     limits = [("limit", "cuda:0", 12.0)] if settings["memory"] else []
-    assert card == [*limits, ("encoders away",)]
+    assert card == [*limits, ("encoders dropped",)]
     assert folder.peak_memory() == 9 * memory.GIB
 
 

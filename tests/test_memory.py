@@ -122,9 +122,10 @@ def test_a_limit_is_a_fraction_of_the_device(monkeypatch):
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda *given: set_to.append(given)
     )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     memory.limit_memory("cuda:1", 12)
-    memory.limit_memory("cuda:0", 100)
-    assert set_to == [(0.25, "cuda:1"), (1.0, "cuda:0")]
+    memory.limit_memory("cuda", 100)
+    assert set_to == [(0.25, 1), (1.0, 2)]
 
 
 @pytest.mark.gpu
