@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Gallery:
 def gallery(
     results: Mapping[str, Any],
     recorded: Recorded,
+    controls: Sequence[Mapping[str, Any]],
     folder: Path | None,
     full_images: Path | None = None,
 ) -> Gallery:
@@ -82,7 +83,7 @@ def gallery(
     words are not known, because the folder has another file's, is shown without images. An image
     that cannot be read is a problem of that image.
     """
-    items = _items(results)
+    items = _items(results, controls)
     if folder is None or not (folder / "index.sqlite").is_file():
         return Gallery(_bare(items), "No run folder: the pairs' margins without their images.")
     store = RunFolder(folder)
@@ -136,10 +137,12 @@ def data_uri(image: Images) -> tuple[str, int, int]:
     return f"data:image/{kind};base64,{text}", *picture.size
 
 
-def _items(results: Mapping[str, Any]) -> dict[tuple[str, str], dict[float, float]]:
+def _items(
+    results: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], dict[float, float]]:
     """Category and pair id to the pair's margin at each alpha, the control among them."""
     items: dict[tuple[str, str], dict[float, float]] = {}
-    for row in [*results.get("controls", ()), *results["cells"]]:
+    for row in [*controls, *results["cells"]]:
         for pair, margin in row["items"].items():
             items.setdefault((row["category"], pair), {})[float(row["alpha"])] = float(margin)
     return items

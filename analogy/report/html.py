@@ -12,6 +12,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from analogy import recorded
-from analogy.baseline import Comparison
+from analogy.baseline import Comparison, Outcome
 from analogy.files import write_atomically
 from analogy.options import OPTIONS
 from analogy.recorded import Recorded
@@ -30,6 +31,7 @@ from analogy.records import PER_IMAGE, Verdict
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import number, row_of
+from analogy.stats import SIGNIFICANCE
 
 #: What stands for a verdict where there is no room for its word.
 SYMBOLS = {
@@ -42,8 +44,8 @@ ANSWERS = {
     "than to the source.",
     Verdict.FAILURE: "No: over all categories and strengths, the images are still closer to the "
     "source than to the target.",
-    Verdict.INCONCLUSIVE: "Open: over all categories and strengths, these pairs do not tell whether "
-    "the images are closer to the target or to the source.",
+    Verdict.INCONCLUSIVE: "Open: over all categories and strengths, these pairs do not tell "
+    "whether the images are closer to the target or to the source.",
     Verdict.TOO_FEW: "Not decided: 5 pairs or fewer decide nothing.",
     Verdict.INCOMPLETE: "Not finished: images are missing, so nothing is said of the whole.",
     Verdict.BLIND: "Nothing can be said: the judge does not see the true change.",
@@ -116,7 +118,7 @@ def render(
 ) -> str:
     """The report as HTML; see :func:`write_report`. The same arguments give the same text."""
     checked = recorded.of(results)
-    images = gallery(results, checked, folder, full_images)
+    images = gallery(results, checked, _controls(results), folder, full_images)
     environment = Environment(
         loader=PackageLoader("analogy.report"),
         autoescape=True,
@@ -146,6 +148,7 @@ def render(
         categories=_by_category(results, checked),
         trade_offs=_trade_offs(results),
         comparison=comparison,
+        outcomes={} if comparison is None else _outcomes(comparison),
         comparison_plot=None if comparison is None else _comparison_plot(comparison),
         tables=tables(results, images, comparison),
         gallery=images,
@@ -188,17 +191,44 @@ def words(verdict: Any) -> str:
     return str(verdict).replace("_", " ")
 
 
+def _rows(part: Any, *keys: str) -> list[Mapping[str, Any]]:
+    """The rows of a list of the results that nobody has checked: those with all of ``keys``."""
+    rows = part if isinstance(part, (list, tuple)) else ()
+    return [
+        row
+        for row in rows
+        if isinstance(row, Mapping)
+        and all(key in row for key in keys)
+        and ("alpha" not in keys or number(row["alpha"]) is not None)
+        and ("items" not in keys or isinstance(row["items"], Mapping))
+    ]
+
+
+def _controls(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return _rows(results.get("controls"), "category", "alpha", "items")
+
+
+def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object of the results; empty where there is none."""
+    part = row.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
 def _value(value: Any, text: Callable[[Any], str]) -> Value:
     return Value(text(value), number(value))
 
 
 def _p(value: Any) -> str:
     found = number(value)
-    return "–" if found is None else f"{found:.2g}"  # noqa: RUF001
+    return "–" if found is None else f"{found:.3g}"  # noqa: RUF001
 
 
 def _plain(value: Any) -> Value:
     return Value(str(value), number(value) if number(value) is not None else str(value))
+
+
+def _alpha(row: Mapping[str, Any]) -> Value:
+    return Value(f"{float(row['alpha']):g}", float(row["alpha"]))
 
 
 def _count(count: int, one: str) -> str:
@@ -217,44 +247,45 @@ def _listed(values: Iterable[Any]) -> str:
 def facts(results: Mapping[str, Any], checked: Recorded) -> list[str]:
     """The sentences below the answer: the figures that it rests on."""
     overall, measurement = results["overall"], checked.measurement
-    said = []
-    seeds, alphas = len(measurement.seeds), _listed(f"{a:g}" for a in measurement.alphas)
-    n = sum(next(c.n for c in checked.cells.values() if c.category == name)
-            for name in checked.categories)  # fmt: skip
-    said.append(
-        f"{_count(n, 'pair')} in {_count(len(checked.categories), 'category').replace('ys', 'ies')}"
-        f", steered by the method {checked.subject.method} at alpha {alphas}, "
-        f"{_count(seeds, 'seed')} each. Model: {checked.subject.model}. Judge: {measurement.judge}."
-    )
+    alphas = _listed(f"{alpha:g}" for alpha in measurement.alphas)
+    one_each = {cell.category: cell.n for cell in checked.cells.values()}
+    said = [
+        f"{_count(sum(one_each.values()), 'pair')} ({_listed(checked.categories)}), steered by the "
+        f"method {checked.subject.method} at alpha {alphas}, "
+        f"{_count(len(measurement.seeds), 'seed')} each. "
+        f"Model: {checked.subject.model.partition('@')[0]}. "
+        f"Judge: {measurement.judge.partition('@')[0]}."
+    ]
     if number(overall.get("mean")) is not None:
         said.append(
             f"Mean margin {signed(overall['mean'])}, 95% interval {interval(overall)}, one-sided p "
             f"{_p(overall.get('p'))}; {percent(overall.get('success_rate'))} of "
             f"{_count(int(number(overall.get('n_items')) or 0), 'item')} lie above 0."
         )
-    gain = overall.get("gain") or {}
+    gain = _part(overall, "gain")
     if number(gain.get("mean")) is not None:
         said.append(
             "Against the unsteered images of the same pairs and seeds (alpha 0), steering moved "
             f"the margin by {signed(gain['mean'])} {interval(gain)}."
         )
     by_alpha = [
-        f"{signed(row.get('mean'))} at alpha {row['alpha']:g} ({words(row.get('verdict'))})"
-        for row in results.get("alphas", ())
+        f"{signed(row.get('mean'))} at alpha {float(row['alpha']):g} ({words(row.get('verdict'))})"
+        for row in _rows(results.get("alphas"), "alpha")
     ]
     if len(by_alpha) > 1:
         said.append(f"By strength: {_listed(by_alpha)}.")
     counts = Counter(str(cell.verdict) for cell in checked.cells.values())
-    holm = sum(
-        row["verdict"] == Verdict.SUCCESS and (number(row.get("p_holm")) or 0.0) < 0.05
+    adjusted = [
+        row["verdict"] == Verdict.SUCCESS and p < SIGNIFICANCE
         for row in results["cells"]
-        if number(row.get("p_holm")) is not None
-    )
+        if (p := number(row.get("p_holm"))) is not None
+    ]
+    holm = f" After Holm's correction for testing {len(adjusted)}, success in {sum(adjusted)}."
     said.append(
         f"Of {_count(len(checked.cells), 'cell')} (category and strength): "
-        + _listed(f"{count} {words(name)}" for name, count in counts.most_common())
-        + f"; {_count(holm, 'success').replace('successs', 'successes')} after Holm's correction "
-        "for testing them all."
+        + _listed(f"{words(name)} in {count}" for name, count in counts.most_common())
+        + "."
+        + (holm if adjusted else "")
     )
     decided = [cell for cell in checked.cells.values() if cell.mean == cell.mean]
     if len(decided) > 1:
@@ -300,8 +331,8 @@ def may_not_conclude(results: Mapping[str, Any], checked: Recorded) -> list[str]
     said = []
     if _is_embedded(results, "model"):
         said.append(
-            "Anything about SSD-1B or another model: these images come from the small model that is "
-            "part of the suite, trained on drawings."
+            "Anything about SSD-1B or another model: these images come from the small model that "
+            "is part of the suite, trained on drawings."
         )
     elif _is_embedded(results, "clip_model"):
         said.append(
@@ -339,8 +370,8 @@ def verdict_map(results: Mapping[str, Any], checked: Recorded) -> list[dict[str,
     ``strength``: |margin| as a share of the largest, in percent of the strongest colour.
     """
     by_cell = {(row["category"], float(row["alpha"])): row for row in results["cells"]}
-    controls = {row["category"]: row for row in results.get("controls", ())}
-    pools = {row["category"]: row for row in results.get("categories", ())}
+    controls = {row["category"]: row for row in _controls(results)}
+    pools = {row["category"]: row for row in _rows(results.get("categories"), "category")}
     means = [abs(m) for row in [*by_cell.values(), *controls.values()]
              if (m := number(row.get("mean"))) is not None]  # fmt: skip
     most = max(means, default=0.0) or 1.0
@@ -353,7 +384,7 @@ def verdict_map(results: Mapping[str, Any], checked: Recorded) -> list[dict[str,
         return {
             "mean": mean,
             "verdict": verdict,
-            "is_raw": verdict == Verdict.SUCCESS and holm is not None and holm >= 0.05,
+            "is_raw": verdict == Verdict.SUCCESS and holm is not None and holm >= SIGNIFICANCE,
             "side": "none" if mean is None else "pos" if mean > 0 else "neg",
             "strength": 0 if mean is None else round(min(abs(mean) / most, 1.0) * 60),
             "interval": interval(row),
@@ -368,7 +399,7 @@ def verdict_map(results: Mapping[str, Any], checked: Recorded) -> list[dict[str,
         }
         for name in checked.categories
     ]
-    by_alpha = {float(row["alpha"]): row for row in results.get("alphas", ())}
+    by_alpha = {float(row["alpha"]): row for row in _rows(results.get("alphas"), "alpha")}
     whole = [cell(None), *(cell(by_alpha.get(a)) for a in checked.measurement.alphas)]
     made.append({"name": "all", "cells": [*whole, cell(results["overall"])]})
     return made
@@ -389,55 +420,47 @@ def _forests(results: Mapping[str, Any]) -> list[Plot]:
     for name, title in (("margin", "Margin"), ("gain", "Gain over alpha 0")):
         rows = []
         for cell in results["cells"]:
-            figures = cell if name == "margin" else cell.get("gain") or {"verdict": "incomplete"}
+            figures = cell if name == "margin" else _part(cell, "gain")
             rows.append(row_of(f"{cell['category']} {cell['alpha']:g}", figures))
-        said = "; ".join(
-            f"{row.label} {signed(row.mean)}, {words(row.verdict)}" for row in rows
-        )
-
-        def draw(ax: Axes, rows: Sequence[plots.Row] = rows, name: str = name) -> Axes:
-            return plots.forest(ax, rows, label=name)
-
+        said = "; ".join(f"{row.label} {signed(row.mean)}, {words(row.verdict)}" for row in rows)
         made.append(
-            _plot(320, 44 + 13.5 * len(rows), draw, f"{title} of each cell with its 95% interval: "
-                  f"{said}.", f"{title}: mean over pairs and 95% interval")
+            _plot(
+                320, 44 + 13.5 * len(rows), partial(plots.forest, rows=rows, label=name),
+                f"{title} of each cell with its 95% interval: {said}.",
+                f"{title}: mean over pairs and 95% interval",
+            )
         )  # fmt: skip
     return made
 
 
 def _by_category(results: Mapping[str, Any], checked: Recorded) -> list[dict[str, Any]]:
     """Per category the dose-response, the items' distribution, the pool and the ceiling."""
-    pools = {row["category"]: row for row in results.get("categories", ())}
+    pools = {row["category"]: row for row in _rows(results.get("categories"), "category")}
     made = []
     for name in checked.categories:
-        rows = [row for row in [*results.get("controls", ()), *results["cells"]]
+        rows = [row for row in [*_controls(results), *results["cells"]]
                 if row["category"] == name]  # fmt: skip
         rows.sort(key=lambda row: float(row["alpha"]))
         alphas = [float(row["alpha"]) for row in rows]
         margins = _margins(rows)
-        ceiling = rows[-1].get("ceiling") or {}
+        pool, ceiling = pools.get(name, {}), _part(rows[-1], "ceiling")
         top = number(ceiling.get("mean"))
         means = [row_of(f"{alpha:g}", row) for alpha, row in zip(alphas, rows, strict=True)]
         said = ", ".join(f"{row.label}: {signed(row.mean)}" for row in means)
 
-        def draw_dose(ax: Axes, alphas: Sequence[float] = alphas, margins: Any = margins,
-                      means: Sequence[plots.Row] = means, top: float | None = top) -> Axes:  # fmt: skip
-            return plots.dose_response(ax, alphas, margins, means, ceiling=top)
-
-        def draw_items(ax: Axes, alphas: Sequence[float] = alphas, margins: Any = margins) -> Axes:
-            return plots.distribution(ax, alphas, margins)
-
+        dose = partial(plots.dose_response, alphas=alphas, margins=margins, rows=means, ceiling=top)
+        spread = partial(plots.distribution, alphas=alphas, margins=margins)
         made.append(
             {
                 "name": name,
-                "pool": pools.get(name, {}),
-                "trend": pools.get(name, {}).get("trend") or {},
+                "pool": pool,
+                "trend": _part(pool, "trend"),
                 "ceiling": ceiling,
                 "share": number(ceiling.get("share")),
                 "plots": [
-                    _plot(230, 160, draw_dose, f"Dose-response of {name}, mean margin by alpha: "
+                    _plot(230, 160, dose, f"Dose-response of {name}, mean margin by alpha: "
                           f"{said}; thin lines are single pairs."),
-                    _plot(230, 160, draw_items, f"Distribution of the {len(margins)} pairs' "
+                    _plot(230, 160, spread, f"Distribution of the {len(margins)} pairs' "
                           f"margins of {name} at each alpha; means: {said}."),
                 ],
             }
@@ -448,15 +471,15 @@ def _by_category(results: Mapping[str, Any], checked: Recorded) -> list[dict[str
 def _margins(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """Items as ``(pairs, alphas)``, NaN where one is missing."""
     pairs = list(dict.fromkeys(pair for row in rows for pair in row["items"]))
-    values = [[float(row["items"].get(pair, np.nan)) for row in rows] for pair in pairs]
+    values = [[number(row["items"].get(pair)) for row in rows] for pair in pairs]
     return np.array(values, dtype=float).reshape(len(pairs), len(rows))
 
 
 def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
     """Gain against what is left of the image at alpha 0, by SSIM and by LPIPS where measured."""
-    gains = {(row["category"], float(row["alpha"])): number((row.get("gain") or {}).get("mean"))
+    gains = {(row["category"], float(row["alpha"])): number(_part(row, "gain").get("mean"))
              for row in results["cells"]}  # fmt: skip
-    found = (results.get("quality") or {}).get("cells", ())
+    found = _rows(_part(results, "quality").get("cells"), "category", "alpha")
     made = []
     for metric, label in (
         ("ssim", "SSIM to the image at alpha 0 (1: unchanged)"),
@@ -464,7 +487,7 @@ def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
     ):
         series: dict[str, list[tuple[float, float, float]]] = {}
         for row in sorted(found, key=lambda row: float(row["alpha"])):
-            kept = number((row.get(metric) or {}).get("mean"))
+            kept = number(_part(row, metric).get("mean"))
             gain = gains.get((row["category"], float(row["alpha"])))
             if kept is not None and gain is not None:
                 series.setdefault(row["category"], []).append((kept, gain, float(row["alpha"])))
@@ -474,12 +497,14 @@ def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
                                         for x, y, a in points)
                 for name, points in series.items()
             )  # fmt: skip
-
-            def draw(ax: Axes, series: Any = series, label: str = label) -> Axes:
-                return plots.trade_off(ax, series, label=label)
-
+            draw = partial(plots.trade_off, series=series, label=label)
             made.append(_plot(400, 300, draw, f"Gain against preservation. {said}."))
     return made
+
+
+def _outcomes(comparison: Comparison) -> dict[str, int]:
+    counts = Counter(change.outcome for change in comparison.changes)
+    return {words(outcome): counts[outcome] for outcome in Outcome if counts[outcome]}
 
 
 def _comparison_plot(comparison: Comparison) -> Plot:
@@ -490,8 +515,9 @@ def _comparison_plot(comparison: Comparison) -> Plot:
         for change in comparison.all_changes
     ]  # fmt: skip
     said = "; ".join(f"{row.label} {signed(row.mean)}, {row.verdict}" for row in rows)
+    draw = partial(plots.forest, rows=rows, label=f"this run {_MINUS} baseline")
     return _plot(
-        400, 44 + 13.5 * len(rows), lambda ax: plots.forest(ax, rows, label="new - old"),
+        400, 44 + 13.5 * len(rows), draw,
         f"Difference of margins, this run minus the baseline: {said}.",
         "Mean difference over pairs; the intervals hold together with 95%",
     )  # fmt: skip
@@ -504,27 +530,29 @@ def tables(
     results: Mapping[str, Any], images: Gallery, comparison: Comparison | None
 ) -> list[Table]:
     """Every figure of the run, as tables that have any rows."""
+    order = {name: i for i, name in enumerate(results["pairs"])}
+    rows = [row for row in [*_controls(results), *results["cells"]] if row["category"] in order]
+    rows.sort(key=lambda row: (order[row["category"]], float(row["alpha"])))
+    has_random = any(row.get("random") for row in rows)
     cells = [
         [
-            _plain(row["category"]), _plain(row["alpha"]), _plain(row["n"]),
-            *_estimate(row), _value(row.get("p_holm"), _p),
-            *_estimate(row.get("gain") or {})[:3],
-            _value((row.get("ceiling") or {}).get("share"), percent),
+            _plain(row["category"]), _alpha(row), _plain(row.get("n", "")),
+            *_estimate(row), _value(row.get("p_holm"), _p), *_estimate(_part(row, "gain"))[:3],
+            *([_value(_part(_part(row, "random"), name).get("mean"), signed)
+               for name in ("margin", "advantage")] if has_random else ()),
+            _value(_part(row, "ceiling").get("share"), percent),
             _plain(words(row.get("verdict", "control"))),
         ]
-        for row in [*results.get("controls", ()), *results["cells"]]
+        for row in rows
     ]  # fmt: skip
-    cells.sort(key=lambda row: [str(one.sort) for one in row[:1]])
-    order = {name: i for i, name in enumerate(results["pairs"])}
-    cells.sort(key=lambda row: (order[row[0].text], float(row[1].sort or 0)))
     figures = ["margin", "low", "high", "p", "above 0"]
     pools = [
         [_plain(name), _plain(row.get("n", "")), *_estimate(row),
-         *_estimate(row.get("gain") or {})[:3],
-         _value((row.get("trend") or {}).get("slope"), signed), _plain(words(row["verdict"]))]
+         *_estimate(_part(row, "gain"))[:3],
+         _value(_part(row, "trend").get("slope"), signed), _plain(words(row.get("verdict", "")))]
         for name, row in [
-            *((row["category"], row) for row in results.get("categories", ())),
-            *((f"alpha {row['alpha']:g}", row) for row in results.get("alphas", ())),
+            *((row["category"], row) for row in _rows(results.get("categories"), "category")),
+            *((f"alpha {row['alpha']:g}", row) for row in _rows(results.get("alphas"), "alpha")),
             ("overall", results["overall"]),
         ]
     ]  # fmt: skip
@@ -535,21 +563,22 @@ def tables(
          *(_value(strip.items.get(alpha), signed) for alpha in alphas)]
         for strip in images.strips
     ]  # fmt: skip
-    quality = (results.get("quality") or {}).get("cells", ())
+    measured = _part(results, "quality")
+    quality = _rows(measured.get("cells"), "category", "alpha")
     names = [name for name in PER_IMAGE if any(row.get(name) for row in quality)]
     gain = ["gain", "gain low", "gain high"]
     made = [
         Table("cells", "Cells", ["category", "alpha", "pairs", *figures, "Holm's p", *gain,
-              "of ceiling", "verdict"], cells),
+              *(("random", "over random") if has_random else ()), "of ceiling", "verdict"], cells),
         Table("pools", "Pools", ["pool", "pairs", *figures, *gain, "slope", "verdict"], pools),
         Table("quality", "Quality", ["category", "alpha", *(METRICS[name] for name in names)],
-              [[_plain(row["category"]), _plain(row["alpha"]),
-                *(_value((row.get(name) or {}).get("mean"), _figure) for name in names)]
+              [[_plain(row["category"]), _alpha(row),
+                *(_value(_part(row, name).get("mean"), _figure) for name in names)]
                for row in quality]),
         Table("distance", "Distance from reference images", ["alpha", "metric", "value", "images"],
-              [[_plain(row["alpha"]), _plain(score.get("name", name)),
+              [[_alpha(row), _plain(score.get("name", name)),
                 _value(score.get("value"), _figure), _plain(score.get("n", ""))]
-               for row in (results.get("quality") or {}).get("alphas", ())
+               for row in _rows(measured.get("alphas"), "alpha")
                for name, score in row.items() if isinstance(score, Mapping)]),
         Table("pairs", "Pairs", ["pair", "category", "source", "target",
               *(f"alpha {alpha:g}" for alpha in alphas)], pairs),
@@ -579,7 +608,7 @@ def _failures(results: Mapping[str, Any], images: Gallery) -> list[list[Value]]:
     found = {
         (str(row.get("pair_id")), str(row.get("category")), number(row.get("alpha")) or 0.0,
          int(number(row.get("seed")) or 0)): str(row.get("reason"))
-        for row in results.get("failures", ())
+        for row in _rows(results.get("failures"), "pair_id")
     }  # fmt: skip
     for strip, shot in images.problems:
         found[strip.pair.id, strip.pair.category, shot.alpha, shot.seed] = shot.problem

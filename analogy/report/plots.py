@@ -155,9 +155,7 @@ def distribution(
     there = margins[~np.isnan(margins)]
     low, high = (there.min(), there.max()) if there.size else (-1.0, 1.0)
     edges = np.linspace(min(low, 0.0), max(high, 0.0, low + 1e-6), bins + 1)
-    counts = [
-        np.histogram(column[~np.isnan(column)], edges)[0] for column in margins.T
-    ]
+    counts = [np.histogram(column[~np.isnan(column)], edges)[0] for column in margins.T]
     most = max((int(count.max()) for count in counts), default=0) or 1
     for i, (count, column) in enumerate(zip(counts, margins.T, strict=True)):
         base = len(counts) - 1 - i
@@ -181,24 +179,47 @@ def trade_off(
 
     ``series``: category to ``(preservation, gain, alpha)``, ascending in alpha.
     """
-    for i, (name, points) in enumerate(series.items()):
+    for i, points in enumerate(series.values()):
         x, y, alphas = zip(*points, strict=True)
         ax.plot(x, y, color=GREY, linewidth=0.8, linestyle=("-", "--", ":", "-.")[i % 4])
-        for j, alpha in enumerate(alphas):
-            ax.plot(x[j], y[j], "o", color=BLUE, markersize=3 + 5 * j / max(len(alphas) - 1, 1),
-                    markeredgewidth=0, alpha=0.8)  # fmt: skip
-            if i == 0:
-                ax.annotate(f"{alpha:g}", (x[j], y[j]), (0, -10), textcoords="offset points",
-                            ha="center", fontsize=7.5, color=GREY)  # fmt: skip
-        ax.annotate(printable(name), (x[-1], y[-1]), (6, 0), textcoords="offset points",
-                    va="center", fontsize=8)  # fmt: skip
+        sizes = [3 + 5 * j / max(len(alphas) - 1, 1) for j in range(len(alphas))]
+        ax.scatter(x, y, np.square(sizes), color=BLUE, alpha=0.8, linewidths=0, zorder=2)
     ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.margins(x=0.15)
     ax.grid(color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.set_xlabel(label)
     ax.set_ylabel("gain")
+    _name_ends(ax, {name: [point[:2] for point in points] for name, points in series.items()})
     return ax
+
+
+def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Write each line's name beside its last point, where no point and no other name stands."""
+
+    def points_of(xy: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+        return ax.transData.transform(xy) * 72 / ax.figure.dpi
+
+    taken = [(x - 3, y - 3, x + 3, y + 3) for xy in lines.values() for x, y in points_of(xy)]
+    for name, xy in lines.items():
+        width, height = 4.7 * len(name), 9.0
+        [(x, y)] = points_of(xy[-1:])
+        boxes = {}
+        for dx, dy in ((-1, 0), (1, 0), (0, 1), (0, -1)):  # left, right, above, below
+            center = x + dx * (7 + width / 2), y + dy * 10
+            boxes[dx, dy] = (center[0] - width / 2, center[1] - height / 2,
+                             center[0] + width / 2, center[1] + height / 2)  # fmt: skip
+        free = [at for at, box in boxes.items() if not any(_overlap(box, one) for one in taken)]
+        dx, dy = free[0] if free else (-1, 0)
+        taken.append(boxes[dx, dy])
+        side = {-1: "right", 0: "center", 1: "left"}[dx]
+        ax.annotate(printable(name), xy[-1], (7 * dx, 10 * dy), textcoords="offset points",
+                    ha=side, va="center", fontsize=8)  # fmt: skip
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) do."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def row_of(label: str, figures: Mapping[str, Any]) -> Row:

@@ -10,19 +10,12 @@
     if (at && !at.firstChild) at.append(strip.querySelector("template").content.cloneNode(true));
   };
   const clear = (strip) => {
-    const at = strip.querySelector(".place");
-    if (!at || !at.firstChild) return;
-    at.style.minHeight = at.offsetHeight + "px";
-    at.replaceChildren();
+    strip.querySelector(".place")?.replaceChildren();
   };
   const near = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) (isIntersecting ? build : clear)(target);
   }, { rootMargin: "900px" });
   strips.forEach((strip) => near.observe(strip));
-  addEventListener("resize", () => strips.forEach((strip) => {
-    const at = strip.querySelector(".place");
-    if (at) at.style.minHeight = "";
-  }));
   addEventListener("beforeprint", () => [...place.children].filter((s) => !s.hidden).slice(0, 12).forEach(build));
 
   // Filters and order, by the item at the chosen alpha.
