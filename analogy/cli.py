@@ -119,12 +119,10 @@ def baseline(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder; or a results file, without images.")],
+    run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to.  [default: RUN/report.html]"
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help="Where to [RUN/report.html]."),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -145,8 +143,8 @@ def report(
     except ImportError as error:
         _refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip
-    folder = run if run.is_dir() else None
-    output = output or (folder or run.parent) / "report.html"
+    folder = run if run.is_dir() else run.parent
+    output = output or folder / "report.html"
     try:
         results = recorded.load(run)
         old = None if baseline is None else recorded.read(baseline)

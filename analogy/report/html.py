@@ -30,7 +30,7 @@ from analogy.recorded import Recorded
 from analogy.records import PER_IMAGE, Verdict
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
-from analogy.report.plots import number, row_of
+from analogy.report.plots import number, row_of, short
 from analogy.stats import SIGNIFICANCE
 
 #: What stands for a verdict where there is no room for its word.
@@ -421,7 +421,7 @@ def _forests(results: Mapping[str, Any]) -> list[Plot]:
         rows = []
         for cell in results["cells"]:
             figures = cell if name == "margin" else _part(cell, "gain")
-            rows.append(row_of(f"{cell['category']} {cell['alpha']:g}", figures))
+            rows.append(row_of(f"{short(cell['category'])} {cell['alpha']:g}", figures))
         said = "; ".join(f"{row.label} {signed(row.mean)}, {words(row.verdict)}" for row in rows)
         made.append(
             _plot(
@@ -508,12 +508,12 @@ def _outcomes(comparison: Comparison) -> dict[str, int]:
 
 
 def _comparison_plot(comparison: Comparison) -> Plot:
-    rows = [
-        row_of(change.name.replace(" at alpha", ""),
-               {"mean": change.difference, "ci_low": change.ci_low, "ci_high": change.ci_high,
-                "verdict": change.outcome})
-        for change in comparison.all_changes
-    ]  # fmt: skip
+    rows = []
+    for change in comparison.all_changes:
+        is_whole = change.category is None or change.alpha is None
+        name = "overall" if is_whole else f"{short(change.category)} {change.alpha:g}"
+        figures = {"mean": change.difference, "ci_low": change.ci_low, "ci_high": change.ci_high}
+        rows.append(row_of(name, {**figures, "verdict": change.outcome}))
     said = "; ".join(f"{row.label} {signed(row.mean)}, {row.verdict}" for row in rows)
     draw = partial(plots.forest, rows=rows, label=f"this run {_MINUS} baseline")
     return _plot(
@@ -614,9 +614,10 @@ def _failures(results: Mapping[str, Any], images: Gallery) -> list[list[Value]]:
         found[strip.pair.id, strip.pair.category, shot.alpha, shot.seed] = shot.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}
     return [
-        [Value(pair, pair, hrefs.get(pair, "")), *map(_plain, (*rest, reason))]
-        for (pair, *rest), reason in found.items()
-    ]
+        [Value(pair, pair, hrefs.get(pair, "")), _plain(category), _alpha({"alpha": alpha}),
+         _plain(seed), _plain(reason)]
+        for (pair, category, alpha, seed), reason in found.items()
+    ]  # fmt: skip
 
 
 def _comparison_table(comparison: Comparison) -> Table:

@@ -39,7 +39,7 @@ _VARIABLES = {
     INK: "var(--ink)", FAINT: "var(--line)",
 }  # fmt: skip
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "analogy", "text.parse_math": False,
     "font.family": "sans-serif", "font.size": 9.0, "axes.unicode_minus": True,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -104,7 +104,7 @@ def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
             ax.plot([row.low, row.high], [i, i], color=color, solid_capstyle="butt")
         ax.plot(row.mean, i, marker, color=color, markersize=4.5, markeredgewidth=0)
     ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(rows)), [printable(row.label) for row in rows])
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=FAINT, linewidth=0.5)
@@ -127,12 +127,12 @@ def dose_response(
     """
     lines = [np.column_stack([alphas, line]) for line in margins]
     ax.add_collection(LineCollection(lines, colors=GREY, linewidths=0.5, alpha=0.35))
-    there = [(a, row) for a, row in zip(alphas, rows, strict=True) if row.mean is not None]
-    ax.plot([a for a, _ in there], [row.mean for _, row in there], color=BLUE, linewidth=1.8)
-    for alpha, row in there:
+    means = [(a, row.mean) for a, row in zip(alphas, rows, strict=True) if row.mean is not None]
+    ax.plot(*np.array(means).reshape(-1, 2).T, "o-", color=BLUE, linewidth=1.8, markersize=4.5,
+            markeredgewidth=0)  # fmt: skip
+    for alpha, row in zip(alphas, rows, strict=True):
         if row.low is not None and row.high is not None:
             ax.plot([alpha, alpha], [row.low, row.high], color=BLUE, solid_capstyle="butt")
-        ax.plot(alpha, row.mean, "o", color=BLUE, markersize=4.5, markeredgewidth=0)
     if ceiling is not None:
         ax.axhline(ceiling, color=GREEN, linestyle="--", linewidth=1)
         ax.annotate("ceiling", (0.02, ceiling), xycoords=("axes fraction", "data"), va="bottom",
@@ -201,7 +201,7 @@ def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
         return ax.transData.transform(xy) * 72 / ax.figure.dpi
 
     taken = [(x - 3, y - 3, x + 3, y + 3) for xy in lines.values() for x, y in points_of(xy)]
-    for name, xy in lines.items():
+    for name, xy in zip(map(short, lines), lines.values(), strict=True):
         width, height = 4.7 * len(name), 9.0
         [(x, y)] = points_of(xy[-1:])
         boxes = {}
@@ -213,13 +213,19 @@ def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
         dx, dy = free[0] if free else (-1, 0)
         taken.append(boxes[dx, dy])
         side = {-1: "right", 0: "center", 1: "left"}[dx]
-        ax.annotate(printable(name), xy[-1], (7 * dx, 10 * dy), textcoords="offset points",
+        ax.annotate(name, xy[-1], (7 * dx, 10 * dy), textcoords="offset points",
                     ha=side, va="center", fontsize=8)  # fmt: skip
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     """Whether two boxes (left, bottom, right, top) do."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def short(name: str, most: int = 22) -> str:
+    """A name that leaves a plot room for its figures."""
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def row_of(label: str, figures: Mapping[str, Any]) -> Row:
