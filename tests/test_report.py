@@ -79,6 +79,16 @@ def test_the_answer_comes_first_with_its_figures(study, shift, verdict, answer):
     assert f"{results['overall']['gain']['mean']:+.3f}" in said
 
 
+def test_cells_that_disagree_are_said_with_the_answer(study):
+    mixed = draw(study, margin=lambda job: 0.4 - margin(job) if job.pair.category == "color"
+                 else margin(job) + 0.3)  # fmt: skip
+    verdicts = [cell["verdict"] for cell in mixed["cells"]]
+    assert verdicts == ["success", "success", "success", "success"]
+    assert "some fail" not in render(mixed)
+    mixed["cells"][0]["verdict"] = "failure"
+    assert "some cells succeed, some fail." in render(mixed)
+
+
 def test_missing_images_leave_the_whole_open(study):
     jobs = [job for job in study.jobs() if (job.pair.category, job.alpha) != ("object", 1.0)]
     page = read_page(render(draw(study, jobs), folder=study.folder.path))
@@ -220,7 +230,8 @@ def test_every_image_stands_at_its_pair_alpha_and_seed(study, page):
 def test_the_margin_of_an_image_is_below_it(study, page):
     found = 0
     for strip in page.id("strips").all("article"):
-        for cell in strip.all("td"):
+        [body] = strip.all("tbody")
+        for cell in body.all("td"):
             [img] = cell.all("img")
             [said] = cell.all("span", "margin")
             pair, alpha, seed = re.fullmatch(r"(.+), alpha (.+), seed (.+)", img["alt"]).groups()
@@ -229,6 +240,11 @@ def test_the_margin_of_an_image_is_below_it(study, page):
             assert said.text.replace("−", "-") == f"{margin(job):+.2f}"  # noqa: RUF001
             assert ("above" in said.classes) == (margin(job) > 0)
             found += 1
+        [foot] = strip.all("tfoot")
+        means = [cell.text.replace("−", "-") for cell in foot.all("td")]  # noqa: RUF001
+        seeds = [[margin(j) for j in study.jobs() if (j.pair.id, j.alpha) == (pair, alpha)]
+                 for alpha in (0.0, 0.5, 1.0)]  # fmt: skip
+        assert means == [f"{np.mean(of):+.2f}" for of in seeds]
     assert found == 72
 
 

@@ -137,7 +137,7 @@ def render(
         results=results,
         checked=checked,
         verdict=checked.overall_verdict,
-        answer=ANSWERS[checked.overall_verdict],
+        answer=answer(checked),
         facts=facts(results, checked),
         may=may_conclude(results, checked),
         may_not=may_not_conclude(results, checked),
@@ -244,13 +244,24 @@ def _listed(values: Iterable[Any]) -> str:
 # --- the answer
 
 
+def answer(checked: Recorded) -> str:
+    """The answer to the suite's question in a sentence, and whether it holds in every cell."""
+    verdicts = {cell.verdict for cell in checked.cells.values()}
+    said = ANSWERS[checked.overall_verdict]
+    if {Verdict.SUCCESS, Verdict.FAILURE} <= verdicts:
+        said += " It depends on category and strength: some cells succeed, some fail."
+    return said
+
+
 def facts(results: Mapping[str, Any], checked: Recorded) -> list[str]:
     """The sentences below the answer: the figures that it rests on."""
     overall, measurement = results["overall"], checked.measurement
     alphas = _listed(f"{alpha:g}" for alpha in measurement.alphas)
     one_each = {cell.category: cell.n for cell in checked.cells.values()}
+    names = checked.categories
+    of = _listed(names) if len(names) <= 10 else f"{len(names)} categories"
     said = [
-        f"{_count(sum(one_each.values()), 'pair')} ({_listed(checked.categories)}), steered by the "
+        f"{_count(sum(one_each.values()), 'pair')} ({of}), steered by the "
         f"method {checked.subject.method} at alpha {alphas}, "
         f"{_count(len(measurement.seeds), 'seed')} each. "
         f"Model: {checked.subject.model.partition('@')[0]}. "

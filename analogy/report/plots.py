@@ -109,6 +109,7 @@ def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(label)
     return ax
 
@@ -167,6 +168,7 @@ def distribution(
     ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in reversed(alphas)])
     ax.set_ylim(0, len(alphas))
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"{_MARGIN} of a pair")
     ax.set_ylabel("alpha")
     return ax
