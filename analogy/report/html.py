@@ -521,8 +521,9 @@ def _outcomes(comparison: Comparison) -> dict[str, int]:
 def _comparison_plot(comparison: Comparison) -> Plot:
     rows = []
     for change in comparison.all_changes:
-        is_whole = change.category is None or change.alpha is None
-        name = "overall" if is_whole else f"{short(change.category)} {change.alpha:g}"
+        name = "overall"
+        if change.category is not None:
+            name = f"{short(change.category)} {change.alpha:g}"
         figures = {"mean": change.difference, "ci_low": change.ci_low, "ci_high": change.ci_high}
         rows.append(row_of(name, {**figures, "verdict": change.outcome}))
     said = "; ".join(f"{row.label} {signed(row.mean)}, {row.verdict}" for row in rows)
