@@ -117,6 +117,46 @@ def baseline(
     _print(f"baseline {output} written\n", to_stderr=False)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to [RUN/report.html]."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD", help="A results file or run folder to compare with."),
+    ] = None,
+    full_images: Annotated[
+        bool, typer.Option("--full-images", help="Put the images as they are beside it.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML file: the answer, plots, tables and every pair's images.
+
+    Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
+    another measurement.
+    """
+    try:
+        from analogy.report.html import write_report
+        from analogy.store import StoreError
+    except ImportError as error:
+        _refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
+                "install them with pip install 'analogy-bench[report]'")  # fmt: skip
+    folder = run if run.is_dir() else run.parent
+    output = output or folder / "report.html"
+    try:
+        results = recorded.load(run)
+        old = None if baseline is None else recorded.read(baseline)
+        comparison = None if old is None else baselines.compare(old, recorded.of(results))
+        write_report(results, output, folder=folder, comparison=comparison, full_images=full_images)
+    except NotComparableError as error:
+        _refuse(Exit.NOT_COMPARABLE, error)
+    except (recorded.RecordedError, StoreError, OSError) as error:
+        _refuse(Exit.USAGE, error)
+    _print(f"report {output} written\n", to_stderr=False)
+
+
 def table(comparison: Comparison) -> str:
     """A comparison as text: a row per cell, the overall one, and what else differs."""
     names = [change.category or "overall" for change in comparison.all_changes]

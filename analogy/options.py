@@ -187,6 +187,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--update-baseline", "write this run's results as the baseline", default=False),
     Option("--results", "where to write the results", default="results.json", parse=str,
            metavar="FILE"),
+    Option("--report", "write the report, one HTML file with every image and figure", parse=str,
+           metavar="FILE.html"),
 )  # fmt: skip
 
 

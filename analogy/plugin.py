@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,10 @@ def _open(config: pytest.Config) -> Bench:
 
     values = config.stash[_VALUES]
     try:
-        _check_results(Path(values["results"]))
+        _check_place("--results", values["results"])
+        if values["report"]:
+            _check_place("--report", values["report"])
+            _check_packages()
         _check_quality(values)
         study = Study.open(values)
         made = _with_baseline(study, values, is_strict=bool(config.option.strict))
@@ -267,15 +271,26 @@ def _with_baseline(study: Study, values: dict[str, Any], *, is_strict: bool) -> 
     )
 
 
-def _check_results(path: Path) -> None:
-    """Say now, not after hours of work, that the results have no place."""
+def _check_place(flag: str, name: str) -> None:
+    """Say now, not after hours of work, that a file has no place."""
+    path = Path(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_possible = not path.is_dir()
     except OSError:
         is_possible = False
     if not is_possible:
-        raise OptionError(f"--results: expected a file that can be written, got {path}")
+        raise OptionError(f"{flag}: expected a file that can be written, got {path}")
+
+
+def _check_packages() -> None:
+    """Say now that the report's packages are not installed."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            f"--report: expected jinja2 and matplotlib, got no {' and no '.join(missing)}; install "
+            "them with pip install 'analogy-bench[report]'"
+        )
 
 
 def _check_quality(values: dict[str, Any]) -> None:
@@ -336,7 +351,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         analysis = session.config.stash[_ANALYSIS] = study.analysis()
         results = study.results(analysis)
         write_results(results, study.folder.path / RESULTS_NAME)
-        write_results(results, Path(session.config.stash[_VALUES]["results"]))
+        values = session.config.stash[_VALUES]
+        write_results(results, Path(values["results"]))
+        if values["report"]:
+            _write_report(bench, results, Path(values["report"]))
         if bench.update is not None:
             try:
                 write(results, bench.update)
@@ -345,6 +363,17 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
                 bench.note = f"NOT written: {error}"
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return (yield)
+
+
+def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:
+    from analogy.baseline import compare
+    from analogy.recorded import of
+    from analogy.report.html import write_report
+
+    comparison = None
+    if bench.baseline is not None:
+        comparison = compare(bench.baseline, of(results), tolerance=bench.tolerance)
+    write_report(results, path, folder=bench.study.folder.path, comparison=comparison)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -366,7 +395,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         text.quality_table(bench.study.quality),
         _against_published(bench, analysis),
         _against_baseline(bench),
-        _rates(bench, config.stash[_VALUES]["results"]),
+        _rates(bench, config.stash[_VALUES]),
     ):
         block = list(lines)
         for line in block:
@@ -422,11 +451,13 @@ def _against_baseline(bench: Bench) -> Iterator[str]:
             yield f"  {change.message()}"
 
 
-def _rates(bench: Bench, results: str) -> Iterator[str]:
+def _rates(bench: Bench, values: dict[str, Any]) -> Iterator[str]:
     for stage, verb in (("generate", "generated"), ("score", "scored")):
         rate = bench.study.folder.rate(stage)
         yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
     peak = bench.study.folder.peak_memory()
     if peak is not None:
         yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
-    yield f"results   {results}"
+    yield f"results   {values['results']}"
+    if values["report"]:
+        yield f"report    {values['report']}"

@@ -16,7 +16,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -144,6 +144,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def pairs_digest(pairs: Iterable[Pair]) -> str:
+    """What identifies pairs: their ids and contents, whatever their order."""
+    return digest(sorted([pair.id, *content(pair)] for pair in pairs))
+
+
 class RunFolder:
     """Images, scores and timings of a run. Opened for writing by one process at a time."""
 
@@ -184,6 +189,14 @@ class RunFolder:
         """Keep the configuration and provenance of the latest command on this folder."""
         self._set_meta("config", config.to_dict())
         self._set_meta("provenance", dict(provenance))
+
+    def record_pairs(self, pairs: Iterable[Pair]) -> None:
+        """Keep the pairs of the latest command on this folder, for those who look at its images."""
+        self._set_meta("pairs", [asdict(pair) for pair in pairs])
+
+    def pairs(self) -> list[Pair]:
+        """The pairs of the latest command; none in a folder of an earlier suite."""
+        return [Pair(**values) for values in self._meta("pairs") or ()]
 
     def without_image(self, wanted: Iterable[W]) -> list[W]:
         """Those whose image is not there yet, because nobody tried or because it failed."""

@@ -43,7 +43,7 @@ from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
-from analogy.store import SCHEMA_VERSION, Job, RunFolder, content, digest, plan
+from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, pairs_digest, plan
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -107,6 +107,7 @@ class Study:
         )
         study = cls(config, pairs, model, judge, RunFolder(Path(path)), truth)
         study.folder.record_config(config, study.provenance())
+        study.folder.record_pairs(pairs)
         return study
 
     @property
@@ -192,8 +193,7 @@ class Study:
 
     def pairs_digest(self, category: str) -> str:
         """What identifies a category's pairs: their ids and contents, whatever their order."""
-        pairs = [pair for pair in self.pairs if pair.category == category]
-        return digest(sorted([pair.id, *content(pair)] for pair in pairs))
+        return pairs_digest(pair for pair in self.pairs if pair.category == category)
 
     def provenance(self) -> dict[str, Any]:
         """What produced this run's figures."""

@@ -302,6 +302,33 @@ def test_an_interruption_of_the_scoring_keeps_the_images(bench, eight, monkeypat
     assert results_of(bench.path / "results.json")["overall"]["verdict"] != "incomplete"
 
 
+# --- the report
+
+
+def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
+    judged(lambda job: 0.1 + noise(job))
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    run = bench(*eight, "--baseline=mine.json", "--report=new/r.html")
+    assert run.ret == pytest.ExitCode.OK
+    run.stdout.fnmatch_lines(["report    new/r.html"])
+    page = (bench.path / "new" / "r.html").read_text("utf-8")
+    assert page.count("<img ") == 16
+    assert f"a red {NOUNS[0]} → a blue {NOUNS[0]}" in page
+    assert "Cells: 1 equivalent." in page
+
+
+def test_a_report_that_cannot_be_is_said_before_the_work(bench, eight, monkeypatch):
+    monkeypatch.setattr(Generator, "generate", lambda *_: pytest.fail("generated"))
+    (bench.path / "taken").mkdir()
+    run = bench(*eight, "--report=taken")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stdout.fnmatch_lines(["*--report: expected a file that can be written, got taken*"])
+    monkeypatch.setattr("analogy.plugin.find_spec", lambda name: None)
+    run = bench(*eight, "--report=r.html")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stdout.fnmatch_lines(["*--report: expected jinja2 and matplotlib, got no jinja2*"])
+
+
 # --- verdicts and baselines
 
 

@@ -189,6 +189,13 @@ def test_rates_are_over_all_work(folder, jobs):
     assert folder.rate("score") == 4.0
 
 
+def test_the_latest_pairs_are_kept(folder, pairs):
+    assert folder.pairs() == []
+    folder.record_pairs(pairs[:3])
+    folder.record_pairs(pairs[2:6])
+    assert RunFolder(folder.path).pairs() == pairs[2:6]
+
+
 def test_the_latest_configuration_is_kept(folder, config):
     folder.record_config(config, {"suite": "1"})
     folder.record_config(replace(config, steps=7), {"suite": "2"})

@@ -1,0 +1,199 @@
+"""The pictures of a run, pair by pair, as a page shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from PIL import Image
+
+from analogy.images import Images, to_png
+from analogy.recorded import Recorded
+from analogy.records import Pair, RunConfig
+from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan
+
+#: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
+OWN_SIZE, THUMBNAIL = 64, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One image: its margin, its ``data:`` URI and size, a link to the whole image if there is one.
+
+    ``problem`` says why there is no picture; ``src`` is then empty.
+    """
+
+    alpha: float
+    seed: int
+    margin: float | None
+    src: str = ""
+    width: int = 0
+    height: int = 0
+    href: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A pair's images, a row per seed, ascending in alpha, and its items: alpha to margin.
+
+    ``anchor`` is the strip's id in the page: ASCII without quotes, different for different pairs.
+    """
+
+    pair: Pair
+    anchor: str
+    items: Mapping[float, float]
+    rows: tuple[tuple[int, tuple[Shot, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Every pair's strip, and what is to be said of them all: why there are no images, if so."""
+
+    strips: tuple[Strip, ...]
+    note: str = ""
+
+    @property
+    def problems(self) -> list[tuple[Strip, Shot]]:
+        """The images that are no picture."""
+        return [
+            (strip, shot)
+            for strip in self.strips
+            for _, row in strip.rows
+            for shot in row
+            if shot.problem
+        ]
+
+
+def gallery(
+    results: Mapping[str, Any],
+    recorded: Recorded,
+    controls: Sequence[Mapping[str, Any]],
+    folder: Path | None,
+    full_images: Path | None = None,
+) -> Gallery:
+    """The gallery of results from their run folder, or of margins alone without one.
+
+    ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
+    words are not known, because the folder has another file's, is shown without images. An image
+    that cannot be read is a problem of that image.
+    """
+    items = _items(results, controls)
+    if folder is None or not (folder / "index.sqlite").is_file():
+        return Gallery(_bare(items), "No run folder: the pairs' margins without their images.")
+    store = RunFolder(folder)
+    try:
+        known: dict[str, Pair] = {}
+        for category, digest in recorded.measurement.pairs.items():
+            pairs = [pair for pair in store.pairs() if pair.category == category]
+            if pairs_digest(pairs) == digest:
+                known |= {pair.id: pair for pair in pairs}
+        try:
+            config = RunConfig.from_dict(results["config"])
+        except ValueError as error:
+            return Gallery(_bare(items), f"No images: {error}.")
+        subject = recorded.subject
+        jobs = plan(
+            config, subject.model, subject.scheduler, list(known.values()), config.grid_alphas
+        )
+        strips = _strips(store, jobs, recorded.measurement.judge, items, full_images)
+    finally:
+        store.close()
+    unknown = tuple(strip for strip in _bare(items) if strip.pair.id not in known)
+    note = "" if not unknown else (
+        f"{len(unknown)} of {len(strips) + len(unknown)} pairs without images: the run folder has "
+        "no record of their words, or of others. The run's own command, given again, records them "
+        "and generates nothing anew."
+    )  # fmt: skip
+    return Gallery((*strips, *unknown), note)
+
+
+def anchor(pair_id: str) -> str:
+    """A pair's id as the fragment of a link."""
+    return "pair-" + quote(pair_id, safe="", errors="backslashreplace")
+
+
+def data_uri(image: Images) -> tuple[str, int, int]:
+    """An image as a ``data:`` URI, with the width and height of what it holds.
+
+    Up to 64 pixels a side its own pixels as JPEG at quality 90 without subsampled colours: the
+    full embedded grid takes 13 MB so at 38 dB, where lossless WebP would take 32. Larger ones as
+    WebP at 128 pixels.
+    """
+    picture, stream = Image.fromarray(image), io.BytesIO()
+    if max(picture.size) <= OWN_SIZE:
+        kind = "jpeg"
+        picture.save(stream, "JPEG", quality=90, subsampling=0, optimize=True)
+    else:
+        kind = "webp"
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        picture.save(stream, "WEBP", quality=75)
+    text = base64.b64encode(stream.getvalue()).decode("ascii")
+    return f"data:image/{kind};base64,{text}", *picture.size
+
+
+def _items(
+    results: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], dict[float, float]]:
+    """Category and pair id to the pair's margin at each alpha, the control among them."""
+    items: dict[tuple[str, str], dict[float, float]] = {}
+    for row in [*controls, *results["cells"]]:
+        for pair, margin in row["items"].items():
+            items.setdefault((row["category"], pair), {})[float(row["alpha"])] = float(margin)
+    return items
+
+
+def _bare(items: Mapping[tuple[str, str], Mapping[float, float]]) -> tuple[Strip, ...]:
+    return tuple(
+        Strip(Pair(pair, category, "", "", "", ""), anchor(pair), margins, ())
+        for (category, pair), margins in items.items()
+    )
+
+
+def _strips(
+    store: RunFolder,
+    jobs: list[Job],
+    judge: str,
+    items: Mapping[tuple[str, str], Mapping[float, float]],
+    full_images: Path | None,
+) -> list[Strip]:
+    frame = store.margins(jobs, judge)
+    keys = zip(frame["pair_id"], frame["alpha"], frame["seed"], strict=True)
+    margins = dict(zip(keys, frame["margin"].tolist(), strict=True))
+    reasons = {job.key: reason for job, reason in store.failures(jobs)}
+    absent = {job.key for job in store.without_image(jobs)}
+    rows: dict[Pair, dict[int, list[Shot]]] = {}
+    for job in jobs:
+        margin = margins.get((job.pair.id, job.alpha, job.seed))
+        problem = ""
+        if job.key in absent:
+            problem = reasons.get(job.key, "not generated")
+        shot = Shot(job.alpha, job.seed, margin, problem=problem)
+        if not problem:
+            shot = _shot(store, job, margin, full_images)
+        rows.setdefault(job.pair, {}).setdefault(job.seed, []).append(shot)
+    return [
+        Strip(
+            pair, anchor(pair.id), items.get((pair.category, pair.id), {}),
+            tuple((seed, tuple(shots)) for seed, shots in sorted(by_seed.items())),
+        )
+        for pair, by_seed in rows.items()
+    ]  # fmt: skip
+
+
+def _shot(store: RunFolder, job: Job, margin: float | None, full_images: Path | None) -> Shot:
+    try:
+        image = store.read_image(job)
+    except StoreError:
+        return Shot(job.alpha, job.seed, margin, problem="its file is missing or was changed")
+    href = ""
+    if full_images is not None:
+        full_images.mkdir(parents=True, exist_ok=True)
+        (full_images / f"{job.key}.png").write_bytes(to_png(image))
+        href = f"{quote(full_images.name)}/{job.key}.png"
+    return Shot(job.alpha, job.seed, margin, *data_uri(image), href)

@@ -1,0 +1,242 @@
+"""A run's plots: each function draws on axes and returns them; `svg` makes a picture for a page.
+
+Colours are those of Okabe and Ito (2008), which the colour-blind tell apart, and nothing is said by
+colour alone. No state of pyplot is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analogy.recorded import printable
+
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767f89"
+INK, FAINT = "#1b1f24", "#d5dae0"
+
+#: Colours of verdicts and of a comparison's outcomes, each with the marker that says the same.
+MARKS: Mapping[str, tuple[str, str]] = {
+    "success": (BLUE, "o"), "improved": (BLUE, "o"),
+    "failure": (ORANGE, "X"), "regressed": (ORANGE, "X"),
+    "equivalent": (GREEN, "s"),
+}  # fmt: skip
+OTHER_MARK = (GREY, "D")
+
+# A colour of the drawing to the page's own, which differs between light and dark.
+_VARIABLES = {
+    BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", GREY: "var(--grey)",
+    INK: "var(--ink)", FAINT: "var(--line)",
+}  # fmt: skip
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "analogy", "text.parse_math": False,
+    "font.family": "sans-serif", "font.size": 9.0, "axes.unicode_minus": True,
+    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.edgecolor": GREY, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
+    "figure.facecolor": "none", "axes.facecolor": "none", "lines.linewidth": 1.2,
+}  # fmt: skip
+
+_MARGIN = "margin"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A mean with its interval, in units of the margin; None where there is none.
+
+    ``verdict``: of an estimate, or the outcome of a comparison.
+    """
+
+    label: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
+    """What ``draw`` puts on axes of so many points, as an ``<svg>`` element for an HTML page.
+
+    The same drawing gives the same text. Its text is text, and its colours are variables of the
+    page: ``--ink``, ``--line``, ``--blue``, ``--orange``, ``--green``, ``--grey``.
+    """
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # The page's fonts have the letters that matplotlib's own, which only measures, has not.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* nativ")
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Type": None, "Format": None}
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<g|<svg) id="[^"]*"', r"\1", text)  # the same in every plot of a page
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*" ?', r"<svg \1", text, count=1)
+    text = re.sub(r'<svg ([^>]*?)height="[^"]*" ?', r"<svg \1", text, count=1)
+    text = re.sub(r"\n\s*", "\n", text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    return text
+
+
+def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
+    """Means and their intervals, the first row on top; a row without figures is empty."""
+    for i, row in enumerate(rows):
+        if row.mean is None:
+            ax.annotate(row.verdict, (0.5, i), xycoords=("axes fraction", "data"), ha="center",
+                        va="center", color=GREY, fontsize=7.5)  # fmt: skip
+            continue
+        color, marker = MARKS.get(row.verdict, OTHER_MARK)
+        if row.low is not None and row.high is not None:
+            ax.plot([row.low, row.high], [i, i], color=color, solid_capstyle="butt")
+        ax.plot(row.mean, i, marker, color=color, markersize=4.5, markeredgewidth=0)
+    ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color=FAINT, linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.locator_params(axis="x", nbins=6)
+    ax.set_xlabel(label)
+    return ax
+
+
+def dose_response(
+    ax: Axes,
+    alphas: Sequence[float],
+    margins: NDArray[np.float64],
+    rows: Sequence[Row],
+    *,
+    ceiling: float | None = None,
+) -> Axes:
+    """The mean margin at each alpha with its interval; behind it every pair's own line.
+
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: one per alpha.
+    """
+    lines = [np.column_stack([alphas, line]) for line in margins]
+    ax.add_collection(LineCollection(lines, colors=GREY, linewidths=0.5, alpha=0.35))
+    means = [(a, row.mean) for a, row in zip(alphas, rows, strict=True) if row.mean is not None]
+    ax.plot(*np.array(means).reshape(-1, 2).T, "o-", color=BLUE, linewidth=1.8, markersize=4.5,
+            markeredgewidth=0)  # fmt: skip
+    for alpha, row in zip(alphas, rows, strict=True):
+        if row.low is not None and row.high is not None:
+            ax.plot([alpha, alpha], [row.low, row.high], color=BLUE, solid_capstyle="butt")
+    if ceiling is not None:
+        ax.axhline(ceiling, color=GREEN, linestyle="--", linewidth=1)
+        ax.annotate("ceiling", (0.02, ceiling), xycoords=("axes fraction", "data"), va="bottom",
+                    fontsize=8)  # fmt: skip
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.autoscale_view()
+    ax.set_xticks(list(alphas), [f"{alpha:g}" for alpha in alphas])
+    ax.set_xlabel("alpha")
+    ax.set_ylabel(_MARGIN)
+    return ax
+
+
+def distribution(
+    ax: Axes, alphas: Sequence[float], margins: NDArray[np.float64], *, bins: int = 24
+) -> Axes:
+    """A histogram of the items' margins at each alpha, the first on top; a tick is the mean.
+
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing.
+    """
+    there = margins[~np.isnan(margins)]
+    low, high = (there.min(), there.max()) if there.size else (-1.0, 1.0)
+    edges = np.linspace(min(low, 0.0), max(high, 0.0, low + 1e-6), bins + 1)
+    counts = [np.histogram(column[~np.isnan(column)], edges)[0] for column in margins.T]
+    most = max((int(count.max()) for count in counts), default=0) or 1
+    for i, (count, column) in enumerate(zip(counts, margins.T, strict=True)):
+        base = len(counts) - 1 - i
+        ax.stairs(base + 0.85 * count / most, edges, baseline=base, fill=True,
+                  color=BLUE if alphas[i] else GREY, alpha=0.55)  # fmt: skip
+        if not np.isnan(column).all():
+            mean = float(np.nanmean(column))
+            ax.plot([mean, mean], [base, base + 0.85], color=INK, linewidth=1.4)
+    ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in reversed(alphas)])
+    ax.set_ylim(0, len(alphas))
+    ax.locator_params(axis="x", nbins=5)
+    ax.set_xlabel(f"{_MARGIN} of a pair")
+    ax.set_ylabel("alpha")
+    return ax
+
+
+def trade_off(
+    ax: Axes, series: Mapping[str, Sequence[tuple[float, float, float]]], *, label: str
+) -> Axes:
+    """What steering gained against what it left of the image: a line per category.
+
+    ``series``: category to ``(preservation, gain, alpha)``, ascending in alpha.
+    """
+    for i, points in enumerate(series.values()):
+        x, y, alphas = zip(*points, strict=True)
+        ax.plot(x, y, color=GREY, linewidth=0.8, linestyle=("-", "--", ":", "-.")[i % 4])
+        sizes = [3 + 5 * j / max(len(alphas) - 1, 1) for j in range(len(alphas))]
+        ax.scatter(x, y, np.square(sizes), color=BLUE, alpha=0.8, linewidths=0, zorder=2)
+    ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+    ax.margins(x=0.15)
+    ax.grid(color=FAINT, linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.set_xlabel(label)
+    ax.set_ylabel("gain")
+    _name_ends(ax, {name: [point[:2] for point in points] for name, points in series.items()})
+    return ax
+
+
+def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Write each line's name beside its last point, where no point and no other name stands."""
+
+    def points_of(xy: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+        return ax.transData.transform(xy) * 72 / ax.figure.dpi
+
+    taken = [(x - 3, y - 3, x + 3, y + 3) for xy in lines.values() for x, y in points_of(xy)]
+    for name, xy in zip(map(short, lines), lines.values(), strict=True):
+        width, height = 4.7 * len(name), 9.0
+        [(x, y)] = points_of(xy[-1:])
+        boxes = {}
+        for dx, dy in ((-1, 0), (1, 0), (0, 1), (0, -1)):  # left, right, above, below
+            center = x + dx * (7 + width / 2), y + dy * 10
+            boxes[dx, dy] = (center[0] - width / 2, center[1] - height / 2,
+                             center[0] + width / 2, center[1] + height / 2)  # fmt: skip
+        free = [at for at, box in boxes.items() if not any(_overlap(box, one) for one in taken)]
+        dx, dy = free[0] if free else (-1, 0)
+        taken.append(boxes[dx, dy])
+        side = {-1: "right", 0: "center", 1: "left"}[dx]
+        ax.annotate(name, xy[-1], (7 * dx, 10 * dy), textcoords="offset points",
+                    ha=side, va="center", fontsize=8)  # fmt: skip
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) do."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def short(name: str, most: int = 22) -> str:
+    """A name that leaves a plot room for its figures."""
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def row_of(label: str, figures: Mapping[str, Any]) -> Row:
+    """A row from an estimate as the results have it."""
+    mean, low, high = (number(figures.get(name)) for name in ("mean", "ci_low", "ci_high"))
+    return Row(label, mean, low, high, str(figures.get("verdict", "control")))
+
+
+def number(value: Any) -> float | None:
+    """A finite number of the results; None for what is none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and np.isfinite(value) else None
