@@ -43,7 +43,7 @@ from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
-from analogy.store import SCHEMA_VERSION, Job, RunFolder, content, digest, plan
+from analogy.store import SCHEMA_VERSION, Command, Job, RunFolder, content, digest, plan
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -56,7 +56,8 @@ class Study:
 
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
-    ground truth for this judge, None where there are none.
+    ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
+    says unless given.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Study:
         judge: JudgeSource,
         folder: RunFolder,
         truth: GroundTruth | None = None,
+        *,
+        scheduler: str | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
@@ -76,7 +79,7 @@ class Study:
         self.truth = truth
         self._ceilings: dict[str, Ceiling | None] = {}
         self._analysed: tuple[Any, Analysis] | None = None
-        self.scheduler = _scheduler_of(model.folder)
+        self.scheduler = scheduler or _scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
         self.quality = Quality(
@@ -106,8 +109,45 @@ class Study:
             config, model, judge, scheduler
         )
         study = cls(config, pairs, model, judge, RunFolder(Path(path)), truth)
-        study.folder.record_config(config, study.provenance())
+        study.record(values["lora"])
         return study
+
+    @classmethod
+    def reopen(
+        cls,
+        folder: RunFolder,
+        command: Command,
+        *,
+        model: ModelSource | None = None,
+        judge: JudgeSource | None = None,
+        **changed: Any,
+    ) -> Study:
+        """The study of an earlier command, from what its run folder keeps; loads and looks for
+        nothing.
+
+        Without ``model`` and ``judge`` it cannot generate or score what is missing. ``changed``:
+        fields of the configuration that have another value now, such as the device.
+        """
+        config = replace(command.config, **changed)
+        _device(config.device, gpu=False)
+        judge = judge or JudgeSource(config.clip_model, config.clip_pretrained, command.judge)
+        model = model or ModelSource(folder.path, command.model)
+        truth = _ground_truth(None, judge)
+        return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
+
+    def record(self, lora: str | None) -> None:
+        """Keep this configuration in the run folder as its latest."""
+        self.folder.record_config(self.config, self.provenance())
+        self.folder.record_command(
+            Command(
+                self.config,
+                tuple(self.pairs),
+                self.model.fingerprint,
+                self.judge.fingerprint,
+                self.scheduler,
+                lora,
+            )
+        )
 
     @property
     def categories(self) -> list[str]:

@@ -91,7 +91,10 @@ def config():
 
 @pytest.fixture
 def make_study(tmp_path, config, pairs, model_source, judge_source):
-    """Build a study without images; its run folder is new unless ``folder`` names one."""
+    """Build a study without images; its run folder is new unless ``folder`` names one.
+
+    That one's earlier study is closed: a folder has one writer.
+    """
     made = []
 
     def build(
@@ -103,6 +106,9 @@ def make_study(tmp_path, config, pairs, model_source, judge_source):
         **settings,
     ) -> Study:
         folder = folder or tmp_path / f"run-{len(made)}"
+        for earlier in made:
+            if earlier.folder.path == folder:
+                earlier.folder.close()
         study = Study(replace(config, **settings), pairs, model, judge, RunFolder(folder))
         made.append(study)
         return study

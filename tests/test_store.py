@@ -318,7 +318,7 @@ def test_an_image_that_was_never_made_is_said(folder, jobs):
 
 
 def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
-    """What the errors above tell the user to do."""
+    """What a damaged index's error tells the user to do."""
     folder.add_images(jobs, pictures(len(jobs)), 1.0)
     folder.close()
     (folder.path / "index.sqlite").unlink()
@@ -330,7 +330,8 @@ def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
 
 
 def test_a_folder_of_another_version_is_refused(folder):
-    folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
+    with folder._db:
+        folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
     folder.close()
     with pytest.raises(StoreError, match=r"expected schema version 2, got 3;.*--run-dir"):
         RunFolder(folder.path)
