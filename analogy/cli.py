@@ -13,7 +13,7 @@ import traceback
 import xml.etree.ElementTree as ElementTree
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,8 +21,15 @@ from analogy import baseline as baselines
 from analogy import recorded
 from analogy.baseline import Change, Comparison, NotComparableError, Outcome
 
+if TYPE_CHECKING:
+    from analogy.store import RunFolder
+    from analogy.verify import Verified
+
 COMPARISON_VERSION = 1
 """The schema version of what ``compare --json`` writes."""
+
+VERIFICATION_VERSION = 1
+"""The schema version of what ``verify --json`` writes."""
 
 UNDECIDED = "no cell has enough pairs and all its images"
 
@@ -40,9 +47,12 @@ class Exit(IntEnum):
 
     OK = 0
     REGRESSED = 1
+    NOT_WHOLE = 1  # the same code: of another verb
     USAGE = 2
     NOT_COMPARABLE = 3
+    UNREADABLE = 4
     INTERNAL = 70
+    INTERRUPTED = 130
 
 
 def main() -> None:
@@ -52,6 +62,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except KeyboardInterrupt:
+        print("analogy: interrupted; what was done is kept, the same command goes on from there",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(Exit.INTERRUPTED)
     except Exception:
         traceback.print_exc()
         print("analogy: an error of the suite's own, and no verdict; please report it",
@@ -115,6 +129,65 @@ def baseline(
     except ValueError as error:
         _refuse(Exit.USAGE, error)
     _print(f"baseline {output} written\n", to_stderr=False)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again what is damaged, and only that.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to repair [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the findings as JSON; - is stdout."),
+    ] = None,
+) -> None:
+    """Check that a run folder is whole: every image as it was written, the grid complete.
+
+    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 4 it cannot be read, or not
+    repaired.
+    """
+    from analogy import verify as verifying
+    from analogy.memory import MemoryFullError
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    done = None
+    try:
+        folder = RunFolder(run, read_only=True)
+        if repair:
+            folder.close()
+            folder = RunFolder(run)
+        found = _verified(folder)
+        if repair:
+            done = verifying.repair(folder, found, device=device, offline=offline)
+            found = _verified(folder)
+    except (StoreError, MemoryFullError, ValueError) as error:
+        _refuse(Exit.UNREADABLE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    code = Exit.OK if found.is_whole else Exit.NOT_WHOLE
+    data = {"schema_version": VERIFICATION_VERSION, "exit_code": int(code), **found.to_dict()}
+    _write(data, None, json_file, None)
+    lines = [*([] if done is None else done.lines()), *found.lines()]
+    text = "".join(f"{recorded.printable(line)}\n" for line in lines)
+    _print(text, to_stderr=json_file == "-")
+    raise typer.Exit(code)
+
+
+def _verified(folder: RunFolder) -> Verified:
+    """What there is to find, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    from analogy.verify import verify as verify_folder
+
+    with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:
+        return verify_folder(folder, bar.update)
 
 
 def table(comparison: Comparison) -> str:
@@ -261,11 +334,14 @@ def _counted(suite: ElementTree.Element) -> ElementTree.Element:
 
 
 def _write(
-    data: dict[str, Any], report: ElementTree.Element, json_file: str | None, junit: Path | None
+    data: dict[str, Any],
+    report: ElementTree.Element | None,
+    json_file: str | None,
+    junit: Path | None,
 ) -> None:
     """Write what was asked for; before anything is printed, so that a closed pipe loses nothing."""
     try:
-        if junit is not None:
+        if junit is not None and report is not None:
             ElementTree.indent(report)
             junit.parent.mkdir(parents=True, exist_ok=True)
             junit.write_bytes(ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n")

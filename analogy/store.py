@@ -17,7 +17,7 @@ import errno
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timezone
 from functools import wraps
@@ -203,7 +203,7 @@ def _explained(
     """What the disk or SQLite refuses becomes a :class:`StoreError` that says what to do."""
 
     @wraps(method)
-    def call(self: RunFolder, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of our own making
@@ -225,7 +225,7 @@ def _advice(error: OSError | sqlite3.DatabaseError) -> str:
             f"expected a folder that can be written ({text}). {again}: give this user the right to "
             "write there, and the same command again"
         )
-    if isinstance(error, OSError) or isinstance(error, sqlite3.OperationalError):
+    if isinstance(error, (OSError, sqlite3.OperationalError)):
         return f"{text}. {again}: see to the disk, and give the same command again"
     return (
         f"its index is damaged ({text}). Bring index.sqlite back from a copy, save what can be "

@@ -63,7 +63,7 @@ def write_pairs(path: Path) -> None:
         for c, a, b in (("color", "red", "blue"), ("size", "tiny", "large"))
         for i, noun in enumerate(NOUNS)
     ]
-    path.write_text(HEADER + "".join(rows))
+    (path / "pairs.csv").write_text(HEADER + "".join(rows))
 
 
 def values(path: Path, **given: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_readers_see_what_is_written_meanwhile(tmp_path, config, pairs):
 
 
 def test_a_reader_needs_a_run_folder(tmp_path):
-    with pytest.raises(StoreError, match="a run folder of this suite that can be read .*no index"):
+    with pytest.raises(StoreError, match=r"a run folder of this suite that can be read .*no index"):
         RunFolder(tmp_path / "none", read_only=True)
     assert not (tmp_path / "none").exists()
 
