@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 import xml.etree.ElementTree as ElementTree
@@ -178,6 +179,70 @@ def verify(
     text = "".join(f"{recorded.printable(line)}\n" for line in lines)
     _print(text, to_stderr=json_file == "-")
     raise typer.Exit(code)
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    clip_model: Annotated[str, typer.Option(help="The judge, as for pytest benchmarks.")],
+    clip_pretrained: Annotated[str | None, typer.Option(help="Its weights, likewise.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to score [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to [default: RUN/results-JUDGE.json]."),
+    ] = None,
+) -> None:
+    """Score a run's images by another judge, print the table and write the results.
+
+    Generates nothing and needs no model but the judge. RUN/results.json stays the run's own.
+
+    Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
+    """
+    from analogy.clip import find_judge
+    from analogy.models import go_offline
+    from analogy.report import text
+    from analogy.store import RunFolder, StoreError
+    from analogy.study import Study
+
+    try:
+        RunFolder(run, read_only=True).close()
+        if offline:
+            go_offline()
+        judge = find_judge(clip_model, clip_pretrained, offline=offline)
+        folder = RunFolder(run)
+    except StoreError as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    try:
+        changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
+        if device is not None:
+            changed["device"] = device
+        study = Study.latest(folder, judge=judge, **changed)
+        count = study.score(study.jobs())
+        study.record(folder.commands()[0].lora)
+        analysis = study.analysis()
+        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+        file = results or run / f"results-{name}.json"
+        recorded.write_results(study.results(analysis), file)
+    except (StoreError, OSError) as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    finally:
+        folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"judge     {judge.fingerprint}",
+        f"run       {run}: {count:,} images scored now",
+        *text.verdict_table(analysis),
+        *text.reading_notes(analysis),
+        f"results   {file}",
+    ]
+    _print("".join(f"{recorded.printable(line)}\n" for line in lines), to_stderr=False)
 
 
 def _verified(folder: RunFolder) -> Verified:

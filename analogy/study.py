@@ -43,7 +43,16 @@ from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
-from analogy.store import SCHEMA_VERSION, Command, Job, RunFolder, content, digest, plan
+from analogy.store import (
+    SCHEMA_VERSION,
+    Command,
+    Job,
+    RunFolder,
+    StoreError,
+    content,
+    digest,
+    plan,
+)
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -134,6 +143,17 @@ class Study:
         model = model or ModelSource(folder.path, command.model)
         truth = _ground_truth(None, judge)
         return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
+
+    @classmethod
+    def latest(cls, folder: RunFolder, *, judge: JudgeSource, **changed: Any) -> Study:
+        """The study of the latest command, with another judge; it generates nothing."""
+        commands = folder.commands()
+        if not commands:
+            raise StoreError(
+                f"run folder {folder.path}: expected the configuration of a command, got none; "
+                "give the run's command once again, which keeps it"
+            )
+        return cls.reopen(folder, commands[0], judge=judge, **changed)
 
     def record(self, lora: str | None) -> None:
         """Keep this configuration in the run folder as its latest."""

@@ -53,8 +53,9 @@ class Verified:
     """What was found of a run folder.
 
     ``leftovers``: files that no row names; a killed writer's, and no damage. ``strays``: table to
-    its rows of no image. ``missing``, ``failed``, ``unscored``: of the latest command's grid, which
-    is unknown (``of`` None) in a folder without one. ``writer``: who was writing meanwhile.
+    its rows of no image. ``missing`` and ``failed``: of the latest command's grid, whose size is
+    ``of``, None in a folder without a command. ``unscored``: images that the judge of some command
+    has not scored. ``writer``: who was writing meanwhile.
     """
 
     path: Path
@@ -147,8 +148,13 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
             reasons = threads.map(lambda row: _fault(folder.path, row), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
             report(len(chunk))
-    commands = folder.commands()[:1]
-    jobs = [job for command in commands for job in command.jobs()]
+    commands = folder.commands()
+    jobs = commands[0].jobs() if commands else []
+    unscored = {
+        (job.key, command.judge): job
+        for command in commands
+        for job in folder.without_score(command.jobs(), command.judge)
+    }
     failed = folder.failures(jobs)
     tried = {job.key for job, _ in failed}
     writer = lock.owner(folder.path)
@@ -162,7 +168,7 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
         of=len(jobs) if commands else None,
         missing=[job for job in folder.without_image(jobs) if job.key not in tried],
         failed=failed,
-        unscored=[job for command in commands for job in folder.without_score(jobs, command.judge)],
+        unscored=list(unscored.values()),
         writer=str(writer) if is_other else None,
     )
 

@@ -128,3 +128,16 @@ def fill():
         study.folder.add_scores(jobs, study.judge.fingerprint, rows, 0.5)
 
     return fill_scores
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A complete run in the folder ``run``: two categories of six pairs, by another process."""
+    import processes
+
+    path = tmp_path_factory.mktemp("whole")
+    processes.write_pairs(path)
+    process, connection = processes.start(processes.run, path)
+    processes.wait_for(connection, "done")
+    process.join(30)
+    return path

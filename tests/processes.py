@@ -10,12 +10,16 @@ import json
 import multiprocessing
 import os
 import sqlite3
+import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["processes"])
+_CONTEXT.set_forkserver_preload(["processes", "served"])
 
 from analogy import execute, options, recorded  # noqa: E402
 from analogy.store import RunFolder, StoreError  # noqa: E402
@@ -27,6 +31,9 @@ NOUNS = ("car", "cup", "hat", "boat", "star", "tree")
 
 def start(work: Any, *arguments: Any) -> Any:
     """Begin ``work(connection, *arguments)`` in another process: it, and what it says."""
+    with pytest.MonkeyPatch.context() as patch:  # the server, once, finds modules as we do
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     ours, theirs = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=work, args=(theirs, *arguments), daemon=True)
     process.start()

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 
 import numpy as np
-import processes
 import pytest
 from typer.testing import CliRunner
 
@@ -20,17 +19,6 @@ from analogy.study import Study
 from analogy.verify import repair, verify
 
 SCORES = "SELECT key, judge, cos_target, cos_source, margin FROM scores ORDER BY key"
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """A complete run of two categories of six pairs, without any control."""
-    path = tmp_path_factory.mktemp("whole")
-    processes.write_pairs(path)
-    process, connection = processes.start(processes.run, path)
-    processes.wait_for(connection, "done")
-    process.join(30)
-    return path
 
 
 @pytest.fixture
