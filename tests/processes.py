@@ -49,16 +49,34 @@ def hold(connection: Any, path: Path) -> None:
     folder.close()
 
 
-def attempt(connection: Any, path: Path, user: int | None, read_only: bool) -> None:
+def become(user: int) -> None:
+    """Give up being root."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+
+
+def look(connection: Any, path: Path, user: int, read_only: bool) -> None:
     """Open a run folder as another user and say how that went: images, or the error."""
-    if user is not None:
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
+    become(user)
     try:
         folder = RunFolder(path, read_only=read_only)
         connection.send(len(folder.image_rows()))
         folder.close()
+    except StoreError as error:
+        connection.send(str(error))
+
+
+def add_twice(connection: Any, path: Path, user: int, jobs: Any, images: Any) -> None:
+    """Add images as another user, then others once told to; say how that went."""
+    become(user)
+    folder = RunFolder(path)
+    folder.add_images(jobs[: len(images)], images, 1.0)
+    connection.send("first")
+    connection.recv()
+    try:
+        folder.add_images(jobs[len(images) :], images, 1.0)
+        connection.send("second")
     except StoreError as error:
         connection.send(str(error))
 
