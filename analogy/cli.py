@@ -245,6 +245,54 @@ def score(
     _print("".join(f"{recorded.printable(line)}\n" for line in lines), to_stderr=False)
 
 
+@app.command("import")
+def import_(
+    run: Annotated[Path, typer.Argument(help="A run folder, new or not.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV or JSON lines: pair_id, alpha, seed, file [, method].")
+    ],
+    model_name: Annotated[str, typer.Option(help="What made the images.")],
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The pairs [default: the suite's own].")
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="The judge to come.")] = "embedded",
+    clip_pretrained: Annotated[str | None, typer.Option(help="Its weights.")] = None,
+) -> None:
+    """Bring images that other tools made into a run folder; 'score' then judges them.
+
+    Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
+    """
+    from analogy.clip import find_judge
+    from analogy.manifest import bring_in, read_manifest
+    from analogy.models import shipped
+    from analogy.pairs import load_pairs
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    try:
+        source = str(pairs or shipped("pairs.csv"))
+        entries, known = read_manifest(manifest), load_pairs(source)
+        judge = find_judge(clip_model, clip_pretrained)
+        folder = RunFolder(run)
+        study, new = bring_in(
+            folder, entries, known, judge, name=model_name, pairs_file=source,
+            clip_model=clip_model, clip_pretrained=clip_pretrained,
+        )  # fmt: skip
+    except StoreError as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
+        f"next      python -m analogy score {run} --clip-model {clip_model}",
+    ]
+    _print("".join(f"{recorded.printable(line)}\n" for line in lines), to_stderr=False)
+
+
 def _verified(folder: RunFolder) -> Verified:
     """What there is to find, with a progress bar on a terminal."""
     from tqdm import tqdm

@@ -134,7 +134,9 @@ def plan(
         by_category.setdefault(pair.category, []).append(pair)
     jobs = []
     for pair in pairs:
-        others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
+        others = []
+        if config.method in OTHERS_MATTER:
+            others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
         for alpha in alphas:
             method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
             if alpha != 0.0 and config.method in OTHERS_MATTER:
@@ -442,11 +444,13 @@ class RunFolder:
         *,
         faults: Mapping[int, str] | None = None,
         peak_bytes: int | None = None,
+        stage: str = "generate",
     ) -> None:
         """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index.
 
         ``faults``: a place in the batch to the reason why there is no picture: that is kept in the
-        image's place. ``peak_bytes``: the most memory of the device that was in use.
+        image's place. ``peak_bytes``: the most memory of the device that was in use. ``stage``: the
+        work that this is the outcome of.
         """
         faults = faults or {}
         rows, failed, touched = [], [], set()
@@ -468,7 +472,7 @@ class RunFolder:
             self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
             self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in rows])
             self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
-            self._add_work("generate", len(rows), seconds, peak_bytes)
+            self._add_work(stage, len(rows), seconds, peak_bytes)
 
     @_explained
     def read_image(self, wanted: Wanted) -> Images:

@@ -20,6 +20,7 @@ from typing import Any
 from analogy import lock
 from analogy.clip import find_judge
 from analogy.images import from_png
+from analogy.manifest import IMPORTED
 from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell
 from analogy.store import LOST, Command, ImageRow, Job, RunFolder
@@ -265,6 +266,11 @@ def _make_again(folder: RunFolder, command: Command, *, device: str | None, offl
 
 def _model(command: Command, offline: bool) -> ModelSource:
     config = command.config
+    if IMPORTED in command.model:
+        raise ModelError(
+            f"images of {command.model} are lost, and were imported: they cannot be made again; "
+            "give 'python -m analogy import' their manifest again"
+        )
     name = config.model.removesuffix(f"+{command.lora}")
     model = find_pipeline(name, dtype=config.dtype, offline=offline, lora=command.lora)
     _check_same("model", model.fingerprint, command.model)
