@@ -36,7 +36,7 @@ from analogy.models import (
     sampling,
     shipped,
 )
-from analogy.options import OptionError
+from analogy.options import OptionError, parse_device
 from analogy.pairs import categories, load_pairs, select
 from analogy.quality import Quality
 from analogy.recorded import RESULTS_VERSION
@@ -138,7 +138,12 @@ class Study:
         fields of the configuration that have another value now, such as the device.
         """
         config = replace(command.config, **changed)
-        _device(config.device, gpu=False)
+        try:
+            _device(parse_device(config.device), gpu=False)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"--device: {error}") from None
         judge = judge or JudgeSource(config.clip_model, config.clip_pretrained, command.judge)
         model = model or ModelSource(folder.path, command.model)
         truth = _ground_truth(None, judge)

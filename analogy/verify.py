@@ -113,9 +113,9 @@ class Verified:
         yield from _some("leftover", list(self.leftovers))
         if self.is_whole:
             yield f"whole     every image is as it was written; the grid's {self.of:,} are complete"
-        elif self.damaged or self.strays or self.unscored:
+        if self.damaged or self.strays or (self.unscored and not self.missing):
             yield f"next      python -m analogy verify {self.path} --repair"
-        else:
+        if self.missing or self.failed:
             yield f"next      pytest benchmarks --run-dir {self.path} with the run's other options"
 
 

@@ -103,3 +103,13 @@ def test_a_run_of_old_without_its_command_is_told_what_to_do(path):
     result = run("score", path, "--clip-model", "embedded")
     assert result.exit_code == 4
     assert "give the run's command once again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("tpu", "--device: expected cpu, mps, cuda or cuda:N, got 'tpu'"), ("cuda:99", "--device")],
+)
+def test_a_device_that_is_not_there_is_said(path, device, said):
+    result = run("score", path, "--clip-model", "embedded", "--device", device)
+    assert result.exit_code == 2
+    assert said in result.stderr
