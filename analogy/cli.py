@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 import xml.etree.ElementTree as ElementTree
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,8 +22,15 @@ from analogy import baseline as baselines
 from analogy import recorded
 from analogy.baseline import Change, Comparison, NotComparableError, Outcome
 
+if TYPE_CHECKING:
+    from analogy.store import RunFolder
+    from analogy.verify import Verified
+
 COMPARISON_VERSION = 1
 """The schema version of what ``compare --json`` writes."""
+
+VERIFICATION_VERSION = 1
+"""The schema version of what ``verify --json`` writes."""
 
 UNDECIDED = "no cell has enough pairs and all its images"
 
@@ -40,9 +48,12 @@ class Exit(IntEnum):
 
     OK = 0
     REGRESSED = 1
+    NOT_WHOLE = 1  # the same code: of another verb
     USAGE = 2
     NOT_COMPARABLE = 3
+    UNREADABLE = 4
     INTERNAL = 70
+    INTERRUPTED = 130
 
 
 def main() -> None:
@@ -52,6 +63,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except KeyboardInterrupt:
+        print("analogy: interrupted; what was done is kept, the same command goes on from there",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(Exit.INTERRUPTED)
     except Exception:
         traceback.print_exc()
         print("analogy: an error of the suite's own, and no verdict; please report it",
@@ -155,6 +170,177 @@ def report(
     except (recorded.RecordedError, StoreError, OSError) as error:
         _refuse(Exit.USAGE, error)
     _print(f"report {output} written\n", to_stderr=False)
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make again what is damaged, and only that.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Where to repair [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the findings as JSON; - is stdout."),
+    ] = None,
+) -> None:
+    """Check that a run folder is whole: every image as it was written, the grid complete.
+
+    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 4 it cannot be read, or not
+    repaired.
+    """
+    from analogy import verify as verifying
+    from analogy.memory import MemoryFullError
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    done = None
+    try:
+        folder = RunFolder(run, read_only=True)
+        if repair:
+            folder.close()
+            folder = RunFolder(run)
+        found = _verified(folder)
+        if repair:
+            done = verifying.repair(folder, found, device=device, offline=offline)
+            found = _verified(folder)
+    except (StoreError, MemoryFullError, ValueError) as error:
+        _refuse(Exit.UNREADABLE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    code = Exit.OK if found.is_whole else Exit.NOT_WHOLE
+    data = {"schema_version": VERIFICATION_VERSION, "exit_code": int(code), **found.to_dict()}
+    _write(data, None, json_file, None)
+    lines = [*([] if done is None else done.lines()), *found.lines()]
+    text = "".join(f"{recorded.printable(line)}\n" for line in lines)
+    _print(text, to_stderr=json_file == "-")
+    raise typer.Exit(code)
+
+
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    clip_model: Annotated[str, typer.Option(help="The judge, as for pytest benchmarks.")],
+    clip_pretrained: Annotated[str | None, typer.Option(help="Its weights, likewise.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to score [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to [default: RUN/results-JUDGE.json]."),
+    ] = None,
+) -> None:
+    """Score a run's images by another judge, print the table and write the results.
+
+    Generates nothing and needs no model but the judge. RUN/results.json stays the run's own.
+
+    Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
+    """
+    from analogy.clip import find_judge
+    from analogy.models import go_offline
+    from analogy.report import text
+    from analogy.store import RunFolder, StoreError
+    from analogy.study import Study
+
+    try:
+        RunFolder(run, read_only=True).close()
+        if offline:
+            go_offline()
+        judge = find_judge(clip_model, clip_pretrained, offline=offline)
+        folder = RunFolder(run)
+    except StoreError as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    try:
+        changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
+        if device is not None:
+            changed["device"] = device
+        study = Study.latest(folder, judge=judge, **changed)
+        count = study.score(study.jobs())
+        study.record(folder.commands()[0].lora)
+        analysis = study.analysis()
+        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+        file = results or run / f"results-{name}.json"
+        recorded.write_results(study.results(analysis), file)
+    except (StoreError, OSError) as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    finally:
+        folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"judge     {judge.fingerprint}",
+        f"run       {run}: {count:,} images scored now",
+        *text.verdict_table(analysis),
+        *text.reading_notes(analysis),
+        f"results   {file}",
+    ]
+    _print("".join(f"{recorded.printable(line)}\n" for line in lines), to_stderr=False)
+
+
+@app.command("import")
+def import_(
+    run: Annotated[Path, typer.Argument(help="A run folder, new or not.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV or JSON lines: pair_id, alpha, seed, file [, method].")
+    ],
+    model_name: Annotated[str, typer.Option(help="What made the images.")],
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The pairs [default: the suite's own].")
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="The judge to come.")] = "embedded",
+    clip_pretrained: Annotated[str | None, typer.Option(help="Its weights.")] = None,
+) -> None:
+    """Bring images that other tools made into a run folder; 'score' then judges them.
+
+    Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
+    """
+    from analogy.clip import find_judge
+    from analogy.manifest import bring_in, read_manifest
+    from analogy.models import shipped
+    from analogy.pairs import load_pairs
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    try:
+        source = str(pairs or shipped("pairs.csv"))
+        entries, known = read_manifest(manifest), load_pairs(source)
+        judge = find_judge(clip_model, clip_pretrained)
+        folder = RunFolder(run)
+        study, new = bring_in(
+            folder, entries, known, judge, name=model_name, pairs_file=source,
+            clip_model=clip_model, clip_pretrained=clip_pretrained,
+        )  # fmt: skip
+    except StoreError as error:
+        _refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        _refuse(Exit.USAGE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
+        f"next      python -m analogy score {run} --clip-model {clip_model}",
+    ]
+    _print("".join(f"{recorded.printable(line)}\n" for line in lines), to_stderr=False)
+
+
+def _verified(folder: RunFolder) -> Verified:
+    """What there is to find, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    from analogy.verify import verify as verify_folder
+
+    with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:
+        return verify_folder(folder, bar.update)
 
 
 def table(comparison: Comparison) -> str:
@@ -301,11 +487,14 @@ def _counted(suite: ElementTree.Element) -> ElementTree.Element:
 
 
 def _write(
-    data: dict[str, Any], report: ElementTree.Element, json_file: str | None, junit: Path | None
+    data: dict[str, Any],
+    report: ElementTree.Element | None,
+    json_file: str | None,
+    junit: Path | None,
 ) -> None:
     """Write what was asked for; before anything is printed, so that a closed pipe loses nothing."""
     try:
-        if junit is not None:
+        if junit is not None and report is not None:
             ElementTree.indent(report)
             junit.parent.mkdir(parents=True, exist_ok=True)
             junit.write_bytes(ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n")

@@ -255,8 +255,16 @@ def _in_order(
 
 
 def _even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
-    """As few batches as ``size`` allows, of equal size up to one: no small last batch."""
-    if not jobs:
-        return []
-    count = -(-len(jobs) // size)
-    return [jobs[i * len(jobs) // count : (i + 1) * len(jobs) // count] for i in range(count)]
+    """As few batches as ``size`` allows, of equal size up to one: no small last batch.
+
+    What is left after some of them is divided just the same, so that a run that was killed goes on
+    with the batches of one that was not: rounding depends on a batch's size.
+    """
+    batches = []
+    start = 0
+    while start < len(jobs):
+        left = len(jobs) - start
+        count = -(-left // size)
+        batches.append(jobs[start : start + -(-left // count)])
+        start += len(batches[-1])
+    return batches

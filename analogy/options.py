@@ -91,7 +91,8 @@ def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return parse_list
 
 
-def _device(text: str) -> str:
+def parse_device(text: str) -> str:
+    """The name of a device; another text is a ``ValueError``."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
         raise ValueError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
     return text
@@ -123,8 +124,8 @@ def _limits(text: str) -> tuple[Limit, ...]:
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
            "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
-    Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]", parse=_device,
-           metavar="DEVICE"),
+    Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]",
+           parse=parse_device, metavar="DEVICE"),
     Option("--offline", "never touch the network; a file that is not on this machine is an error "
            "that names the command that fetches it", default=False),
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "

@@ -44,7 +44,7 @@ class Bench:
 
     ``baseline``: comparable results of an earlier run, or None; ``note`` says which or why not.
     ``update``: where this run's results become the baseline. ``is_strict``: no cell is expected to
-    fail. ``limits``: what quality metrics must be.
+    fail. ``limits``: what quality metrics must be. ``lost``: why results could not be written.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Bench:
         self.planned: set[Cell] = set()
         self.known: set[Cell] = set()
         self.changes: list[Change] = []
+        self.lost: str | None = None
         self._bar: tqdm[Any] | None = None
 
     def known_verdict(self, cell: Cell | None) -> str | None:
@@ -320,14 +321,9 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
 
 def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> None:
     """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
-    from analogy.memory import MemoryFullError
-
     study = bench.study
-    try:
-        with uncaptured(request.config):
-            study.generate(jobs, bench.report)
-    except MemoryFullError as error:  # no cell's fault, and the next one's would be the same
-        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+    with uncaptured(request.config):
+        study.generate(jobs, bench.report)
     unscored = study.unscored(jobs)
     if not unscored:
         return
@@ -339,30 +335,54 @@ def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> No
     benchmark.extra_info.update(images=count, images_per_s=rate)  # type: ignore[attr-defined]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """End the session where the machine fails: no cell's fault, and the next one's is the same."""
+    if "bench" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    from analogy.memory import MemoryFullError
+    from analogy.store import StoreError
+
+    try:
+        return (yield)
+    except (MemoryFullError, StoreError) as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """Write results.json, and the baseline if asked to, whatever has been measured so far."""
     bench = session.config.stash.get(_BENCH, None)
     if bench is not None:
-        from analogy.baseline import BaselineError, write
-        from analogy.recorded import RESULTS_NAME, write_results
+        from analogy.store import StoreError
 
-        study = bench.study
-        analysis = session.config.stash[_ANALYSIS] = study.analysis()
-        results = study.results(analysis)
-        write_results(results, study.folder.path / RESULTS_NAME)
-        values = session.config.stash[_VALUES]
-        write_results(results, Path(values["results"]))
-        if values["report"]:
-            _write_report(bench, results, Path(values["report"]))
-        if bench.update is not None:
-            try:
-                write(results, bench.update)
-                bench.note = f"written to {bench.update}"
-            except BaselineError as error:
-                bench.note = f"NOT written: {error}"
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        try:
+            _write_results(bench, session)
+        except (StoreError, OSError) as error:
+            bench.lost = str(error)
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     return (yield)
+
+
+def _write_results(bench: Bench, session: pytest.Session) -> None:
+    from analogy.baseline import BaselineError, write
+    from analogy.recorded import RESULTS_NAME, write_results
+
+    study = bench.study
+    analysis = session.config.stash[_ANALYSIS] = study.analysis()
+    results = study.results(analysis)
+    write_results(results, study.folder.path / RESULTS_NAME)
+    values = session.config.stash[_VALUES]
+    write_results(results, Path(values["results"]))
+    if values["report"]:
+        _write_report(bench, results, Path(values["report"]))
+    if bench.update is not None:
+        try:
+            write(results, bench.update)
+            bench.note = f"written to {bench.update}"
+        except BaselineError as error:
+            bench.note = f"NOT written: {error}"
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:
@@ -376,11 +396,27 @@ def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:
     write_report(results, path, folder=bench.study.folder.path, comparison=comparison)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table: category x alpha, the control among them, and the whole."""
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let others write to the run folder."""
+    bench = config.stash.get(_BENCH, None)
+    if bench is not None:
+        bench.study.folder.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """The table: category x alpha, the control among them, and the whole; or how to go on."""
     config = terminalreporter.config
     bench, analysis = config.stash.get(_BENCH, None), config.stash.get(_ANALYSIS, None)
-    if bench is None or analysis is None:
+    if bench is None:
+        return
+    if bench.lost is not None:
+        terminalreporter.write_line(f"results   NOT written: {bench.lost}", red=True)
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        terminalreporter.write_line(
+            f"interrupted: what was done is kept in {bench.study.folder.path}; the same command "
+            "goes on from there"
+        )
+    if analysis is None:
         return
     from analogy.report import text
 
@@ -416,6 +452,8 @@ def _heading(bench: Bench) -> Iterator[str]:
         f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
     )
     yield f"run       {study.folder.path}"
+    if study.folder.note:
+        yield f"note      {study.folder.note}"
     yield f"baseline  {bench.note}"
     if bench.baseline is not None:
         different = subject_differences(bench.baseline, of_header(study.header()))

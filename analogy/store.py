@@ -1,9 +1,10 @@
 """The run folder: which images and scores there are, so that a killed run loses nothing.
 
-Layout::
+Layout (docs/run-folder.md)::
 
-    <run>/index.sqlite     images, scores, work done, and the configuration (SQLite, WAL)
+    <run>/index.sqlite     images, scores, work done, and the configurations (SQLite, WAL)
     <run>/images/ab/<key>.png
+    <run>/writer.lock, writer.json     the lock of the one process that writes, and who that is
 
 An image is written under another name, flushed and renamed, and only then named in the index, one
 transaction a batch: what the index names exists. A key is a digest of all that produced the image,
@@ -12,25 +13,32 @@ so an image of another model, dtype or step count is never taken for this run's.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timezone
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy.files import write_atomically
+from analogy.files import flush_folder, write_atomically
 from analogy.images import Images, from_png, to_png
+from analogy.lock import LockedError, WriterLock
 from analogy.records import Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
 
 SCHEMA_VERSION = 2
+
+#: What stands before the reason of an image that was there once and is to be made again.
+LOST = "lost: "
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -51,7 +59,11 @@ CREATE TABLE IF NOT EXISTS metrics (
 CREATE TABLE IF NOT EXISTS work (
     stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, peak_bytes INTEGER,
     done TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS commands (
+    digest TEXT PRIMARY KEY, config TEXT NOT NULL, pairs TEXT NOT NULL, model TEXT NOT NULL,
+    judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
 """
+_OF_IMAGES = ("scores", "features", "metrics")
 
 
 class StoreError(RuntimeError):
@@ -122,7 +134,9 @@ def plan(
         by_category.setdefault(pair.category, []).append(pair)
     jobs = []
     for pair in pairs:
-        others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
+        others = []
+        if config.method in OTHERS_MATTER:
+            others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
         for alpha in alphas:
             method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
             if alpha != 0.0 and config.method in OTHERS_MATTER:
@@ -149,60 +163,269 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     return digest(sorted([pair.id, *content(pair)] for pair in pairs))
 
 
-class RunFolder:
-    """Images, scores and timings of a run. Opened for writing by one process at a time."""
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A configuration that a command ran on a folder, with what it then stood for.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``pairs``: those that were chosen; ``model`` and ``judge``: fingerprints; ``lora``: its option.
+    From these the grid is known without any model, and the study can be opened again.
+    """
+
+    config: RunConfig
+    pairs: tuple[Pair, ...]
+    model: str
+    judge: str
+    scheduler: str
+    lora: str | None = None
+
+    def jobs(self) -> list[Job]:
+        """The grid's jobs, with the random control's, each key once."""
+        runs = [self.config]
+        if self.config.control:
+            runs.append(replace(self.config, method="random"))
+        jobs = {
+            job.key: job
+            for run in runs
+            for job in plan(run, self.model, self.scheduler, self.pairs, run.grid_alphas)
+        }
+        return list(jobs.values())
+
+
+class ImageRow(NamedTuple):
+    """What the index has of an image: ``what`` is JSON, ``path`` relative to the folder."""
+
+    key: str
+    what: str
+    path: str
+    sha256: str
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _explained(
+    method: Callable[Concatenate[RunFolder, P], T],
+) -> Callable[Concatenate[RunFolder, P], T]:
+    """What the disk or SQLite refuses becomes a :class:`StoreError` that says what to do."""
+
+    @wraps(method)
+    def call(self: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            (path / "images").mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path / "index.sqlite", timeout=30.0)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.executescript(_SCHEMA)
-            version = self._meta("schema_version")
-        except (OSError, ValueError, sqlite3.Error) as error:
+            return method(self, *args, **kwargs)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of our own making
+            raise
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise StoreError(f"run folder {self.path}: {_advice(error)}") from error
+
+    return call
+
+
+def _advice(error: OSError | sqlite3.DatabaseError) -> str:
+    """What happened, that nothing is lost by it, and what to do."""
+    number, text = getattr(error, "errno", None), str(error)
+    again = "What was done before is kept"
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+        return f"the disk is full ({text}). {again}: free space and give the same command again"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "readonly" in text:
+        return (
+            f"expected a folder that can be written ({text}). {again}: give this user the right to "
+            "write there, and the same command again"
+        )
+    if isinstance(error, (OSError, sqlite3.OperationalError)):
+        return f"{text}. {again}: see to the disk, and give the same command again"
+    return (
+        f"its index is damaged ({text}). Bring index.sqlite back from a copy, save what can be "
+        "read with 'sqlite3 index.sqlite .recover | sqlite3 new.sqlite', or delete index.sqlite "
+        "and index.sqlite-wal to start anew"
+    )
+
+
+class RunFolder:
+    """Images, scores and timings of a run. Opened for writing by one process at a time.
+
+    ``read_only``: for those that only look; they need no right to write, and never wait. ``note``
+    says if the lock was taken over from a process that died. Whatever the disk or the index
+    refuses is a :class:`StoreError`.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.note: str | None = None
+        self._lock: WriterLock | None = None
+        try:
+            if read_only:
+                self._db = _connected_to_read(path)
+            else:
+                (path / "images").mkdir(parents=True, exist_ok=True)
+                self._lock = WriterLock(path)
+                self._db = sqlite3.connect(path / "index.sqlite", timeout=30.0)
+        except LockedError as error:
             raise StoreError(
-                f"run folder {path}: expected a folder that can be written, with this suite's "
-                f"index or none ({error}); choose another with --run-dir"
+                f"run folder {path}: expected no other writer, but {error} writes to it; wait "
+                "until it is done, stop it, or choose another folder with --run-dir"
             ) from error
-        if version is None:
-            self._set_meta("schema_version", SCHEMA_VERSION)
-        elif version != SCHEMA_VERSION:
-            raise StoreError(
-                f"run folder {path}: expected schema version {SCHEMA_VERSION}, got {version}; "
-                "it was written by another version of this suite: choose another with --run-dir"
+        except (OSError, sqlite3.Error) as error:
+            self._release()
+            raise self._unusable(error, read_only=read_only) from error
+        try:
+            version = self._meta("schema_version") if self._has_table("meta") else None
+            if version not in (None, SCHEMA_VERSION):
+                raise StoreError(
+                    f"run folder {path}: expected schema version {SCHEMA_VERSION}, got {version}; "
+                    "it was written by another version of this suite: choose another with "
+                    "--run-dir, or use that version"
+                )
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.executescript(_SCHEMA)
+                if version is None:
+                    with self._db:
+                        self._set_meta("schema_version", SCHEMA_VERSION)
+            elif version is None:
+                raise ValueError("no schema version in it")
+        except (OSError, ValueError, sqlite3.Error) as error:
+            self.close()
+            raise self._unusable(error, read_only=read_only) from error
+        except BaseException:
+            self.close()
+            raise
+        if self._lock is not None and self._lock.dead is not None:
+            self.note = (
+                f"the last writer ended without closing it ({self._lock.dead}); what it had "
+                "recorded is whole, and this run goes on from there"
             )
 
+    def _unusable(self, error: Exception, *, read_only: bool) -> StoreError:
+        if "malformed" in str(error) and isinstance(error, sqlite3.DatabaseError):
+            return StoreError(f"run folder {self.path}: {_advice(error)}")
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return StoreError(f"run folder {self.path}: {_advice(error)}")  # type: ignore[arg-type]
+        wanted = "a run folder of this suite that can be read"
+        do = "check the path"
+        if not read_only:
+            wanted = "a folder that can be written, with this suite's index or none"
+            do = "choose another with --run-dir"
+        return StoreError(f"run folder {self.path}: expected {wanted} ({error}); {do}")
+
     def close(self) -> None:
-        """Close the index."""
+        """Close the index, and let others write."""
         self._db.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _has_table(self, name: str) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return self._db.execute(query, (name,)).fetchone() is not None
 
     def _meta(self, name: str) -> Any:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def _set_meta(self, name: str, value: Any) -> None:
-        with self._db:
-            self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
+        self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
+    @_explained
     def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         """Keep the configuration and provenance of the latest command on this folder."""
-        self._set_meta("config", config.to_dict())
-        self._set_meta("provenance", dict(provenance))
+        with self._db:
+            self._set_meta("config", config.to_dict())
+            self._set_meta("provenance", dict(provenance))
 
-    def record_pairs(self, pairs: Iterable[Pair]) -> None:
-        """Keep the pairs of the latest command on this folder, for those who look at its images."""
-        self._set_meta("pairs", [asdict(pair) for pair in pairs])
+    @_explained
+    def record_command(self, command: Command) -> None:
+        """Keep what a command ran: once, however often it is given."""
+        pairs = [astuple(pair) for pair in command.pairs]
+        row = (
+            json.dumps(command.config.to_dict()), json.dumps(pairs, ensure_ascii=False),
+            command.model, command.judge, command.scheduler, command.lora,
+        )  # fmt: skip
+        name = digest(row)
+        with self._db:
+            self._db.execute(
+                "INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (name, *row, _now()),
+            )
+            self._set_meta("command", name)
 
-    def pairs(self) -> list[Pair]:
-        """The pairs of the latest command; none in a folder of an earlier suite."""
-        return [Pair(**values) for values in self._meta("pairs") or ()]
+    @_explained
+    def commands(self) -> list[Command]:
+        """What commands ran on this folder, the latest first; none in a folder of old."""
+        if not self._has_table("commands"):
+            return []
+        rows = self._db.execute(
+            "SELECT config, pairs, model, judge, scheduler, lora FROM commands "
+            "ORDER BY digest = ? DESC, rowid DESC",
+            (self._meta("command"),),
+        )
+        try:
+            return [
+                Command(
+                    RunConfig.from_dict(json.loads(config)),
+                    tuple(Pair(*pair) for pair in json.loads(pairs)),
+                    *rest,
+                )
+                for config, pairs, *rest in rows
+            ]
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"run folder {self.path}: the configuration that its index keeps cannot be read "
+                f"({error}); give the run's command again, which keeps it anew"
+            ) from error
 
+    @_explained
+    def check_index(self) -> None:
+        """Have SQLite check its own file; damage is a :class:`StoreError`. Linear in its size."""
+        (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+
+    @_explained
+    def image_rows(self) -> list[ImageRow]:
+        """All images that the index names."""
+        query = "SELECT key, what, path, sha256 FROM images ORDER BY rowid"
+        return [ImageRow(*row) for row in self._db.execute(query)]
+
+    @_explained
+    def without_owner(self) -> dict[str, int]:
+        """Table to its rows of images that the index does not name, where there are some."""
+        counts = {
+            table: self._db.execute(
+                f"SELECT COUNT(*) FROM {table} WHERE key NOT IN (SELECT key FROM images)"
+            ).fetchone()[0]
+            for table in _OF_IMAGES
+        }
+        return {table: count for table, count in counts.items() if count}
+
+    @_explained
+    def remove(self, lost: Iterable[tuple[ImageRow, str]]) -> None:
+        """Take images out of the index, with all that was found on them, in one transaction.
+
+        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
+        of the same pair and seed go too: they compare with the control, which may be among these.
+        Rows that belong to no image go as well.
+        """
+        lost = list(lost)
+        compared = {_compared(row) for row, _ in lost}
+        stale = [row[:1] for row in self.image_rows() if _compared(row) in compared]
+        failed = [(row.key, row.what, LOST + reason, _now()) for row, reason in lost]
+        with self._db:
+            self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
+            self._db.executemany("DELETE FROM metrics WHERE key = ?", stale)
+            self._db.executemany("DELETE FROM images WHERE key = ?", [row[:1] for row, _ in lost])
+            for table in _OF_IMAGES:
+                self._db.execute(f"DELETE FROM {table} WHERE key NOT IN (SELECT key FROM images)")
+
+    @_explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:
         """Those whose image is not there yet, because nobody tried or because it failed."""
         have = {row[0] for row in self._db.execute("SELECT key FROM images")}
         return [each for each in wanted if each.key not in have]
 
+    @_explained
     def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
         """Those with an image that this judge has not scored yet."""
         rows = self._db.execute(
@@ -211,11 +434,13 @@ class RunFolder:
         open_ = {row[0] for row in rows}
         return [each for each in wanted if each.key in open_]
 
+    @_explained
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
         """Those whose generation failed when it was last tried, each with the reason."""
         reasons = dict(self._db.execute("SELECT key, reason FROM failures"))
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
 
+    @_explained
     def add_images(
         self,
         wanted: Sequence[Wanted],
@@ -224,14 +449,16 @@ class RunFolder:
         *,
         faults: Mapping[int, str] | None = None,
         peak_bytes: int | None = None,
+        stage: str = "generate",
     ) -> None:
         """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index.
 
         ``faults``: a place in the batch to the reason why there is no picture: that is kept in the
-        image's place. ``peak_bytes``: the most memory of the device that was in use.
+        image's place. ``peak_bytes``: the most memory of the device that was in use. ``stage``: the
+        work that this is the outcome of.
         """
         faults = faults or {}
-        rows, failed = [], []
+        rows, failed, touched = [], [], set()
         for i, (each, image) in enumerate(zip(wanted, images, strict=True)):
             what = json.dumps(each.what, sort_keys=True, ensure_ascii=False)
             if i in faults:
@@ -241,14 +468,18 @@ class RunFolder:
             path = self._image_path(each.key)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, data)
+            touched.add(path.parent)
             name = path.relative_to(self.path).as_posix()
             rows.append((each.key, what, name, hashlib.sha256(data).hexdigest(), _now()))
+        for parent in touched:
+            flush_folder(parent)
         with self._db:
             self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
             self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in rows])
             self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
-            self._add_work("generate", len(rows), seconds, peak_bytes)
+            self._add_work(stage, len(rows), seconds, peak_bytes)
 
+    @_explained
     def read_image(self, wanted: Wanted) -> Images:
         """One image, uint8 HWC. A file that is missing or changed is a :class:`StoreError`."""
         query = "SELECT path, sha256 FROM images WHERE key = ?"
@@ -262,15 +493,16 @@ class RunFolder:
         except OSError as error:
             raise StoreError(
                 f"{path}: the index names this image but it cannot be read ({error}); "
-                f"delete {self.path / 'index.sqlite'} to start the run anew"
+                f"'python -m analogy verify {self.path} --repair' makes it again"
             ) from error
         if hashlib.sha256(data).hexdigest() != row[1]:
             raise StoreError(
                 f"{path}: the image is not the one that was written (SHA-256 differs); "
-                f"delete {self.path / 'index.sqlite'} to start the run anew"
+                f"'python -m analogy verify {self.path} --repair' makes it again"
             )
         return from_png(data)
 
+    @_explained
     def add_scores(
         self,
         wanted: Sequence[Wanted],
@@ -294,6 +526,7 @@ class RunFolder:
             self._db.executemany("REPLACE INTO features VALUES (?, ?, ?)", vectors)
             self._add_work("score", len(values), seconds)
 
+    @_explained
     def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
         """A row per scored job: pair_id, category, alpha, seed, margin, cos_target, cos_source."""
         rows = self._db.execute(
@@ -311,6 +544,7 @@ class RunFolder:
             ],
         )  # fmt: skip
 
+    @_explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
         """What this judge saw of those images that it has scored: key to ``(dim,)``."""
         rows = self._db.execute("SELECT key, vector FROM features WHERE judge = ?", (judge,))
@@ -319,17 +553,20 @@ class RunFolder:
             each.key: np.frombuffer(have[each.key], "<f4") for each in wanted if each.key in have
         }
 
+    @_explained
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
         """Keep a metric's value for each image, by key. ``metric`` says all that it depends on."""
         rows = [(key, metric, value) for key, value in values.items()]
         with self._db:
             self._db.executemany("REPLACE INTO metrics VALUES (?, ?, ?)", rows)
 
+    @_explained
     def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
         """The values that are kept, by key."""
         have = dict(self._db.execute("SELECT key, value FROM metrics WHERE metric = ?", (metric,)))
         return {each.key: have[each.key] for each in wanted if each.key in have}
 
+    @_explained
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
         images, seconds = self._db.execute(
@@ -337,6 +574,7 @@ class RunFolder:
         ).fetchone()
         return images / seconds if seconds else None
 
+    @_explained
     def peak_memory(self) -> int | None:
         """The most bytes of a device that generating took, None where that was not measured."""
         (most,) = self._db.execute("SELECT MAX(peak_bytes) FROM work").fetchone()
@@ -350,6 +588,30 @@ class RunFolder:
 
     def _image_path(self, key: str) -> Path:
         return self.path / "images" / key[:2] / f"{key}.png"
+
+
+def _compared(row: ImageRow) -> tuple[Any, Any]:
+    """What an image's comparison with its control goes by: its pair and seed."""
+    what = json.loads(row.what)
+    return what.get("pair_id"), what.get("seed")
+
+
+def _connected_to_read(path: Path) -> sqlite3.Connection:
+    """The index, never written to. Where there is no log to read, its folder may be read-only."""
+    index = path / "index.sqlite"
+    if not index.is_file():
+        raise FileNotFoundError(f"there is no {index.name} in it")
+    uri = f"file:{quote(str(index.absolute()))}?mode=ro"
+    db = sqlite3.connect(uri, uri=True, timeout=30.0)
+    try:
+        db.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()
+    except sqlite3.OperationalError:  # WAL wants a file beside it; with nothing in it, it need not
+        db.close()
+        log = path / "index.sqlite-wal"
+        if log.is_file() and log.stat().st_size:
+            raise
+        db = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+    return db
 
 
 def _now() -> str:

@@ -36,14 +36,23 @@ from analogy.models import (
     sampling,
     shipped,
 )
-from analogy.options import OptionError
+from analogy.options import OptionError, parse_device
 from analogy.pairs import categories, load_pairs, select
 from analogy.quality import Quality
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
-from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, pairs_digest, plan
+from analogy.store import (
+    SCHEMA_VERSION,
+    Command,
+    Job,
+    RunFolder,
+    StoreError,
+    digest,
+    pairs_digest,
+    plan,
+)
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -56,7 +65,8 @@ class Study:
 
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
-    ground truth for this judge, None where there are none.
+    ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
+    says unless given.
     """
 
     def __init__(
@@ -67,6 +77,8 @@ class Study:
         judge: JudgeSource,
         folder: RunFolder,
         truth: GroundTruth | None = None,
+        *,
+        scheduler: str | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
@@ -76,7 +88,7 @@ class Study:
         self.truth = truth
         self._ceilings: dict[str, Ceiling | None] = {}
         self._analysed: tuple[Any, Analysis] | None = None
-        self.scheduler = scheduler_of(model.folder)
+        self.scheduler = scheduler or scheduler_of(model.folder)
         self.worker = Worker(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
         self.quality = Quality(
@@ -106,9 +118,61 @@ class Study:
             config, model, judge, scheduler
         )
         study = cls(config, pairs, model, judge, RunFolder(Path(path)), truth)
-        study.folder.record_config(config, study.provenance())
-        study.folder.record_pairs(pairs)
+        study.record(values["lora"])
         return study
+
+    @classmethod
+    def reopen(
+        cls,
+        folder: RunFolder,
+        command: Command,
+        *,
+        model: ModelSource | None = None,
+        judge: JudgeSource | None = None,
+        **changed: Any,
+    ) -> Study:
+        """The study of an earlier command, from what its run folder keeps; loads and looks for
+        nothing.
+
+        Without ``model`` and ``judge`` it cannot generate or score what is missing. ``changed``:
+        fields of the configuration that have another value now, such as the device.
+        """
+        config = replace(command.config, **changed)
+        try:
+            _device(parse_device(config.device), gpu=False)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"--device: {error}") from None
+        judge = judge or JudgeSource(config.clip_model, config.clip_pretrained, command.judge)
+        model = model or ModelSource(folder.path, command.model)
+        truth = _ground_truth(None, judge)
+        return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
+
+    @classmethod
+    def latest(cls, folder: RunFolder, *, judge: JudgeSource, **changed: Any) -> Study:
+        """The study of the latest command, with another judge; it generates nothing."""
+        commands = folder.commands()
+        if not commands:
+            raise StoreError(
+                f"run folder {folder.path}: expected the configuration of a command, got none; "
+                "give the run's command once again, which keeps it"
+            )
+        return cls.reopen(folder, commands[0], judge=judge, **changed)
+
+    def record(self, lora: str | None) -> None:
+        """Keep this configuration in the run folder as its latest."""
+        self.folder.record_config(self.config, self.provenance())
+        self.folder.record_command(
+            Command(
+                self.config,
+                tuple(self.pairs),
+                self.model.fingerprint,
+                self.judge.fingerprint,
+                self.scheduler,
+                lora,
+            )
+        )
 
     @property
     def categories(self) -> list[str]:

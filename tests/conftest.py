@@ -91,7 +91,10 @@ def config():
 
 @pytest.fixture
 def make_study(tmp_path, config, pairs, model_source, judge_source):
-    """Build a study without images; its run folder is new unless ``folder`` names one."""
+    """Build a study without images; its run folder is new unless ``folder`` names one.
+
+    That one's earlier study is closed: a folder has one writer.
+    """
     made = []
 
     def build(
@@ -103,6 +106,9 @@ def make_study(tmp_path, config, pairs, model_source, judge_source):
         **settings,
     ) -> Study:
         folder = folder or tmp_path / f"run-{len(made)}"
+        for earlier in made:
+            if earlier.folder.path == folder:
+                earlier.folder.close()
         study = Study(replace(config, **settings), pairs, model, judge, RunFolder(folder))
         made.append(study)
         return study
@@ -122,3 +128,16 @@ def fill():
         study.folder.add_scores(jobs, study.judge.fingerprint, rows, 0.5)
 
     return fill_scores
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A complete run in the folder ``run``: two categories of six pairs, by another process."""
+    import processes
+
+    path = tmp_path_factory.mktemp("whole")
+    processes.write_pairs(path)
+    process, connection = processes.start(processes.run, path)
+    processes.wait_for(connection, "done")
+    process.join(30)
+    return path

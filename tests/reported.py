@@ -32,7 +32,7 @@ def draw(study, jobs=None, *, margin=margin, faults=()):
     """Put images and scores of ``jobs`` into a study's folder; those of ``faults`` failed."""
     jobs = study.jobs() if jobs is None else jobs
     images = np.stack([picture(job, study.config.size) for job in jobs])
-    study.folder.record_pairs(study.pairs)
+    study.record(None)
     study.folder.add_images(jobs, images, 1.0, faults={jobs.index(job): "black" for job in faults})
     scored = [job for job in jobs if job not in faults]
     rows = [(margin(job), 0.0, margin(job)) for job in scored]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from analogy.memory import MemoryFullError
 from analogy.models import shipped
 from analogy.recorded import RESULTS_VERSION, read
 from analogy.records import Estimate
+from analogy.store import RunFolder
 
 pytest_plugins = ["pytester"]
 
@@ -265,6 +267,9 @@ def test_an_interrupted_run_continues_with_the_same_command(bench, eight, monkey
     interrupting = True
     cut = bench(*command)
     assert cut.ret == pytest.ExitCode.INTERRUPTED
+    cut.stdout.fnmatch_lines(
+        ["interrupted: what was done is kept in run; the same command goes on from there"]
+    )
     assert sizes == [8]
     results = results_of(bench.path / "results.json")
     assert {cell["verdict"] for cell in results["cells"]} == {"incomplete"}
@@ -287,6 +292,61 @@ def test_an_interrupted_run_continues_with_the_same_command(bench, eight, monkey
     for path, digest in index(bench.path / "run", "SELECT path, sha256 FROM images"):
         assert hashlib.sha256((bench.path / "run" / path).read_bytes()).hexdigest() == digest
     assert results_of(bench.path / "results.json")["cells"] == finished["cells"]
+
+
+def test_a_disk_that_fills_ends_the_run_with_one_message(bench, eight, monkeypatch):
+    """No case's fault: no traceback, no failed case, and the exit code is no verdict's."""
+
+    written = []
+
+    def full(handle):
+        written.append(handle)
+        if len(written) > 4:  # the lock's record, and three images
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("analogy.files.os.fsync", full)
+        cut = bench(*eight, cases=("test_margin", "test_regression"))
+    assert cut.ret == pytest.ExitCode.INTERNAL_ERROR
+    output = cut.stdout.str()
+    message = "the disk is full ([Errno 28] No space left on device). What was done before is kept"
+    assert f"Exit: run folder run: {message}: free space and give the same command again" in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+    assert bench(*eight, "-q").ret != pytest.ExitCode.INTERNAL_ERROR
+    assert len(index(bench.path / "run", "SELECT * FROM images")) == 16
+
+
+def test_results_that_cannot_be_written_are_no_pass(bench, eight, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("analogy.recorded.write_atomically", full)
+    result = bench(*eight)
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["results   NOT written: *No space left on device*"])
+    result.stdout.fnmatch_lines(["color *"])  # the table all the same
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_a_folder_that_another_run_writes_to_is_refused(bench, eight):
+    held = RunFolder(bench.path / "run")
+    refused = bench(*eight)
+    held.close()
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stdout.fnmatch_lines(["*expected no other writer, but process * writes to it; wait*"])
+
+
+def test_an_image_that_is_damaged_before_it_is_scored_ends_the_run(bench, eight, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.Worker, "score", lambda *_: 0)
+        bench(*eight)
+    [path] = {path for (path,) in index(bench.path / "run", "SELECT path FROM images LIMIT 1")}
+    (bench.path / "run" / path).write_bytes(b"damaged")
+    cut = bench(*eight)
+    assert cut.ret == pytest.ExitCode.INTERNAL_ERROR
+    assert "'python -m analogy verify run --repair' makes it again" in cut.stdout.str()
+    assert "Traceback" not in cut.stdout.str()
 
 
 def test_an_interruption_of_the_scoring_keeps_the_images(bench, eight, monkeypatch):

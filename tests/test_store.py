@@ -189,13 +189,6 @@ def test_rates_are_over_all_work(folder, jobs):
     assert folder.rate("score") == 4.0
 
 
-def test_the_latest_pairs_are_kept(folder, pairs):
-    assert folder.pairs() == []
-    folder.record_pairs(pairs[:3])
-    folder.record_pairs(pairs[2:6])
-    assert RunFolder(folder.path).pairs() == pairs[2:6]
-
-
 def test_the_latest_configuration_is_kept(folder, config):
     folder.record_config(config, {"suite": "1"})
     folder.record_config(replace(config, steps=7), {"suite": "2"})
@@ -325,7 +318,7 @@ def test_an_image_that_was_never_made_is_said(folder, jobs):
 
 
 def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
-    """What the errors above tell the user to do."""
+    """What a damaged index's error tells the user to do."""
     folder.add_images(jobs, pictures(len(jobs)), 1.0)
     folder.close()
     (folder.path / "index.sqlite").unlink()
@@ -337,7 +330,8 @@ def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
 
 
 def test_a_folder_of_another_version_is_refused(folder):
-    folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
+    with folder._db:
+        folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
     folder.close()
     with pytest.raises(StoreError, match=r"expected schema version 2, got 3;.*--run-dir"):
         RunFolder(folder.path)

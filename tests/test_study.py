@@ -113,7 +113,9 @@ def test_one_folder_serves_all_runs_that_can_share_images(open_study, tmp_path, 
     monkeypatch.chdir(tmp_path)
 
     def folder(**given):
-        return open_study(run_dir=None, **given).folder.path
+        opened = open_study(run_dir=None, **given).folder
+        opened.close()
+        return opened.path
 
     first = folder()
     assert first.parent.as_posix() == ".analogy/runs"

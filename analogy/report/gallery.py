@@ -86,13 +86,14 @@ def gallery(
     items = _items(results, controls)
     if folder is None or not (folder / "index.sqlite").is_file():
         return Gallery(_bare(items), "No run folder: the pairs' margins without their images.")
-    store = RunFolder(folder)
+    store = RunFolder(folder, read_only=True)
     try:
         known: dict[str, Pair] = {}
-        for category, digest in recorded.measurement.pairs.items():
-            pairs = [pair for pair in store.pairs() if pair.category == category]
-            if pairs_digest(pairs) == digest:
-                known |= {pair.id: pair for pair in pairs}
+        for command in store.commands():
+            for category, digest in recorded.measurement.pairs.items():
+                pairs = [pair for pair in command.pairs if pair.category == category]
+                if pairs_digest(pairs) == digest:
+                    known |= {pair.id: pair for pair in pairs}
         try:
             config = RunConfig.from_dict(results["config"])
         except ValueError as error:

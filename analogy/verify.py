@@ -1,0 +1,285 @@
+"""Is a run folder whole and complete; and make whole what is not.
+
+Images are held to their recorded SHA-256 and decoded, rows to their images, and the grid of the
+latest command to what is there. Repairing takes out what is damaged and makes exactly that again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analogy import lock
+from analogy.clip import find_judge
+from analogy.images import from_png
+from analogy.manifest import IMPORTED
+from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
+from analogy.records import Cell
+from analogy.store import LOST, Command, ImageRow, Job, RunFolder
+from analogy.study import Study
+
+#: Images that are checked side by side, and lines of each kind that are printed.
+CHUNK = 1000
+SHOWN = 20
+
+# What this suite writes below images/; anything else there is the user's own.
+_OURS = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}\.png(\.\d+\.partial)?")
+
+Report = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """An image that is not what the index says, and why."""
+
+    row: ImageRow
+    reason: str
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The image in the words of its run."""
+        return dict(json.loads(self.row.what))
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found of a run folder.
+
+    ``leftovers``: files that no row names; a killed writer's, and no damage. ``strays``: table to
+    its rows of no image. ``missing`` and ``failed``: of the latest command's grid, whose size is
+    ``of``, None in a folder without a command. ``unscored``: images that the judge of some command
+    has not scored. ``writer``: who was writing meanwhile.
+    """
+
+    path: Path
+    images: int
+    damaged: Sequence[Damage]
+    leftovers: Sequence[str]
+    strays: Mapping[str, int]
+    of: int | None
+    missing: Sequence[Job]
+    failed: Sequence[tuple[Job, str]]
+    unscored: Sequence[Job]
+    writer: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is damaged and nothing of the grid is missing."""
+        lacking = (self.damaged, self.strays, self.missing, self.failed, self.unscored)
+        return self.of is not None and not any(lacking)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "run": str(self.path),
+            "whole": self.is_whole,
+            "images": self.images,
+            "grid": self.of,
+            "damaged": [
+                {**each.what, "path": each.row.path, "reason": each.reason} for each in self.damaged
+            ],
+            "rows_without_image": dict(self.strays),
+            "missing": [job.what for job in self.missing],
+            "failed": [{**job.what, "reason": reason} for job, reason in self.failed],
+            "unscored": [job.what for job in self.unscored],
+            "leftovers": list(self.leftovers),
+            "writer": self.writer,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """What was found, for people."""
+        yield f"run       {self.path}: {self.images:,} images in the index"
+        if self.writer:
+            yield f"writer    {self.writer} writes to it: leftovers may be its work in progress"
+        yield from _some(
+            "damaged", [f"{each.row.path} ({_said(each.what)}): {each.reason}"
+                        for each in self.damaged]
+        )  # fmt: skip
+        for table, count in self.strays.items():
+            yield f"stray     {count:,} rows of {table} belong to no image"
+        if self.of is None:
+            yield "grid      unknown: no configuration is kept; give the run's command once again"
+        yield from _by_cell("missing", self.missing)
+        yield from _some("failed", [f"{_said(job.what)}: {reason}" for job, reason in self.failed])
+        yield from _by_cell("unscored", self.unscored)
+        yield from _some("leftover", list(self.leftovers))
+        if self.is_whole:
+            yield f"whole     every image is as it was written; the grid's {self.of:,} are complete"
+        if self.damaged or self.strays or (self.unscored and not self.missing):
+            yield f"next      python -m analogy verify {self.path} --repair"
+        if self.missing or self.failed:
+            yield f"next      pytest benchmarks --run-dir {self.path} with the run's other options"
+
+
+def _said(what: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in what.items())
+
+
+def _some(kind: str, texts: Sequence[str]) -> Iterator[str]:
+    for text in texts[:SHOWN]:
+        yield f"{kind:<9} {text}"
+    if len(texts) > SHOWN:
+        yield f"{kind:<9} ... and {len(texts) - SHOWN:,} more"
+
+
+def _by_cell(kind: str, jobs: Sequence[Job]) -> Iterator[str]:
+    counts = Counter(f"{Cell(job.pair.category, job.alpha)}" for job in jobs)
+    yield from _some(kind, [f"{cell}: {count:,} images" for cell, count in counts.items()])
+
+
+def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
+    """Check the index, every image, and the grid of the latest command; changes nothing.
+
+    Linear in the images. Raises ``StoreError`` where the index cannot be read.
+    """
+    folder.check_index()
+    rows = folder.image_rows()
+    damaged = []
+    with ThreadPoolExecutor() as threads:
+        for i in range(0, len(rows), CHUNK):
+            chunk = rows[i : i + CHUNK]
+            reasons = threads.map(lambda row: _fault(folder.path, row), chunk)
+            damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
+            report(len(chunk))
+    commands = folder.commands()
+    jobs = commands[0].jobs() if commands else []
+    unscored = {
+        (job.key, command.judge): job
+        for command in commands
+        for job in folder.without_score(command.jobs(), command.judge)
+    }
+    failed = folder.failures(jobs)
+    tried = {job.key for job, _ in failed}
+    writer = lock.owner(folder.path)
+    is_other = writer is not None and writer.pid != os.getpid() and writer.may_be_alive
+    return Verified(
+        path=folder.path,
+        images=len(rows),
+        damaged=damaged,
+        leftovers=_leftovers(folder.path, {row.path for row in rows}),
+        strays=folder.without_owner(),
+        of=len(jobs) if commands else None,
+        missing=[job for job in folder.without_image(jobs) if job.key not in tried],
+        failed=failed,
+        unscored=list(unscored.values()),
+        writer=str(writer) if is_other else None,
+    )
+
+
+def _fault(folder: Path, row: ImageRow) -> str | None:
+    """Why a file is not the image that was written, None if it is."""
+    if not _OURS.fullmatch(row.path.removeprefix("images/")):
+        return "the index names a place where this suite writes no images"
+    try:
+        data = (folder / row.path).read_bytes()
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    if hashlib.sha256(data).hexdigest() != row.sha256:
+        return f"it is not what was written (SHA-256 differs; {len(data):,} bytes)"
+    try:
+        from_png(data)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damage
+        return f"it is no PNG that decodes ({error})"
+    return None
+
+
+def _leftovers(folder: Path, named: set[str]) -> list[str]:
+    found = [path for path in (folder / "images").rglob("*") if not path.is_dir()]
+    found += folder.glob("*.partial")
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if name not in named)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair came to: images made again that are the same bit for bit, or are not; and
+    leftover files that were removed.
+    """
+
+    same: int
+    different: int
+    removed: int
+
+    def lines(self) -> Iterator[str]:
+        """What was done, for people."""
+        yield f"repaired  {self.same + self.different:,} images, {self.removed:,} leftovers removed"
+        if self.different:
+            yield (
+                f"note      {self.different:,} of them differ from what they were: made in another "
+                "batch, or by another device or library; write the results anew with pytest "
+                "benchmarks and the run's options"
+            )
+
+
+def repair(
+    folder: RunFolder, found: Verified, *, device: str | None = None, offline: bool = False
+) -> Repaired:
+    """Take out what is damaged, with its scores and metrics, and make exactly that again.
+
+    Goes on with a repair that was killed. Images without scores are scored, by the judges of all
+    commands that ran on the folder. ``device``: where, if not where they were made. Raises
+    ``ModelError`` where a model's files are not what they were, and else what a run raises.
+    """
+    was = {each.row.key: each.row.sha256 for each in found.damaged}
+    if was or found.strays:
+        folder.remove((each.row, each.reason) for each in found.damaged)
+    removed = 0
+    for name in [*found.leftovers, *(each.row.path for each in found.damaged)]:
+        if _OURS.fullmatch(name.removeprefix("images/")) or name.endswith(".partial"):
+            (folder.path / name).unlink(missing_ok=True)
+            removed += name in found.leftovers
+    for command in folder.commands():
+        _make_again(folder, command, device=device, offline=offline)
+    now = {row.key: row.sha256 for row in folder.image_rows()}
+    same = sum(now.get(key) == sha256 for key, sha256 in was.items())
+    return Repaired(same, sum(key in now for key in was) - same, removed)
+
+
+def _make_again(folder: RunFolder, command: Command, *, device: str | None, offline: bool) -> None:
+    """The lost images of one command, and what its judge has not scored."""
+    jobs = command.jobs()
+    lost = [job for job, reason in folder.failures(jobs) if reason.startswith(LOST)]
+    if not lost and not folder.without_score(jobs, command.judge):
+        return
+    config = command.config
+    if offline:
+        go_offline()
+    judge = find_judge(config.clip_model, config.clip_pretrained, offline=offline)
+    _check_same("judge", judge.fingerprint, command.judge)
+    changed = {} if device is None else {"device": device}
+    study = Study.reopen(
+        folder, command, model=_model(command, offline) if lost else None, judge=judge, **changed
+    )
+    study.generate(lost)
+    study.score(study.jobs())
+
+
+def _model(command: Command, offline: bool) -> ModelSource:
+    config = command.config
+    if IMPORTED in command.model:
+        raise ModelError(
+            f"images of {command.model} are lost, and were imported: they cannot be made again; "
+            "give 'python -m analogy import' their manifest again"
+        )
+    name = config.model.removesuffix(f"+{command.lora}")
+    model = find_pipeline(name, dtype=config.dtype, offline=offline, lora=command.lora)
+    _check_same("model", model.fingerprint, command.model)
+    return model
+
+
+def _check_same(kind: str, now: str, then: str) -> None:
+    if now != then:
+        raise ModelError(
+            f"expected the {kind} that the run was made with, {then}, got {now}; put its files "
+            "back, or start another run"
+        )

@@ -1,0 +1,148 @@
+"""What other processes do in the tests: hold a run folder, work on one, look at one.
+
+They are forked from a server that has imported the suite once, so that each starts in a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sqlite3
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["processes", "served"])
+
+from analogy import execute, options, recorded  # noqa: E402
+from analogy.store import RunFolder, StoreError  # noqa: E402
+from analogy.study import Study  # noqa: E402
+
+HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
+NOUNS = ("car", "cup", "hat", "boat", "star", "tree")
+
+
+def start(work: Any, *arguments: Any) -> Any:
+    """Begin ``work(connection, *arguments)`` in another process: it, and what it says."""
+    with pytest.MonkeyPatch.context() as patch:  # the server, once, finds modules as we do
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=work, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def hold(connection: Any, path: Path) -> None:
+    """Open a run folder for writing, say so, and keep it until told to end."""
+    folder = RunFolder(path)
+    connection.send(os.getpid())
+    connection.recv()
+    folder.close()
+
+
+def become(user: int) -> None:
+    """Give up being root."""
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+
+
+def look(connection: Any, path: Path, user: int, read_only: bool) -> None:
+    """Open a run folder as another user and say how that went: images, or the error."""
+    become(user)
+    try:
+        folder = RunFolder(path, read_only=read_only)
+        connection.send(len(folder.image_rows()))
+        folder.close()
+    except StoreError as error:
+        connection.send(str(error))
+
+
+def add_twice(connection: Any, path: Path, user: int, jobs: Any, images: Any) -> None:
+    """Add images as another user, then others once told to; say how that went."""
+    become(user)
+    folder = RunFolder(path)
+    folder.add_images(jobs[: len(images)], images, 1.0)
+    connection.send("first")
+    connection.recv()
+    try:
+        folder.add_images(jobs[len(images) :], images, 1.0)
+        connection.send("second")
+    except StoreError as error:
+        connection.send(str(error))
+
+
+def write_pairs(path: Path) -> None:
+    """Two categories of three pairs."""
+    rows = [
+        f"{c}{i},{c},{a},{b},a {a} {noun},a {b} {noun}\n"
+        for c, a, b in (("color", "red", "blue"), ("size", "tiny", "large"))
+        for i, noun in enumerate(NOUNS)
+    ]
+    (path / "pairs.csv").write_text(HEADER + "".join(rows))
+
+
+def values(path: Path, **given: str) -> dict[str, Any]:
+    """Options of a small run in ``path``'s folder ``run``: 2 steps, batches of 2."""
+    texts = {option.name.removeprefix("analogy_"): option.default for option in options.OPTIONS}
+    texts |= {
+        "pairs": str(path / "pairs.csv"), "run_dir": str(path / "run"), "steps": "2",
+        "alphas": "0.5,1", "seeds": "0", "batch_size": "2", "dtype": "float32", **given,
+    }  # fmt: skip
+    return options.parse_options(lambda name: texts[name.removeprefix("analogy_")])
+
+
+def run(connection: Any, path: Path) -> None:
+    """Generate, score and write the results of a run, cell by cell, as pytest does."""
+    execute.SCORE_BATCH = 4  # so that scoring is in more than one transaction
+    study = Study.open(values(path))
+    connection.send("open")
+    for category in study.categories:
+        for alpha in study.config.alphas:
+            study.generate(study.cell_jobs(category, alpha))
+            connection.send(f"generated {category} {alpha}")
+            study.score(study.cell_jobs(category, alpha))
+            recorded.write_results(study.results(), study.folder.path / recorded.RESULTS_NAME)
+            connection.send(f"scored {category} {alpha}")
+    study.folder.close()
+    connection.send("done")
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """What a run has come to: its table, its images by name, its scores, and its work."""
+    run = path / "run"
+    table = json.loads((run / recorded.RESULTS_NAME).read_text())
+    db = sqlite3.connect(run / "index.sqlite")
+    images = {
+        name: hashlib.sha256((run / name).read_bytes()).hexdigest()
+        for (name,) in db.execute("SELECT path FROM images")
+    }
+    recorded_ = dict(db.execute("SELECT path, sha256 FROM images"))
+    found = {
+        "table": {name: table[name] for name in ("cells", "controls", "alphas", "overall")},
+        "images": images,
+        "scores": sorted(db.execute("SELECT * FROM scores")),
+        "generated": db.execute("SELECT TOTAL(images) FROM work WHERE stage='generate'").fetchone(),
+        "scored": db.execute("SELECT TOTAL(images) FROM work WHERE stage='score'").fetchone(),
+    }
+    db.close()
+    assert recorded_ == images
+    return found
+
+
+def wait_for(connection: Any, word: str, seconds: float = 120.0) -> None:
+    """Wait until the other process says a message that starts so."""
+    end = time.monotonic() + seconds
+    while connection.poll(max(end - time.monotonic(), 0.0)):
+        if connection.recv().startswith(word):
+            return
+    raise TimeoutError(f"no {word!r} within {seconds:g} s")
