@@ -29,10 +29,12 @@ from analogy.models import (
 
 Features = NDArray[np.float32]
 
-#: Images preprocessed and encoded at a time. On a CPU 8 to 32 are as fast as any number, for images
-#: of 64 and of 1024 pixels a side (docs/performance.md), and 32 of the latter are 0.1 GB where 256
-#: were 0.8. On a GPU, not measured yet: 0.4 GB of pixels go there before they are resized.
-CPU_BATCH, GPU_BATCH = 32, 128
+#: Pixels of the images that are preprocessed and encoded at a time, and the most images. On a CPU
+#: that is 32 images of 1024 pixels a side, 0.1 GB, of which more are no faster; of small images
+#: many, since threads that share a small batch wait for each other more than they work. On a GPU,
+#: not measured yet, four times as many: 0.4 GB of pixels go there before they are resized.
+CPU_PIXELS, GPU_PIXELS = 32 * 2**20, 128 * 2**20
+MOST_IMAGES = 256
 
 #: What open_clip looks for in a hub repository.
 HUB_WEIGHTS = "open_clip_model.safetensors"
@@ -176,10 +178,9 @@ class Judge:
     def image_features(self, images: Images, *, batch_size: int | None = None) -> Features:
         """uint8 NHWC images, ``(n, height, width, 3)`` -> unit vectors ``(n, dim)``.
 
-        ``batch_size``: images preprocessed and encoded at a time [default: `CPU_BATCH` on a CPU,
-        else `GPU_BATCH`].
+        ``batch_size``: images preprocessed and encoded at a time [default: by their size].
         """
-        size = batch_size or (CPU_BATCH if self.device == "cpu" else GPU_BATCH)
+        size = batch_size or judge_batch(images, self.device)
         features = []
         for i in range(0, len(images), size):
             pixels = self._preprocess(to_tensor(images[i : i + size]).to(self.device))
@@ -200,6 +201,13 @@ class Judge:
             features = _numpy([F.normalize(self._model.encode_text(tokens).float(), dim=-1)])
             self._texts.update(zip(chunk, features, strict=True))
         return np.stack([self._texts[prompt] for prompt in prompts])
+
+
+def judge_batch(images: Images, device: str = "cpu") -> int:
+    """How many images of this size, ``(n, height, width, 3)``, a judge sees at a time."""
+    height, width = images.shape[1:3]
+    pixels = CPU_PIXELS if device == "cpu" else GPU_PIXELS
+    return min(max(pixels // (height * width), 1), MOST_IMAGES)
 
 
 def _numpy(features: list[torch.Tensor]) -> Features:

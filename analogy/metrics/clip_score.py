@@ -23,7 +23,7 @@ class TruncationWarning(UserWarning):
 
 
 def clip_score(
-    images: Images, prompts: Sequence[str], judge: Judge, *, batch_size: int = 32
+    images: Images, prompts: Sequence[str], judge: Judge, *, batch_size: int | None = None
 ) -> NDArray[np.float64]:
     """CLIPScore max(100 cos(image, prompt), 0) per image, 0..100; higher is better.
 
@@ -53,7 +53,7 @@ def directional_similarity(
     source_prompts: Sequence[str],
     judge: Judge,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> NDArray[np.float64]:
     """cos(image - source image, prompt - source prompt) per image, -1..1; higher is better.
 

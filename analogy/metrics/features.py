@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analogy.clip import judge_batch
 from analogy.images import Images
 from analogy.metrics.checks import batches, check_images, check_sizes, finite_features
 
@@ -60,14 +61,19 @@ def score_name(metric: str, *qualifiers: str) -> str:
 
 
 def set_features(
-    images: Images, model: FeatureModel, *, batch_size: int = 32, what: str = "images"
+    images: Images, model: FeatureModel, *, batch_size: int | None = None, what: str = "images"
 ) -> NDArray[np.float64]:
     """Features of all images, float64 ``(n, dim)``, a batch at a time.
+
+    ``batch_size``: None is what a judge takes at a time, and 32 for other networks, which may be
+    as large as Inception.
 
     Metrics of the same images by the same model share them: ``frechet_distance``,
     ``kernel_distance`` and ``mmd_distance`` take features.
     """
     check_images(images, what)
+    if batch_size is None:
+        batch_size = judge_batch(images) if hasattr(model, "text_features") else 32
     rows = []
     for batch in batches(images, batch_size):
         part = images[batch]
@@ -87,7 +93,7 @@ def set_features(
 
 
 def features_of_both(
-    images: Images, references: Images, model: FeatureModel, batch_size: int
+    images: Images, references: Images, model: FeatureModel, batch_size: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Features of two sets, both checked before any is computed."""
     check_images(images)

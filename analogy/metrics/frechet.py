@@ -29,7 +29,7 @@ def fid(
     references: Images,
     features: FeatureModel,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> SetScore:
     """Fréchet inception distance of two sets, from 0; lower is closer.
 

@@ -41,7 +41,7 @@ def kid(
     references: Images,
     features: FeatureModel,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> SetScore:
     """Kernel inception distance of two sets, lower is closer; around 0 for one distribution.
 
@@ -69,7 +69,7 @@ def cmmd(
     judge: Judge,
     *,
     estimator: Estimator = "biased",
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> SetScore:
     """CLIP maximum mean discrepancy of two sets, lower is closer.
 
