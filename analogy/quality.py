@@ -9,7 +9,7 @@ and **KID** against reference images. Values of single images are kept in the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,15 @@ class Quality:
 
         ``jobs`` are steered ones. LPIPS has a column where its network is there.
         """
-        scored = self._folder.features(self._jobs, self._fingerprint).keys()
-        jobs = [job for job in jobs if {job.key, self._control(job).key} <= scored]
+        controls = [self._control(job) for job in jobs]
+        seen = self._folder.features([*jobs, *controls], self._fingerprint)
+        jobs = [job for job in jobs if {job.key, self._control(job).key} <= seen.keys()]
         columns: dict[str, list[Any]] = {
             "pair_id": [job.pair.id for job in jobs],
             "seed": [job.seed for job in jobs],
         }
         for names, compute in (
-            (self._of_features(), self._aligned),
+            (self._of_features(), lambda batch: self._aligned(batch, seen)),
             (self._of_pixels(), self._kept),
         ):
             found = {name: self._folder.metric(stored, jobs) for name, stored in names.items()}
@@ -178,8 +179,10 @@ class Quality:
         names = {"psnr": "psnr", "ssim": "ssim"}
         return names if isinstance(self.lpips, str) else {**names, "lpips": self.lpips.fingerprint}
 
-    def _aligned(self, batch: Sequence[Job]) -> dict[str, NDArray[np.float64]]:
-        features = self._features(batch)
+    def _aligned(
+        self, batch: Sequence[Job], seen: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float64]]:
+        features = np.stack([seen[job.key] for job in batch])
         target, source = (
             self._judge().text_features(prompts)
             for prompts in (
@@ -187,7 +190,7 @@ class Quality:
                 [job.pair.source_prompt for job in batch],
             )
         )
-        controls = self._features([self._control(job) for job in batch])
+        controls = np.stack([seen[self._control(job).key] for job in batch])
         return {
             "clip_score": clip_score_of_features(features, target),
             "directional_similarity": directional_similarity_of_features(
@@ -207,10 +210,6 @@ class Quality:
 
     def _control(self, job: Job) -> Job:
         return self._controls[job.pair.id, job.seed]
-
-    def _features(self, jobs: Sequence[Job]) -> NDArray[np.float32]:
-        kept = self._folder.features(jobs, self._fingerprint)
-        return np.stack([kept[job.key] for job in jobs])
 
     def _batches(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         size = max(BATCH_PIXELS // self._config.size**2, 1)
