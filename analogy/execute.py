@@ -1,37 +1,107 @@
-"""The work itself: generate what is missing, score what is not scored. Models load when needed."""
+"""A run's work by an engine, into its folder: what is missing is generated, what is new scored.
+
+An engine works on batches and hands the results back in order; the process that owns the run folder
+writes them. :class:`Serial` is that process itself; :mod:`analogy.cluster` has Ray's.
+"""
 
 from __future__ import annotations
 
 import collections.abc
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
-from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from analogy.clip import Features, Judge, JudgeSource
-from analogy.generator import Generated, Generator, derived_seed, latents_for
-from analogy.margin import cosine
-from analogy.memory import budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelSource, load_pipeline
+from analogy.clip import Judge, JudgeSource
+from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
-from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
 from analogy.store import Job, RunFolder, W
+from analogy.work import Drawn, Ready, Seen, Worker
 
 #: Images that are read and scored at a time, and their pixels: 200 MB of them.
 SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
 
 Report = Callable[[int], None]
+Batch = Sequence[Job]
+Read = Callable[[Batch], list[bytes]]
+B = TypeVar("B")
+R = TypeVar("R")
 
 
-class Worker:
-    """Holds the models of one run and does its jobs, in this process."""
+class ClusterError(RuntimeError):
+    """Workers on other processes or machines cannot do the work; the message says what to do."""
+
+
+class Engine(Protocol):
+    """Who does the work. Results come in the order of the batches, whoever made them.
+
+    Each with the name of its worker, None if there is one alone. A generator that is closed early
+    leaves what is in flight undone.
+    """
+
+    def prepare(self) -> Ready:
+        """Have workers load the generator; what one of them says, ``at_once`` of each."""
+        ...
+
+    def prepare_judge(self) -> None:
+        """Have workers load the judge."""
+        ...
+
+    def draw(self, batches: Iterable[Batch]) -> Results[Drawn]:
+        """Generate."""
+        ...
+
+    def see(self, batches: Iterable[Batch], read: Read) -> Results[Seen]:
+        """Score; ``read`` gives the PNG files of a batch."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ...
+
+
+Results = collections.abc.Generator[tuple[Batch, R, str | None], None, None]
+
+
+class Serial:
+    """The engine of one process: whole batches in threads on a CPU, one after another on a GPU."""
+
+    def __init__(self, worker: Worker, device: str) -> None:
+        self._worker = worker
+        self._device = device
+
+    def prepare(self) -> Ready:
+        """Load the generator."""
+        return self._worker.prepare()
+
+    def prepare_judge(self) -> None:
+        """Load the judge."""
+        self._worker.judge  # noqa: B018
+
+    def draw(self, batches: Iterable[Batch]) -> Results[Drawn]:
+        """Generate, a few batches ahead of whoever takes the results."""
+        at_once = self.prepare().at_once
+        with closing(in_threads(self._worker.draw, batches, at_once, self._device)) as results:
+            for batch, drawn in results:
+                yield batch, drawn, None
+
+    def see(self, batches: Iterable[Batch], read: Read) -> Results[Seen]:
+        """Score, one batch at a time with all threads."""
+        for batch in batches:
+            yield batch, self._worker.see(batch, read(batch)), None
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Execution:
+    """The work of one run, into its folder. Loads a model when it is needed, not before."""
 
     def __init__(
         self,
@@ -42,219 +112,133 @@ class Worker:
         folder: RunFolder,
     ) -> None:
         self._config = config
-        self._pairs = pairs
-        self._model = model
-        self._judge_source = judge
+        self._given = pairs, model, judge
+        self._judge = judge.fingerprint
         self._folder = folder
-        self._failed: set[str] = set()  # tried by this worker, and not to be tried again by it
+        self._failed: set[str] = set()  # tried here, and not to be tried here again
 
     @cached_property
-    def _loaded(self) -> tuple[list[Generator], dict[str, Conditioning]]:
-        """One generator for each batch in flight, and all prompts encoded."""
+    def _worker(self) -> Worker:
+        """The one of this process; where it lacks the workers' GPU, on its CPU."""
         config = self._config
-        if config.device.startswith("cuda") and config.memory is not None:
-            limit_memory(config.device, config.memory)
-        first = Generator(
-            load_pipeline(self._model, device=config.device, dtype=config.dtype),
-            steps=config.steps,
-            guidance=config.guidance,
-            size=config.size,
-            batch_size=config.batch_size or most_at_once(config.device, config.size),
-        )
-        encoded = first.encode(texts(self._pairs))
-        if config.device != "cpu":
-            first.drop_text_encoders()
-        if config.batch_size is None:
-            fit_batch_size(first, config.device, config.memory)
-        return side_by_side(first, config.device), encoded
+        if config.engine == "ray" and not torch.cuda.is_available():
+            config = replace(config, device="cpu")
+        return Worker(config, *self._given)
 
     @cached_property
+    def engine(self) -> Engine:
+        """Who does the work, brought up at its first use."""
+        config = self._config
+        if config.engine == "serial":
+            return Serial(self._worker, config.device)
+        from analogy.cluster import RayEngine
+
+        return RayEngine(config, *self._given)
+
+    @property
     def judge(self) -> Judge:
-        """The judge, loaded at its first use."""
-        return Judge(self._judge_source, device=self._config.device)
+        """The judge, in this process."""
+        return self._worker.judge
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that have no image, and which this worker has not tried in vain."""
+        """The jobs that have no image, and which have not been tried here in vain."""
         return [job for job in self._folder.without_image(jobs) if job.key not in self._failed]
 
-    def generate(self, jobs: Iterable[Job], report: Report = lambda n: None) -> None:
+    def generate(
+        self,
+        jobs: Iterable[Job],
+        report: Report = lambda n: None,
+        *,
+        ahead: Iterable[Iterable[Job]] = (),
+    ) -> None:
         """Generate the images that are missing, in batches of any pairs, alphas and seeds.
 
         Each batch is kept as soon as it is done; ``report`` gets its number of images. What comes
-        out as no picture is kept as failed, and tried again by another worker only.
+        out as no picture is kept as failed, and tried again by another run only. ``ahead``: what
+        will be asked for next; several workers generate it at once, in the same batches.
         """
-        missing = self.missing(jobs)
-        if not missing:
+        groups = [list(jobs)]
+        if self._config.engine != "serial":
+            groups += [list(group) for group in ahead]
+        left = {job.key: job for job in self.missing(job for group in groups for job in group)}
+        if not left:
             return
-        generators, _ = self._loaded  # before the clock starts
-        shape = generators[0].latent_shape
-
-        def inputs(job: Job) -> tuple[Conditioning, Tensor]:
-            return self._steered(job), latents_for(job.pair, job.seed, shape)
-
-        with closing(
-            generate_batches(generators, missing, inputs, device=self._config.device)
-        ) as batches:
-            for batch, made, seconds in batches:
-                self._folder.add_images(
-                    batch, made.images, seconds, faults=made.faults, peak_bytes=self._peak()
+        ready = self.engine.prepare()
+        batches = [
+            batch
+            for group in groups
+            for batch in even_batches(
+                [left.pop(job.key) for job in group if job.key in left], ready.batch_size
+            )
+        ]
+        clock = time.perf_counter()
+        with closing(self.engine.draw(batches)) as results:
+            for batch, drawn, worker in results:
+                now = time.perf_counter()
+                self._folder.add_pngs(
+                    batch,
+                    drawn.pngs,
+                    now - clock,
+                    faults=drawn.faults,
+                    peak_bytes=drawn.peak_bytes,
+                    worker=None if worker is None else (worker, drawn.seconds / ready.at_once),
                 )
-                self._failed |= {batch[i].key for i in made.faults}
+                clock = now
+                self._failed |= {batch[i].key for i in drawn.faults}
                 report(len(batch))
-
-    def _peak(self) -> int | None:
-        device = self._config.device
-        return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
 
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
-        missing = self._folder.without_score(jobs, self._judge_source.fingerprint)
+        missing = self._folder.without_score(jobs, self._judge)
         size = min(SCORE_BATCH, max(SCORE_PIXELS // self._config.size**2, 1))
-        for i in range(0, len(missing), size):
-            batch = missing[i : i + size]
-            judge = self.judge
-            started = time.perf_counter()
-            images = np.stack([self._folder.read_image(job) for job in batch])
-            features = judge.image_features(images)
-            rows = self._cosines(judge, batch, features)
-            seconds = time.perf_counter() - started
-            self._folder.add_scores(batch, judge.fingerprint, rows, seconds, features=features)
+        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+
+        def read(batch: Batch) -> list[bytes]:
+            return [self._folder.read_png(job) for job in batch]
+
+        clock = time.perf_counter()
+        with closing(self.engine.see(batches, read)) as results:
+            for batch, seen, _ in results:
+                now = time.perf_counter()
+                self._folder.add_scores(
+                    batch, self._judge, seen.cosines, now - clock, features=seen.features
+                )
+                clock = now
         return len(missing)
 
-    def _cosines(
-        self, judge: Judge, batch: Sequence[Job], features: Features
-    ) -> list[tuple[float, float, float]]:
-        target = cosine(features, judge.text_features([j.pair.target_prompt for j in batch]))
-        source = cosine(features, judge.text_features([j.pair.source_prompt for j in batch]))
-        columns = (target, source, target - source)
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-    def _steered(self, job: Job) -> Conditioning:
-        return steered(job, self._pairs, self._loaded[1])
+    def close(self) -> None:
+        """Let go of the workers, if there are any."""
+        if "engine" in self.__dict__:
+            self.engine.close()
 
 
-def fit_batch_size(generator: Generator, device: str, memory: float | None = None) -> None:
-    """On CUDA, lower the batch size to what fits into ``memory`` GiB, or into what is free."""
-    most = generator.batch_size
-    if device.startswith("cuda") and most > 1:
-        have = budget(device, memory)
-        one, two = generator.peak_memory(1), generator.peak_memory(2)
-        generator.batch_size = fitting(one, two, budget=have, most=most)
+def in_threads(
+    work: Callable[[B], R], batches: Iterable[B], at_once: int, device: str
+) -> collections.abc.Generator[tuple[B, R], None, None]:
+    """Each batch with its result, in order, ``at_once`` of them at work and a few begun.
 
-
-def side_by_side(first: Generator, device: str) -> list[Generator]:
-    """A generator for each batch in flight, all on the weights of ``first``.
-
-    On a CPU one for each thread: the layers of a small model are too small to share out, and
-    whole batches side by side are faster. Any other device gets one.
+    Off the CPU one thread more: it makes the next batch's conditioning and latents while the
+    device is busy. To be closed by a caller who stops early.
     """
-    count = torch.get_num_threads() if device == "cpu" else 1
-    return [first, *(first.twin() for _ in range(count - 1))]
-
-
-def generate_batches(
-    generators: Sequence[Generator],
-    wanted: Sequence[W],
-    inputs: Callable[[W], tuple[Conditioning, Tensor]],
-    *,
-    device: str,
-) -> collections.abc.Generator[tuple[Sequence[W], Generated, float]]:
-    """Each batch of ``wanted``, in order, with what was made of it and the seconds it took.
-
-    ``inputs``: an image's conditioning and its latents, asked for in other threads. To be closed
-    by the caller where it stops early.
-    """
-    free: SimpleQueue[Generator] = SimpleQueue()
-    for generator in generators:
-        free.put(generator)
-
-    def make(batch: Sequence[W]) -> Generated:
-        if len(generators) > 1:
-            torch.set_num_threads(1)  # this thread's own share
-        given = [inputs(each) for each in batch]
-        latents = torch.stack([noise for _, noise in given])
-        generator = free.get()
-        try:
-            return generator.generate([conditioning for conditioning, _ in given], latents)
-        finally:
-            free.put(generator)
-
-    threads = torch.get_num_threads()
-    # One more thread than generators on a GPU: it makes the next batch's conditioning and
-    # latents while the GPU is busy.
-    workers = len(generators) + (device != "cpu")
-    clock = time.perf_counter()
+    threads = torch.get_num_threads()  # a painter changes them
+    workers = at_once + (device != "cpu")
+    begun: deque[tuple[B, Future[R]]] = deque()
     executor = ThreadPoolExecutor(workers)
     try:
-        for batch, made in _in_order(
-            executor, make, _even_batches(wanted, generators[0].batch_size), ahead=workers + 1
-        ):
-            now = time.perf_counter()
-            yield batch, made, now - clock
-            clock = now
+        for batch in batches:
+            begun.append((batch, executor.submit(work, batch)))
+            if len(begun) > workers:
+                first, future = begun.popleft()
+                yield first, future.result()
+        while begun:
+            first, future = begun.popleft()
+            yield first, future.result()
     finally:
         executor.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
-def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]) -> Conditioning:
-    """What a job's image is conditioned on; ``encoded`` has the :func:`texts` of all ``pairs``."""
-    pair = job.pair
-    if job.alpha == 0.0:
-        return encoded[pair.source_prompt]
-    others: tuple[Words, ...] = ()
-    if job.method in OTHERS_MATTER:
-        others = tuple(
-            Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
-            for o in pairs
-            if o.category == pair.category and o.id != pair.id
-        )
-    edit = Edit(
-        source=encoded[pair.source_prompt],
-        target=encoded[pair.target_prompt],
-        words=(pair.source_word, pair.target_word),
-        source_word=encoded[pair.source_word],
-        target_word=encoded[pair.target_word],
-        others=others,
-        seed=_seed_of(pair),
-    )
-    return METHODS[job.method](edit, job.alpha)
-
-
-def texts(pairs: Iterable[Pair]) -> list[str]:
-    """All that is encoded for some pairs."""
-    return [
-        text
-        for p in pairs
-        for text in (p.source_prompt, p.target_prompt, p.source_word, p.target_word)
-    ]
-
-
-def _seed_of(pair: Pair) -> int:
-    """The random control's seed: each pair's own."""
-    return derived_seed(pair.source_prompt, pair.target_prompt)
-
-
-def _in_order(
-    executor: Executor,
-    make: Callable[[Sequence[W]], Generated],
-    batches: Iterable[Sequence[W]],
-    *,
-    ahead: int,
-) -> Iterator[tuple[Sequence[W], Generated]]:
-    """Each batch with its images, in order, at most ``ahead`` of them begun and not yet taken."""
-    begun: deque[tuple[Sequence[W], Future[Generated]]] = deque()
-    for batch in batches:
-        begun.append((batch, executor.submit(make, batch)))
-        if len(begun) >= ahead:
-            first, future = begun.popleft()
-            yield first, future.result()
-    while begun:
-        first, future = begun.popleft()
-        yield first, future.result()
-
-
-def _even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
+def even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
     """As few batches as ``size`` allows, of equal size up to one: no small last batch.
 
     What is left after some of them is divided just the same, so that a run that was killed goes on

@@ -506,9 +506,10 @@ def machine(device: str) -> dict[str, Any]:
                 break
     except OSError:
         pass
+    is_here = device.startswith("cuda") and torch.cuda.is_available()  # not so on Ray's driver
     return {
         "platform": platform.platform(),
         "processor": processor,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "device": torch.cuda.get_device_name(device) if is_here else device,
     }

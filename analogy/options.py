@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from analogy.records import DTYPES, PER_IMAGE, PER_SET, Limit
+from analogy.records import DTYPES, ENGINES, PER_IMAGE, PER_SET, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -168,6 +168,13 @@ OPTIONS: tuple[Option, ...] = (
            "itself once memory runs out]", parse=_integer(1), metavar="N"),
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
+    Option("--engine", f"who does the work: {', '.join(ENGINES)}; ray has workers on all "
+           "devices of this machine or of a cluster", default="serial", parse=_one_of(ENGINES),
+           metavar="NAME"),
+    Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
+           "machine, which they share out]", parse=_integer(1), metavar="N"),
+    Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "
+           "this machine alone]", parse=str, metavar="ADDRESS"),
     Option("--run-dir", "where images and scores are kept and continued from "
            "[default: .analogy/runs/<config hash>]", parse=str, metavar="FOLDER"),
     Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "

@@ -64,7 +64,7 @@ class Bench:
         self.update = update
         self.is_strict = is_strict
         self.limits: tuple[Limit, ...] = ()
-        self.planned: set[Cell] = set()
+        self.planned: dict[Cell, None] = {}  # in the order of the cases
         self.known: set[Cell] = set()
         self.changes: list[Change] = []
         self.lost: str | None = None
@@ -85,7 +85,7 @@ class Bench:
             jobs = {
                 job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
             }.values()
-            left = len(study.worker.missing(jobs)) + count
+            left = len(study.execution.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
@@ -193,7 +193,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if hasattr(config, "workerinput"):
         pytest.exit(
             "pytest-xdist is not supported: cases that time each other's work measure nothing. "
-            "Run without -n; larger batches (--batch-size) use the processor better.",
+            "Run without -n; --engine ray --num-workers N is how to use several devices.",
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
     made = _open(config)
@@ -201,10 +201,12 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         callspec = getattr(item, "callspec", None)
         params = {} if callspec is None else callspec.params
         if "cell" in params:
-            made.planned.add(params["cell"])
+            made.planned[params["cell"]] = None
         elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
             study = made.study
-            made.planned |= {Cell(c, a) for c in study.categories for a in study.config.alphas}
+            made.planned |= {
+                Cell(c, a): None for c in study.categories for a in study.config.alphas
+            }
     config.stash[_BENCH] = made
     yield made
     made.close()
@@ -323,11 +325,11 @@ def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> No
     """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
     study = bench.study
     with uncaptured(request.config):
-        study.generate(jobs, bench.report)
+        study.generate(jobs, bench.report, ahead=(study.cell_jobs(*c) for c in bench.planned))
     unscored = study.unscored(jobs)
     if not unscored:
         return
-    study.worker.judge  # noqa: B018  loads the judge before the clock starts
+    study.execution.engine.prepare_judge()  # before the clock starts
     benchmark: Callable[..., int] = request.getfixturevalue("benchmark")
     count = benchmark.pedantic(study.score, args=(unscored,), rounds=1)  # type: ignore[attr-defined]
     seconds = benchmark.stats.stats.total if benchmark.stats else None  # type: ignore[attr-defined]
@@ -340,12 +342,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """End the session where the machine fails: no cell's fault, and the next one's is the same."""
     if "bench" not in getattr(item, "fixturenames", ()):
         return (yield)
+    from analogy.execute import ClusterError
     from analogy.memory import MemoryFullError
+    from analogy.models import ModelError
     from analogy.store import StoreError
 
     try:
         return (yield)
-    except (MemoryFullError, StoreError) as error:
+    except (ClusterError, MemoryFullError, ModelError, StoreError) as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
@@ -400,7 +404,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Let others write to the run folder."""
     bench = config.stash.get(_BENCH, None)
     if bench is not None:
-        bench.study.folder.close()
+        bench.study.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
@@ -493,6 +497,8 @@ def _rates(bench: Bench, values: dict[str, Any]) -> Iterator[str]:
     for stage, verb in (("generate", "generated"), ("score", "scored")):
         rate = bench.study.folder.rate(stage)
         yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
+    for name, rate in bench.study.folder.worker_rates().items():
+        yield f"  worker  {name}: {rate:.1f} images/s"
     peak = bench.study.folder.peak_memory()
     if peak is not None:
         yield f"memory    {peak / 2**30:.1f} GiB of the device at most"

@@ -20,6 +20,9 @@ ALPHA_LIMIT = 5.0
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the number formats a model may compute in."""
 
+ENGINES = ("serial", "ray")
+"""Who does the work of a run: this process, or workers of Ray's."""
+
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
 
@@ -188,7 +191,9 @@ class RunConfig:
       `scheduler` (None: the model's own): how an image is sampled;
     - `control`: whether the null control, the method `random`, is measured as well;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
-      (GiB of a CUDA device at most, None for all that is free): how it is computed.
+      (GiB of a CUDA device at most, None for all that is free): how it is computed;
+    - `engine` (one of `ENGINES`), `num_workers` (None: as many as there are devices), `ray_address`
+      (of a cluster, None for this machine): who computes it.
 
     Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
     as floats, so that equal configurations serialise equally.
@@ -212,11 +217,14 @@ class RunConfig:
     scheduler: str | None = None
     control: bool = False
     memory: float | None = None
+    engine: str = "serial"
+    num_workers: int | None = None
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "clip_model", "pairs", "method", "device"):
+        for name in ("model", "clip_model", "pairs", "method", "device", "engine"):
             _check_text(name, getattr(self, name))
-        for name in ("clip_pretrained", "scheduler"):
+        for name in ("clip_pretrained", "scheduler", "ray_address"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.categories is not None:
@@ -230,8 +238,11 @@ class RunConfig:
             raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.batch_size is not None:
-            _check_integer("batch_size", self.batch_size, 1)
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
+        for name in ("batch_size", "num_workers"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
         if self.memory is not None:
             _check_number("memory", self.memory, 0.0)
         if self.limit is not None:

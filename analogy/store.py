@@ -59,6 +59,8 @@ CREATE TABLE IF NOT EXISTS metrics (
 CREATE TABLE IF NOT EXISTS work (
     stage TEXT NOT NULL, images INTEGER NOT NULL, seconds REAL NOT NULL, peak_bytes INTEGER,
     done TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS workers (
+    name TEXT PRIMARY KEY, images INTEGER NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS commands (
     digest TEXT PRIMARY KEY, config TEXT NOT NULL, pairs TEXT NOT NULL, model TEXT NOT NULL,
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
@@ -451,20 +453,36 @@ class RunFolder:
         peak_bytes: int | None = None,
         stage: str = "generate",
     ) -> None:
-        """Write a batch of uint8 NHWC images, made in ``seconds``, and name them in the index.
-
-        ``faults``: a place in the batch to the reason why there is no picture: that is kept in the
-        image's place. ``peak_bytes``: the most memory of the device that was in use. ``stage``: the
-        work that this is the outcome of.
-        """
+        """Write a batch of uint8 NHWC images as :meth:`add_pngs` does."""
         faults = faults or {}
+        pngs = [None if i in faults else to_png(image) for i, image in enumerate(images)]
+        self.add_pngs(wanted, pngs, seconds, faults=faults, peak_bytes=peak_bytes, stage=stage)
+
+    @_explained
+    def add_pngs(
+        self,
+        wanted: Sequence[Wanted],
+        pngs: Sequence[bytes | None],
+        seconds: float,
+        *,
+        faults: Mapping[int, str],
+        peak_bytes: int | None = None,
+        stage: str = "generate",
+        worker: tuple[str, float] | None = None,
+    ) -> None:
+        """Write a batch of PNG files, made in ``seconds``, and name them in the index.
+
+        ``faults``: a place in the batch to the reason why there is None: that is kept in the
+        image's place. ``peak_bytes``: the most memory of the device that was in use. ``stage``: the
+        work that this is the outcome of. ``worker``: who did it, where there are several, and the
+        seconds of its own that it took.
+        """
         rows, failed, touched = [], [], set()
-        for i, (each, image) in enumerate(zip(wanted, images, strict=True)):
+        for i, (each, data) in enumerate(zip(wanted, pngs, strict=True)):
             what = json.dumps(each.what, sort_keys=True, ensure_ascii=False)
-            if i in faults:
+            if data is None:
                 failed.append((each.key, what, faults[i], _now()))
                 continue
-            data = to_png(image)
             path = self._image_path(each.key)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, data)
@@ -478,10 +496,20 @@ class RunFolder:
             self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in rows])
             self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
             self._add_work(stage, len(rows), seconds, peak_bytes)
+            if worker is not None:
+                self._db.execute(
+                    "INSERT INTO workers VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                    "images = images + excluded.images, seconds = seconds + excluded.seconds",
+                    (worker[0], len(rows), worker[1]),
+                )
 
-    @_explained
     def read_image(self, wanted: Wanted) -> Images:
         """One image, uint8 HWC. A file that is missing or changed is a :class:`StoreError`."""
+        return from_png(self.read_png(wanted))
+
+    @_explained
+    def read_png(self, wanted: Wanted) -> bytes:
+        """One image's file. One that is missing or changed is a :class:`StoreError`."""
         query = "SELECT path, sha256 FROM images WHERE key = ?"
         row = self._db.execute(query, (wanted.key,)).fetchone()
         if row is None:
@@ -500,7 +528,7 @@ class RunFolder:
                 f"{path}: the image is not the one that was written (SHA-256 differs); "
                 f"'python -m analogy verify {self.path} --repair' makes it again"
             )
-        return from_png(data)
+        return data
 
     @_explained
     def add_scores(
@@ -573,6 +601,16 @@ class RunFolder:
             "SELECT TOTAL(images), TOTAL(seconds) FROM work WHERE stage = ?", (stage,)
         ).fetchone()
         return images / seconds if seconds else None
+
+    @_explained
+    def worker_rates(self) -> dict[str, float]:
+        """Images per second of each worker; empty where there was but one, or none yet."""
+        if not self._has_table("workers"):
+            return {}
+        rows = self._db.execute(
+            "SELECT name, images / seconds FROM workers WHERE seconds > 0 ORDER BY name"
+        )
+        return dict(rows)
 
     @_explained
     def peak_memory(self) -> int | None:

@@ -8,9 +8,10 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from analogy import ceiling as ceilings
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
 from analogy.clip import JudgeSource, find_judge
-from analogy.execute import Report, Worker
+from analogy.execute import Execution, Report
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -89,10 +90,10 @@ class Study:
         self._ceilings: dict[str, Ceiling | None] = {}
         self._analysed: tuple[Any, Analysis] | None = None
         self.scheduler = scheduler or scheduler_of(model.folder)
-        self.worker = Worker(config, pairs, model, judge, folder)
+        self.execution = Execution(config, pairs, model, judge, folder)
         self._jobs = self._plan(config)
         self.quality = Quality(
-            config, self._jobs, folder, lambda: self.worker.judge, judge.fingerprint
+            config, self._jobs, folder, lambda: self.execution.judge, judge.fingerprint
         )
         self._null_jobs: list[Job] = []  # of the random control, whose alpha 0 is the method's own
         if config.control:
@@ -135,11 +136,13 @@ class Study:
         nothing.
 
         Without ``model`` and ``judge`` it cannot generate or score what is missing. ``changed``:
-        fields of the configuration that have another value now, such as the device.
+        fields of the configuration that have another value now, such as the device; whoever did
+        the work then, this process does it now.
         """
-        config = replace(command.config, **changed)
+        alone = {"engine": "serial", "num_workers": None, "ray_address": None}
+        config = replace(command.config, **{**alone, **changed})
         try:
-            _device(parse_device(config.device), gpu=False)
+            _device(parse_device(config.device), gpu=False, engine=config.engine)
         except OptionError:
             raise
         except ValueError as error:
@@ -191,13 +194,27 @@ class Study:
         """A cell's jobs, with those of its controls."""
         return self.jobs(category, 0.0) + self.jobs(category, alpha)
 
-    def generate(self, jobs: Sequence[Job], report: Report = lambda n: None) -> None:
-        """Generate the images among ``jobs`` that are missing."""
-        self.worker.generate(jobs, report)
+    def generate(
+        self,
+        jobs: Sequence[Job],
+        report: Report = lambda n: None,
+        *,
+        ahead: Iterable[Sequence[Job]] = (),
+    ) -> None:
+        """Generate the images among ``jobs`` that are missing.
+
+        ``ahead``: what will be asked for next; several workers generate it at once.
+        """
+        self.execution.generate(jobs, report, ahead=ahead)
 
     def score(self, jobs: Sequence[Job]) -> int:
         """Score the images among ``jobs`` that are not; returns how many those were."""
-        return self.worker.score(jobs)
+        return self.execution.score(jobs)
+
+    def close(self) -> None:
+        """Let go of the workers and of the run folder."""
+        self.execution.close()
+        self.folder.close()
 
     def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
         """The jobs whose image came out as no picture, each with the reason."""
@@ -301,6 +318,7 @@ class Study:
             "throughput": {
                 "generate_images_per_s": self.folder.rate("generate"),
                 "score_images_per_s": self.folder.rate("score"),
+                "workers": self.folder.worker_rates(),
             },
             "peak_memory_bytes": self.folder.peak_memory(),
         }
@@ -309,7 +327,8 @@ class Study:
 def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
     """The configuration with the defaults of its device filled in, and where its models are."""
     gpu = bool(values["gpu"])
-    device = _device(values["device"], gpu=gpu)
+    device = _device(values["device"], gpu=gpu, engine=values["engine"])
+    _check_engine(values)
     dtype = values["dtype"] or native_dtype(device)
     name = values["model"] or (DEFAULT_GPU_MODEL if gpu else EMBEDDED)
     clip, tag = values["clip_model"], values["clip_pretrained"]
@@ -339,6 +358,9 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             device=device,
             batch_size=values["batch_size"],
             memory=values["memory"],
+            engine=values["engine"],
+            num_workers=values["num_workers"],
+            ray_address=values["ray_address"],
             limit=values["limit"],
             control=values["control"],
         )
@@ -348,13 +370,34 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     return config, model, judge
 
 
-def _device(device: str | None, *, gpu: bool) -> str:
+def _check_engine(values: Mapping[str, Any]) -> None:
+    """Ray is an extra, and its options are of no use without it."""
+    if values["engine"] == "ray":
+        if find_spec("ray") is None:
+            raise OptionError(
+                "--engine ray: expected the package ray, got none; install it with "
+                "pip install 'analogy-bench[ray]'"
+            )
+        return
+    for flag in ("--num-workers", "--ray-address"):
+        if values[flag[2:].replace("-", "_")] is not None:
+            raise OptionError(f"{flag}: expected --engine ray with it, got --engine serial")
+
+
+def _device(device: str | None, *, gpu: bool, engine: str) -> str:
     """The device to run on; one that this machine lacks is an ``OptionError``."""
     flag = f"--device {device}" if device else "--gpu"
     device = device or ("cuda" if gpu else "cpu")
     kind, _, index = device.partition(":")
     if gpu and kind != "cuda":
         raise OptionError(f"--device: expected cuda or cuda:N with --gpu, got {device!r}")
+    if engine == "ray":  # its workers have the devices, this machine need not
+        if device not in ("cpu", "cuda"):
+            raise OptionError(
+                f"--device: expected cpu or cuda with --engine ray, which gives each worker a "
+                f"device of its own, got {device!r}"
+            )
+        return device
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise OptionError(

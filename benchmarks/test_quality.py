@@ -40,7 +40,7 @@ def references(bench: Bench, pytestconfig: pytest.Config) -> References | str:
     """The images that the grid's should be distributed like, or the reason why there are none."""
     folder, study = pytestconfig.getoption("analogy_reference"), bench.study
     if folder is not None:
-        return References.of_folder(Path(folder), study.worker.judge)
+        return References.of_folder(Path(folder), study.execution.judge)
     if study.config.model != EMBEDDED:
         return "name some with --reference FOLDER"
     from fixtures.ceiling import drawings
@@ -51,7 +51,9 @@ def references(bench: Bench, pytestconfig: pytest.Config) -> References | str:
     except CaptionError as error:
         return f"no drawings of these pairs ({error})"
     targets = np.stack([target for twins in drawn for _, target in twins])
-    return References("drawings of the pairs' targets", study.worker.judge.image_features(targets))
+    return References(
+        "drawings of the pairs' targets", study.execution.judge.image_features(targets)
+    )
 
 
 def test_quality(

@@ -18,7 +18,7 @@ import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
-from analogy import execute, models
+from analogy import execute, models, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.models import shipped
@@ -76,10 +76,10 @@ def judged(monkeypatch):
     """Let the judge find the margins of a function of the job, whatever the images show."""
 
     def use(margin) -> None:
-        def cosines(worker, judge, batch, features):
+        def cosines(worker, batch, features):
             return [(margin(job), 0.0, margin(job)) for job in batch]
 
-        monkeypatch.setattr(execute.Worker, "_cosines", cosines)
+        monkeypatch.setattr(work.Worker, "_cosines", cosines)
 
     return use
 
@@ -339,7 +339,7 @@ def test_a_folder_that_another_run_writes_to_is_refused(bench, eight):
 
 def test_an_image_that_is_damaged_before_it_is_scored_ends_the_run(bench, eight, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(execute.Worker, "score", lambda *_: 0)
+        patch.setattr(execute.Execution, "score", lambda *_: 0)
         bench(*eight)
     [path] = {path for (path,) in index(bench.path / "run", "SELECT path FROM images LIMIT 1")}
     (bench.path / "run" / path).write_bytes(b"damaged")
@@ -355,7 +355,7 @@ def test_an_interruption_of_the_scoring_keeps_the_images(bench, eight, monkeypat
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(execute.Worker, "_cosines", interrupt)
+        patch.setattr(work.Worker, "_cosines", interrupt)
         assert bench(*eight).ret == pytest.ExitCode.INTERRUPTED
     monkeypatch.setattr(Generator, "generate", lambda *_: pytest.fail("generated again"))
     bench(*eight)
@@ -547,13 +547,13 @@ def test_a_cut_of_strength_in_one_category_is_caught_there_and_nowhere_else(benc
     options = ["--limit=12", "--categories=color,size", "--alphas=0.8", "--steps=8"]
     options.append("--baseline=before.json")
     bench(*options, "--run-dir=before", "--update-baseline")
-    steered = execute.Worker._steered
+    steered = work.steered
 
-    def weakened(worker, job):
+    def weakened(job, *given):
         is_size = job.pair.category == "size"
-        return steered(worker, dataclasses.replace(job, alpha=0.8 * job.alpha) if is_size else job)
+        return steered(dataclasses.replace(job, alpha=0.8 * job.alpha) if is_size else job, *given)
 
-    monkeypatch.setattr(execute.Worker, "_steered", weakened)
+    monkeypatch.setattr(work, "steered", weakened)
     after = bench(*options, "--run-dir=after", "-rf", cases=("test_regression",))
     after.stdout.fnmatch_lines(["*size at alpha 0.8: regressed: *, limit -0.005, n 12*"])
     failed = [line for line in after.outlines if line.startswith("FAILED")]
@@ -584,7 +584,7 @@ def test_another_measurement_is_refused_before_any_work(
     lines = (bench.path / "eight.csv").read_text().splitlines(keepends=True)
     (bench.path / "seven.csv").write_text("".join(lines[:-1]))
     bench(*eight, "--baseline=mine.json", "--update-baseline")
-    monkeypatch.setattr(execute.Worker, "generate", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(execute.Execution, "generate", lambda *_: pytest.fail("work was done"))
     refused = bench(*eight, "--baseline=mine.json", *options, cases=GATE)
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     said = [*refused.outlines, *refused.errlines]
@@ -692,7 +692,7 @@ def test_a_wrong_value_is_a_usage_error_that_says_what_is_allowed(
     bench, eight, monkeypatch, options, message
 ):
     (bench.path / "taken").write_text("no baseline, no folder")
-    monkeypatch.setattr(execute.Worker, "generate", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(execute.Execution, "generate", lambda *_: pytest.fail("work was done"))
     run = bench(*eight, *options)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     said = [*run.outlines, *run.errlines]

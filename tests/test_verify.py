@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from analogy import cli, execute
+from analogy import cli, work
 from analogy.images import from_png, to_png
 from analogy.models import ModelSource
 from analogy.store import LOST, RunFolder
@@ -44,8 +44,8 @@ def opened(path):
 @pytest.fixture
 def run(path, monkeypatch, pipeline, judge):
     """``verify`` on the copy, in this process, with the models that are loaded."""
-    monkeypatch.setattr(execute, "load_pipeline", lambda *_, **__: pipeline)
-    monkeypatch.setattr(execute, "Judge", lambda *_, **__: judge)
+    monkeypatch.setattr(work, "load_pipeline", lambda *_, **__: pipeline)
+    monkeypatch.setattr(work, "Judge", lambda *_, **__: judge)
 
     def invoke(*options):
         result = CliRunner().invoke(cli.app, ["verify", str(path), *options])

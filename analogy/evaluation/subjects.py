@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,13 +22,7 @@ from torch import Tensor, nn
 from analogy.evaluation.data import METADATA, Sample, by_name, match, read_picture
 from analogy.evaluation.task import Task
 from analogy.evaluation.timed import Timed
-from analogy.execute import (
-    fit_batch_size,
-    generate_batches,
-    side_by_side,
-    steered,
-    texts,
-)
+from analogy.execute import even_batches, in_threads
 from analogy.families import FAMILIES, family_of
 from analogy.files import write_atomically
 from analogy.generator import Generator, latents_for, noise
@@ -49,6 +44,7 @@ from analogy.records import RunConfig
 from analogy.steering import Conditioning
 from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
 from analogy.study import scheduler_of
+from analogy.work import Painter, fit_batch_size, side_by_side, steered, texts
 
 Report: TypeAlias = Callable[[int], object]
 """Called with a number of images that are done."""
@@ -207,16 +203,25 @@ class Model:
         encoded = first.encode([*texts(pairs), *sorted(prompts)])
         shape = first.latent_shape
 
-        def inputs(job: AnyJob) -> tuple[Conditioning, Tensor]:
+        def given(job: AnyJob) -> tuple[Conditioning, Tensor]:
             if isinstance(job, PromptJob):
                 return encoded[job.prompt], noise(shape, job.prompt, str(job.seed))
             return steered(job, pairs, encoded), latents_for(job.pair, job.seed, shape)
 
+        def inputs(batch: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
+            conditionings, latents = zip(*map(given, batch), strict=True)
+            return list(conditionings), torch.stack(latents)
+
         device = self.config.device
         generators = side_by_side(first, device)
-        with closing(generate_batches(generators, missing, inputs, device=device)) as batches:
-            for batch, made, seconds in batches:
-                folder.add_images(batch, made.images, seconds, faults=made.faults)
+        painter = Painter(generators, inputs, device=device)
+        batches = even_batches(missing, first.batch_size)
+        clock = time.perf_counter()
+        with closing(in_threads(painter, batches, len(generators), device)) as results:
+            for batch, (made, _) in results:
+                now = time.perf_counter()
+                folder.add_images(batch, made.images, now - clock, faults=made.faults)
+                clock = now
                 report(len(batch))
 
     def _describe(self, wanted: Sequence[Sample], jobs: Mapping[str, AnyJob]) -> None:

@@ -74,7 +74,7 @@ def _target_images(study: Study, pairs: Sequence[Pair], seed: int) -> Images:
 
 
 def _margins_of(study: Study, pairs: Sequence[Pair], images: Images) -> list[float]:
-    judge = study.worker.judge
+    judge = study.execution.judge
     features = judge.image_features(images)
     target = judge.text_features([pair.target_prompt for pair in pairs])
     source = judge.text_features([pair.source_prompt for pair in pairs])

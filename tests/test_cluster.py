@@ -1,0 +1,335 @@
+"""Ray's engine: a serial run's images, whatever the number of workers and their fate."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from echo import Echo, Stillborn
+
+from analogy.execute import ClusterError, Execution
+from analogy.models import ModelError, ModelSource
+from analogy.store import RunFolder, plan
+
+ray = pytest.importorskip("ray")
+
+from analogy import cluster  # noqa: E402
+from analogy.cluster import AHEAD, MOST_LOST, Actor, RayEngine, shares  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """What the processes of Ray inherit: where these tests' actors are, and no reports home."""
+    with pytest.MonkeyPatch.context() as patch:
+        here = str(Path(__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def local(environment):
+    """A Ray of two processors on this machine, for the module."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+# --- the order of work, with workers that hold no models
+
+
+@pytest.fixture
+def echo(local, config, monkeypatch):
+    """Have workers echo: what comes back from a list of batches, and the engine."""
+    engines = []
+
+    def make(workers=2, actor=Echo):
+        monkeypatch.setattr(cluster, "Actor", actor)
+        engine = RayEngine(replace(config, num_workers=workers), (), None, None)
+        engines.append(engine)
+        engine._hire()
+        while actor is Echo and engine._joining:
+            engine._finished([])
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def results(engine, words, most=2):
+    batches = ([word] for word in words)
+    return [(b[0], r[0]) for b, r, _ in engine._each(batches, _draw, most)]
+
+
+def _draw(actor, batch):
+    return actor.draw.remote(batch)
+
+
+def test_results_come_in_the_order_of_the_batches_from_all_workers(echo):
+    engine = echo()
+    words = ["slow", *map(str, range(20)), "slow", "20"]
+    found = list(engine._each(([word] for word in words), _draw, 2))
+    assert [batch[0] for batch, _, _ in found] == words
+    assert [result[0] for _, result, _ in found] == words
+    assert len({result[1] for _, result, _ in found}) == 2
+    assert {name.split()[-1] for _, _, name in found} == {"1", "2"}
+
+
+def test_no_more_is_begun_than_there_is_room_for(echo):
+    engine = echo()
+    asked = []
+
+    def batches():
+        for i in range(200):
+            asked.append(i)
+            yield [str(i)]
+
+    for taken, _ in enumerate(engine._each(batches(), _draw, 2), 1):
+        assert len(asked) - taken <= AHEAD * 2 * 2
+    assert taken == len(asked) == 200
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(echo, tmp_path):
+    engine = echo()
+    words = [f"once{tmp_path / 'a'}", "1", "2", f"once{tmp_path / 'b'}", *map(str, range(3, 9))]
+    assert results(engine, words) == [(word, word) for word in words]
+    assert len(engine._hands) + len(engine._joining) == 2
+
+
+def test_a_batch_that_kills_every_worker_is_named(echo):
+    engine = echo()
+    batch = [type("Job", (str,), {"what": {"pair_id": "color-1", "alpha": 0.5}})("die")]
+    with pytest.raises(
+        ClusterError, match=rf"{MOST_LOST} workers were lost at the batch that"
+    ) as e:
+        list(engine._each([["0"], batch, ["1"]], _draw, 1))
+    assert "color-1" in str(e.value)
+    assert "the same command goes on from there" in str(e.value)
+
+
+def test_workers_that_never_start_end_the_run(echo):
+    engine = echo(actor=Stillborn)
+    with pytest.raises(ClusterError, match="workers were lost one after another"):
+        results(engine, ["0"])
+
+
+def test_an_error_of_the_work_is_raised_as_what_it_is(echo):
+    with pytest.raises(LookupError, match="no such model"):
+        results(echo(), ["0", "refuse", "1"])
+
+
+def test_who_stops_early_leaves_no_worker_at_work(echo):
+    engine = echo()
+    given = engine._each(([str(i)] for i in range(50)), _draw, 2)
+    next(given)
+    given.close()
+    assert engine._hands == []
+    engine._hire()
+    assert results(engine, ["0", "1"]) == [("0", "0"), ("1", "1")]
+
+
+def test_a_cluster_without_room_is_said_after_some_patience(echo, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    monkeypatch.setattr(cluster, "shares", lambda *_: (1, 64))
+    with pytest.raises(ClusterError, match=r"no room for one with 64 processors \(ray status\)"):
+        echo()
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "expected"),
+    [("cpu", None, (1, 2)), ("cpu", 1, (1, 2)), ("cpu", 2, (2, 1))],
+)
+def test_processors_are_shared_out(local, device, workers, expected):
+    assert shares(device, workers) == expected
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 3), ("cuda", None), ("cuda", 1)])
+def test_more_workers_than_devices_are_refused(local, device, workers):
+    with pytest.raises(ClusterError, match="ask for fewer with --num-workers"):
+        shares(device, workers)
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
+    def init(**_):
+        raise ConnectionError("nobody there\nand a trace")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match=r"--ray-address auto: .* answers \(nobody there\)$"):
+        cluster._connect("auto")
+    with pytest.raises(ClusterError, match=r"--ray-address 127.0.0.1:1: .* \(.*refused\)$"):
+        cluster._connect("127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"expected Ray to start on this machine \(nobody there"):
+        cluster._connect(None)
+
+
+# --- files on other machines
+
+
+def test_a_model_that_is_in_the_same_place_is_taken_from_there(config, model_source, judge_source):
+    assert cluster._model_here(model_source, config, "10.0.0.1") is model_source
+    assert cluster._judge_here(judge_source, config, "10.0.0.1") is judge_source
+
+
+def test_a_model_that_is_elsewhere_is_found_by_its_name(
+    config, model_source, judge_source, tmp_path
+):
+    away = ModelSource(tmp_path / "away", model_source.fingerprint)
+    assert cluster._model_here(away, config, "10.0.0.1").folder == model_source.folder
+    away = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}")
+    assert cluster._judge_here(away, config, "10.0.0.1") == judge_source
+
+
+def test_another_model_of_that_name_is_refused(config, model_source, judge_source, tmp_path):
+    away = ModelSource(tmp_path / "away", "mine@sha256:0")
+    with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine@sha256:0 in .* share"):
+        cluster._model_here(away, config, "10.0.0.1")
+    away = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}", fingerprint="mine")
+    with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine in .* share"):
+        cluster._judge_here(away, config, "10.0.0.1")
+
+
+# --- the whole way
+
+
+@pytest.fixture(scope="module")
+def make_run(config, pairs, model_source, judge_source):
+    """Open a run of 60 images in batches of 5, in a folder."""
+    settings = replace(config, batch_size=5, steps=4)
+    folders = []
+
+    def make(path, **changed):
+        mine = replace(settings, **changed)
+        folder = RunFolder(path)
+        folders.append(folder)
+        jobs = plan(mine, model_source.fingerprint, "Euler/1", pairs[:10], mine.grid_alphas)
+        return Execution(mine, pairs[:10], model_source, judge_source, folder), jobs, folder
+
+    yield make
+    for folder in folders:
+        folder.close()
+
+
+@pytest.fixture(scope="module")
+def alone(make_run, tmp_path_factory):
+    """What one process draws and scores: key to SHA-256, and the margins."""
+    run, jobs, folder = make_run(tmp_path_factory.mktemp("alone"))
+    groups = jobs[:24], jobs[12:]
+    for group in groups:
+        run.generate(group)
+    run.score(jobs)
+    return groups, hashes(folder), folder.margins(jobs, run._judge)
+
+
+def hashes(folder):
+    return {row.key: row.sha256 for row in folder.image_rows()}
+
+
+def test_two_workers_draw_what_one_process_draws_bit_for_bit(local, make_run, alone, tmp_path):
+    groups, expected, margins = alone
+    run, jobs, folder = make_run(tmp_path, engine="ray", num_workers=2)
+    counts = []
+    try:
+        run.generate(groups[0], counts.append, ahead=groups)
+        assert sum(counts) == len(expected) == 60
+        assert hashes(folder) == expected
+        assert run.missing(jobs) == []
+        run.score(jobs)
+    finally:
+        run.close()
+    found = folder.margins(jobs, run._judge)
+    assert (found["margin"] - margins["margin"]).abs().max() < 1e-6
+    rates = folder.worker_rates()
+    assert len(rates) == 2
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_a_run_that_one_process_began_is_continued_by_a_worker(local, make_run, alone, tmp_path):
+    groups, expected, _ = alone
+    run, _, folder = make_run(tmp_path)
+    run.generate(groups[0])
+    folder.close()
+    run, _, folder = make_run(tmp_path, engine="ray", num_workers=1)
+    counts = []
+    try:
+        run.generate(groups[1], counts.append)
+    finally:
+        run.close()
+    assert sum(counts) == 60 - 24
+    assert hashes(folder) == expected
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Time to kill: workers that take a while over each batch."""
+    monkeypatch.setattr(cluster, "Actor", Slow)
+
+
+class Slow(Actor):
+    """Draws with pauses."""
+
+    def draw(self, jobs):
+        time.sleep(0.5)
+        return super().draw(jobs)
+
+    def pid(self):
+        return os.getpid()
+
+
+def test_a_worker_killed_in_the_middle_leaves_the_run_complete(
+    local, make_run, alone, tmp_path, slow
+):
+    groups, expected, _ = alone
+    run, _, folder = make_run(tmp_path, engine="ray", num_workers=2)
+    killed = []
+
+    def kill(count):
+        if not killed:
+            killed.append(ray.get(run.engine._hands[0].actor.pid.remote()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    try:
+        run.generate(groups[0], kill, ahead=groups[1:])
+    finally:
+        run.close()
+    assert killed
+    assert hashes(folder) == expected
+
+
+def test_a_machine_that_is_lost_in_the_middle_leaves_the_run_complete(
+    make_run, alone, tmp_path, slow
+):
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    groups, expected, _ = alone
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [machines.add_node(num_cpus=1) for _ in range(3)]
+        machines.wait_for_nodes()
+        run, _, folder = make_run(
+            tmp_path, engine="ray", ray_address=machines.address, num_workers=3
+        )
+        lost = []
+
+        def lose(count):
+            if len(run.engine._hands) == 3 and not lost:
+                lost.append(nodes.pop())
+                machines.remove_node(lost[0])
+
+        try:
+            run.generate(groups[0], lose, ahead=groups[1:])
+        finally:
+            run.close()
+        assert hashes(folder) == expected
+        assert lost
+        assert sum(node["Alive"] for node in ray.nodes()) == 3  # the head and two others
+    finally:
+        if ray.is_initialized():
+            ray.shutdown()
+        machines.shutdown()
