@@ -339,7 +339,7 @@ def _cells(results: Mapping[str, Any]) -> pd.DataFrame:
         for row in results["cells"]
     ]
     cells = pd.DataFrame(rows)
-    texts = ["category", *(name for name in cells if name.endswith("verdict"))]
+    texts = ["category", *(name for name in map(str, cells) if name.endswith("verdict"))]
     for name in cells.columns.difference([*texts, "n", "n_items"]):
         cells[name] = [_number(value) for value in cells[name]]
     first = ["category", "alpha", "verdict"]
