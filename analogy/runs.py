@@ -5,6 +5,7 @@ Reads only: a run folder may be read while another process writes to it, and by 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import textwrap
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analogy import recorded
-from analogy.records import Pair
+from analogy.records import Pair, RunConfig
 from analogy.stats import items_from_margins
 from analogy.store import Command, Job, RunFolder, StoreError
 
@@ -258,11 +259,14 @@ def _latest(store: RunFolder) -> Command:
 
 def _command_of(store: RunFolder, results: Mapping[str, Any]) -> Command:
     """The command that these results are of."""
-    config, provenance = results["config"], results["provenance"]
-    for command in store.commands():
-        of = (command.model, command.judge)
-        if of == (provenance["model"], provenance["judge"]) and command.config.to_dict() == config:
-            return command
+    provenance = results["provenance"]
+    with contextlib.suppress(ValueError):  # a configuration of a later suite is no command's
+        of = (
+            RunConfig.from_dict(results["config"]), provenance["model"], provenance["judge"],
+        )  # fmt: skip
+        for command in store.commands():
+            if of == (command.config, command.model, command.judge):
+                return command
     raise StoreError(
         f"run folder {store.path}: expected the command that its results are of, got none that has "
         "their configuration, model and judge; give the run's command once again, which keeps it, "
