@@ -136,9 +136,9 @@ def read(path: Path) -> Recorded:
     return _checked(load(file), file)
 
 
-def of(results: Mapping[str, Any]) -> Recorded:
-    """Results in memory, as a run makes them."""
-    return _checked(results, None)
+def of(results: Mapping[str, Any], path: Path | None = None) -> Recorded:
+    """Results in memory, as a run makes them; ``path`` is the file that they were loaded from."""
+    return _checked(results, path)
 
 
 def of_header(results: Mapping[str, Any]) -> Header:

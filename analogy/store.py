@@ -573,6 +573,51 @@ class RunFolder:
         )  # fmt: skip
 
     @_explained
+    def image_table(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
+        """A row per job with an image: what it is, what this judge gave it, and its metrics.
+
+        Columns: key, pair_id, category, the pair's words and prompts, alpha, seed, method (None
+        for the control, which has none), path (relative to the folder), margin, cos_target and
+        cos_source (NaN where not scored), and one per kept metric (NaN where not measured). A
+        metric that looks at features is of this judge.
+        """
+        found = self._db.execute(
+            "SELECT images.key, path, margin, cos_target, cos_source FROM images "
+            "LEFT JOIN scores ON scores.key = images.key AND scores.judge = ?",
+            (judge,),
+        )
+        rows = {key: rest for key, *rest in found}
+        metrics: dict[str, dict[str, float]] = {}
+        for key, metric, value in self._db.execute("SELECT key, metric, value FROM metrics"):
+            name, _, by = metric.partition("/")
+            if by in ("", judge):  # a network of its own is named name-network@digest
+                metrics.setdefault(name.partition("@")[0], {})[key] = value
+        jobs = [job for job in jobs if job.key in rows]
+        table = pd.DataFrame(
+            [
+                (
+                    job.key, *astuple(job.pair), job.alpha, job.seed,
+                    job.what.get("method"), *rows[job.key],
+                )
+                for job in jobs
+            ],
+            columns=[
+                "key", "pair_id", "category", "source_word", "target_word", "source_prompt",
+                "target_prompt", "alpha", "seed", "method", "path", "margin", "cos_target",
+                "cos_source",
+            ],
+        )  # fmt: skip
+        for name in sorted(metrics):
+            table[name] = table["key"].map(metrics[name])
+        numbers = ["alpha", "margin", "cos_target", "cos_source", *metrics]
+        return table.astype({"seed": "int64", **dict.fromkeys(numbers, "float64")})
+
+    @_explained
+    def provenance(self) -> dict[str, Any]:
+        """What made the latest command's figures; empty in a folder without a command."""
+        return dict(self._meta("provenance") or {})
+
+    @_explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
         """What this judge saw of those images that it has scored: key to ``(dim,)``."""
         rows = self._db.execute("SELECT key, vector FROM features WHERE judge = ?", (judge,))

@@ -30,7 +30,7 @@ from analogy.recorded import Recorded
 from analogy.records import PER_IMAGE, Verdict
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
-from analogy.report.plots import number, row_of, short
+from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
 
 #: What stands for a verdict where there is no room for its word.
@@ -56,6 +56,12 @@ METRICS = {
     "directional similarity", "psnr": "PSNR to alpha 0 (dB)", "ssim": "SSIM to alpha 0",
     "lpips": "LPIPS to alpha 0",
 }  # fmt: skip
+
+#: What the trade-off is drawn against.
+PRESERVATION = {
+    "ssim": "SSIM to the image at alpha 0 (1: unchanged)",
+    "lpips": "LPIPS to the image at alpha 0 (0: unchanged)",
+}
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -425,14 +431,22 @@ def _plot(
     return Plot(Markup(plots.svg(width, height, draw)), alt, caption)
 
 
+def forest_rows(results: Mapping[str, Any], name: str) -> list[Row]:
+    """The ``margin`` or the ``gain`` of every cell, as `plots.forest` takes them."""
+    return [
+        row_of(
+            f"{short(cell['category'])} {cell['alpha']:g}",
+            cell if name == "margin" else _part(cell, "gain"),
+        )
+        for cell in results["cells"]
+    ]
+
+
 def _forests(results: Mapping[str, Any]) -> list[Plot]:
     """Margins and gains of all cells with their intervals."""
     made = []
     for name, title in (("margin", "Margin"), ("gain", "Gain over alpha 0")):
-        rows = []
-        for cell in results["cells"]:
-            figures = cell if name == "margin" else _part(cell, "gain")
-            rows.append(row_of(f"{short(cell['category'])} {cell['alpha']:g}", figures))
+        rows = forest_rows(results, name)
         said = "; ".join(f"{row.label} {signed(row.mean)}, {words(row.verdict)}" for row in rows)
         made.append(
             _plot(
@@ -444,34 +458,52 @@ def _forests(results: Mapping[str, Any]) -> list[Plot]:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """A category at each alpha, the control among them: items, estimates, and the ceiling.
+
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing.
+    """
+
+    alphas: Sequence[float]
+    margins: NDArray[np.float64]
+    rows: Sequence[Row]
+    ceiling: Mapping[str, Any]
+
+
+def responses(results: Mapping[str, Any], category: str) -> Responses:
+    """What `plots.dose_response` and `plots.distribution` draw of a category."""
+    rows = [row for row in [*_controls(results), *results["cells"]]
+            if row["category"] == category]  # fmt: skip
+    rows.sort(key=lambda row: float(row["alpha"]))
+    alphas = [float(row["alpha"]) for row in rows]
+    means = [row_of(f"{alpha:g}", row) for alpha, row in zip(alphas, rows, strict=True)]
+    return Responses(alphas, _margins(rows), means, _part(rows[-1], "ceiling"))
+
+
 def _by_category(results: Mapping[str, Any], checked: Recorded) -> list[dict[str, Any]]:
     """Per category the dose-response, the items' distribution, the pool and the ceiling."""
     pools = {row["category"]: row for row in _rows(results.get("categories"), "category")}
     made = []
     for name in checked.categories:
-        rows = [row for row in [*_controls(results), *results["cells"]]
-                if row["category"] == name]  # fmt: skip
-        rows.sort(key=lambda row: float(row["alpha"]))
-        alphas = [float(row["alpha"]) for row in rows]
-        margins = _margins(rows)
-        pool, ceiling = pools.get(name, {}), _part(rows[-1], "ceiling")
-        top = number(ceiling.get("mean"))
-        means = [row_of(f"{alpha:g}", row) for alpha, row in zip(alphas, rows, strict=True)]
-        said = ", ".join(f"{row.label}: {signed(row.mean)}" for row in means)
+        of = responses(results, name)
+        pool = pools.get(name, {})
+        said = ", ".join(f"{row.label}: {signed(row.mean)}" for row in of.rows)
 
-        dose = partial(plots.dose_response, alphas=alphas, margins=margins, rows=means, ceiling=top)
-        spread = partial(plots.distribution, alphas=alphas, margins=margins)
+        dose = partial(plots.dose_response, alphas=of.alphas, margins=of.margins, rows=of.rows,
+                       ceiling=number(of.ceiling.get("mean")))  # fmt: skip
+        spread = partial(plots.distribution, alphas=of.alphas, margins=of.margins)
         made.append(
             {
                 "name": name,
                 "pool": pool,
                 "trend": _part(pool, "trend"),
-                "ceiling": ceiling,
-                "share": number(ceiling.get("share")),
+                "ceiling": of.ceiling,
+                "share": number(of.ceiling.get("share")),
                 "plots": [
                     _plot(230, 160, dose, f"Dose-response of {name}, mean margin by alpha: "
                           f"{said}; thin lines are single pairs."),
-                    _plot(230, 160, spread, f"Distribution of the {len(margins)} pairs' "
+                    _plot(230, 160, spread, f"Distribution of the {len(of.margins)} pairs' "
                           f"margins of {name} at each alpha; means: {said}."),
                 ],
             }
@@ -486,22 +518,30 @@ def _margins(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     return np.array(values, dtype=float).reshape(len(pairs), len(rows))
 
 
-def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
-    """Gain against what is left of the image at alpha 0, by SSIM and by LPIPS where measured."""
+def trade_off_series(
+    results: Mapping[str, Any], metric: str
+) -> dict[str, list[tuple[float, float, float]]]:
+    """What `plots.trade_off` draws: of each category (preservation, gain, alpha), where measured.
+
+    ``metric``: a key of `PRESERVATION`.
+    """
     gains = {(row["category"], float(row["alpha"])): number(_part(row, "gain").get("mean"))
              for row in results["cells"]}  # fmt: skip
     found = _rows(_part(results, "quality").get("cells"), "category", "alpha")
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for row in sorted(found, key=lambda row: float(row["alpha"])):
+        kept = number(_part(row, metric).get("mean"))
+        gain = gains.get((row["category"], float(row["alpha"])))
+        if kept is not None and gain is not None:
+            series.setdefault(row["category"], []).append((kept, gain, float(row["alpha"])))
+    return series
+
+
+def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
+    """Gain against what is left of the image at alpha 0, by SSIM and by LPIPS where measured."""
     made = []
-    for metric, label in (
-        ("ssim", "SSIM to the image at alpha 0 (1: unchanged)"),
-        ("lpips", "LPIPS to the image at alpha 0 (0: unchanged)"),
-    ):
-        series: dict[str, list[tuple[float, float, float]]] = {}
-        for row in sorted(found, key=lambda row: float(row["alpha"])):
-            kept = number(_part(row, metric).get("mean"))
-            gain = gains.get((row["category"], float(row["alpha"])))
-            if kept is not None and gain is not None:
-                series.setdefault(row["category"], []).append((kept, gain, float(row["alpha"])))
+    for metric, label in PRESERVATION.items():
+        series = trade_off_series(results, metric)
         if series:
             said = "; ".join(
                 f"{name}: " + ", ".join(f"alpha {a:g} gain {signed(y)} {metric} {x:.2f}"

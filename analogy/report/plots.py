@@ -17,6 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -63,6 +64,13 @@ class Row:
     low: float | None
     high: float | None
     verdict: str
+
+
+def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
+    """What ``draw`` puts on axes of so many points, on a white figure of their own."""
+    with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}):
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        return draw(figure.add_subplot())
 
 
 def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
@@ -193,6 +201,64 @@ def trade_off(
     ax.set_xlabel(label)
     ax.set_ylabel("gain")
     _name_ends(ax, {name: [point[:2] for point in points] for name, points in series.items()})
+    return ax
+
+
+def heat_map(
+    ax: Axes,
+    rows: Mapping[str, Sequence[tuple[float | None, float, str]]],
+    columns: Sequence[str],
+) -> Axes:
+    """A table of means, coloured by sign and size, each with what stands for its verdict.
+
+    ``rows``: name to ``(mean, strength, mark)`` per column; ``strength``: of the colour, in 0..1.
+    """
+    colors = [
+        [to_rgba(BLUE if (mean or 0) > 0 else ORANGE, strength) for mean, strength, _ in row]
+        for row in rows.values()
+    ]
+    ax.imshow(np.array(colors).reshape(len(rows), len(columns), 4), aspect="auto")
+    for i, row in enumerate(rows.values()):
+        for j, (mean, _, mark) in enumerate(row):
+            text = "" if mean is None else f"{mean:+.2f}".replace("-", "\N{MINUS SIGN}")
+            ax.text(j, i, f"{mark} {text}".strip(), ha="center", va="center", color=INK)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), [short(name) for name in rows])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def strip(
+    ax: Axes,
+    alphas: Sequence[float],
+    rows: Mapping[int, Sequence[tuple[NDArray[np.uint8] | None, float | None]]],
+    *,
+    title: str = "",
+) -> Axes:
+    """One pair's images: a row per seed, a column per alpha, the margin below each.
+
+    ``rows``: seed to ``(image, margin)`` per alpha; an image is uint8 HWC, 0..255.
+    """
+    for i, row in enumerate(rows.values()):
+        for j, (image, margin) in enumerate(row):
+            if image is not None:
+                box = (j + 0.03, j + 0.97, 1.2 * i + 0.94, 1.2 * i)
+                ax.imshow(image, extent=box, interpolation="nearest")
+            said = "no image" if image is None else "not scored"
+            if margin is not None:
+                said = f"{margin:+.3f}".replace("-", "\N{MINUS SIGN}")
+            ax.text(j + 0.5, 1.2 * i + 0.97, said, ha="center", va="top", fontsize=8)
+    ax.set_xlim(0, len(alphas))
+    ax.set_ylim(1.2 * len(rows), 0)
+    ax.set_aspect("equal")
+    ax.set_xticks([j + 0.5 for j in range(len(alphas))], [f"alpha {alpha:g}" for alpha in alphas])
+    ax.set_yticks([1.2 * i + 0.47 for i in range(len(rows))], [f"seed {seed}" for seed in rows])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    lines = map(printable, title.split("\n"))
+    ax.set_title("\n".join(lines), fontsize=9, parse_math=False)
     return ax
 
 

@@ -1,0 +1,393 @@
+"""A run as tidy pandas frames and matplotlib axes, for notebooks: :func:`load_run`.
+
+Reads only: a run folder may be read while another process writes to it, and by who may not write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analogy import recorded
+from analogy.records import Pair, RunConfig
+from analogy.stats import items_from_margins
+from analogy.store import Command, Job, RunFolder, StoreError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run's images, items, cells and results. The frames are the caller's to change.
+
+    ``images``, a row per image that is there, the random control's too; a results file away from
+    its run folder has none, so that this frame is then empty:
+
+    - `key` (str): the image's key in the run folder;
+    - `pair_id`, `category`, `source_word`, `target_word`, `source_prompt`, `target_prompt` (str);
+    - `alpha` (float64), `seed` (int64);
+    - `method` (str): None at alpha 0, the control, which all methods share;
+    - `path` (str): the PNG file;
+    - `margin`, `cos_target`, `cos_source` (float64): the run's judge's, margin in -2..2, cosines in
+      -1..1; NaN where not scored;
+    - a column (float64) for each metric that was measured: `clip_score` (0..100),
+      `directional_similarity` (-1..1), `psnr` (dB), `ssim`, `lpips-NETWORK`; NaN elsewhere.
+
+    ``items``, a row per pair and alpha that has a score, without the random control:
+
+    - `pair_id`, `category` (str), `alpha` (float64);
+    - `margin` (float64): the mean over seeds;
+    - `gain` (float64): margin minus the pair's at alpha 0; NaN where that is missing;
+    - `n_seeds` (int64): images in the mean. With fewer than the run has, the item is incomplete,
+      and in no figure of ``cells``.
+
+    ``cells``, a row per cell in the results' order: `category`, `alpha`, `n`, `verdict` (str), and
+    every other figure of results.json (docs/results.md) as float64, NaN where there is none. Of an
+    object within a cell the names are joined: `gain_mean`, `ceiling_share`, `random_margin_mean`,
+    and those of quality: `ssim_mean`, `ssim_n`.
+
+    ``results``: all of results.json. ``path``: what was loaded. ``folder``: the run folder, None if
+    there is none.
+    """
+
+    path: Path
+    folder: Path | None
+    results: Mapping[str, Any]
+    images: pd.DataFrame
+    items: pd.DataFrame
+    cells: pd.DataFrame
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """All options of the run as resolved."""
+        config: Mapping[str, Any] = self.results["config"]
+        return config
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories, in the run's order."""
+        return list(self.results["pairs"])
+
+    @property
+    def verdict(self) -> str:
+        """What is said of all cells together."""
+        return str(self.results["overall"]["verdict"])
+
+    def __repr__(self) -> str:
+        """What it is of, in a line."""
+        return (
+            f"<Run {self.path}: {len(self.images):,} images, {len(self.items):,} items, "
+            f"{len(self.cells)} cells, overall {self.verdict}>"
+        )
+
+    # Each plot draws on `ax`, or on a figure of its own (`axes.figure`), and returns the axes. They
+    # are the report's; pyplot is neither needed nor touched.
+
+    def plot_heat_map(self, ax: Axes | None = None) -> Axes:
+        """Mean margins, category by alpha, with verdict marks; pools in the last row and column.
+
+        A mark in brackets is a success that does not survive Holm's correction.
+        """
+        from analogy.report import html, plots
+
+        checked = recorded.of(self.results)
+        rows = {}
+        for row in html.verdict_map(self.results, checked):
+            marks = [html.symbol(cell["verdict"]) for cell in row["cells"]]
+            rows[row["name"]] = [
+                (cell["mean"], cell["strength"] / 100, f"({mark})" if cell["is_raw"] else mark)
+                for cell, mark in zip(row["cells"], marks, strict=True)
+            ]
+        columns = [f"alpha {alpha:g}" for alpha in (0.0, *checked.measurement.alphas)]
+        draw = partial(plots.heat_map, rows=rows, columns=[*columns, "all"])
+        return _drawn(ax, draw, 80 + 70 * (len(columns) + 1), 40 + 22 * len(rows))
+
+    def plot_forest(self, ax: Axes | None = None, *, figure: str = "margin") -> Axes:
+        """Every cell's mean ``margin`` or ``gain`` with its 95% interval."""
+        from analogy.report import html, plots
+
+        _check_name("figure", figure, ("margin", "gain"))
+        rows = html.forest_rows(self.results, figure)
+        draw = partial(plots.forest, rows=rows, label=figure)
+        return _drawn(ax, draw, 320, 44 + 13.5 * len(rows))
+
+    def plot_dose_response(self, category: str, ax: Axes | None = None) -> Axes:
+        """A category's mean margin at each alpha, its pairs' own lines behind, and the ceiling."""
+        from analogy.report import html, plots
+
+        _check_name("category", category, self.categories)
+        of = html.responses(self.results, category)
+        ceiling = plots.number(of.ceiling.get("mean"))
+        draw = partial(
+            plots.dose_response, alphas=of.alphas, margins=of.margins, rows=of.rows, ceiling=ceiling
+        )
+        return _drawn(ax, draw, 300, 210)
+
+    def plot_distribution(self, category: str, ax: Axes | None = None) -> Axes:
+        """A category's items at each alpha as histograms; a tick is the mean."""
+        from analogy.report import html, plots
+
+        _check_name("category", category, self.categories)
+        of = html.responses(self.results, category)
+        draw = partial(plots.distribution, alphas=of.alphas, margins=of.margins)
+        return _drawn(ax, draw, 300, 210)
+
+    def plot_trade_off(self, ax: Axes | None = None, *, metric: str = "ssim") -> Axes:
+        """Gain against what steering left of the image, by ``ssim`` or ``lpips``.
+
+        A ``ValueError`` where that was not measured.
+        """
+        from analogy.report import html, plots
+
+        _check_name("metric", metric, html.PRESERVATION)
+        series = html.trade_off_series(self.results, metric)
+        if not series:
+            raise ValueError(
+                f"metric: expected one that this run has, got {metric!r}, which was not measured; "
+                "'pytest benchmarks/test_quality.py' with the run's options measures it"
+            )
+        draw = partial(plots.trade_off, series=series, label=html.PRESERVATION[metric])
+        return _drawn(ax, draw, 400, 300)
+
+    def plot_pair(self, pair_id: str, ax: Axes | None = None) -> Axes:
+        """A pair's images, a row per seed and a column per alpha, with their margins.
+
+        A ``StoreError`` where a file is missing or was changed.
+        """
+        from analogy.report import plots
+
+        images = self.images
+        if self.folder is None or images.empty:
+            raise ValueError(
+                f"pair_id: expected a run with images, got {self.path}, which has none; load its "
+                "run folder"
+            )
+        _check_name("pair_id", pair_id, images["pair_id"].unique().tolist())
+        method = self.config["method"]
+        mine = images[
+            (images["pair_id"] == pair_id)
+            & (images["method"].isna() | (images["method"] == method))
+        ]
+        alphas = sorted(mine["alpha"].unique().tolist())
+        seeds = sorted(mine["seed"].unique().tolist())
+        rows: dict[int, list[tuple[Any, float | None]]] = {
+            seed: [(None, None)] * len(alphas) for seed in seeds
+        }
+        store = RunFolder(self.folder, read_only=True)
+        try:
+            for row in mine.to_dict("records"):
+                pair = Pair(*(row[name] for name in _PAIR))
+                job = Job(pair, row["alpha"], row["seed"], method, row["key"])
+                margin = plots.number(row["margin"])
+                place = alphas.index(row["alpha"])
+                rows[row["seed"]][place] = store.read_image(job), margin
+        finally:
+            store.close()
+        pair = Pair(*(mine.iloc[0][name] for name in _PAIR))
+        width = 14 * len(alphas)  # letters that fit above the images
+        title = "\n".join(
+            [
+                *textwrap.wrap(pair.source_prompt, width),
+                *textwrap.wrap(f"\N{RIGHTWARDS ARROW} {pair.target_prompt}", width),
+            ]
+        )
+        draw = partial(plots.strip, alphas=alphas, rows=rows, title=title)
+        lines = title.count("\n") + 1
+        return _drawn(ax, draw, 50 + 72 * len(alphas), 28 + 12 * lines + 86 * len(rows))
+
+
+_PAIR = ("pair_id", "category", "source_word", "target_word", "source_prompt", "target_prompt")
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """A run from its folder, or from a results file.
+
+    A folder gives its ``results.json`` and the images of that; one that has written none yet gives
+    what its index holds by now. A results file in a run folder, such as ``RUN/results-JUDGE.json``,
+    gives that judge's scores of the folder's images; one elsewhere gives no images. While a run is
+    writing, images and items are as they are now, and figures as when results were last written.
+
+    What cannot be read is a :class:`~analogy.recorded.RecordedError` or, of the folder, a
+    :class:`~analogy.store.StoreError`.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "index.sqlite").is_file():
+        results = _loaded(path)
+        return Run(path, None, results, _no_images(), _recorded_items(results), _cells(results))
+    store = RunFolder(folder, read_only=True)
+    try:
+        if path == folder and not (folder / recorded.RESULTS_NAME).exists():
+            command = _latest(store)
+            results = _live(store, command)
+        else:
+            results = _loaded(path)
+            command = _command_of(store, results)
+        images = store.image_table(command.jobs(), command.judge)
+    finally:
+        store.close()
+    images["path"] = [str(folder / name) for name in images["path"]]
+    return Run(path, folder, results, images, _items(images, command), _cells(results))
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    results = recorded.load(path)
+    recorded.of(results, path)
+    return results
+
+
+def _latest(store: RunFolder) -> Command:
+    commands = store.commands()
+    if not commands:
+        raise StoreError(
+            f"run folder {store.path}: expected the configuration of a command, got none; give the "
+            "run's command once again, which keeps it"
+        )
+    return commands[0]
+
+
+def _command_of(store: RunFolder, results: Mapping[str, Any]) -> Command:
+    """The command that these results are of."""
+    provenance = results["provenance"]
+    with contextlib.suppress(ValueError):  # a configuration of a later suite is no command's
+        of = (
+            RunConfig.from_dict(results["config"]), provenance["model"], provenance["judge"],
+        )  # fmt: skip
+        for command in store.commands():
+            if of == (command.config, command.model, command.judge):
+                return command
+    raise StoreError(
+        f"run folder {store.path}: expected the command that its results are of, got none that has "
+        "their configuration, model and judge; give the run's command once again, which keeps it, "
+        "or load the results file from another folder, without images"
+    )
+
+
+def _live(store: RunFolder, command: Command) -> dict[str, Any]:
+    """What results.json would hold if the command ended now."""
+    from analogy.study import Study
+
+    # Nothing is computed on the device, which may be another machine's.
+    study = Study.reopen(store, command, device="cpu")
+    return {
+        **study.results(),
+        "config": command.config.to_dict(),
+        "provenance": store.provenance(),
+    }
+
+
+def _no_images() -> pd.DataFrame:
+    texts = ["key", *_PAIR]
+    floats = ["margin", "cos_target", "cos_source"]
+    kinds = {
+        **dict.fromkeys(texts, "str"), "alpha": "float64", "seed": "int64", "method": "str",
+        "path": "str", **dict.fromkeys(floats, "float64"),
+    }  # fmt: skip
+    return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
+
+
+def _items(images: pd.DataFrame, command: Command) -> pd.DataFrame:
+    is_own = images["method"].isna() | (images["method"] == command.config.method)
+    items = items_from_margins(images[is_own & images["margin"].notna()])
+    order = {pair.id: i for i, pair in enumerate(command.pairs)}
+    items = items.sort_values("pair_id", key=lambda ids: ids.map(order), kind="stable")
+    return _with_gain(items.reset_index(drop=True))
+
+
+def _recorded_items(results: Mapping[str, Any]) -> pd.DataFrame:
+    """The complete items, which are those that results have."""
+    controls = [
+        {**row, "alpha": 0.0}
+        for row in _rows(results.get("controls"))
+        if isinstance(row.get("items"), Mapping)
+    ]
+    rows = [
+        (pair, row["category"], float(row["alpha"]), _number(margin))
+        for row in [*controls, *results["cells"]]
+        for pair, margin in row["items"].items()
+    ]
+    items = pd.DataFrame(rows, columns=["pair_id", "category", "alpha", "margin"])
+    items["n_seeds"] = len(results["config"]["seeds"])
+    first = {pair: i for i, pair in enumerate(dict.fromkeys(items["pair_id"]))}
+    items = items.sort_values("alpha").sort_values(
+        "pair_id", key=lambda ids: ids.map(first), kind="stable"
+    )
+    return _with_gain(items.reset_index(drop=True))
+
+
+def _with_gain(items: pd.DataFrame) -> pd.DataFrame:
+    control = items[items["alpha"] == 0.0].set_index("pair_id")["margin"]
+    gain = (items["margin"] - items["pair_id"].map(control)).astype("float64")
+    return items.assign(gain=gain)[["pair_id", "category", "alpha", "margin", "gain", "n_seeds"]]
+
+
+def _cells(results: Mapping[str, Any]) -> pd.DataFrame:
+    quality = results.get("quality")
+    measured = {
+        (row["category"], _number(row.get("alpha"))): _flat(row)
+        for row in _rows(quality.get("cells") if isinstance(quality, Mapping) else None)
+    }
+    rows = [
+        {**measured.get((row["category"], float(row["alpha"])), {}), **_flat(row)}
+        for row in results["cells"]
+    ]
+    cells = pd.DataFrame(rows)
+    texts = ["category", *(name for name in map(str, cells) if name.endswith("verdict"))]
+    for name in cells.columns.difference([*texts, "n", "n_items"]):
+        cells[name] = [_number(value) for value in cells[name]]
+    first = ["category", "alpha", "verdict"]
+    return cells[[*first, *(name for name in cells if name not in first)]]
+
+
+def _rows(part: Any) -> list[Mapping[str, Any]]:
+    """The rows with a category of a list in the results that nobody has checked."""
+    rows = part if isinstance(part, (list, tuple)) else ()
+    return [
+        row for row in rows if isinstance(row, Mapping) and isinstance(row.get("category"), str)
+    ]
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row's plain values, those of objects in it under joined names; items left out."""
+    made: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            made |= _flat(value, f"{prefix}{name}_") if name != "items" else {}
+        elif value is not None or name not in ("gain", "ceiling", "random"):
+            made[prefix + name] = value
+    return made
+
+
+def _number(value: Any) -> float:
+    """A figure of the results, NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _check_name(what: str, name: str, known: Any) -> None:
+    if name in known:
+        return
+    near = get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    some = [*known][:10]
+    shown = ", ".join(map(str, some)) + (", ..." if len(known) > len(some) else "")
+    raise ValueError(f"{what}: expected one of {shown}, got {name!r}{hint}")
+
+
+def _drawn(ax: Axes | None, draw: Callable[[Axes], Axes], width: float, height: float) -> Axes:
+    from analogy.report import plots
+
+    return draw(ax) if ax is not None else plots.on_its_own(width, height, draw)
