@@ -34,6 +34,7 @@ MIN_PAIRS = 2
 WEAK_PAIRS = 5
 
 _UTF8_BOM = b"\xef\xbb\xbf"
+_WORD_CHARACTER = re.compile(r"\w")
 # What a results file refuses in an id, too: it would be written and never read again.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
@@ -328,7 +329,14 @@ def _folded(text: str) -> str:
 
 def _has_word(prompt: str, word: str) -> bool:
     """Whether the word, or words, stand whole in the prompt."""
-    return bool(re.search(rf"(?<!\w){re.escape(_folded(word))}(?!\w)", _folded(prompt)))
+    text, part = _folded(prompt), _folded(word)
+    at = text.find(part)  # a pattern of each word's own would take most of the time of a large file
+    while at >= 0:
+        beside = text[max(at - 1, 0) : at], text[at + len(part) :][:1]
+        if not any(_WORD_CHARACTER.match(character) for character in beside):
+            return True
+        at = text.find(part, at + 1)
+    return False
 
 
 def _line_at(before: str) -> int:

@@ -17,7 +17,7 @@ import errno
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime, timezone
 from functools import wraps
@@ -66,6 +66,15 @@ CREATE TABLE IF NOT EXISTS commands (
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
 """
 _OF_IMAGES = ("scores", "features", "metrics")
+
+# Keys that are looked up in one query; SQLite of old takes 999 parameters.
+_LOOKED_UP = 500
+
+# Of the index in memory, where SQLite's own 2,000 KB are read anew for almost every key: the keys
+# of a million images take 46 MB.
+_CACHE_KB = 64_000
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
 class StoreError(RuntimeError):
@@ -156,8 +165,7 @@ def content(pair: Pair) -> list[str]:
 
 def digest(value: Any) -> str:
     """A short SHA-256 over the canonical JSON of ``value``."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:32]
 
 
 def pairs_digest(pairs: Iterable[Pair]) -> str:
@@ -271,6 +279,7 @@ class RunFolder:
             self._release()
             raise self._unusable(error, read_only=read_only) from error
         try:
+            self._db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
             version = self._meta("schema_version") if self._has_table("meta") else None
             if version not in (None, SCHEMA_VERSION):
                 raise StoreError(
@@ -424,23 +433,39 @@ class RunFolder:
     @_explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:
         """Those whose image is not there yet, because nobody tried or because it failed."""
-        have = {row[0] for row in self._db.execute("SELECT key FROM images")}
+        wanted = list(wanted)
+        have = {key for (key,) in self._rows_of(wanted, "SELECT key FROM images WHERE")}
         return [each for each in wanted if each.key not in have]
 
     @_explained
     def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
         """Those with an image that this judge has not scored yet."""
-        rows = self._db.execute(
-            "SELECT key FROM images EXCEPT SELECT key FROM scores WHERE judge = ?", (judge,)
+        wanted = list(wanted)
+        query = (
+            "SELECT key FROM images WHERE NOT EXISTS "
+            "(SELECT 1 FROM scores WHERE scores.key = images.key AND judge = ?) AND"
         )
-        open_ = {row[0] for row in rows}
+        open_ = {key for (key,) in self._rows_of(wanted, query, judge)}
         return [each for each in wanted if each.key in open_]
 
     @_explained
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
         """Those whose generation failed when it was last tried, each with the reason."""
-        reasons = dict(self._db.execute("SELECT key, reason FROM failures"))
+        wanted = list(wanted)
+        reasons = dict(self._rows_of(wanted, "SELECT key, reason FROM failures WHERE"))
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
+
+    def _rows_of(self, wanted: Iterable[Wanted], query: str, *values: Any) -> Iterator[Any]:
+        """Rows of those images alone; ``query`` lacks the condition on their keys, its last.
+
+        A cell's question so costs the cell and not the index. In the order of keys, in which their
+        index lies: a question of the whole run reads it once from front to back.
+        """
+        keys = sorted({each.key for each in wanted})
+        for i in range(0, len(keys), _LOOKED_UP):
+            some = keys[i : i + _LOOKED_UP]
+            marks = ", ".join("?" * len(some))
+            yield from self._db.execute(f"{query} key IN ({marks})", (*values, *some))
 
     @_explained
     def add_images(
@@ -557,10 +582,9 @@ class RunFolder:
     @_explained
     def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
         """A row per scored job: pair_id, category, alpha, seed, margin, cos_target, cos_source."""
-        rows = self._db.execute(
-            "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ?", (judge,)
-        )
-        scored = {row[0]: row[1:] for row in rows}
+        jobs = list(jobs)
+        query = "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ? AND"
+        scored = {row[0]: row[1:] for row in self._rows_of(jobs, query, judge)}
         return pd.DataFrame(
             [
                 (job.pair.id, job.pair.category, job.alpha, job.seed, *scored[job.key])
@@ -620,8 +644,9 @@ class RunFolder:
     @_explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
         """What this judge saw of those images that it has scored: key to ``(dim,)``."""
-        rows = self._db.execute("SELECT key, vector FROM features WHERE judge = ?", (judge,))
-        have = dict(rows)
+        wanted = list(wanted)
+        query = "SELECT key, vector FROM features WHERE judge = ? AND"
+        have = dict(self._rows_of(wanted, query, judge))
         return {
             each.key: np.frombuffer(have[each.key], "<f4") for each in wanted if each.key in have
         }
@@ -636,7 +661,9 @@ class RunFolder:
     @_explained
     def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
         """The values that are kept, by key."""
-        have = dict(self._db.execute("SELECT key, value FROM metrics WHERE metric = ?", (metric,)))
+        wanted = list(wanted)
+        query = "SELECT key, value FROM metrics WHERE metric = ? AND"
+        have = dict(self._rows_of(wanted, query, metric))
         return {each.key: have[each.key] for each in wanted if each.key in have}
 
     @_explained

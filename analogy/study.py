@@ -91,18 +91,22 @@ class Study:
         self._analysed: tuple[Any, Analysis] | None = None
         self.scheduler = scheduler or scheduler_of(model.folder)
         self.execution = Execution(config, pairs, model, judge, folder)
-        self._jobs = self._plan(config)
+        self._jobs = self._plan(config, config.grid_alphas)
         self.quality = Quality(
-            config, self._jobs, folder, lambda: self.execution.judge, judge.fingerprint
+            config, self._jobs[None], folder, lambda: self.execution.judge, judge.fingerprint
         )
-        self._null_jobs: list[Job] = []  # of the random control, whose alpha 0 is the method's own
-        if config.control:
-            null = self._plan(replace(config, method="random"))
-            self._null_jobs = [job for job in null if job.alpha != 0.0]
+        self._null_jobs: dict[str | None, list[Job]] = {}
+        if config.control:  # the random control's, whose alpha 0 is the method's own
+            null = replace(config, method="random")
+            self._null_jobs = self._plan(null, sorted(config.alphas))
 
-    def _plan(self, config: RunConfig) -> list[Job]:
-        fingerprint = self.model.fingerprint
-        return plan(config, fingerprint, self.scheduler, self.pairs, config.grid_alphas)
+    def _plan(self, config: RunConfig, alphas: Iterable[float]) -> dict[str | None, list[Job]]:
+        """The jobs of each category, and under None those of all."""
+        jobs = plan(config, self.model.fingerprint, self.scheduler, self.pairs, alphas)
+        planned: dict[str | None, list[Job]] = {None: jobs}
+        for job in jobs:
+            planned.setdefault(job.pair.category, []).append(job)
+        return planned
 
     @classmethod
     def open(cls, values: Mapping[str, Any]) -> Study:
@@ -184,11 +188,8 @@ class Study:
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
         """The grid's jobs, of one category or alpha if given; with the random control's."""
-        return [
-            job
-            for job in [*self._jobs, *self._null_jobs]
-            if category in (None, job.pair.category) and alpha in (None, job.alpha)
-        ]
+        jobs = [*self._jobs.get(category, []), *self._null_jobs.get(category, [])]
+        return jobs if alpha is None else [job for job in jobs if job.alpha == alpha]
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
         """A cell's jobs, with those of its controls."""
@@ -230,10 +231,10 @@ class Study:
         Of one category if given; of the random control if ``null``.
         """
         pairs = [pair for pair in self.pairs if category in (None, pair.category)]
-        steered = self._null_jobs if null else self._jobs
-        jobs = [job for job in self._jobs if job.alpha == 0.0]
-        jobs += [job for job in steered if job.alpha != 0.0]
-        jobs = [job for job in jobs if category in (None, job.pair.category)]
+        jobs = self._jobs.get(category, [])
+        if null:
+            controls = [job for job in jobs if job.alpha == 0.0]
+            jobs = [*controls, *self._null_jobs.get(category, [])]
         items = items_from_margins(self.folder.margins(jobs, self.judge.fingerprint))
         complete = items[items["n_seeds"] == len(self.config.seeds)]
         return item_table(complete, pairs, self.config.grid_alphas)
