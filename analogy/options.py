@@ -109,6 +109,16 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Two or more different steering methods; another text is a ``ValueError``."""
+    names: tuple[str, ...] = _list_of(_one_of(METHOD_NAMES))(text)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"expected two or more different ones of {', '.join(METHOD_NAMES)}, got {text!r}"
+        )
+    return names
+
+
 def _limits(text: str) -> tuple[Limit, ...]:
     limits = []
     for part in text.split(","):
@@ -152,6 +162,8 @@ OPTIONS: tuple[Option, ...] = (
            parse=_one_of(METHOD_NAMES), metavar="NAME"),
     Option("--control", "measure the null control, the method random, beside the method",
            default=False),
+    Option("--target", "also draw each target prompt itself: what the model can do at best, and "
+           "the report's last column [default: on with --report]", default=False),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "
            "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
            metavar="N"),

@@ -428,6 +428,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         text.reading_notes(analysis),
         text.trend_table(analysis),
         text.null_table(analysis),
+        text.target_table(analysis),
         text.quality_table(bench.study.quality),
         _against_published(bench, analysis),
         _against_baseline(bench),

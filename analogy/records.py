@@ -186,7 +186,8 @@ class RunConfig:
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
       `scheduler` (None: the model's own): how an image is sampled;
-    - `control`: whether the null control, the method `random`, is measured as well;
+    - `control`: whether the null control, the method `random`, is measured as well; `target`:
+      whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed.
 
@@ -212,6 +213,7 @@ class RunConfig:
     scheduler: str | None = None
     control: bool = False
     memory: float | None = None
+    target: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device"):
@@ -236,8 +238,9 @@ class RunConfig:
             _check_number("memory", self.memory, 0.0)
         if self.limit is not None:
             _check_integer("limit", self.limit, 1)
-        if not isinstance(self.control, bool):
-            raise ValueError(f"control: expected true or false, got {self.control!r}")
+        for name in ("control", "target"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))

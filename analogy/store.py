@@ -147,6 +147,17 @@ def plan(
     return jobs
 
 
+def plan_targets(
+    config: RunConfig, model_fingerprint: str, scheduler: str, pairs: Sequence[Pair]
+) -> list[Job]:
+    """The jobs of the target prompts' own images, in the order pair, seed.
+
+    They are those of ``lerp`` at alpha 1, which is the target prompt's conditioning itself; a run
+    by that method has them in its grid.
+    """
+    return plan(replace(config, method="lerp"), model_fingerprint, scheduler, pairs, (1.0,))
+
+
 def content(pair: Pair) -> list[str]:
     """What of a pair determines its images: its words and prompts, not its id."""
     return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
@@ -179,16 +190,14 @@ class Command:
     lora: str | None = None
 
     def jobs(self) -> list[Job]:
-        """The grid's jobs, with the random control's, each key once."""
-        runs = [self.config]
+        """The grid's jobs, with those of the controls that were asked for, each key once."""
+        jobs = plan(self.config, self.model, self.scheduler, self.pairs, self.config.grid_alphas)
         if self.config.control:
-            runs.append(replace(self.config, method="random"))
-        jobs = {
-            job.key: job
-            for run in runs
-            for job in plan(run, self.model, self.scheduler, self.pairs, run.grid_alphas)
-        }
-        return list(jobs.values())
+            null = replace(self.config, method="random")
+            jobs += plan(null, self.model, self.scheduler, self.pairs, null.grid_alphas)
+        if self.config.target:
+            jobs += plan_targets(self.config, self.model, self.scheduler, self.pairs)
+        return list({job.key: job for job in jobs}.values())
 
 
 class ImageRow(NamedTuple):

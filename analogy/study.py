@@ -52,6 +52,7 @@ from analogy.store import (
     digest,
     pairs_digest,
     plan,
+    plan_targets,
 )
 
 PACKAGES = (
@@ -98,6 +99,9 @@ class Study:
         if config.control:
             null = self._plan(replace(config, method="random"))
             self._null_jobs = [job for job in null if job.alpha != 0.0]
+        self._target_jobs: list[Job] = []  # by lerp, whose own grid may have them too
+        if config.target:
+            self._target_jobs = plan_targets(config, model.fingerprint, self.scheduler, self.pairs)
 
     def _plan(self, config: RunConfig) -> list[Job]:
         fingerprint = self.model.fingerprint
@@ -160,6 +164,14 @@ class Study:
             )
         return cls.reopen(folder, commands[0], judge=judge, **changed)
 
+    def by(self, method: str) -> Study:
+        """The same study by another steering method, in the same open run folder."""
+        _refuse_lone_pairs(method, self.pairs)
+        return Study(
+            replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
+            self.truth, scheduler=self.scheduler,
+        )  # fmt: skip
+
     def record(self, lora: str | None) -> None:
         """Keep this configuration in the run folder as its latest."""
         self.folder.record_config(self.config, self.provenance())
@@ -180,16 +192,18 @@ class Study:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given; with the random control's."""
-        return [
-            job
-            for job in [*self._jobs, *self._null_jobs]
-            if category in (None, job.pair.category) and alpha in (None, job.alpha)
-        ]
+        """The grid's jobs, of one category or alpha if given; with the random control's and,
+        unless of one alpha, the target prompts' own. Each key once.
+        """
+        jobs = [job for job in [*self._jobs, *self._null_jobs] if alpha in (None, job.alpha)]
+        if alpha is None:
+            jobs += self._target_jobs
+        return _once([job for job in jobs if category in (None, job.pair.category)])
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with those of its controls."""
-        return self.jobs(category, 0.0) + self.jobs(category, alpha)
+        """A cell's jobs, with those of its controls and of the category's target prompts."""
+        targets = [job for job in self._target_jobs if job.pair.category == category]
+        return _once(self.jobs(category, 0.0) + self.jobs(category, alpha) + targets)
 
     def generate(self, jobs: Sequence[Job], report: Report = lambda n: None) -> None:
         """Generate the images among ``jobs`` that are missing."""
@@ -217,9 +231,21 @@ class Study:
         jobs = [job for job in self._jobs if job.alpha == 0.0]
         jobs += [job for job in steered if job.alpha != 0.0]
         jobs = [job for job in jobs if category in (None, job.pair.category)]
+        return self._items(jobs, pairs, self.config.grid_alphas)
+
+    def _items(
+        self, jobs: Sequence[Job], pairs: Sequence[Pair], alphas: Sequence[float]
+    ) -> pd.DataFrame:
+        """The complete items of jobs of one method."""
         items = items_from_margins(self.folder.margins(jobs, self.judge.fingerprint))
         complete = items[items["n_seeds"] == len(self.config.seeds)]
-        return item_table(complete, pairs, self.config.grid_alphas)
+        return item_table(complete, pairs, alphas)
+
+    def targets(self) -> pd.Series | None:
+        """Items of the target prompts' own images, by pair id; None where not asked for."""
+        if not self.config.target:
+            return None
+        return self._items(self._target_jobs, self.pairs, (1.0,))[1.0]
 
     def _null_table(self, category: str | None = None) -> pd.DataFrame | None:
         return self.table(category, null=True) if self.config.control else None
@@ -248,11 +274,16 @@ class Study:
 
     def analysis(self) -> Analysis:
         """All figures of the run; made once from the same items."""
-        table, null = self.table(), self._null_table()
-        of = (table.to_numpy().tobytes(), None if null is None else null.to_numpy().tobytes())
+        table, null, targets = self.table(), self._null_table(), self.targets()
+        of = [
+            None if each is None else each.to_numpy().tobytes() for each in (table, null, targets)
+        ]
         if self._analysed is None or self._analysed[0] != of:
             seen = {category: self.ceiling(category) for category in self.categories}
-            self._analysed = of, analyse(table, self.pairs, null=null, ceilings=seen)
+            self._analysed = (
+                of,
+                analyse(table, self.pairs, null=null, targets=targets, ceilings=seen),
+            )
         return self._analysed[1]
 
     def pairs_digest(self, category: str) -> str:
@@ -287,9 +318,10 @@ class Study:
 
         ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
         ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
-        verdict. A cell that lacks images is ``incomplete``; ``failures`` are those that came out
-        as no picture. ``quality`` has what was asked for of it. Rates and memory are over all work
-        recorded in the run folder; the memory is a CUDA device's, None elsewhere.
+        verdict, ``targets`` those of the target prompts' own images where asked for. A cell that
+        lacks images is ``incomplete``; ``failures`` are those that came out as no picture.
+        ``quality`` has what was asked for of it. Rates and memory are over all work recorded in the
+        run folder; the memory is a CUDA device's, None elsewhere.
         """
         return {
             **self.header(),
@@ -341,6 +373,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             memory=values["memory"],
             limit=values["limit"],
             control=values["control"],
+            target=values["target"] or bool(values["report"]),
         )
     except ValueError as error:
         option, _, rest = str(error).partition(":")
@@ -402,13 +435,20 @@ def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
     )
 
 
+def _once(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, each key once: the target prompts' own are in a grid by lerp as well."""
+    return list({job.key: job for job in jobs}.values())
+
+
 def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
-    """A folder name for all runs that can share images: more pairs, seeds or alphas extend it."""
+    """A folder name for all runs that can share images: more pairs, seeds, alphas or methods extend
+    it.
+    """
     same: dict[str, Any] = {
         "model": model.fingerprint, "judge": judge.fingerprint, "scheduler": scheduler,
         "schema_version": SCHEMA_VERSION,
     }  # fmt: skip
-    for name in ("method", "steps", "guidance", "size", "dtype"):
+    for name in ("steps", "guidance", "size", "dtype"):
         same[name] = getattr(config, name)
     return digest(same)[:12]
 
