@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from itertools import combinations
 
@@ -177,7 +178,16 @@ def test_tables_of_different_grids_are_refused(tables, pairs, change, said):
         compare_methods(tables, pairs)
 
 
+@pytest.fixture
+def frozen():
+    """All objects out of the collector's reach: statsmodels calls it for every family."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("draw", ["normal", "exponential"])
 def test_three_equal_methods_are_told_apart_in_one_run_of_twenty(draw):
     """The family-wise error of all overall comparisons together, pairs' own level shared."""
@@ -189,8 +199,8 @@ def test_three_equal_methods_are_told_apart_in_one_run_of_twenty(draw):
         noise = getattr(rng, "standard_exponential" if draw == "exponential" else "standard_normal")
         values = {name: own + 0.05 * noise(n) for name in ("a", "b", "c")}
         errors += any(one.is_distinct for one in compared(values, n_resamples=500))
-    # Three standard errors of the simulation; Holm's bound is not reached by dependent tests.
-    assert 0.02 - 0.01 <= errors / repetitions <= 0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5
+    # Three standard errors of the simulation around 5%; dependent tests err a little less often.
+    assert 0.01 < errors / repetitions < 0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5
 
 
 # --- as text and as JSON
