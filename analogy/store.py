@@ -40,6 +40,9 @@ SCHEMA_VERSION = 2
 #: What stands before the reason of an image that was there once and is to be made again.
 LOST = "lost: "
 
+#: The method that gives the target prompt's own conditioning at alpha 1.
+TARGET_METHOD = "lerp"
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
@@ -152,10 +155,10 @@ def plan_targets(
 ) -> list[Job]:
     """The jobs of the target prompts' own images, in the order pair, seed.
 
-    They are those of ``lerp`` at alpha 1, which is the target prompt's conditioning itself; a run
-    by that method has them in its grid.
+    A run by ``TARGET_METHOD`` has them in its grid.
     """
-    return plan(replace(config, method="lerp"), model_fingerprint, scheduler, pairs, (1.0,))
+    run = replace(config, method=TARGET_METHOD)
+    return plan(run, model_fingerprint, scheduler, pairs, (1.0,))
 
 
 def content(pair: Pair) -> list[str]:
