@@ -370,8 +370,8 @@ def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
     return Finding(outcome, change.message(), change.to_dict())
 
 
-def write_outputs(bench: Bench, analysis: Analysis) -> tuple[dict[str, Any], bool]:
-    """Write results, report and baseline as asked for: the results, and whether all were written.
+def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
+    """Write results, report and baseline as asked for; whether all of them were written.
 
     A baseline that may not be replaced is said in the bench's note; a file that cannot be written
     is an ``OSError`` or ``StoreError``.
@@ -379,7 +379,6 @@ def write_outputs(bench: Bench, analysis: Analysis) -> tuple[dict[str, Any], boo
     from analogy.baseline import BaselineError, write
     from analogy.recorded import RESULTS_NAME, write_results
 
-    results = bench.study.results(analysis)
     write_results(results, bench.study.folder.path / RESULTS_NAME)
     write_results(results, Path(bench.values["results"]))
     if bench.values["report"]:
@@ -390,8 +389,8 @@ def write_outputs(bench: Bench, analysis: Analysis) -> tuple[dict[str, Any], boo
             bench.note = f"written to {bench.update}"
         except BaselineError as error:
             bench.note = f"NOT written: {error}"
-            return results, False
-    return results, True
+            return False
+    return True
 
 
 def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:

@@ -206,8 +206,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 def _write_results(bench: Bench, session: pytest.Session) -> None:
     analysis = session.config.stash[_ANALYSIS] = bench.study.analysis()
-    _, is_whole = write_outputs(bench, analysis)
-    if not is_whole:
+    if not write_outputs(bench, bench.study.results(analysis)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
