@@ -36,6 +36,7 @@ from analogy.stats import (
     resampled_together,
     t_test,
 )
+from analogy.store import Job
 from analogy.study import Study
 
 _NAN = float("nan")
@@ -221,14 +222,17 @@ def open_methods(values: Mapping[str, Any], names: Sequence[str]) -> list[Study]
     return studies
 
 
+def all_jobs(studies: Sequence[Study]) -> list[Job]:
+    """The jobs of all the methods; the control's, whose key has no method, once."""
+    return list({job.key: job for study in studies for job in study.jobs()}.values())
+
+
 def run_methods(studies: Sequence[Study], report: Report = lambda n: None) -> MethodComparison:
     """Do what is missing of all the methods, and compare them.
 
-    One worker does all of it: the models are loaded once, and the control, whose key has no
-    method, is generated once.
+    One worker does all of it: the models are loaded once.
     """
-    first = studies[0]
-    jobs = list({job.key: job for study in studies for job in study.jobs()}.values())
+    first, jobs = studies[0], all_jobs(studies)
     first.generate(jobs, report)
     first.score(jobs)
     return compare_methods(

@@ -108,13 +108,16 @@ class Study:
         return plan(config, fingerprint, self.scheduler, self.pairs, config.grid_alphas)
 
     @classmethod
-    def open(cls, values: Mapping[str, Any]) -> Study:
+    def open(cls, values: Mapping[str, Any], pairs: Sequence[Pair] | None = None) -> Study:
         """From parsed options. Loads the pairs and verifies the models' files; loads no model.
+
+        ``pairs``: these instead of a file's.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
         config, model, judge = _resolve(values)
-        pairs = select(load_pairs(config.pairs), config.categories, config.limit)
+        if pairs is None:
+            pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
         truth = _ground_truth(values["ceiling"], judge)
         scheduler = scheduler_of(model.folder)
