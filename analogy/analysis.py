@@ -231,8 +231,8 @@ def analyse(
         )
 
     pooled = [*tables.values(), *by_alpha.values(), table]
-    samples = [*_samples([(t, nulls.get(c)) for c, t in tables.items()], pooled), *ends.values()]
-    with resampled_together(samples):
+    drawn = _samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)
+    with resampled_together([*drawn, *(of.to_numpy() for of in ends.values())]):
         own = {
             category: CellFigures(
                 cell=Cell(category, 1.0),  # as the end of a straight line

@@ -148,7 +148,7 @@ def compare_methods(
     """
     _check_tables(tables, pairs)
     steered = {
-        name: table[[alpha for alpha in table.columns if alpha != CONTROL]]
+        name: table[[alpha for alpha in table.columns if float(alpha) != CONTROL]]
         for name, table in tables.items()
     }
     first = next(iter(steered.values()))
@@ -247,7 +247,7 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> 
         raise ValueError(f"methods: expected two or more, got {', '.join(tables) or 'none'}")
     wanted = [pair.id for pair in pairs]
     columns = next(iter(tables.values())).columns
-    if all(alpha == CONTROL for alpha in columns):
+    if all(float(alpha) == CONTROL for alpha in columns):
         raise ValueError("methods: expected a strength other than the control, got none")
     for name, table in tables.items():
         if list(table.index) != wanted:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 from statsmodels.stats.multitest import multipletests
+from typer.testing import CliRunner
 
-from analogy import options
+from analogy import cli, options
 from analogy.methods import (
     MethodComparison,
     compare_methods,
@@ -277,6 +278,42 @@ def test_all_methods_share_one_folder_and_one_control(tmp_path):
         assert again == []
     finally:
         studies[0].folder.close()
+
+
+def test_the_verb_prints_the_tables_and_writes_them_as_json(tmp_path):
+    grid = ["--categories", "color,size", "--limit", "3", "--seeds", "0", "--alphas", "1",
+            "--steps", "1", "--dtype", "float32", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    verb = ["methods", "--methods", "lerp,slerp", *grid]
+    done = CliRunner().invoke(cli.app, [*verb, "--json", str(tmp_path / "m.json")])
+    assert done.exit_code == 0, done.output
+    assert "lerp - slerp" in done.stdout
+    assert "limit     3 pairs per category" in done.stdout
+    data = json.loads((tmp_path / "m.json").read_text())
+    assert (data["schema_version"], data["exit_code"]) == (1, 0)
+    assert data["methods"] == ["lerp", "slerp"]
+    assert "method" not in data["config"]
+    assert (data["n"], data["n_left_out"], len(data["overall"])) == (6, 0, 1)
+    assert data["overall"][0]["mean"] == 0.0
+    alone = CliRunner().invoke(cli.app, [*verb, "--json", "-"])
+    assert json.loads(alone.stdout)["ranking"] == data["ranking"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (["--methods", "lerp"], 2, "--methods: expected two or more different ones"),
+        (["--methods", "lerp,wrd"], 2, "did you mean 'word'"),
+        (["--methods", "lerp,category", "--limit", "1"], 2, "category needs 2 pairs or more"),
+        (["--run-dir", "file"], 4, "file"),
+    ],
+)
+def test_the_verb_refuses_what_it_cannot_do(tmp_path, monkeypatch, given, code, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(cli.app, ["methods", *given])
+    assert done.exit_code == code
+    assert said in done.stderr
+    assert done.stdout == ""
 
 
 def test_the_default_folder_is_the_same_for_every_method(tmp_path, monkeypatch):

@@ -57,6 +57,7 @@ def methods(
     from analogy.methods import all_jobs, open_methods, run_methods
     from analogy.models import ModelError
     from analogy.report import text
+    from analogy.steering import OTHERS_MATTER
     from analogy.store import StoreError
 
     try:
@@ -70,7 +71,11 @@ def methods(
         jobs = all_jobs(studies)
         left = len(study.folder.without_image(jobs))
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
-            found = run_methods(studies, bar.update)
+
+            def advance(count: int) -> None:
+                bar.update(count)
+
+            found = run_methods(studies, advance)
         failures = study.failures(jobs)
         header = study.header()
     except (MemoryFullError, ModelError, StoreError) as error:
@@ -99,6 +104,9 @@ def methods(
         f"run       {study.folder.path}",
     ]
     if config.limit is not None:
-        lines.append(f"limit     {config.limit} pairs per category: not the whole measurement")
+        limit = f"limit     {config.limit} pairs per category: not the whole measurement"
+        if OTHERS_MATTER & set(chosen):
+            limit += "; the method category looks at no other pairs"
+        lines.append(limit)
     failed = text.failure_lines(failures)
     show_lines([*lines, *failed, "", *text.method_tables(found)], json)
