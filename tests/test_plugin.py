@@ -372,7 +372,7 @@ def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     assert run.ret == pytest.ExitCode.OK
     run.stdout.fnmatch_lines(["report    new/r.html"])
     page = (bench.path / "new" / "r.html").read_text("utf-8")
-    assert page.count("<img ") == 16
+    assert page.count("<img ") == 8 * 3  # source, alpha 1, and the target prompt itself
     assert f"a red {NOUNS[0]} → a blue {NOUNS[0]}" in page
     assert "Cells: 1 equivalent." in page
 
