@@ -12,6 +12,7 @@ has merely destroyed; so a claim rests on the margin, and the gain says where it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,8 @@ class CellFigures:
 
     ``p_holm`` and ``p_bh`` are the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for
     all cells of its run; NaN for a cell by itself, which knows of no other. ``items``: pair id to
-    margin, the complete ones. ``gain`` is None for a control.
+    margin, the complete ones. ``gain`` is None for a control. ``target``: of the target prompts'
+    own images in its category; None for a cell by itself, and where they were not asked for.
     """
 
     cell: Cell
@@ -71,6 +73,7 @@ class CellFigures:
     null: Null | None = None
     p_holm: float = float("nan")
     p_bh: float = float("nan")
+    target: Estimate | None = None
 
     @property
     def survives(self) -> bool:
@@ -81,6 +84,16 @@ class CellFigures:
     def share(self) -> float | None:
         """The mean margin as a share of the ceiling's, None without a ceiling."""
         return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
+
+    @property
+    def target_share(self) -> float | None:
+        """The mean margin as a share of what the model makes of the target prompts themselves.
+
+        None where that is not above 0, or where images are missing.
+        """
+        if self.target is None or not self.target.mean > 0 or not math.isfinite(self.margin.mean):
+            return None
+        return self.margin.mean / self.target.mean
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -95,6 +108,7 @@ class CellFigures:
             "p_bh": plain(self.p_bh),
             "gain": plain(self.gain),
             "ceiling": ceiling,
+            "target_share": plain(self.target_share),
             "random": plain(self.null),
             "items": dict(self.items),
         }
@@ -125,13 +139,18 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """All figures of a run, in the order of its categories and alphas."""
+    """All figures of a run, in the order of its categories and alphas.
+
+    ``targets``: by category what the model makes of the target prompts themselves, its own ceiling;
+    empty where not asked for. They are no cells: nothing is claimed of them.
+    """
 
     cells: Mapping[Cell, CellFigures]
     controls: Mapping[str, CellFigures]
     categories: Mapping[str, Pool]
     alphas: Mapping[float, Pool]
     overall: Pool
+    targets: Mapping[str, CellFigures]
 
     @property
     def blind(self) -> list[str]:
@@ -150,21 +169,27 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, as results.json has them."""
-        controls = []
-        for figures in self.controls.values():
-            row = figures.to_dict()
-            for name in ("verdict", "n_needed", "p_holm", "p_bh", "gain", "random"):
-                del row[name]  # nothing is claimed of a control
-            controls.append(row)
+        targets = [_without_claims(figures) for figures in self.targets.values()]
+        for row in targets:
+            del row["alpha"], row["target_share"]
         return {
             "cells": [figures.to_dict() for figures in self.cells.values()],
-            "controls": controls,
+            "controls": [_without_claims(figures) for figures in self.controls.values()],
+            "targets": targets,
             "categories": [
                 {"category": name, **pool.to_dict()} for name, pool in self.categories.items()
             ],
             "alphas": [{"alpha": alpha, **pool.to_dict()} for alpha, pool in self.alphas.items()],
             "overall": {**self.overall.to_dict(), "blind": self.blind},
         }
+
+
+def _without_claims(figures: CellFigures) -> dict[str, Any]:
+    """The figures of images that nothing is claimed of: no verdict, and what belongs to one."""
+    row = figures.to_dict()
+    for name in ("verdict", "n_needed", "p_holm", "p_bh", "gain", "random"):
+        del row[name]
+    return row
 
 
 def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
@@ -181,9 +206,12 @@ def analyse(
     pairs: Sequence[Pair],
     *,
     null: pd.DataFrame | None = None,
+    targets: pd.Series | None = None,
     ceilings: Mapping[str, Ceiling | None] | None = None,
 ) -> Analysis:
-    """Everything about a run, from its items and those of its random control."""
+    """Everything about a run, from its items, those of its random control, and those of the target
+    prompts' own images by pair id.
+    """
     ceilings = ceilings or {}
     members: dict[str, list[str]] = {}
     for pair in pairs:
@@ -192,6 +220,7 @@ def analyse(
     nulls = {} if null is None else {category: null.loc[rows] for category, rows in members.items()}
     steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
     by_alpha = {alpha: table[[CONTROL, alpha]] for alpha in steered}
+    ends = {} if targets is None else {c: targets.loc[rows] for c, rows in members.items()}
 
     def figures(category: str, alpha: float) -> CellFigures:
         return cell_figures(
@@ -202,12 +231,27 @@ def analyse(
         )
 
     pooled = [*tables.values(), *by_alpha.values(), table]
-    with resampled_together(_samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)):
+    drawn = _samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)
+    with resampled_together([*drawn, *(of.to_numpy() for of in ends.values())]):
+        own = {
+            category: CellFigures(
+                cell=Cell(category, 1.0),  # as the end of a straight line
+                margin=_pooled(of.to_numpy()[:, np.newaxis]),
+                gain=None,
+                items=_complete(of),
+                ceiling=ceilings.get(category),
+            )
+            for category, of in ends.items()
+        }
         controls = {category: figures(category, CONTROL) for category in members}
         cells = [figures(category, alpha) for category in members for alpha in steered]
+        if own:
+            cells = [replace(one, target=own[one.cell.category].margin) for one in cells]
+            controls = {name: replace(c, target=own[name].margin) for name, c in controls.items()}
         return Analysis(
             cells={figures.cell: figures for figures in _adjusted(cells)},
             controls=controls,
+            targets=own,
             categories={category: pool(of) for category, of in tables.items()},
             alphas={alpha: pool(of) for alpha, of in by_alpha.items()},
             overall=pool(table),
@@ -228,12 +272,17 @@ def cell_figures(
         cell=cell,
         margin=_seen(figures["margin"], ceiling),
         gain=_seen(figures["gain"], ceiling) if "gain" in figures else None,
-        items={str(pair): float(value) for pair, value in values["margin"].dropna().items()},
+        items=_complete(values["margin"]),
         ceiling=ceiling,
         null=Null(figures["null"], figures["null gain"], figures["advantage"])
         if "null" in figures
         else None,
     )
+
+
+def _complete(items: pd.Series) -> dict[str, float]:
+    """Pair id to margin, of the items that are there."""
+    return {str(pair): float(value) for pair, value in items.dropna().items()}
 
 
 def _cell_values(

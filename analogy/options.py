@@ -40,11 +40,17 @@ class Option:
     default: Any = None
     parse: Callable[[str], Any] | None = None  # None: a switch
     metavar: str | None = None
+    choices: tuple[str, ...] = ()  # what a shell completes
+
+    @property
+    def key(self) -> str:
+        """The key of its parsed value."""
+        return self.flag.lstrip("-").replace("-", "_")
 
     @property
     def name(self) -> str:
-        """The key under which the parsed value is kept."""
-        return "analogy_" + self.flag.lstrip("-").replace("-", "_")
+        """Its name among pytest's options."""
+        return f"analogy_{self.key}"
 
 
 def _integer(low: int) -> Callable[[str], int]:
@@ -109,6 +115,16 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Two or more different steering methods; another text is a ``ValueError``."""
+    names: tuple[str, ...] = _list_of(_one_of(METHOD_NAMES))(text)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"expected two or more different ones of {', '.join(METHOD_NAMES)}, got {text!r}"
+        )
+    return names
+
+
 def _limits(text: str) -> tuple[Limit, ...]:
     limits = []
     for part in text.split(","):
@@ -125,7 +141,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
            "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
     Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]",
-           parse=parse_device, metavar="DEVICE"),
+           parse=parse_device, metavar="DEVICE", choices=("cpu", "mps", "cuda")),
     Option("--offline", "never touch the network; a file that is not on this machine is an error "
            "that names the command that fetches it", default=False),
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
@@ -139,7 +155,7 @@ OPTIONS: tuple[Option, ...] = (
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=str, metavar="TAG"),
     Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
            "is faster and moves the margins (docs/performance.md)", default="float32",
-           parse=_one_of(DTYPES), metavar="DTYPE"),
+           parse=_one_of(DTYPES), metavar="DTYPE", choices=DTYPES),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=str,
            metavar="FILE"),
     Option("--categories", "only these, separated by commas [default: all in the pairs]",
@@ -149,9 +165,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
     Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
-           parse=_one_of(METHOD_NAMES), metavar="NAME"),
+           parse=_one_of(METHOD_NAMES), metavar="NAME", choices=METHOD_NAMES),
     Option("--control", "measure the null control, the method random, beside the method",
            default=False),
+    Option("--target", "also draw each target prompt itself: what the model can do at best, and "
+           "the report's last column [default: on with --report]", default=False),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "
            "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
            metavar="N"),
@@ -161,7 +179,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--size", "pixels a side [default: what the model was trained for]", parse=_integer(8),
            metavar="PIXELS"),
     Option("--dtype", f"what the generator computes in: {', '.join(DTYPES)} [default: the fastest "
-           "that the device has: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME"),
+           "that the device has: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME",
+           choices=DTYPES),
     Option("--limit", "only the first N pairs of each category, said so in every result",
            parse=_integer(1), metavar="N"),
     Option("--batch-size", "images generated together [default: as many as pay and fit; fewer by "
@@ -201,9 +220,9 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
-    """Every option's parsed value, keyed without the ``analogy_`` prefix.
+    """Every option's parsed value, by the option's key.
 
-    ``get`` gives an option's raw text (or bool) by its key. A wrong value is an
+    ``get`` gives an option's raw text (or bool) by its name. A wrong value is an
     :class:`OptionError` that names the option and what is allowed.
     """
     values: dict[str, Any] = {}
@@ -214,5 +233,5 @@ def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
                 raw = option.parse(raw)
             except ValueError as error:
                 raise OptionError(f"{option.flag}: {error}") from None
-        values[option.name.removeprefix("analogy_")] = raw
+        values[option.key] = raw
     return values

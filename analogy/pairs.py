@@ -40,7 +40,15 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 
 
 class PairsError(ValueError):
-    """A file of pairs, or a choice from it, that cannot be used; the message says what to do."""
+    """A file of pairs, or a choice from it, that cannot be used; the message says what to do.
+
+    ``problems``: all that is wrong with a file, each with its line; the message has the first of
+    very many.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
 
 
 class WeakCategoryWarning(UserWarning):
@@ -57,7 +65,7 @@ def load_pairs(path: str | Path) -> list[Pair]:
     check = _Check(path)
     pairs = check.pairs(_rows(check, _read(path)))
     if check.problems:
-        raise PairsError(check.report())
+        raise PairsError(check.report(), check.problems)
     for category, members in _by_category(pairs).items():
         if len(members) <= WEAK_PAIRS:
             warnings.warn(
@@ -195,7 +203,7 @@ class _Check:
                 )
         for side in ("source", "target"):
             word, prompt = getattr(pair, f"{side}_word"), getattr(pair, f"{side}_prompt")
-            if word and prompt and not _has_word(prompt, word):
+            if word and prompt and not has_word(prompt, word):
                 self.add(
                     line,
                     f"{side}_word",
@@ -327,7 +335,7 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _has_word(prompt: str, word: str) -> bool:
+def has_word(prompt: str, word: str) -> bool:
     """Whether the word, or words, stand whole in the prompt."""
     text, part = _folded(prompt), _folded(word)
     at = text.find(part)  # a pattern of each word's own would take most of the time of a large file

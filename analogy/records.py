@@ -189,7 +189,8 @@ class RunConfig:
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
       `scheduler` (None: the model's own): how an image is sampled;
-    - `control`: whether the null control, the method `random`, is measured as well;
+    - `control`: whether the null control, the method `random`, is measured as well; `target`:
+      whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
     - `engine` (one of `ENGINES`), `num_workers` (None: as many as there are devices), `ray_address`
@@ -220,6 +221,7 @@ class RunConfig:
     engine: str = "serial"
     num_workers: int | None = None
     ray_address: str | None = None
+    target: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device", "engine"):
@@ -247,8 +249,9 @@ class RunConfig:
             _check_number("memory", self.memory, 0.0)
         if self.limit is not None:
             _check_integer("limit", self.limit, 1)
-        if not isinstance(self.control, bool):
-            raise ValueError(f"control: expected true or false, got {self.control!r}")
+        for name in ("control", "target"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))

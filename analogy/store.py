@@ -40,6 +40,9 @@ SCHEMA_VERSION = 2
 #: What stands before the reason of an image that was there once and is to be made again.
 LOST = "lost: "
 
+#: The method that gives the target prompt's own conditioning at alpha 1.
+TARGET_METHOD = "lerp"
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
@@ -158,6 +161,17 @@ def plan(
     return jobs
 
 
+def plan_targets(
+    config: RunConfig, model_fingerprint: str, scheduler: str, pairs: Sequence[Pair]
+) -> list[Job]:
+    """The jobs of the target prompts' own images, in the order pair, seed.
+
+    A run by ``TARGET_METHOD`` has them in its grid.
+    """
+    run = replace(config, method=TARGET_METHOD)
+    return plan(run, model_fingerprint, scheduler, pairs, (1.0,))
+
+
 def content(pair: Pair) -> list[str]:
     """What of a pair determines its images: its words and prompts, not its id."""
     return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
@@ -189,16 +203,14 @@ class Command:
     lora: str | None = None
 
     def jobs(self) -> list[Job]:
-        """The grid's jobs, with the random control's, each key once."""
-        runs = [self.config]
+        """The grid's jobs, with those of the controls that were asked for, each key once."""
+        jobs = plan(self.config, self.model, self.scheduler, self.pairs, self.config.grid_alphas)
         if self.config.control:
-            runs.append(replace(self.config, method="random"))
-        jobs = {
-            job.key: job
-            for run in runs
-            for job in plan(run, self.model, self.scheduler, self.pairs, run.grid_alphas)
-        }
-        return list(jobs.values())
+            null = replace(self.config, method="random")
+            jobs += plan(null, self.model, self.scheduler, self.pairs, null.grid_alphas)
+        if self.config.target:
+            jobs += plan_targets(self.config, self.model, self.scheduler, self.pairs)
+        return list({job.key: job for job in jobs}.values())
 
 
 class ImageRow(NamedTuple):

@@ -53,6 +53,7 @@ from analogy.store import (
     digest,
     pairs_digest,
     plan,
+    plan_targets,
 )
 
 PACKAGES = (
@@ -99,23 +100,27 @@ class Study:
         if config.control:  # the random control's, whose alpha 0 is the method's own
             null = replace(config, method="random")
             self._null_jobs = self._plan(null, sorted(config.alphas))
+        self._target_jobs: dict[str | None, list[Job]] = {}
+        if config.target:  # by lerp, whose own grid may have them too
+            self._target_jobs = _by_category(
+                plan_targets(config, model.fingerprint, self.scheduler, self.pairs)
+            )
 
     def _plan(self, config: RunConfig, alphas: Iterable[float]) -> dict[str | None, list[Job]]:
-        """The jobs of each category, and under None those of all."""
-        jobs = plan(config, self.model.fingerprint, self.scheduler, self.pairs, alphas)
-        planned: dict[str | None, list[Job]] = {None: jobs}
-        for job in jobs:
-            planned.setdefault(job.pair.category, []).append(job)
-        return planned
+        fingerprint = self.model.fingerprint
+        return _by_category(plan(config, fingerprint, self.scheduler, self.pairs, alphas))
 
     @classmethod
-    def open(cls, values: Mapping[str, Any]) -> Study:
+    def open(cls, values: Mapping[str, Any], pairs: Sequence[Pair] | None = None) -> Study:
         """From parsed options. Loads the pairs and verifies the models' files; loads no model.
+
+        ``pairs``: these instead of a file's.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
         config, model, judge = _resolve(values)
-        pairs = select(load_pairs(config.pairs), config.categories, config.limit)
+        if pairs is None:
+            pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
         truth = _ground_truth(values["ceiling"], judge)
         scheduler = scheduler_of(model.folder)
@@ -167,6 +172,14 @@ class Study:
             )
         return cls.reopen(folder, commands[0], judge=judge, **changed)
 
+    def by(self, method: str) -> Study:
+        """The same study by another steering method, in the same open run folder."""
+        _refuse_lone_pairs(method, self.pairs)
+        return Study(
+            replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
+            self.truth, scheduler=self.scheduler,
+        )  # fmt: skip
+
     def record(self, lora: str | None) -> None:
         """Keep this configuration in the run folder as its latest."""
         self.folder.record_config(self.config, self.provenance())
@@ -187,13 +200,18 @@ class Study:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given; with the random control's."""
+        """The grid's jobs, of one category or alpha if given; with the random control's and,
+        unless of one alpha, the target prompts' own. Each key once.
+        """
         jobs = [*self._jobs.get(category, []), *self._null_jobs.get(category, [])]
-        return jobs if alpha is None else [job for job in jobs if job.alpha == alpha]
+        if alpha is None:
+            return _once([*jobs, *self._target_jobs.get(category, [])])
+        return [job for job in jobs if job.alpha == alpha]
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with those of its controls."""
-        return self.jobs(category, 0.0) + self.jobs(category, alpha)
+        """A cell's jobs, with those of its controls and of the category's target prompts."""
+        targets = self._target_jobs.get(category, [])
+        return _once(self.jobs(category, 0.0) + self.jobs(category, alpha) + targets)
 
     def generate(
         self,
@@ -235,9 +253,21 @@ class Study:
         if null:
             controls = [job for job in jobs if job.alpha == 0.0]
             jobs = [*controls, *self._null_jobs.get(category, [])]
+        return self._items(jobs, pairs, self.config.grid_alphas)
+
+    def _items(
+        self, jobs: Sequence[Job], pairs: Sequence[Pair], alphas: Sequence[float]
+    ) -> pd.DataFrame:
+        """The complete items of jobs of one method."""
         items = items_from_margins(self.folder.margins(jobs, self.judge.fingerprint))
         complete = items[items["n_seeds"] == len(self.config.seeds)]
-        return item_table(complete, pairs, self.config.grid_alphas)
+        return item_table(complete, pairs, alphas)
+
+    def targets(self) -> pd.Series | None:
+        """Items of the target prompts' own images, by pair id; None where not asked for."""
+        if not self.config.target:
+            return None
+        return self._items(self._target_jobs.get(None, []), self.pairs, (1.0,))[1.0]
 
     def _null_table(self, category: str | None = None) -> pd.DataFrame | None:
         return self.table(category, null=True) if self.config.control else None
@@ -266,11 +296,16 @@ class Study:
 
     def analysis(self) -> Analysis:
         """All figures of the run; made once from the same items."""
-        table, null = self.table(), self._null_table()
-        of = (table.to_numpy().tobytes(), None if null is None else null.to_numpy().tobytes())
+        table, null, targets = self.table(), self._null_table(), self.targets()
+        of = [
+            None if each is None else each.to_numpy().tobytes() for each in (table, null, targets)
+        ]
         if self._analysed is None or self._analysed[0] != of:
             seen = {category: self.ceiling(category) for category in self.categories}
-            self._analysed = of, analyse(table, self.pairs, null=null, ceilings=seen)
+            self._analysed = (
+                of,
+                analyse(table, self.pairs, null=null, targets=targets, ceilings=seen),
+            )
         return self._analysed[1]
 
     def pairs_digest(self, category: str) -> str:
@@ -305,9 +340,10 @@ class Study:
 
         ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
         ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
-        verdict. A cell that lacks images is ``incomplete``; ``failures`` are those that came out
-        as no picture. ``quality`` has what was asked for of it. Rates and memory are over all work
-        recorded in the run folder; the memory is a CUDA device's, None elsewhere.
+        verdict, ``targets`` those of the target prompts' own images where asked for. A cell that
+        lacks images is ``incomplete``; ``failures`` are those that came out as no picture.
+        ``quality`` has what was asked for of it. Rates and memory are over all work recorded in the
+        run folder; the memory is a CUDA device's, None elsewhere.
         """
         return {
             **self.header(),
@@ -364,6 +400,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             ray_address=values["ray_address"],
             limit=values["limit"],
             control=values["control"],
+            target=values["target"] or bool(values["report"]),
         )
     except ValueError as error:
         option, _, rest = str(error).partition(":")
@@ -446,13 +483,28 @@ def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
     )
 
 
+def _by_category(jobs: Sequence[Job]) -> dict[str | None, list[Job]]:
+    """The jobs of each category, and under None those of all."""
+    found: dict[str | None, list[Job]] = {None: list(jobs)}
+    for job in jobs:
+        found.setdefault(job.pair.category, []).append(job)
+    return found
+
+
+def _once(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, each key once: the target prompts' own are in a grid by lerp as well."""
+    return list({job.key: job for job in jobs}.values())
+
+
 def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
-    """A folder name for all runs that can share images: more pairs, seeds or alphas extend it."""
+    """A folder name for all runs that can share images: more pairs, seeds, alphas or methods extend
+    it.
+    """
     same: dict[str, Any] = {
         "model": model.fingerprint, "judge": judge.fingerprint, "scheduler": scheduler,
         "schema_version": SCHEMA_VERSION,
     }  # fmt: skip
-    for name in ("method", "steps", "guidance", "size", "dtype"):
+    for name in ("steps", "guidance", "size", "dtype"):
         same[name] = getattr(config, name)
     return digest(same)[:12]
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from analogy import recorded
-from analogy.baseline import Change, Outcome, compare_cell, compare_overall, n_comparisons
-from analogy.plugin import Bench, measure
-from analogy.recorded import Recorded
+from analogy.bench import Bench, judge_regression
+from analogy.plugin import measure, settle
 from analogy.records import Cell
 
 # A library's deprecation warning is no verdict on a model.
@@ -19,45 +17,22 @@ pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:d
 
 
 @pytest.fixture
-def baseline(bench: Bench) -> Recorded:
-    """The baseline, comparable."""
+def compared(bench: Bench) -> Bench:
+    """The bench, if it has a baseline that is comparable."""
     if bench.baseline is None:
         pytest.skip(f"nothing to compare with: {bench.note}")
-    return bench.baseline
+    return bench
 
 
 def test_regression(
-    cell: Cell, bench: Bench, baseline: Recorded, request: pytest.FixtureRequest
+    cell: Cell, compared: Bench, bench: Bench, request: pytest.FixtureRequest
 ) -> None:
     """The cell is no worse than in the baseline."""
-    study = bench.study
-    measure(bench, study.cell_jobs(*cell), request)
-    change = compare_cell(
-        baseline,
-        recorded.of_cell(study.cell(*cell).to_dict()),
-        tolerance=bench.tolerance,
-        comparisons=n_comparisons(recorded.of_header(study.header())),
-    )
-    _judge(change, bench, request)
+    measure(bench, bench.study.cell_jobs(*cell), request)
+    settle(judge_regression(bench, cell), request)
 
 
-def test_overall_regression(
-    bench: Bench, baseline: Recorded, request: pytest.FixtureRequest
-) -> None:
+def test_overall_regression(compared: Bench, bench: Bench, request: pytest.FixtureRequest) -> None:
     """All cells together are no worse than in the baseline."""
-    study = bench.study
-    measure(bench, study.jobs(), request)
-    now = recorded.of(study.results())
-    _judge(compare_overall(baseline, now, tolerance=bench.tolerance), bench, request)
-
-
-def _judge(change: Change, bench: Bench, request: pytest.FixtureRequest) -> None:
-    """Fail on a regression, after putting the figures where JUnit's reader finds them."""
-    bench.changes.append(change)
-    record_property = request.getfixturevalue("record_property")
-    for name, value in change.to_dict().items():
-        record_property(name, value)
-    if not change.is_decided:
-        pytest.skip(change.message())
-    if change.outcome is Outcome.REGRESSED:
-        pytest.fail(change.message(), pytrace=False)
+    measure(bench, bench.study.jobs(), request)
+    settle(judge_regression(bench, None), request)

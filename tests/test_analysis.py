@@ -237,7 +237,7 @@ def test_the_dictionary_is_strict_json(table, null):
     table.loc["color-3", 0.8] = np.nan
     found = analyse(table, PAIRS, null=null, ceilings={"size": SEES})
     made = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert list(made) == ["cells", "controls", "categories", "alphas", "overall"]
+    assert list(made) == ["cells", "controls", "targets", "categories", "alphas", "overall"]
     cell = made["cells"][1]
     assert (cell["category"], cell["alpha"], cell["verdict"]) == ("color", 0.8, "incomplete")
     assert cell["mean"] is cell["p_holm"] is cell["gain"]["mean"] is None

@@ -372,7 +372,7 @@ def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     assert run.ret == pytest.ExitCode.OK
     run.stdout.fnmatch_lines(["report    new/r.html"])
     page = (bench.path / "new" / "r.html").read_text("utf-8")
-    assert page.count("<img ") == 16
+    assert page.count("<img ") == 8 * 3  # source, alpha 1, and the target prompt itself
     assert f"a red {NOUNS[0]} → a blue {NOUNS[0]}" in page
     assert "Cells: 1 equivalent." in page
 
@@ -383,7 +383,7 @@ def test_a_report_that_cannot_be_is_said_before_the_work(bench, eight, monkeypat
     run = bench(*eight, "--report=taken")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*--report: expected a file that can be written, got taken*"])
-    monkeypatch.setattr("analogy.plugin.find_spec", lambda name: None)
+    monkeypatch.setattr("analogy.bench.find_spec", lambda name: None)
     run = bench(*eight, "--report=r.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*--report: expected jinja2 and matplotlib, got no jinja2*"])

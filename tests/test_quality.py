@@ -30,7 +30,7 @@ CELL = Cell("color", 1.0)
 def study(make_study, judge, monkeypatch):
     """A scored study of six pairs, alphas 0.5 and 1 and two seeds, whose images are noise."""
     made = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(made.worker), "judge", judge)
+    monkeypatch.setattr(type(made.execution), "judge", judge)
     draw(made, made.jobs())
     return made
 
@@ -101,7 +101,7 @@ def test_values_are_computed_once(study, make_study, monkeypatch):
 def test_what_is_not_there_is_left_out(make_study, judge, monkeypatch):
     """An image of one pair and the control of another are missing."""
     study = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(study.worker), "judge", judge)
+    monkeypatch.setattr(type(study.execution), "judge", judge)
     missing = [study.jobs("color", 1.0)[0], study.jobs("color", 0.0)[-1]]
     draw(study, [job for job in study.jobs() if job not in missing])
     found = study.quality.cell(CELL)

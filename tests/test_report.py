@@ -248,6 +248,64 @@ def test_the_margin_of_an_image_is_below_it(study, page):
     assert found == 72
 
 
+def test_the_target_prompts_own_image_is_the_last_of_a_strip(make_study, monkeypatch):
+    monkeypatch.setattr(plots, "svg", lambda width, height, draw: "<svg></svg>")
+    study = make_study(target=True)
+    results = draw(study, margin=lambda job: margin(job) + 0.5 * (job.method == "lerp"))
+    page = read_page(render(results, folder=study.folder.path))
+    targets = {(j.pair.id, j.seed): j for j in study.jobs() if j.method == "lerp"}
+    assert len(targets) == 12 * 2
+    for strip in page.id("strips").all("article"):
+        assert [head.text for head in strip.all("th") if head["scope"] == "col"] == [
+            "seed", "source(alpha 0)", "alpha 0.5", "alpha 1", "targetprompt",
+        ]  # fmt: skip
+        [body] = strip.all("tbody")
+        own = []
+        for row in body.all("tr"):
+            *_, last = row.all("td")
+            [img] = last.all("img")
+            pair, seed = re.fullmatch(r"(.+), target prompt, seed (.+)", img["alt"]).groups()
+            job = targets.pop((pair, int(seed)))
+            assert np.abs(pixels(img["src"])[0].astype(int) - color(job)).max() <= 4
+            assert last.text.replace("−", "-") == f"{margin(job) + 0.5:+.2f}"  # noqa: RUF001
+            own.append(margin(job) + 0.5)
+        [foot] = strip.all("tfoot")
+        *_, mean = foot.all("td")
+        assert mean.text.replace("−", "-") == f"{np.mean(own):+.2f}"  # noqa: RUF001
+    assert targets == {}
+
+
+def test_shares_of_the_target_prompts_own_margin_stand_in_the_tables(make_study, monkeypatch):
+    monkeypatch.setattr(plots, "svg", lambda width, height, draw: "<svg></svg>")
+    study = make_study(target=True)
+    results = draw(
+        study, margin=lambda job: 2 * margin(job) if job.method == "lerp" else margin(job)
+    )
+    page = read_page(render(results, folder=study.folder.path))
+    shares = [row["of target"].text for row in table(page, "cells") if row["alpha"].text == "1"]
+    assert shares == ["50%", "50%"]
+    assert [row["category"].text for row in table(page, "targets")] == ["color", "object"]
+    assert "reached to 50%" in page.id("categories").text
+    without = read_page(render(draw(make_study())))
+    assert "target prompt" not in without.id("gallery").text
+    assert "of target" not in [head.text for head in without.id("table-cells").all("th")]
+
+
+def test_a_failed_target_image_is_not_taken_for_the_methods_own(make_study, monkeypatch):
+    monkeypatch.setattr(plots, "svg", lambda width, height, draw: "<svg></svg>")
+    study = make_study(target=True)
+    [failed, *_] = [job for job in study.jobs() if job.method == "lerp"]
+    results = draw(study, faults=[failed])
+    page = read_page(render(results, folder=study.folder.path))
+    [row] = page.id("table-failures").rows()
+    assert [cell.text for cell in row] == [
+        failed.pair.id, failed.pair.category, "lerp", "1", str(failed.seed), "black",
+    ]  # fmt: skip
+    assert "incomplete" not in [row["verdict"].text for row in table(page, "cells")]
+    assert {row["of target"].text for row in table(page, "cells")
+            if row["category"].text == failed.pair.category} == {"–"}  # fmt: skip  # noqa: RUF001
+
+
 def test_a_strip_carries_what_it_is_filtered_by(study):
     results = draw(study)
     page = read_page(render(results, folder=study.folder.path))
@@ -297,8 +355,8 @@ def test_an_image_that_failed_or_is_gone_is_named(study):
     rows = [[cell.text for cell in row] for row in page.id("table-failures").rows()]
     first, last = jobs[0], jobs[-1]
     assert rows == [
-        [first.pair.id, first.pair.category, "0", "0", "black"],
-        [last.pair.id, last.pair.category, "1", "1", "its file is missing or was changed"],
+        [first.pair.id, first.pair.category, "", "0", "0", "black"],
+        [last.pair.id, last.pair.category, "word", "1", "1", "its file is missing or was changed"],
     ]
     shown = [node.text for node in page.id("strips").all("span", "missing")]
     assert shown == ["black", "its file is missing or was changed"]
@@ -412,7 +470,15 @@ def test_the_same_run_gives_the_same_page(make_study):
 
 def test_parts_that_are_none_are_left_out(study):
     results = draw(study)
-    for part in ("controls", "categories", "alphas", "quality", "failures", "peak_memory_bytes"):
+    for part in (
+        "controls",
+        "targets",
+        "categories",
+        "alphas",
+        "quality",
+        "failures",
+        "peak_memory_bytes",
+    ):
         for value in (None, "x", [1], {"cells": 3}, [{"alpha": "x", "category": 1}]):
             page = render({**results, part: value}, folder=study.folder.path)
             assert "Yes: " in page, (part, value)
@@ -438,7 +504,7 @@ def test_results_of_another_suite_without_a_whole_configuration_have_no_images(s
 def test_the_command_repeats_the_run(study):
     results = draw(study)
     config = {**results["config"], "model": "a model+my lora.safetensors", "control": True,
-              "categories": ["color", "object"], "limit": 4}  # fmt: skip
+              "target": True, "categories": ["color", "object"], "limit": 4}  # fmt: skip
     first, second, *given = shlex.split(html.command(config))
     assert (first, second) == ("pytest", "benchmarks")
     raw = dict(argument.partition("=")[::2] for argument in given)

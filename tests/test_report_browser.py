@@ -46,14 +46,16 @@ def chromium():
 
 @pytest.fixture
 def study(make_study):
-    """Sixty pairs of two categories, one of them of a nasty name and with nasty prompts."""
+    """Sixty pairs of two categories, one of them of a nasty name and with nasty prompts, and the
+    target prompts' own images.
+    """
     pairs = [
         Pair(f"{kind} '{i}\"", kind if kind == "color" else NASTY, WORDS[i % 10],
              WORDS[(i + 1) % 10], f"{prefix} {i} {WORDS[i % 10]}", f"{prefix} {i} target")
         for kind, prefix in (("color", "a car"), ("size", NASTY))
         for i in range(30)
     ]  # fmt: skip
-    return make_study(pairs=pairs, seeds=(0,))
+    return make_study(pairs=pairs, seeds=(0,), target=True)
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def choose(browser, name, value):
 
 
 def item(study, pair, alpha):
-    [job] = [j for j in study.jobs() if j.pair.id == pair and j.alpha == alpha]
+    [job] = [j for j in study.jobs(alpha=alpha) if j.pair.id == pair]
     return margin(job)
 
 
@@ -180,7 +182,7 @@ def test_images_are_there_where_one_looks_and_only_there(opened):
         settle(browser)
         count = "return document.querySelectorAll('.strip:%s-child img').length"
         other = "last" if end == "first" else "first"
-        assert browser.execute_script(count % end) == 3
+        assert browser.execute_script(count % end) == 4
         assert browser.execute_script(count % other) == 0
     widths = "return [...document.images].map(i => [i.complete, i.naturalWidth])"
     assert {tuple(one) for one in browser.execute_script(widths)} == {(True, 64)}
@@ -259,7 +261,9 @@ def test_a_table_sorts_by_a_click_and_is_saved_as_csv(opened, study):
         "document.querySelector('[data-table=table-pairs]').click()"
     )
     head, *rows = csv.reader(io.StringIO(text))
-    assert head == ["pair", "category", "source", "target", "alpha 0", "alpha 0.5", "alpha 1"]
+    assert head == [
+        "pair", "category", "source", "target", "alpha 0", "alpha 0.5", "alpha 1", "target prompt",
+    ]  # fmt: skip
     assert {row[0]: (row[1], float(row[6])) for row in rows} == {
         pair.id: (pair.category, pytest.approx(item(study, pair.id, 1.0))) for pair in study.pairs
     }
@@ -273,5 +277,5 @@ def test_paper_has_the_first_pairs_with_their_images(opened, study):
         "return [...document.querySelectorAll('.strip')].filter(s => s.offsetParent)"
         ".map(s => s.querySelectorAll('img').length)"
     )
-    assert browser.execute_script(built) == [3] * 12
+    assert browser.execute_script(built) == [4] * 12
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

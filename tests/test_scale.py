@@ -135,7 +135,7 @@ def test_the_measured_steps_do_what_they_say(tmp_path):
     assert len(names) == len(set(names)) == 16
     assert not list(folder.rglob("*.png"))
     study = scale.open_study(folder)
-    assert study.unscored(study.jobs()) == study.worker.missing(study.jobs()) == []
+    assert study.unscored(study.jobs()) == study.execution.missing(study.jobs()) == []
     assert (study.folder.path / "results.json").stat().st_size > 10_000
     scale.add_scores(study, study.jobs(), dim=4)
     assert len(study.folder.features(study.jobs()[:3], study.judge.fingerprint)) == 3

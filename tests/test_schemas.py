@@ -45,7 +45,7 @@ def problems(name, data):
 def study(make_study, judge, monkeypatch):
     """Scored by the real judge, with the random control; one image failed, one is not there."""
     made = make_study(control=True)
-    monkeypatch.setattr(type(made.worker), "judge", judge)
+    monkeypatch.setattr(type(made.execution), "judge", judge)
     jobs = made.jobs()
     bad, absent = made.jobs("object", 1.0)[:2]
     there = [job for job in jobs if job != absent]

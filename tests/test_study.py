@@ -12,6 +12,7 @@ from tiny import build
 
 from analogy import options, study
 from analogy.ceiling import CeilingError
+from analogy.execute import steered, texts
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -120,8 +121,9 @@ def test_one_folder_serves_all_runs_that_can_share_images(open_study, tmp_path, 
     first = folder()
     assert first.parent.as_posix() == ".analogy/runs"
     assert folder(categories="color", limit="3", alphas="1", seeds="5", batch_size="1") == first
-    others = {folder(method="lerp"), folder(steps="3"), folder(guidance="2")}
-    assert len(others | {first}) == 4
+    assert folder(method="lerp", control=True, target=True) == first
+    others = {folder(steps="3"), folder(guidance="2")}
+    assert len(others | {first}) == 3
 
 
 @pytest.mark.parametrize(
@@ -303,6 +305,84 @@ def test_the_random_control_is_measured_on_request(make_study, fill):
     assert plain.cell("color", 1.0).null is None
 
 
+def test_the_target_prompts_own_images_are_measured_on_request(make_study, fill):
+    plain, opened = make_study(), make_study(target=True)
+    own = [job for job in opened.jobs() if job.key not in {j.key for j in plain.jobs()}]
+    assert {(job.method, job.alpha) for job in own} == {("lerp", 1.0)}
+    assert {(job.pair.id, job.seed) for job in own} == {
+        (pair.id, seed) for pair in opened.pairs for seed in (0, 1)
+    }
+    assert opened.jobs(alpha=1.0) == plain.jobs(alpha=1.0)
+    assert len(opened.cell_jobs("color", 0.5)) == len(plain.cell_jobs("color", 0.5)) + 6 * 2
+
+    fill(opened, lambda job: 0.4 if job in own else spread(job))
+    fill(plain, spread)
+    results, without = opened.results(), plain.results()
+    assert [row["category"] for row in results["targets"]] == ["color", "object"]
+    for row in results["targets"]:
+        assert row.keys() >= FIGURES - {"verdict"}
+        assert not row.keys() & {"verdict", "alpha", "gain", "p_holm", "target_share"}
+        assert row["mean"] == pytest.approx(0.4)
+        assert set(row["items"]) == {p.id for p in opened.pairs if p.category == row["category"]}
+    for row in results["cells"]:
+        assert row["target_share"] == pytest.approx(row["mean"] / 0.4)
+    for row in (*results["cells"], *results["controls"]):
+        del row["target_share"]
+    for row in (*without["cells"], *without["controls"]):
+        assert row.pop("target_share") is None
+    assert without["targets"] == []
+    for part in ("cells", "controls", "categories", "alphas", "overall"):
+        assert results[part] == without[part]
+
+
+def test_a_share_of_the_target_needs_its_images_and_a_margin_above_0(make_study, fill):
+    opened = make_study(target=True)
+    fill(opened, lambda job: -0.1 if job.method == "lerp" else spread(job))
+    assert {figures.target_share for figures in opened.analysis().cells.values()} == {None}
+    lost = make_study(target=True)
+    [first, *_] = [job for job in lost.jobs() if job.method == "lerp"]
+    fill(lost, lambda job: 0.1, [job for job in lost.jobs() if job is not first])
+    analysis = lost.analysis()
+    assert analysis.targets[first.pair.category].margin.verdict is Verdict.INCOMPLETE
+    assert {f.target_share is None for c, f in analysis.cells.items()
+            if c.category == first.pair.category} == {True}  # fmt: skip
+    assert all(f.margin.verdict is not Verdict.INCOMPLETE for f in analysis.cells.values())
+
+
+def test_a_run_by_lerp_has_the_target_prompts_own_images_in_its_grid(make_study, fill):
+    plain, opened = make_study(method="lerp"), make_study(method="lerp", target=True)
+    assert opened.jobs() == plain.jobs()
+    assert opened.cell_jobs("color", 1.0) == plain.cell_jobs("color", 1.0)
+    fill(opened, spread)
+    for cell, figures in opened.analysis().cells.items():
+        if cell.alpha == 1.0:
+            assert figures.target_share == 1.0
+
+
+def test_a_target_image_is_of_the_target_prompts_own_conditioning(make_study):
+    opened = make_study(target=True)
+    encoded = {text: object() for text in texts(opened.pairs)}
+    for job in opened.jobs():
+        if job.method == "lerp":
+            assert steered(job, opened.pairs, encoded) is encoded[job.pair.target_prompt]
+
+
+def test_a_folder_knows_the_target_images_of_its_command(make_study):
+    opened = make_study(target=True, control=True)
+    opened.record(None)
+    [command] = opened.folder.commands()
+    assert {job.key for job in command.jobs()} == {job.key for job in opened.jobs()}
+    again = Study.reopen(opened.folder, command)
+    assert {job.key for job in again.jobs()} == {job.key for job in opened.jobs()}
+
+
+def test_a_report_asks_for_the_target_prompts_own_images(open_study):
+    for given, has_target in (({}, False), ({"target": True}, True), ({"report": "r.html"}, True)):
+        opened = open_study(**given)
+        opened.folder.close()
+        assert opened.config.target is has_target
+
+
 def plain_margin(study, fill):
     fill(study, spread)
     return study.cell("color", 1.0).margin
@@ -352,7 +432,8 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     write_results(opened.results(), path)
     results = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert list(results) == [
-        "schema_version", "config", "provenance", "pairs", "cells", "controls", "categories",
+        "schema_version", "config", "provenance", "pairs", "cells", "controls", "targets",
+        "categories",
         "alphas", "overall", "quality", "failures", "throughput",
         "peak_memory_bytes",
     ]  # fmt: skip

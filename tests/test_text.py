@@ -117,6 +117,20 @@ def test_the_random_control_has_a_table_when_measured(table):
     assert lines[-1].startswith("A random direction succeeds in color at alpha 0.5, color at")
 
 
+def test_the_target_prompts_own_images_have_a_table_when_measured(table):
+    assert list(text.target_table(analyse(table, PAIRS))) == []
+    found = analyse(table, PAIRS, targets=2 * table[1.0])
+    head, *rows, _ = text.target_table(found)
+    assert head.split()[-2:] == ["0.5", "1"]
+    assert [row.split()[0] for row in rows] == ["color", "size"]
+    assert [row.split()[-1] for row in rows] == ["50%", "50%"]
+    gone = (2 * table[1.0]).copy()
+    gone["color-0"] = np.nan
+    head, *rows, _ = text.target_table(analyse(table, PAIRS, targets=gone))
+    assert rows[0].endswith("incomplete")
+    assert rows[1].endswith("50%")
+
+
 def test_published_figures_stand_beside_a_runs(table):
     published = {
         "overall": {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +15,7 @@ from PIL import Image
 from analogy.images import Images, to_png
 from analogy.recorded import Recorded
 from analogy.records import Pair, RunConfig
-from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan
+from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan, plan_targets
 
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
@@ -25,7 +25,8 @@ OWN_SIZE, THUMBNAIL = 64, 128
 class Shot:
     """One image: its margin, its ``data:`` URI and size, a link to the whole image if there is one.
 
-    ``problem`` says why there is no picture; ``src`` is then empty.
+    ``is_target``: the target prompt's own, without steering. ``problem`` says why there is no
+    picture; ``src`` is then empty.
     """
 
     alpha: float
@@ -36,12 +37,14 @@ class Shot:
     height: int = 0
     href: str = ""
     problem: str = ""
+    is_target: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
     """A pair's images, a row per seed, ascending in alpha, and its items: alpha to margin.
 
+    Last in a row is the target prompt's own image, where it was asked for; ``target`` is its item.
     ``anchor`` is the strip's id in the page: ASCII without quotes, different for different pairs.
     """
 
@@ -49,6 +52,7 @@ class Strip:
     anchor: str
     items: Mapping[float, float]
     rows: tuple[tuple[int, tuple[Shot, ...]], ...]
+    target: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +78,24 @@ def gallery(
     results: Mapping[str, Any],
     recorded: Recorded,
     controls: Sequence[Mapping[str, Any]],
+    targets: Sequence[Mapping[str, Any]],
     folder: Path | None,
     full_images: Path | None = None,
 ) -> Gallery:
     """The gallery of results from their run folder, or of margins alone without one.
 
+    ``controls``, ``targets``: the results' rows of these that can be used.
+
     ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
     words are not known, because the folder has another file's, is shown without images. An image
     that cannot be read is a problem of that image.
     """
-    items = _items(results, controls)
+    items = _items([*controls, *results["cells"]])
+    ends = {pair: at[1.0] for pair, at in _items([{**r, "alpha": 1.0} for r in targets]).items()}
     if folder is None or not (folder / "index.sqlite").is_file():
-        return Gallery(_bare(items), "No run folder: the pairs' margins without their images.")
+        return Gallery(
+            _bare(items, ends), "No run folder: the pairs' margins without their images."
+        )
     store = RunFolder(folder, read_only=True)
     try:
         known: dict[str, Pair] = {}
@@ -97,15 +107,23 @@ def gallery(
         try:
             config = RunConfig.from_dict(results["config"])
         except ValueError as error:
-            return Gallery(_bare(items), f"No images: {error}.")
-        subject = recorded.subject
-        jobs = plan(
-            config, subject.model, subject.scheduler, list(known.values()), config.grid_alphas
-        )
-        strips = _strips(store, jobs, recorded.measurement.judge, items, full_images)
+            return Gallery(_bare(items, ends), f"No images: {error}.")
+        pairs, subject = list(known.values()), recorded.subject
+        jobs = plan(config, subject.model, subject.scheduler, pairs, config.grid_alphas)
+        own = []
+        if config.target:
+            own = plan_targets(config, subject.model, subject.scheduler, pairs)
+        shots = [
+            (job.pair, shot)
+            for of, is_target in ((jobs, False), (own, True))
+            for job, shot in _shots(
+                store, of, recorded.measurement.judge, full_images, is_target=is_target
+            )
+        ]
+        strips = _strips(shots, items, ends)
     finally:
         store.close()
-    unknown = tuple(strip for strip in _bare(items) if strip.pair.id not in known)
+    unknown = tuple(strip for strip in _bare(items, ends) if strip.pair.id not in known)
     note = "" if not unknown else (
         f"{len(unknown)} of {len(strips) + len(unknown)} pairs without images: the run folder has "
         "no record of their words, or of others. The run's own command, given again, records them "
@@ -139,62 +157,78 @@ def data_uri(image: Images) -> tuple[str, int, int]:
 
 
 def _items(
-    results: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]
+    rows: Iterable[Mapping[str, Any]],
 ) -> dict[tuple[str, str], dict[float, float]]:
-    """Category and pair id to the pair's margin at each alpha, the control among them."""
+    """Category and pair id to the pair's margin at each alpha."""
     items: dict[tuple[str, str], dict[float, float]] = {}
-    for row in [*controls, *results["cells"]]:
+    for row in rows:
         for pair, margin in row["items"].items():
             items.setdefault((row["category"], pair), {})[float(row["alpha"])] = float(margin)
     return items
 
 
-def _bare(items: Mapping[tuple[str, str], Mapping[float, float]]) -> tuple[Strip, ...]:
+def _bare(
+    items: Mapping[tuple[str, str], Mapping[float, float]], ends: Mapping[tuple[str, str], float]
+) -> tuple[Strip, ...]:
     return tuple(
-        Strip(Pair(pair, category, "", "", "", ""), anchor(pair), margins, ())
+        Strip(
+            Pair(pair, category, "", "", "", ""), anchor(pair), margins, (),
+            ends.get((category, pair)),
+        )
         for (category, pair), margins in items.items()
-    )
+    )  # fmt: skip
 
 
 def _strips(
-    store: RunFolder,
-    jobs: list[Job],
-    judge: str,
+    shots: Iterable[tuple[Pair, Shot]],
     items: Mapping[tuple[str, str], Mapping[float, float]],
-    full_images: Path | None,
+    ends: Mapping[tuple[str, str], float],
 ) -> list[Strip]:
-    frame = store.margins(jobs, judge)
-    keys = zip(frame["pair_id"], frame["alpha"], frame["seed"], strict=True)
-    margins = dict(zip(keys, frame["margin"].tolist(), strict=True))
-    reasons = {job.key: reason for job, reason in store.failures(jobs)}
-    absent = {job.key for job in store.without_image(jobs)}
     rows: dict[Pair, dict[int, list[Shot]]] = {}
-    for job in jobs:
-        margin = margins.get((job.pair.id, job.alpha, job.seed))
-        problem = ""
-        if job.key in absent:
-            problem = reasons.get(job.key, "not generated")
-        shot = Shot(job.alpha, job.seed, margin, problem=problem)
-        if not problem:
-            shot = _shot(store, job, margin, full_images)
-        rows.setdefault(job.pair, {}).setdefault(job.seed, []).append(shot)
+    for pair, shot in shots:
+        rows.setdefault(pair, {}).setdefault(shot.seed, []).append(shot)
     return [
         Strip(
             pair, anchor(pair.id), items.get((pair.category, pair.id), {}),
-            tuple((seed, tuple(shots)) for seed, shots in sorted(by_seed.items())),
+            tuple((seed, tuple(row)) for seed, row in sorted(by_seed.items())),
+            ends.get((pair.category, pair.id)),
         )
         for pair, by_seed in rows.items()
     ]  # fmt: skip
 
 
-def _shot(store: RunFolder, job: Job, margin: float | None, full_images: Path | None) -> Shot:
+def _shots(
+    store: RunFolder,
+    jobs: Sequence[Job],
+    judge: str,
+    full_images: Path | None,
+    *,
+    is_target: bool,
+) -> Iterator[tuple[Job, Shot]]:
+    """The images of jobs of one method."""
+    frame = store.margins(jobs, judge)
+    keys = zip(frame["pair_id"], frame["alpha"], frame["seed"], strict=True)
+    margins = dict(zip(keys, frame["margin"].tolist(), strict=True))
+    reasons = {job.key: reason for job, reason in store.failures(jobs)}
+    absent = {job.key for job in store.without_image(jobs)}
+    for job in jobs:
+        margin = margins.get((job.pair.id, job.alpha, job.seed))
+        shot = Shot(job.alpha, job.seed, margin, is_target=is_target)
+        if job.key in absent:
+            yield job, replace(shot, problem=reasons.get(job.key, "not generated"))
+        else:
+            yield job, _pictured(shot, store, job, full_images)
+
+
+def _pictured(shot: Shot, store: RunFolder, job: Job, full_images: Path | None) -> Shot:
     try:
         image = store.read_image(job)
     except StoreError:
-        return Shot(job.alpha, job.seed, margin, problem="its file is missing or was changed")
+        return replace(shot, problem="its file is missing or was changed")
     href = ""
     if full_images is not None:
         full_images.mkdir(parents=True, exist_ok=True)
         (full_images / f"{job.key}.png").write_bytes(to_png(image))
         href = f"{quote(full_images.name)}/{job.key}.png"
-    return Shot(job.alpha, job.seed, margin, *data_uri(image), href)
+    src, width, height = data_uri(image)
+    return replace(shot, src=src, width=width, height=height, href=href)

@@ -32,6 +32,7 @@ from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
+from analogy.store import TARGET_METHOD
 
 #: What stands for a verdict where there is no room for its word.
 SYMBOLS = {
@@ -124,7 +125,8 @@ def render(
 ) -> str:
     """The report as HTML; see :func:`write_report`. The same arguments give the same text."""
     checked = recorded.of(results)
-    images = gallery(results, checked, _controls(results), folder, full_images)
+    controls, targets = _controls(results), _targets(results)
+    images = gallery(results, checked, controls, targets, folder, full_images)
     environment = Environment(
         loader=PackageLoader("analogy.report"),
         autoescape=True,
@@ -148,6 +150,7 @@ def render(
         may=may_conclude(results, checked),
         may_not=may_not_conclude(results, checked),
         alphas=[0.0, *checked.measurement.alphas],
+        has_targets=bool(targets),
         map=verdict_map(results, checked),
         symbols=SYMBOLS,
         forests=_forests(results),
@@ -212,6 +215,10 @@ def _rows(part: Any, *keys: str) -> list[Mapping[str, Any]]:
 
 def _controls(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return _rows(results.get("controls"), "category", "alpha", "items")
+
+
+def _targets(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return _rows(results.get("targets"), "category", "items")
 
 
 def _part(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -462,13 +469,15 @@ def _forests(results: Mapping[str, Any]) -> list[Plot]:
 class Responses:
     """A category at each alpha, the control among them: items, estimates, and the ceiling.
 
-    ``margins``: ``(pairs, alphas)``, NaN where an item is missing.
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``target_share``: of the last
+    alpha, in the margin of the target prompts' own images.
     """
 
     alphas: Sequence[float]
     margins: NDArray[np.float64]
     rows: Sequence[Row]
     ceiling: Mapping[str, Any]
+    target_share: float | None
 
 
 def responses(results: Mapping[str, Any], category: str) -> Responses:
@@ -478,12 +487,16 @@ def responses(results: Mapping[str, Any], category: str) -> Responses:
     rows.sort(key=lambda row: float(row["alpha"]))
     alphas = [float(row["alpha"]) for row in rows]
     means = [row_of(f"{alpha:g}", row) for alpha, row in zip(alphas, rows, strict=True)]
-    return Responses(alphas, _margins(rows), means, _part(rows[-1], "ceiling"))
+    last = rows[-1]
+    return Responses(
+        alphas, _margins(rows), means, _part(last, "ceiling"), last.get("target_share")
+    )
 
 
 def _by_category(results: Mapping[str, Any], checked: Recorded) -> list[dict[str, Any]]:
     """Per category the dose-response, the items' distribution, the pool and the ceiling."""
     pools = {row["category"]: row for row in _rows(results.get("categories"), "category")}
+    targets = {row["category"]: row for row in _targets(results)}
     made = []
     for name in checked.categories:
         of = responses(results, name)
@@ -500,6 +513,8 @@ def _by_category(results: Mapping[str, Any], checked: Recorded) -> list[dict[str
                 "trend": _part(pool, "trend"),
                 "ceiling": of.ceiling,
                 "share": number(of.ceiling.get("share")),
+                "target": targets.get(name, {}),
+                "target_share": number(of.target_share),
                 "plots": [
                     _plot(230, 160, dose, f"Dose-response of {name}, mean margin by alpha: "
                           f"{said}; thin lines are single pairs."),
@@ -586,6 +601,7 @@ def tables(
     rows = [row for row in [*_controls(results), *results["cells"]] if row["category"] in order]
     rows.sort(key=lambda row: (order[row["category"]], float(row["alpha"])))
     has_random = any(row.get("random") for row in rows)
+    own = [row for row in _targets(results) if row["category"] in order]
     cells = [
         [
             _plain(row["category"]), _alpha(row), _plain(row.get("n", "")),
@@ -593,9 +609,15 @@ def tables(
             *([_value(_part(_part(row, "random"), name).get("mean"), signed)
                for name in ("margin", "advantage")] if has_random else ()),
             _value(_part(row, "ceiling").get("share"), percent),
+            *([_value(row.get("target_share"), percent)] if own else ()),
             _plain(words(row.get("verdict", "control"))),
         ]
         for row in rows
+    ]  # fmt: skip
+    targets = [
+        [_plain(row["category"]), _plain(row.get("n", "")), *_estimate(row),
+         _value(_part(row, "ceiling").get("share"), percent)]
+        for row in own
     ]  # fmt: skip
     figures = ["margin", "low", "high", "p", "above 0"]
     pools = [
@@ -612,7 +634,8 @@ def tables(
     pairs = [
         [Value(strip.pair.id, strip.pair.id, f"#{strip.anchor}"), _plain(strip.pair.category),
          _plain(strip.pair.source_word), _plain(strip.pair.target_word),
-         *(_value(strip.items.get(alpha), signed) for alpha in alphas)]
+         *(_value(strip.items.get(alpha), signed) for alpha in alphas),
+         *([_value(strip.target, signed)] if own else ())]
         for strip in images.strips
     ]  # fmt: skip
     measured = _part(results, "quality")
@@ -621,8 +644,11 @@ def tables(
     gain = ["gain", "gain low", "gain high"]
     made = [
         Table("cells", "Cells", ["category", "alpha", "pairs", *figures, "Holm's p", *gain,
-              *(("random", "over random") if has_random else ()), "of ceiling", "verdict"], cells),
+              *(("random", "over random") if has_random else ()), "of ceiling",
+              *(["of target"] if own else ()), "verdict"], cells),
         Table("pools", "Pools", ["pool", "pairs", *figures, *gain, "slope", "verdict"], pools),
+        Table("targets", "Target prompts' own images", ["category", "pairs", *figures,
+              "of ceiling"], targets),
         Table("quality", "Quality", ["category", "alpha", *(METRICS[name] for name in names)],
               [[_plain(row["category"]), _alpha(row),
                 *(_value(_part(row, name).get("mean"), _figure) for name in names)]
@@ -633,9 +659,10 @@ def tables(
                for row in _rows(measured.get("alphas"), "alpha")
                for name, score in row.items() if isinstance(score, Mapping)]),
         Table("pairs", "Pairs", ["pair", "category", "source", "target",
-              *(f"alpha {alpha:g}" for alpha in alphas)], pairs),
-        Table("failures", "Images that are no picture", ["pair", "category", "alpha", "seed",
-              "reason"], _failures(results, images)),
+              *(f"alpha {alpha:g}" for alpha in alphas),
+              *(["target prompt"] if own else ())], pairs),
+        Table("failures", "Images that are no picture", ["pair", "category", "method", "alpha",
+              "seed", "reason"], _failures(results, images)),
     ]  # fmt: skip
     if comparison is not None:
         made.insert(2, _comparison_table(comparison))
@@ -658,17 +685,19 @@ def _figure(value: Any) -> str:
 def _failures(results: Mapping[str, Any], images: Gallery) -> list[list[Value]]:
     """Images that failed when they were made, and those that cannot be shown now."""
     found = {
-        (str(row.get("pair_id")), str(row.get("category")), number(row.get("alpha")) or 0.0,
-         int(number(row.get("seed")) or 0)): str(row.get("reason"))
+        (str(row.get("pair_id")), str(row.get("category")), str(row.get("method", "")),
+         number(row.get("alpha")) or 0.0, int(number(row.get("seed")) or 0)): str(row.get("reason"))
         for row in _rows(results.get("failures"), "pair_id")
     }  # fmt: skip
     for strip, shot in images.problems:
-        found[strip.pair.id, strip.pair.category, shot.alpha, shot.seed] = shot.problem
+        method = "" if not shot.alpha else str(results["config"].get("method"))
+        method = TARGET_METHOD if shot.is_target else method
+        found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}
     return [
-        [Value(pair, pair, hrefs.get(pair, "")), _plain(category), _alpha({"alpha": alpha}),
-         _plain(seed), _plain(reason)]
-        for (pair, category, alpha, seed), reason in found.items()
+        [Value(pair, pair, hrefs.get(pair, "")), _plain(category), _plain(method),
+         _alpha({"alpha": alpha}), _plain(seed), _plain(reason)]
+        for (pair, category, method, alpha, seed), reason in found.items()
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Strips: a pair's images from the control over the strengths to the target prompt's own.
 
-``python -m analogy.report.strips -o strips.png`` draws one pair of each category.
+``analogy steer`` draws one of a pair of prompts; ``python -m analogy.report.strips -o strips.png``
+one pair of each category, one below the other.
 """
 
 from __future__ import annotations
@@ -8,78 +9,205 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from analogy.generator import Generator, latents_for
 from analogy.images import Images
-from analogy.models import load_pipeline
 from analogy.options import OPTIONS, parse_options
-from analogy.records import Pair
+from analogy.records import Pair, plain
+from analogy.store import plan
 from analogy.study import Study
 
 SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
+"""Of the sheet of several pairs, in pixels."""
+
+LARGE, EDGE, SPACE, MAX_LINES = 192, 28, 14, 4
+"""Of one pair's strip: an image, the edge, between images; the lines that a prompt may have."""
+
+_INK, _GREY, _RULE = "#1b1f24", "#68707a", "#d8dde3"
+_TOWARDS, _AWAY = "#0072b2", "#d55e00"  # as in the report: safe for the colour-blind
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One image of a pair with its cosines.
+
+    ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None where it came
+    out as no picture, and ``problem`` then says why.
+    """
+
+    seed: int
+    alpha: float | None
+    image: Images | None
+    margin: float
+    cos_target: float
+    cos_source: float
+    problem: str
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        if self.alpha is None:
+            return "target prompt"
+        return f"alpha {self.alpha:g}" + ("" if self.alpha else " (source)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the image."""
+        names = [field.name for field in fields(self) if field.name != "image"]
+        return {name: plain(getattr(self, name)) for name in names}
+
+
+def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
+    """Generate and score a pair's images: seed by seed, every alpha and the target's own.
+
+    The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
+    the target prompt's.
+    """
+    nan = float("nan")
+    jobs = [
+        job
+        for job in study.jobs()
+        if job.pair == pair and job.seed in seeds and job.method == study.config.method
+    ]
+    straight = replace(study.config, method="lerp", seeds=tuple(seeds))
+    own = plan(straight, study.model.fingerprint, study.scheduler, [pair], (1.0,))
+    wanted = list({job.key: job for job in (*jobs, *own)}.values())
+    study.generate(wanted)
+    study.score(wanted)
+    frame = study.folder.margins(wanted, study.judge.fingerprint)
+    failed = {job.key: reason for job, reason in study.failures(wanted)}
+    keys = [job.key for job in wanted if job.key not in failed]
+    rows = frame[["margin", "cos_target", "cos_source"]].to_numpy().tolist()
+    figures = dict(zip(keys, rows, strict=True))
+    return [
+        Shot(
+            seed,
+            alpha,
+            None if job.key in failed else study.folder.read_image(job),
+            *figures.get(job.key, (nan, nan, nan)),
+            problem=failed.get(job.key, ""),
+        )
+        for seed in seeds
+        for job, alpha in [*((j, j.alpha) for j in jobs), *((j, None) for j in own)]
+        if job.seed == seed
+    ]
+
+
+def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
+    """One pair: its prompts, and for each seed a row of images with their margins."""
+    columns = len({shot.alpha for shot in shots})
+    rows = len(shots) // columns
+    label = 70 if rows > 1 else 0
+    content = label + columns * LARGE + (columns - 1) * SPACE + SPACE
+    width = max(content, 560) + 2 * EDGE
+    large, font, small = (ImageFont.load_default(size) for size in (21, 16, 14))
+    prompts = []
+    for name, prompt in (("from", pair.source_prompt), ("to", pair.target_prompt)):
+        lines = _wrapped(prompt, large, width - 2 * EDGE - 60)
+        prompts += [("" if i else name, line) for i, line in enumerate(lines)]
+    top = EDGE + 30 * len(prompts) + 44
+    row_height = LARGE + 62
+    sheet = Image.new("RGB", (width, top + 26 + rows * row_height + 38), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, line) in enumerate(prompts):
+        draw.text((EDGE, EDGE + 30 * i + 4), name, _GREY, font)
+        draw.text((EDGE + 60, EDGE + 30 * i), line, _INK, large)
+    draw.line([(EDGE, top - 26), (width - EDGE, top - 26)], _RULE)
+    reach = max((abs(shot.margin) for shot in shots if shot.image is not None), default=0.0)
+    for i, shot in enumerate(shots):
+        row, column = divmod(i, columns)
+        x = EDGE + label + column * (LARGE + SPACE) + (SPACE if shot.alpha is None else 0)
+        y = top + 26 + row * row_height
+        if row == 0:
+            draw.text((x + LARGE // 2, top + 4), shot.title, _INK, font, anchor="mm")
+        if column == 0 and label:
+            draw.text((EDGE, y + LARGE // 2), f"seed {shot.seed}", _GREY, small, anchor="lm")
+        _draw_shot(sheet, shot, (x, y), reach, font)
+    model, judge = (source.fingerprint.partition("@")[0] for source in (study.model, study.judge))
+    note = (
+        f"{model}, {study.config.method}; judged by {judge}. "
+        "Margin above 0: closer to the target prompt than to the source prompt."
+    )
+    draw.text((EDGE, sheet.height - 30), _wrapped(note, small, width - 2 * EDGE)[0], _GREY, small)
+    return sheet
+
+
+def _draw_shot(
+    sheet: Image.Image, shot: Shot, place: tuple[int, int], reach: float, font: Any
+) -> None:
+    """An image, its margin, and a bar from 0 to the margin; ``reach`` is half the image's width."""
+    draw, (x, y) = ImageDraw.Draw(sheet), place
+    middle, below = x + LARGE // 2, y + LARGE
+    frame = [x - 1, y - 1, x + LARGE, below]
+    if shot.image is None:
+        draw.rectangle(frame, "#f2f4f6", _RULE)
+        draw.text((middle, y + LARGE // 2), "no picture", _GREY, font, anchor="mm")
+        return
+    sheet.paste(_scaled(shot.image, LARGE), place)
+    draw.rectangle(frame, None, _RULE)
+    color = _TOWARDS if shot.margin > 0 else _AWAY
+    draw.text((middle, below + 18), f"margin {shot.margin:+.3f}", color, font, anchor="mm")
+    end = middle + (round(shot.margin / reach * LARGE / 2) if reach else 0)
+    draw.line([(x, below + 38), (x + LARGE - 1, below + 38)], _RULE)
+    draw.rectangle([min(middle, end), below + 35, max(middle, end), below + 41], color)
+    draw.line([(middle, below + 31), (middle, below + 45)], _GREY)
+
+
+def _scaled(image: Images, side: int) -> Image.Image:
+    return Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Lines of at most ``width`` pixels, the last with an ellipsis where there are too many."""
+    lines = [""]
+    for word in text.split():
+        while word:
+            joined = f"{lines[-1]} {word}".strip()
+            if font.getlength(joined) <= width:
+                lines[-1], word = joined, ""
+            elif lines[-1]:
+                lines.append("")
+            else:  # one word that is wider than a line
+                count = next(n for n in range(len(word), 0, -1)
+                             if n == 1 or font.getlength(word[:n]) <= width)  # fmt: skip
+                lines[-1], word = word[:count], word[count:]
+        if len(lines) > MAX_LINES:
+            lines = lines[:MAX_LINES]
+            while font.getlength(lines[-1] + "...") > width:
+                lines[-1] = lines[-1][:-1]
+            lines[-1] += "..."
+            break
+    return lines
 
 
 def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
     """One row a pair: its prompts, the image at each alpha with its margin, the target's own."""
-    alphas = study.config.grid_alphas
-    jobs = [j for j in study.jobs() if j.pair in pairs and j.seed == seed]
-    study.generate(jobs)
-    study.score(jobs)
-    frame = study.folder.margins(jobs, study.judge.fingerprint)
-    keys = zip(frame["pair_id"], frame["alpha"], strict=True)
-    margins: dict[tuple[str, float], float] = dict(zip(keys, frame["margin"], strict=True))
-    images = {(j.pair.id, j.alpha): study.folder.read_image(j) for j in jobs}
-    own = _target_images(study, pairs, seed)
-    own_margins = _margins_of(study, pairs, own)
-
-    columns = [*(f"alpha {alpha:g}" + (" (control)" if not alpha else "") for alpha in alphas)]
-    columns.append("target prompt")
-    width = TEXT_WIDTH + len(columns) * (SIDE + GAP) + GAP
+    rows = [shoot(study, pair, [seed]) for pair in pairs]
+    width = TEXT_WIDTH + len(rows[0]) * (SIDE + GAP) + GAP
     height = HEAD + len(pairs) * (SIDE + 26 + GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    for i, title in enumerate(columns):
-        draw.text((TEXT_WIDTH + i * (SIDE + GAP), 10), title, "black", small)
-    for row, pair in enumerate(pairs):
+    for i, shot in enumerate(rows[0]):
+        draw.text((TEXT_WIDTH + i * (SIDE + GAP), 10), shot.title, "black", small)
+    for row, (pair, shots) in enumerate(zip(pairs, rows, strict=True)):
         y = HEAD + row * (SIDE + 26 + GAP)
         draw.text((GAP, y), pair.category, "#666666", small)
         prompts = [*textwrap.wrap(pair.source_prompt, 30), "->"]
         prompts += textwrap.wrap(pair.target_prompt, 30)
         draw.multiline_text((GAP, y + 22), "\n".join(prompts), "black", font, spacing=5)
-        cells = [(images[pair.id, a], margins[pair.id, a]) for a in alphas]
-        cells.append((own[row], own_margins[row]))
-        for i, (image, margin) in enumerate(cells):
+        for i, shot in enumerate(shots):
             x = TEXT_WIDTH + i * (SIDE + GAP)
-            sheet.paste(
-                Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y)
-            )
-            color = "#0b6e2d" if margin > 0 else "#a11d1d"
-            draw.text((x, y + SIDE + 4), f"margin {margin:+.3f}", color, small)
+            if shot.image is None:
+                draw.text((x, y + SIDE // 2), "no picture", "#666666", small)
+                continue
+            sheet.paste(_scaled(shot.image, SIDE), (x, y))
+            color = _TOWARDS if shot.margin > 0 else _AWAY
+            draw.text((x, y + SIDE + 4), f"margin {shot.margin:+.3f}", color, small)
     return sheet
-
-
-def _target_images(study: Study, pairs: Sequence[Pair], seed: int) -> Images:
-    config = study.config
-    pipeline = load_pipeline(study.model, device=config.device, dtype=config.dtype)
-    generator = Generator(pipeline, steps=config.steps, guidance=config.guidance, size=config.size)
-    encoded = generator.encode([pair.target_prompt for pair in pairs])
-    latents = torch.stack([latents_for(pair, seed, generator.latent_shape) for pair in pairs])
-    return generator.generate([encoded[pair.target_prompt] for pair in pairs], latents).images
-
-
-def _margins_of(study: Study, pairs: Sequence[Pair], images: Images) -> list[float]:
-    judge = study.execution.judge
-    features = judge.image_features(images)
-    target = judge.text_features([pair.target_prompt for pair in pairs])
-    source = judge.text_features([pair.source_prompt for pair in pairs])
-    margins: list[float] = np.einsum("nd,nd->n", features, target - source).tolist()
-    return margins
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from analogy.analysis import Analysis, CellFigures, Pool
 from analogy.records import PER_IMAGE, Cell, Estimate, Verdict
+from analogy.stats import MIN_DECISIVE
 
 if TYPE_CHECKING:
+    from analogy.methods import Difference, MethodComparison
     from analogy.quality import Mean, Quality
     from analogy.store import Job
 
@@ -156,6 +158,105 @@ def null_table(analysis: Analysis) -> Iterator[str]:
             f"{', '.join(str(figures.cell) for figures in succeeded)}: there the judge or the "
             "prompts favour the target, whatever is done."
         )
+
+
+def target_table(analysis: Analysis) -> Iterator[str]:
+    """What the model makes of the target prompts themselves, and the cells' margins as shares."""
+    if not analysis.targets:
+        return
+    alphas = [*analysis.alphas]
+    yield (
+        f"{'target':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  reached at alpha"
+        + "".join(f" {alpha:>5g}" for alpha in alphas)
+    )
+    for category, figures in analysis.targets.items():
+        own = figures.margin
+        if own.mean != own.mean:
+            yield f"{category:<10} {own.n:>4}  {Verdict.INCOMPLETE}"
+            continue
+        shares = [analysis.cells[Cell(category, alpha)].target_share for alpha in alphas]
+        yield (
+            f"{category:<10} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
+            f"{own.success_rate:>5.0%}  {'':>16}"
+            + "".join(f" {'-' if share is None else f'{share:.0%}':>5}" for share in shares)
+        )
+    yield (
+        "target: the target prompts' own images, unsteered: what the model can do at best, and the "
+        "cells' margins as shares of it."
+    )
+
+
+def method_tables(found: MethodComparison) -> Iterator[str]:
+    """The ranking, every two methods against each other, and where their difference comes from."""
+    yield (
+        f"{'method':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  {'verdict':<12}  "
+        "not told apart from"
+    )
+    for one in found.ranking:
+        of = one.margin
+        head = f"{one.method:<10} {of.n:>4}"
+        if of.mean != of.mean:
+            yield f"{head}  {of.verdict}"
+            continue
+        yield (
+            f"{head} {of.mean:>+8.4f} {_interval(of.ci_low, of.ci_high):>18} "
+            f"{of.success_rate:>5.0%}  {of.verdict:<12}  {', '.join(one.like) or '-'}"
+        )
+    if found.n_left_out:
+        left = f"{found.n_left_out} {'pair lacks' if found.n_left_out == 1 else 'pairs lack'}"
+        yield f"{left} images by one of the methods and are left out."
+    if found.n < MIN_DECISIVE:
+        yield (
+            f"{Verdict.TOO_FEW}: n {found.n}, and {MIN_DECISIVE} pairs or more tell methods apart."
+        )
+    yield ""
+    width = max(len("difference"), *(len(_two(one)) for one in found.overall))
+    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'Holm p':>8}"
+    for d in found.overall:
+        head = f"{_two(d):<{width}} {d.n:>4}"
+        if d.mean != d.mean:
+            yield f"{head}  {Verdict.INCOMPLETE}"
+            continue
+        yield (
+            f"{head} {d.mean:>+8.4f} {_interval(d.ci_low, d.ci_high):>18} {d.p:>8.2g} "
+            f"{d.p_holm:>8.2g}"
+        )
+    yield (
+        "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is of "
+        f"the larger of this and the bootstrap's, for {found.family}."
+    )
+    for name, differences in (
+        ("at alpha", [(f"{d.alpha:g}", d) for d in found.alphas]),
+        ("category", [(str(d.category), d) for d in found.categories]),
+    ):
+        yield ""
+        columns = list(dict.fromkeys(column for column, _ in differences))
+        yield f"{name:<{width}}" + "".join(f" {column:>9}" for column in columns)
+        of_two: dict[str, list[str]] = {}
+        for column, d in differences:
+            of_two.setdefault(_two(d), []).append(f" {_marked(d):>{max(9, len(column))}}")
+        for two, row in of_two.items():
+            yield f"{two:<{width}}" + "".join(row)
+    yield (
+        "*: the 95% interval, of this difference by itself, lies on one side of 0. "
+        f"<{MIN_DECISIVE}: too few pairs."
+    )
+    if found.blind:
+        yield (
+            f"The judge does not see the true change in: {', '.join(found.blind)}. "
+            "Nothing is said about the methods there."
+        )
+
+
+def _two(difference: Difference) -> str:
+    return f"{difference.first} - {difference.second}"
+
+
+def _marked(difference: Difference) -> str:
+    if difference.n < MIN_DECISIVE:
+        return f"<{MIN_DECISIVE}"
+    is_one_sided = difference.ci_low > 0 or difference.ci_high < 0
+    return f"{difference.mean:+.4f}{'*' if is_one_sided else ' '}"
 
 
 def quality_table(quality: Quality) -> Iterator[str]:

@@ -1,0 +1,499 @@
+"""What pytest's cases and ``analogy run`` share: a study with its baseline, findings and outputs.
+
+A case ends in a :class:`Finding`; pytest makes a test's outcome of it, the command line a line and
+an exit code. Nothing heavy is imported before a study is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from analogy.options import OptionError
+from analogy.pairs import PairsError, WeakCategoryWarning, load_pairs, select
+from analogy.records import Cell, Limit, Pair, Verdict
+
+if TYPE_CHECKING:
+    from analogy.analysis import Analysis
+    from analogy.baseline import Change
+    from analogy.metrics import Lpips, SetScore
+    from analogy.quality import Mean, References
+    from analogy.recorded import Recorded
+    from analogy.records import Estimate
+    from analogy.study import Study
+
+# What must be the shipped baseline's own before it is held against a run unasked.
+_OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
+
+
+class Outcome(Enum):
+    """How a case ends: a known failure was expected, a skipped one could not be judged."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    KNOWN = "known"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one case, why, and the figures that belong to it."""
+
+    outcome: Outcome
+    message: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """What the cases of one session share: the study, its options, its baseline, its progress.
+
+    ``values``: the parsed options. ``baseline``: comparable results of an earlier run, or None;
+    ``note`` says which or why not. ``update``: where this run's results become the baseline.
+    ``is_strict``: no cell is expected to fail. ``limits``: what quality metrics must be. ``lost``:
+    why results could not be written.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        values: Mapping[str, Any],
+        *,
+        note: str,
+        baseline: Recorded | None = None,
+        update: Path | None = None,
+        is_strict: bool = False,
+    ) -> None:
+        self.study = study
+        self.values = values
+        self.note = note
+        self.baseline = baseline
+        self.tolerance: float = values["tolerance"]
+        self.update = update
+        self.is_strict = is_strict
+        self.limits: tuple[Limit, ...] = values["limits"] or ()
+        self.planned: dict[Cell, None] = {}  # in the order of the cases
+        self.known: set[Cell] = set()
+        self.changes: list[Change] = []
+        self.lost: str | None = None
+        self._bar: tqdm[Any] | None = None
+
+    def known_verdict(self, cell: Cell | None) -> str | None:
+        """What the baseline has for a cell, or for the whole, if that is no success."""
+        from analogy.baseline import known_not_to_succeed
+
+        if self.baseline is None or self.is_strict:
+            return None
+        return known_not_to_succeed(self.baseline, cell, self.study.categories)
+
+    def report(self, count: int) -> None:
+        """Advance the progress bar; its total is what all planned cells still lack."""
+        if self._bar is None:
+            study = self.study
+            jobs = {
+                job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
+            }.values()
+            left = len(study.execution.missing(jobs)) + count
+            is_terminal = sys.stderr.isatty()
+            self._bar = tqdm(
+                total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
+            )
+        self._bar.update(count)
+        if self._bar.n == self._bar.total:
+            self.close()
+
+    def close(self) -> None:
+        """Close the progress bar if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def chosen_pairs(values: Mapping[str, Any]) -> list[Pair]:
+    """The pairs of the cases. The study reads them again and then warns of weak categories: a
+    warning while tests are collected may be an error.
+    """
+    from analogy.models import shipped
+
+    option = "--pairs"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WeakCategoryWarning)
+            pairs = load_pairs(values["pairs"] or shipped("pairs.csv"))
+        option = "--categories"
+        return select(pairs, values["categories"], values["limit"])
+    except PairsError as error:
+        raise OptionError(f"{option}: {error}") from None
+
+
+def open_bench(values: Mapping[str, Any], *, is_strict: bool) -> Bench:
+    """The study of parsed options with its baseline; one of :func:`refusals` says why not."""
+    from analogy.study import Study
+
+    _check_place("--results", values["results"])
+    if values["report"]:
+        _check_place("--report", values["report"])
+        _check_packages()
+    _check_quality(values)
+    return _with_baseline(Study.open(values), values, is_strict=is_strict)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """The errors that a user can mend before anything has been done."""
+    from analogy.baseline import BaselineError
+    from analogy.ceiling import CeilingError
+    from analogy.models import ModelError
+    from analogy.recorded import RecordedError
+    from analogy.store import StoreError
+
+    return (
+        OptionError, PairsError, ModelError, StoreError, CeilingError, BaselineError, RecordedError,
+    )  # fmt: skip
+
+
+def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) -> Bench:
+    """The study with its baseline: the one that was named must fit, the default one may not."""
+    from analogy import baseline as baselines
+    from analogy import recorded
+
+    is_named = bool(values["baseline"])
+    path = Path(values["baseline"]) if is_named else baselines.default_path(study.config.model)
+    now = recorded.of_header(study.header())
+    if values["update_baseline"]:
+        if path is None:
+            raise OptionError("--update-baseline: expected --baseline FILE to say where")
+        baselines.check_replaceable(path, now)
+        return Bench(study, values, note=f"to be written to {path}", update=path)
+    if path is None or (not is_named and not path.is_file()):
+        return Bench(study, values, note="none for this model", is_strict=is_strict)
+    old = recorded.read(path)
+    different = baselines.measurement_differences(old, now)
+    if different and is_named:
+        raise OptionError(
+            f"--baseline {path}: expected results of the same measurement; "
+            f"different are {'; '.join(different)}; run with the baseline's options, or write "
+            "another baseline with --update-baseline"
+        )
+    if not is_named:  # nobody asked to compare two models or methods
+        different += baselines.subject_differences(old, now, of=_OWN_SUBJECT)
+    if different:
+        note = f"{path}: not of this run, so not used ({'; '.join(different)})"
+        return Bench(study, values, note=note, is_strict=is_strict)
+    note = f"{path}, tolerance {values['tolerance']:g}"
+    return Bench(study, values, note=note, baseline=old, is_strict=is_strict)
+
+
+def _check_place(flag: str, name: str) -> None:
+    """Say now, not after hours of work, that a file has no place."""
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_possible = not path.is_dir()
+    except OSError:
+        is_possible = False
+    if not is_possible:
+        raise OptionError(f"{flag}: expected a file that can be written, got {path}")
+
+
+def _check_packages() -> None:
+    """Say now that the report's packages are not installed."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise OptionError(
+            f"--report: expected jinja2 and matplotlib, got no {' and no '.join(missing)}; install "
+            "them with pip install 'analogy-bench[report]'"
+        )
+
+
+def _check_quality(values: Mapping[str, Any]) -> None:
+    """Say now that what the quality metrics were promised is not there."""
+    from analogy.images import image_files
+
+    if values["reference"]:
+        try:
+            image_files(Path(values["reference"]))
+        except ValueError as error:
+            raise OptionError(f"--reference: {error}") from None
+    weights = values["lpips_weights"]
+    if weights and not Path(weights).is_file():
+        raise OptionError(f"--lpips-weights: expected a file, got {weights}")
+
+
+def judge_cell(bench: Bench, cell: Cell) -> Finding:
+    """Say whether steering succeeds in this cell, which must have been measured."""
+    study = bench.study
+    figures, failed = study.cell(*cell), len(study.failures(study.cell_jobs(*cell)))
+    known = bench.known_verdict(cell)
+    if known is not None:
+        bench.known.add(cell)
+    more: dict[str, Any] = {}
+    if figures.gain is not None:
+        gain = figures.gain.to_dict()
+        more = {f"gain_{name}": gain[name] for name in ("mean", "ci_low", "ci_high", "p")}
+    if figures.share is not None:
+        more["share_of_ceiling"] = figures.share
+    return _judge_margin(str(cell), figures.margin, known, failed, more)
+
+
+def judge_overall(bench: Bench) -> Finding:
+    """Say whether steering succeeds over all cells together."""
+    study = bench.study
+    failed = len(study.failures(study.jobs()))
+    known = bench.known_verdict(None)
+    return _judge_margin("all categories and alphas", study.overall().margin, known, failed, {})
+
+
+def _judge_margin(
+    what: str, figures: Estimate, known: str | None, failed: int, more: Mapping[str, Any]
+) -> Finding:
+    """``failed``: images that came out as no picture; ``more``: figures beside the margin's."""
+    from analogy.report.text import failed_images, figures_line
+
+    facts = {**more, "failed_images": failed, **figures.to_dict()}
+    if figures.verdict in (Verdict.TOO_FEW, Verdict.INCOMPLETE, Verdict.BLIND):
+        why = failed_images(failed) if failed else figures_line(figures)
+        message = f"{figures.verdict}: {what} cannot be judged ({why})"
+        return Finding(Outcome.SKIPPED, message, facts)
+    message = f"{what}: {figures.verdict}, {figures_line(figures)}"
+    if figures.verdict is Verdict.SUCCESS:
+        return Finding(Outcome.PASSED, message, facts)
+    if known is not None:
+        return Finding(Outcome.KNOWN, f"known {known}; now {message}", facts)
+    message += "; success needs the interval above 0 and p < 0.05"
+    return Finding(Outcome.FAILED, message, facts)
+
+
+def load_lpips(bench: Bench) -> Lpips | str:
+    """LPIPS's network, or the reason why there is none; weights that were named must be good."""
+    from analogy.metrics import Lpips
+    from analogy.models import ModelError
+
+    weights = bench.values["lpips_weights"]
+    try:
+        return Lpips("alex", weights=weights, device=bench.study.config.device)
+    except ModelError as error:
+        if weights:
+            raise
+        return str(error)
+
+
+def load_references(bench: Bench) -> References | str:
+    """The images that the grid's should be distributed like, or the reason why there are none."""
+    import numpy as np
+
+    from analogy.models import EMBEDDED
+    from analogy.quality import References
+
+    folder, study = bench.values["reference"], bench.study
+    if folder is not None:
+        return References.of_folder(Path(folder), study.execution.judge)
+    if study.config.model != EMBEDDED:
+        return "name some with --reference FOLDER"
+    try:
+        from fixtures.ceiling import drawings
+        from fixtures.world import CaptionError
+    except ImportError as error:
+        return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
+    try:
+        drawn = [drawings(pair, len(study.config.seeds)) for pair in study.pairs]
+    except CaptionError as error:
+        return f"no drawings of these pairs ({error})"
+    targets = np.stack([target for twins in drawn for _, target in twins])
+    features = study.execution.judge.image_features(targets)
+    return References("drawings of the pairs' targets", features)
+
+
+def judge_quality(bench: Bench, what: str, found: Mapping[str, Mean | SetScore]) -> Finding:
+    """Say whether the quality metrics of a cell, or of an alpha, keep the user's limits."""
+    if not found or not all(figures.n for figures in found.values()):
+        return Finding(Outcome.SKIPPED, f"{what}: images are missing")
+    facts: dict[str, Any] = {}
+    broken = []
+    for name, figures in found.items():
+        value, low, high = _interval(figures)
+        facts[name] = value
+        if low < high:
+            facts |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+        broken += [
+            f"{name} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}"
+            for limit in bench.limits
+            if limit.metric == name and limit.is_broken(low, high)
+        ]
+    if broken:
+        return Finding(Outcome.FAILED, f"{what}: {'; '.join(broken)}", facts)
+    return Finding(Outcome.PASSED, what, facts)
+
+
+def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
+    """A value with its interval; what has none is its own."""
+    from analogy.metrics import SetScore
+
+    if isinstance(figures, SetScore):
+        return figures.value, figures.value, figures.value
+    if figures.ci_low != figures.ci_low:
+        return figures.mean, figures.mean, figures.mean
+    return figures.mean, figures.ci_low, figures.ci_high
+
+
+def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
+    """Say whether a cell, or the whole, is no worse than in the baseline, which must be there."""
+    from analogy import recorded
+    from analogy.baseline import Outcome as Compared
+    from analogy.baseline import compare_cell, compare_overall, n_comparisons
+
+    study, old = bench.study, bench.baseline
+    assert old is not None
+    if cell is None:
+        now = recorded.of(study.results())
+        change = compare_overall(old, now, tolerance=bench.tolerance)
+    else:
+        change = compare_cell(
+            old,
+            recorded.of_cell(study.cell(*cell).to_dict()),
+            tolerance=bench.tolerance,
+            comparisons=n_comparisons(recorded.of_header(study.header())),
+        )
+    bench.changes.append(change)
+    outcome = Outcome.PASSED
+    if not change.is_decided:
+        outcome = Outcome.SKIPPED
+    elif change.outcome is Compared.REGRESSED:
+        outcome = Outcome.FAILED
+    return Finding(outcome, change.message(), change.to_dict())
+
+
+def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
+    """Write results, report and baseline as asked for; whether all of them were written.
+
+    A baseline that may not be replaced is said in the bench's note; a file that cannot be written
+    is an ``OSError`` or ``StoreError``.
+    """
+    from analogy.baseline import BaselineError, write
+    from analogy.recorded import RESULTS_NAME, write_results
+
+    write_results(results, bench.study.folder.path / RESULTS_NAME)
+    write_results(results, Path(bench.values["results"]))
+    if bench.values["report"]:
+        _write_report(bench, results, Path(bench.values["report"]))
+    if bench.update is not None:
+        try:
+            write(results, bench.update)
+            bench.note = f"written to {bench.update}"
+        except BaselineError as error:
+            bench.note = f"NOT written: {error}"
+            return False
+    return True
+
+
+def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:
+    from analogy.baseline import compare
+    from analogy.recorded import of
+    from analogy.report.html import write_report
+
+    comparison = None
+    if bench.baseline is not None:
+        comparison = compare(bench.baseline, of(results), tolerance=bench.tolerance)
+    write_report(results, path, folder=bench.study.folder.path, comparison=comparison)
+
+
+def interrupted(bench: Bench) -> str:
+    """How to go on after Ctrl-C."""
+    return (
+        f"interrupted: what was done is kept in {bench.study.folder.path}; the same command "
+        "goes on from there"
+    )
+
+
+def summary(bench: Bench, analysis: Analysis) -> Iterator[str]:
+    """The table (category x alpha, the control among them, and the whole) and all around it."""
+    from analogy.report import text
+
+    for lines in (
+        _heading(bench),
+        text.verdict_table(analysis, bench.known),
+        text.failure_lines(bench.study.failures(bench.study.jobs())),
+        text.reading_notes(analysis),
+        text.trend_table(analysis),
+        text.null_table(analysis),
+        text.target_table(analysis),
+        text.quality_table(bench.study.quality),
+        _against_published(bench, analysis),
+        _against_baseline(bench),
+        _rates(bench),
+    ):
+        block = list(lines)
+        yield from block
+        if block:
+            yield ""
+
+
+def _heading(bench: Bench) -> Iterator[str]:
+    from analogy.baseline import subject_differences
+    from analogy.recorded import of_header
+
+    study, run = bench.study, bench.study.config
+    yield f"model     {study.model.fingerprint}"
+    yield f"judge     {study.judge.fingerprint}"
+    yield (
+        f"steering  {run.method}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "
+        f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
+    )
+    yield f"run       {study.folder.path}"
+    if study.folder.note:
+        yield f"note      {study.folder.note}"
+    yield f"baseline  {bench.note}"
+    if bench.baseline is not None:
+        different = subject_differences(bench.baseline, of_header(study.header()))
+        if different:
+            yield f"differs   {'; '.join(different)}"
+    if bench.is_strict:
+        yield "strict    no cell is expected to fail"
+    if run.limit is not None:
+        yield f"limit     {run.limit} pairs per category: not the whole measurement"
+
+
+def _against_published(bench: Bench, analysis: Analysis) -> Iterator[str]:
+    from analogy.models import DEFAULT_GPU_MODEL, shipped
+    from analogy.report import text
+
+    if bench.study.config.model.partition("@")[0] != DEFAULT_GPU_MODEL:
+        return
+    published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
+    yield from text.published_lines(published, analysis.overall)
+
+
+def _against_baseline(bench: Bench) -> Iterator[str]:
+    if not bench.changes:
+        return
+    from analogy.baseline import Outcome as Compared
+
+    counts = Counter(change.outcome for change in bench.changes)
+    yield "against the baseline: " + ", ".join(
+        f"{counts[outcome]} {outcome}" for outcome in Compared if counts[outcome]
+    )
+    for change in bench.changes:
+        if change.outcome in (Compared.REGRESSED, Compared.IMPROVED):
+            yield f"  {change.message()}"
+
+
+def _rates(bench: Bench) -> Iterator[str]:
+    for stage, verb in (("generate", "generated"), ("score", "scored")):
+        rate = bench.study.folder.rate(stage)
+        yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
+    for name, rate in bench.study.folder.worker_rates().items():
+        yield f"  worker  {name}: {rate:.1f} images/s"
+    peak = bench.study.folder.peak_memory()
+    if peak is not None:
+        yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
+    yield f"results   {bench.values['results']}"
+    if bench.values["report"]:
+        yield f"report    {bench.values['report']}"

@@ -1,0 +1,189 @@
+"""What the verbs share: the application, exit codes, options from the table, printing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+import traceback
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Collection, Iterable
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from analogy import recorded
+from analogy.options import OPTIONS, Option, OptionError, parse_options
+
+app = typer.Typer(
+    name="analogy",
+    help="Steer text-to-image models by analogy, and measure whether it works.",
+    epilog="Every option may also be an environment variable: ANALOGY_RUN_LIMIT=2 is --limit 2 of "
+    "'run'. docs/cli.md has exit codes and an example of each verb.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "ANALOGY", "help_option_names": ["-h", "--help"]},
+)
+
+MAKE, LOOK, KEEP = "Make", "Look at and compare", "Keep in order"
+"""The groups of verbs in the help."""
+
+option = functools.partial(typer.Option, show_envvar=False)
+"""An option. That each may be an environment variable is said once, and not at each."""
+
+Json = Annotated[str | None, option(metavar="FILE", help="Write it as JSON, too; - is stdout.")]
+"""What a verb that prints a table has as ``json``; on stdout it is alone there."""
+
+
+class Exit(IntEnum):
+    """Exit codes. Python's own for an error nobody caught is 1, so ``main`` gives that another."""
+
+    OK = 0
+    NOT_SUCCEEDED = 1  # these three: the same code, of different verbs
+    REGRESSED = 1
+    NOT_WHOLE = 1
+    USAGE = 2
+    NOT_COMPARABLE = 3
+    UNREADABLE = 4
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run a verb. An error of the suite's own is never taken for a verdict."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            _say_warnings_plainly()
+            app(prog_name="analogy")
+    except SystemExit as ended:
+        if ended.code == Exit.INTERRUPTED:  # typer's answer to Ctrl-C
+            say("interrupted; a run folder keeps what was done, and the same command goes on there")
+        raise
+    except Exception:
+        traceback.print_exc()
+        say("an error of the suite's own, and no verdict; please report it")
+        sys.exit(Exit.INTERNAL)
+
+
+def _say_warnings_plainly() -> None:
+    """Give the suite's own warnings in one line, others as Python does."""
+    from analogy.pairs import WeakCategoryWarning
+
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, WeakCategoryWarning):
+            say(f"note: {message}")
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show
+
+
+def with_options(
+    names: Collection[str] | None = None, **defaults: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of the table, which pytest has too: all of them, or those ``names``.
+
+    ``defaults``: those that are this verb's own. The verb gets every option's parsed value as one
+    mapping, its parameter ``values``; those that it does not have are at the table's defaults.
+    """
+    table = {each.key: each for each in OPTIONS}
+    own = {key: defaults.get(key, each.default) for key, each in table.items()}
+    chosen = [key for key in table if names is None or key in names]
+
+    def add(verb: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(verb)
+        def parsed(**given: Any) -> None:
+            raw = {table[key].name: given.pop(key) if key in chosen else own[key] for key in table}
+            try:
+                values = parse_options(raw.__getitem__)
+            except OptionError as error:
+                refuse(Exit.USAGE, error)
+            verb(**given, values=values)
+
+        # What typer reads: the verb's own parameters, then those of the table.
+        parameters = dict(inspect.signature(verb, eval_str=True).parameters)
+        del parameters["values"]
+        parameters |= {key: _parameter(table[key], own[key]) for key in chosen}
+        keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters.values()]
+        parsed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        parsed.__annotations__ = {each.name: each.annotation for each in keywords}
+        return parsed
+
+    return add
+
+
+def _parameter(of: Option, default: Any) -> inspect.Parameter:
+    """An option of the table as typer reads it off a function: a switch or a text."""
+    is_switch = of.parse is None
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in of.choices if name.startswith(incomplete)]
+
+    info = option(
+        of.flag,
+        help=of.help.replace("[", r"\["),  # rich takes it for markup
+        metavar=of.metavar,
+        autocompletion=complete if of.choices else None,
+    )
+    kind: Any = bool if is_switch else str | None
+    return inspect.Parameter(
+        of.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+    )
+
+
+def write(
+    data: dict[str, Any],
+    json_file: str | None,
+    *,
+    report: ElementTree.Element | None = None,
+    junit: Path | None = None,
+) -> None:
+    """Write what was asked for; before anything is printed, so that a closed pipe loses nothing."""
+    try:
+        if junit is not None and report is not None:
+            ElementTree.indent(report)
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_bytes(ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n")
+        if json_file not in (None, "-"):
+            recorded.write_results(data, Path(str(json_file)))
+    except OSError as error:
+        refuse(Exit.USAGE, f"expected files that can be written, got: {error}; name others")
+    if json_file == "-":
+        show(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+def show_lines(lines: Iterable[str], json_file: str | None = None) -> None:
+    """Print lines on stdout, or on stderr where JSON has stdout."""
+    text = "".join(f"{recorded.printable(line)}\n" for line in lines)
+    show(text, to_stderr=json_file == "-")
+
+
+def show(text: str, *, to_stderr: bool = False) -> None:
+    """Print; a reader that has left (``| head``) changes no exit code."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(message: object) -> None:
+    """Print a line on stderr."""
+    show(f"analogy: {message}\n", to_stderr=True)
+
+
+def refuse(code: Exit, error: object) -> NoReturn:
+    """End a verb with the reason in one line."""
+    say(error)
+    raise typer.Exit(code)

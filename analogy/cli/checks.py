@@ -1,0 +1,187 @@
+"""The verbs that look before anything is run: ``pairs check`` and ``models``."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analogy.cli.base import KEEP, Exit, Json, app, refuse, show_lines, write
+from analogy.pairs import WEAK_PAIRS, PairsError, WeakCategoryWarning, load_pairs
+
+PAIRS_VERSION = 1
+"""The schema version of what ``pairs check --json`` writes."""
+
+MODELS_VERSION = 1
+"""The schema version of what ``models --json`` writes."""
+
+ENOUGH_PAIRS = 10
+"""From so many on, intervals hold on skewed margins, too (docs/calibration.md)."""
+
+pairs_app = typer.Typer(no_args_is_help=True, help="Look at files of word pairs.")
+app.add_typer(pairs_app, name="pairs", rich_help_panel=KEEP)
+
+
+@pairs_app.callback()
+def _verbs() -> None:
+    """Make a lone verb be named, too."""
+
+
+@pairs_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A CSV file of word pairs.")],
+    json: Json = None,
+) -> None:
+    """Say all that is wrong with a file of pairs, or what its categories are good for.
+
+    Exit code: 0 it can be used, 2 it cannot.
+    """
+    counts: Counter[str] = Counter()
+    problems: tuple[str, ...] = ()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WeakCategoryWarning)  # each count is said below
+            counts = Counter(pair.category for pair in load_pairs(file))
+    except PairsError as error:
+        problems = error.problems
+    code = Exit.USAGE if problems else Exit.OK
+    write(
+        {
+            "schema_version": PAIRS_VERSION,
+            "exit_code": int(code),
+            "file": str(file),
+            "problems": list(problems),
+            "pairs": counts.total(),
+            "categories": [
+                {"category": name, "pairs": count, "good_for": _good_for(count)}
+                for name, count in counts.items()
+            ],
+        },
+        json,
+    )
+    if problems:
+        show_lines([*problems, f"problems  {len(problems)}; nothing can be run on the file"], json)
+        raise typer.Exit(code)
+    width = max(len("category"), *map(len, counts))
+    lines = [f"{'category':<{width}} {'pairs':>6}  good for"]
+    lines += [f"{name:<{width}} {count:>6}  {_good_for(count)}" for name, count in counts.items()]
+    lines += ["", f"pairs     {counts.total()} in {len(counts)} categories; no problems"]
+    weak = [name for name, count in counts.items() if count <= WEAK_PAIRS]
+    if weak:
+        lines.append(f"weak      {', '.join(weak)}: add pairs, or draw no conclusion from them")
+    show_lines(lines, json)
+
+
+def _good_for(count: int) -> str:
+    """What so many pairs of a category can decide."""
+    if count <= WEAK_PAIRS:
+        return f"no verdict ({WEAK_PAIRS + 1} or more give one)"
+    if count < ENOUGH_PAIRS:
+        return f"a verdict, if margins are not skewed ({ENOUGH_PAIRS} or more: skewed ones, too)"
+    return "a verdict"
+
+
+@app.command(rich_help_panel=KEEP)
+def models(json: Json = None) -> None:
+    """Say which models and devices this machine has, without the network.
+
+    Exit code: 0 said, 2 the embedded models are missing or damaged.
+    """
+    from analogy.clip import find_judge
+    from analogy.models import (
+        DEFAULT_GPU_CLIP,
+        DEFAULT_GPU_MODEL,
+        EMBEDDED,
+        ModelError,
+        find_pipeline,
+        go_offline,
+        shipped,
+    )
+
+    go_offline()
+    try:
+        model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)
+        sizes = [_bytes_of(shipped(name)) for name in ("models/sdxl-tiny", "models/clip-tiny")]
+    except ModelError as error:
+        refuse(Exit.USAGE, error)
+    found: list[dict[str, Any]] = [
+        _entry("model", EMBEDDED, model.fingerprint, sizes[0]),
+        _entry("judge", EMBEDDED, judge.fingerprint, sizes[1]),
+    ]
+    name, (clip, tag) = DEFAULT_GPU_MODEL, DEFAULT_GPU_CLIP
+    try:
+        on_hub = find_pipeline(name, dtype="float16", offline=True)
+        found.append(_entry("model", name, on_hub.fingerprint, _bytes_of(on_hub.folder)))
+    except ModelError as error:
+        found.append(_entry("model", name, None, None, _how_to_get(error)))
+    try:
+        fingerprint = find_judge(clip, tag, offline=True).fingerprint
+        found.append(_entry("judge", f"{clip} {tag}", fingerprint, None))
+    except ModelError as error:
+        found.append(_entry("judge", f"{clip} {tag}", None, None, _how_to_get(error)))
+    devices = _devices()
+    write({"schema_version": MODELS_VERSION, "models": found, "devices": devices}, json)
+    show_lines(
+        [
+            f"{'':<6} {'name':<28} {'MB':>6}  fingerprint",
+            *(
+                f"{each['kind']:<6} {each['name']:<28} {_megabytes(each['bytes']):>6}  "
+                + (each["fingerprint"] or f"not here: {each['note']}")
+                for each in found
+            ),
+            "",
+            f"{'device':<35} {'dtype':>8}  steps",
+            *(
+                f"{each['device'] + ' (' + each['name'] + ')':<35} {each['dtype']:>8}  "
+                + ", ".join(f"{steps} for {name}" for name, steps in each["steps"].items())
+                for each in devices
+            ),
+        ],
+        json,
+    )
+
+
+def _entry(
+    kind: str, name: str, fingerprint: str | None, size: int | None, note: str | None = None
+) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "fingerprint": fingerprint, "bytes": size, "note": note}
+
+
+def _how_to_get(error: ValueError) -> str:
+    """The end of a message about files that are not here: the command that fetches them."""
+    return str(error).rpartition("; ")[2]
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f}"
+
+
+def _devices() -> list[dict[str, Any]]:
+    """The devices that torch sees, with what a run on each defaults to."""
+    import platform
+
+    import torch
+
+    from analogy.models import DEFAULT_GPU_MODEL, native_dtype
+    from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
+
+    threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    names = {"cpu": threads}
+    if torch.backends.mps.is_available():
+        names["mps"] = "Apple's Metal"
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(count)}
+    card, _ = CARD_SAMPLING[DEFAULT_GPU_MODEL]
+    steps = {"embedded": EMBEDDED_SAMPLING[0], DEFAULT_GPU_MODEL: card}
+    return [
+        {"device": device, "name": name, "dtype": native_dtype(device), "steps": steps}
+        for device, name in names.items()
+    ]

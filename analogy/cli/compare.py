@@ -1,0 +1,223 @@
+"""The verbs of two runs: ``compare`` and ``baseline``. They generate nothing and load no model."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analogy import recorded
+from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, show, write
+from analogy.options import OPTIONS
+
+if TYPE_CHECKING:
+    from analogy.baseline import Change, Comparison, NotComparableError
+
+COMPARISON_VERSION = 1
+"""The schema version of what ``compare --json`` writes."""
+
+UNDECIDED = "no cell has enough pairs and all its images"
+
+TOLERANCE = float(next(option.default for option in OPTIONS if option.key == "tolerance"))
+
+
+@app.command(rich_help_panel=LOOK)
+def compare(
+    old: Annotated[Path, typer.Argument(help="The baseline: a results file or a run folder.")],
+    new: Annotated[Path, typer.Argument(help="What is held against it: likewise.")],
+    tolerance: Annotated[
+        float, option(metavar="T", help="Loss of margin that is put up with.")
+    ] = TOLERANCE,
+    json: Json = None,
+    junit: Annotated[
+        Path | None, option(metavar="FILE", help="Write it as JUnit XML, a case per cell.")
+    ] = None,
+) -> None:
+    """Compare two runs cell by cell and pair by pair, without generating anything.
+
+    Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 2 wrong usage
+    or a file that cannot be read.
+    """
+    from analogy import baseline as baselines
+    from analogy.baseline import NotComparableError
+
+    try:
+        tolerance = baselines.check_tolerance(tolerance)
+        sides = recorded.read(old), recorded.read(new)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    try:
+        comparison = baselines.compare(*sides, tolerance=tolerance)
+    except NotComparableError as error:
+        write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
+        refuse(Exit.NOT_COMPARABLE, error)
+    code = _code(comparison)
+    write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
+    show(table(comparison), to_stderr=json == "-")
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=LOOK)
+def baseline(
+    run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
+    output: Annotated[Path, option("--output", "-o", metavar="FILE", help="Where to.")],
+) -> None:
+    """Make a run the baseline that later runs are compared with.
+
+    Exit code: 0 written, 2 not: what is there may only be replaced by a complete run of the same
+    measurement.
+    """
+    from analogy import baseline as baselines
+
+    try:
+        baselines.write(recorded.load(run), output)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    show(f"baseline {output} written\n")
+
+
+def table(comparison: Comparison) -> str:
+    """A comparison as text: a row per cell, the overall one, and what else differs."""
+    names = [change.category or "overall" for change in comparison.all_changes]
+    width = max(len("category"), *map(len, names))
+    head = (
+        f"{'category':<{width}} {'alpha':>5} {'n':>4} {'old':>8} {'new':>8} {'diff':>8} "
+        f"{_percent(comparison.overall) + ' CI':>20}  outcome"
+    )
+    rule = "-" * len(head)
+    lines = [head, rule]
+    lines += [_row(change, width) for change in comparison.changes]
+    lines += [rule, _row(comparison.overall, width), ""]
+    lines += [
+        f"old         {comparison.old}",
+        f"new         {comparison.new}",
+        f"compared    {comparison.scope}; tolerance {comparison.tolerance:g}; the intervals hold "
+        "together with 95%",
+    ]
+    differences = comparison.subject_differences or ("no difference in what is recorded",)
+    for index, difference in enumerate(differences):
+        lines.append(f"{'' if index else 'subject':<11} {difference}")
+    lines.append(f"throughput  {_throughput(comparison)}")
+    for change in [*comparison.regressed, *comparison.incomplete]:
+        lines.append(f"{change.outcome:<11} {change.message()}")
+    if not comparison.is_decided:
+        lines.append(f"undecided   {UNDECIDED}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(change: Change, width: int) -> str:
+    alpha = "all" if change.alpha is None else f"{change.alpha:g}"
+    row = f"{change.category or 'overall':<{width}} {alpha:>5} {change.n:>4} "
+    if change.is_decided:
+        interval = f"[{change.ci_low:+.4f}, {change.ci_high:+.4f}]"
+        row += f"{change.old:>+8.4f} {change.new:>+8.4f} {change.difference:>+8.4f} {interval:>20}"
+    else:
+        row += f"{'':>47}"
+    fall = f" ({change.old_verdict} -> {change.new_verdict})" if change.fell else ""
+    return f"{row}  {change.outcome}{fall}"
+
+
+def _percent(change: Change) -> str:
+    return f"{100 * change.confidence:.4g}%"
+
+
+def _throughput(comparison: Comparison) -> str:
+    if comparison.throughput_note:
+        return comparison.throughput_note
+    ratios = comparison.throughput.items()
+    return ", ".join(f"{stage} x {ratio:.2f}" for stage, ratio in ratios)
+
+
+def _code(comparison: Comparison) -> Exit:
+    """A regression is one whatever else is missing; what is missing is no pass."""
+    if comparison.regressed:
+        return Exit.REGRESSED
+    if comparison.incomplete or not comparison.is_decided:
+        return Exit.NOT_COMPARABLE
+    return Exit.OK
+
+
+def _json(comparison: Comparison, code: Exit) -> dict[str, Any]:
+    return {
+        "schema_version": COMPARISON_VERSION,
+        "comparable": True,
+        "exit_code": int(code),
+        **comparison.to_dict(),
+    }
+
+
+def _refused_json(error: NotComparableError) -> dict[str, Any]:
+    return {
+        "schema_version": COMPARISON_VERSION,
+        "comparable": False,
+        "exit_code": int(Exit.NOT_COMPARABLE),
+        "old": error.old,
+        "new": error.new,
+        "measurement_differences": error.differences,
+    }
+
+
+def _junit(comparison: Comparison) -> ElementTree.Element:
+    """A test case per cell and one for all together.
+
+    What is too few or incomplete is skipped. Where that makes the whole not comparable there is one
+    case more, an error: a report says no less than the exit code.
+    """
+    from analogy.baseline import Outcome
+
+    facts = {
+        "old": comparison.old,
+        "new": comparison.new,
+        "tolerance": f"{comparison.tolerance:g}",
+        "categories": comparison.scope,
+        "subject": "; ".join(comparison.subject_differences) or "no difference",
+        "throughput": _throughput(comparison),
+    }
+    suite = ElementTree.Element("testsuite", name="analogy compare")
+    _properties(suite, facts)
+    for change in comparison.all_changes:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=change.category or "overall", name=change.name, time="0"
+        )
+        figures = change.to_dict().items()
+        _properties(case, {name: str(value) for name, value in figures if value is not None})
+        if change.outcome is Outcome.REGRESSED:
+            ElementTree.SubElement(case, "failure", message=change.message(), type="regressed")
+        elif not change.is_decided:
+            ElementTree.SubElement(case, "skipped", message=change.message(), type=change.outcome)
+    if _code(comparison) is Exit.NOT_COMPARABLE:
+        _error_case(suite, "; ".join(one.message() for one in comparison.incomplete) or UNDECIDED)
+    return _counted(suite)
+
+
+def _refused_junit(error: NotComparableError) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name="analogy compare")
+    _properties(suite, {"old": error.old, "new": error.new})
+    _error_case(suite, recorded.printable(str(error)))
+    return _counted(suite)
+
+
+def _error_case(suite: ElementTree.Element, message: str) -> None:
+    case = ElementTree.SubElement(
+        suite, "testcase", classname="comparison", name="comparable", time="0"
+    )
+    ElementTree.SubElement(case, "error", message=message, type="not comparable")
+
+
+def _properties(parent: ElementTree.Element, values: dict[str, str]) -> None:
+    properties = ElementTree.SubElement(parent, "properties")
+    for name, value in values.items():
+        ElementTree.SubElement(properties, "property", name=name, value=recorded.printable(value))
+
+
+def _counted(suite: ElementTree.Element) -> ElementTree.Element:
+    """The suite with its counts, under the root that readers of JUnit expect."""
+    for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"),
+                      ("skipped", "skipped")):  # fmt: skip
+        suite.set(name, str(sum(1 for _ in suite.iter(tag))))
+    suite.set("time", "0")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    return root

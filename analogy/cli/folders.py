@@ -1,0 +1,188 @@
+"""The verbs of a run folder: ``score``, ``verify`` and ``import``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analogy import recorded
+from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
+
+if TYPE_CHECKING:
+    from analogy.store import RunFolder
+    from analogy.verify import Verified
+
+VERIFICATION_VERSION = 1
+"""The schema version of what ``verify --json`` writes."""
+
+
+@app.command(rich_help_panel=KEEP)
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repair: Annotated[
+        bool, option("--repair", help="Make again what is damaged, and only that.")
+    ] = False,
+    device: Annotated[
+        str | None, option(help="Where to repair [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
+    json: Json = None,
+) -> None:
+    """Check that a run folder is whole: every image as it was written, the grid complete.
+
+    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 4 it cannot be read, or not
+    repaired.
+    """
+    from analogy import verify as verifying
+    from analogy.memory import MemoryFullError
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    done = None
+    try:
+        folder = RunFolder(run, read_only=True)
+        if repair:
+            folder.close()
+            folder = RunFolder(run)
+        found = _verified(folder)
+        if repair:
+            done = verifying.repair(folder, found, device=device, offline=offline)
+            found = _verified(folder)
+    except (StoreError, MemoryFullError, ValueError) as error:
+        refuse(Exit.UNREADABLE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    code = Exit.OK if found.is_whole else Exit.NOT_WHOLE
+    data = {"schema_version": VERIFICATION_VERSION, "exit_code": int(code), **found.to_dict()}
+    write(data, json)
+    show_lines([*([] if done is None else done.lines()), *found.lines()], json)
+    raise typer.Exit(code)
+
+
+@app.command(rich_help_panel=KEEP)
+def score(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    clip_model: Annotated[str, option(help="The judge, as for pytest benchmarks.")],
+    clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
+    device: Annotated[
+        str | None, option(help="Where to score [default: where the run was made].")
+    ] = None,
+    offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
+    results: Annotated[
+        Path | None,
+        option(metavar="FILE", help="Where to [default: RUN/results-JUDGE.json]."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Score a run's images by another judge, print the table and write the results.
+
+    Generates nothing and needs no model but the judge. RUN/results.json stays the run's own.
+
+    Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
+    """
+    from analogy.clip import find_judge
+    from analogy.models import go_offline
+    from analogy.report import text
+    from analogy.store import RunFolder, StoreError
+    from analogy.study import Study
+
+    try:
+        RunFolder(run, read_only=True).close()
+        if offline:
+            go_offline()
+        judge = find_judge(clip_model, clip_pretrained, offline=offline)
+        folder = RunFolder(run)
+    except StoreError as error:
+        refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    try:
+        changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
+        if device is not None:
+            changed["device"] = device
+        study = Study.latest(folder, judge=judge, **changed)
+        count = study.score(study.jobs())
+        study.record(folder.commands()[0].lora)
+        analysis = study.analysis()
+        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+        file = results or run / f"results-{name}.json"
+        found = study.results(analysis)
+        recorded.write_results(found, file)
+    except (StoreError, OSError) as error:
+        refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    finally:
+        folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"judge     {judge.fingerprint}",
+        f"run       {run}: {count:,} images scored now",
+        *text.verdict_table(analysis),
+        *text.reading_notes(analysis),
+        f"results   {file}",
+    ]
+    write(found, json)
+    show_lines(lines, json)
+
+
+@app.command("import", rich_help_panel=KEEP)
+def import_(
+    run: Annotated[Path, typer.Argument(help="A run folder, new or not.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV or JSON lines: pair_id, alpha, seed, file [, method].")
+    ],
+    model_name: Annotated[str, option(help="What made the images.")],
+    pairs: Annotated[
+        Path | None, option(metavar="FILE", help="The pairs [default: the suite's own].")
+    ] = None,
+    clip_model: Annotated[str, option(help="The judge to come.")] = "embedded",
+    clip_pretrained: Annotated[str | None, option(help="Its weights.")] = None,
+) -> None:
+    """Bring images that other tools made into a run folder; 'score' then judges them.
+
+    Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
+    """
+    from analogy.clip import find_judge
+    from analogy.manifest import bring_in, read_manifest
+    from analogy.models import shipped
+    from analogy.pairs import load_pairs
+    from analogy.store import RunFolder, StoreError
+
+    folder: RunFolder | None = None
+    try:
+        source = str(pairs or shipped("pairs.csv"))
+        entries, known = read_manifest(manifest), load_pairs(source)
+        judge = find_judge(clip_model, clip_pretrained)
+        folder = RunFolder(run)
+        study, new = bring_in(
+            folder, entries, known, judge, name=model_name, pairs_file=source,
+            clip_model=clip_model, clip_pretrained=clip_pretrained,
+        )  # fmt: skip
+    except StoreError as error:
+        refuse(Exit.UNREADABLE, error)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    finally:
+        if folder is not None:
+            folder.close()
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
+        f"next      python -m analogy score {run} --clip-model {clip_model}",
+    ]
+    show_lines(lines)
+
+
+def _verified(folder: RunFolder) -> Verified:
+    """What there is to find, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    from analogy.verify import verify as verify_folder
+
+    with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:
+        return verify_folder(folder, bar.update)

@@ -1,0 +1,225 @@
+"""The verbs that show pictures: ``steer``, of one pair of prompts, and ``report``, of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analogy import recorded
+from analogy.cli.base import (
+    LOOK,
+    MAKE,
+    Exit,
+    Json,
+    app,
+    option,
+    refuse,
+    show,
+    show_lines,
+    with_options,
+    write,
+)
+from analogy.pairs import has_word
+from analogy.records import Pair
+
+STEERED_VERSION = 1
+"""The schema version of what ``steer --json`` writes."""
+
+STEER_OPTIONS = (
+    "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
+    "alphas", "seeds", "method", "steps", "guidance", "size", "dtype", "memory",
+)  # fmt: skip
+
+
+@app.command(rich_help_panel=MAKE)
+@with_options(STEER_OPTIONS, seeds="0")
+def steer(
+    values: Mapping[str, Any],
+    source_prompt: Annotated[str, typer.Argument(help="The prompt to start from: 'a red car'.")],
+    target_prompt: Annotated[str, typer.Argument(help="The prompt to come to: 'a blue car'.")],
+    output: Annotated[
+        Path, option("--output", "-o", metavar="FILE.png", help="Where the strip goes.")
+    ] = Path("steer.png"),
+    words: Annotated[
+        tuple[str, str] | None,
+        option(
+            metavar="SOURCE TARGET",
+            help="The word pair, such as red blue, if not what differs between the prompts.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Steer one pair of prompts and draw a strip: the source, each alpha, the target's own image.
+
+    Below each image stands its margin: above 0 it is closer to the target prompt. Nothing but the
+    strip is kept.
+
+    Exit code: 0 drawn, 2 wrong usage, 4 the strip cannot be written, or memory is full.
+    """
+    import tempfile
+
+    try:
+        pair = pair_of(source_prompt, target_prompt, words)
+        if not output.suffix:
+            raise ValueError(f"-o: expected a name such as steer.png, got {str(output)!r}")
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+
+    from analogy.bench import refusals
+    from analogy.memory import MemoryFullError
+    from analogy.report.strips import draw_strip, shoot
+    from analogy.steering import OTHERS_MATTER
+    from analogy.store import StoreError
+    from analogy.study import Study
+
+    if values["method"] in OTHERS_MATTER:
+        refuse(
+            Exit.USAGE,
+            f"--method: expected a method of one pair alone, got {values['method']}, which needs "
+            "the category's other pairs; choose another, or write the pairs into a file and give "
+            "it to 'analogy run --pairs FILE'",
+        )
+    with tempfile.TemporaryDirectory(prefix="analogy-steer-") as folder:
+        try:
+            study = Study.open({**values, "run_dir": folder}, [pair])
+        except refusals() as error:
+            refuse(Exit.USAGE, error)
+        try:
+            shots = shoot(study, pair, study.config.seeds)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            draw_strip(study, pair, shots).save(output, optimize=True)
+        except (MemoryFullError, StoreError, OSError) as error:
+            refuse(Exit.UNREADABLE, error)
+        except ValueError as error:  # Pillow's, of a name that ends like no picture's
+            refuse(Exit.USAGE, f"-o: {error}")
+        finally:
+            study.folder.close()
+    config = study.config
+    data = {
+        "schema_version": STEERED_VERSION,
+        "source_prompt": pair.source_prompt,
+        "target_prompt": pair.target_prompt,
+        "words": [pair.source_word, pair.target_word],
+        "model": study.model.fingerprint,
+        "judge": study.judge.fingerprint,
+        "config": config.to_dict(),
+        "strip": str(output),
+        "images": [shot.to_dict() for shot in shots],
+    }
+    write(data, json)
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"judge     {study.judge.fingerprint}",
+        f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
+        f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
+        f"{config.device}",
+        f"prompts   {pair.source_prompt} -> {pair.target_prompt}",
+        "",
+        f"{'seed':<5} {'image':<15} {'margin':>8} {'to target':>10} {'to source':>10}",
+        *(
+            f"{shot.seed:<5} {shot.title:<15} "
+            + (shot.problem or f"{shot.margin:>+8.4f} {shot.cos_target:>10.4f} "
+               f"{shot.cos_source:>10.4f}")
+            for shot in shots
+        ),
+        "",
+        "margin: above 0 the image is closer to the target prompt than to the source prompt.",
+        "One pair shows what happens and decides nothing: 'analogy run' measures.",
+        f"strip     {output}",
+    ]  # fmt: skip
+    show_lines(lines, json)
+
+
+def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
+    """A pair of two prompts. Its words: those given, or what differs between the prompts.
+
+    That is what is left of each once the words that both begin with, and those that both end with,
+    are taken away. A ``ValueError`` where the prompts do not differ or the words cannot be told.
+    """
+    source, target = " ".join(source.split()), " ".join(target.split())
+    if not source or not target:
+        raise ValueError("expected two prompts, got an empty one")
+    if source.casefold() == target.casefold():
+        raise ValueError(
+            f"expected two prompts that differ, got {source!r} twice; a pair leads from one "
+            "concept to another, such as 'a red car' to 'a blue car'"
+        )
+    if words is None:
+        words = _difference(source.split(), target.split())
+    for side, prompt, word in zip(("source", "target"), (source, target), words, strict=True):
+        if not word:
+            raise ValueError(
+                f"expected words of the {side} prompt that stand where the other's do, got none in "
+                f"{prompt!r}; say which words are the pair with --words SOURCE TARGET"
+            )
+        if not has_word(prompt, word):
+            raise ValueError(
+                f"--words: expected whole words of the {side} prompt {prompt!r}, got {word!r}; "
+                "write them as they stand there"
+            )
+    if words[0].casefold() == words[1].casefold():
+        raise ValueError(
+            f"--words: expected two that differ, got {words[0]!r} twice; say which words are the "
+            "pair with --words SOURCE TARGET"
+        )
+    return Pair("pair", "pair", *words, source, target)
+
+
+def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
+    """What is left of two lists of words without their common start and end."""
+    a, b = [word.casefold() for word in source], [word.casefold() for word in target]
+    start = 0
+    while start < min(len(a), len(b)) and a[start] == b[start]:
+        start += 1
+    end = 0
+    while end < min(len(a), len(b)) - start and a[-1 - end] == b[-1 - end]:
+        end += 1
+    left, right = source[start : len(a) - end], target[start : len(b) - end]
+    if min(len(left), len(right)) > 1 and {left[0].casefold(), right[0].casefold()} <= {"a", "an"}:
+        left, right = left[1:], right[1:]  # "a red" to "an orange"
+    return " ".join(left).strip(",.;:!?"), " ".join(right).strip(",.;:!?")
+
+
+@app.command(rich_help_panel=LOOK)
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
+    output: Annotated[
+        Path | None,
+        option("--output", "-o", metavar="FILE", help="Where to [RUN/report.html]."),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        option(metavar="OLD", help="A results file or run folder to compare with."),
+    ] = None,
+    full_images: Annotated[
+        bool, option("--full-images", help="Put the images as they are beside it.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML file: the answer, plots, tables and every pair's images.
+
+    Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
+    another measurement.
+    """
+    from analogy.baseline import NotComparableError, compare
+
+    try:
+        from analogy.report.html import write_report
+        from analogy.store import StoreError
+    except ImportError as error:
+        refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
+                "install them with pip install 'analogy-bench[report]'")  # fmt: skip
+    folder = run if run.is_dir() else run.parent
+    output = output or folder / "report.html"
+    try:
+        results = recorded.load(run)
+        old = None if baseline is None else recorded.read(baseline)
+        comparison = None if old is None else compare(old, recorded.of(results))
+        write_report(results, output, folder=folder, comparison=comparison, full_images=full_images)
+    except NotComparableError as error:
+        refuse(Exit.NOT_COMPARABLE, error)
+    except (recorded.RecordedError, StoreError, OSError) as error:
+        refuse(Exit.USAGE, error)
+    show(f"report {output} written\n")

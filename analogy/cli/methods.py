@@ -1,0 +1,112 @@
+"""The verb ``methods``: steering methods over one grid, every two of them compared pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from analogy.cli.base import (
+    MAKE,
+    Exit,
+    Json,
+    app,
+    option,
+    refuse,
+    show_lines,
+    with_options,
+    write,
+)
+from analogy.options import METHOD_NAMES, parse_methods
+
+METHODS_VERSION = 1
+"""The schema version of what ``methods --json`` writes."""
+
+METHODS_OPTIONS = (
+    "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
+    "pairs", "categories", "alphas", "seeds", "steps", "guidance", "size", "dtype", "limit",
+    "batch_size", "memory", "run_dir", "ceiling",
+)  # fmt: skip
+
+
+@app.command(rich_help_panel=MAKE)
+@with_options(METHODS_OPTIONS)
+def methods(
+    values: Mapping[str, Any],
+    names: Annotated[
+        str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
+    ] = ",".join(METHOD_NAMES),
+    json: Json = None,
+) -> None:
+    """Compare steering methods over one grid: paired differences, and a ranking.
+
+    Generates and scores what is missing, of all methods into one run folder, the one that 'run'
+    with any of them has; alpha 0 is generated once for all. Two methods are told apart by Holm's p
+    of their overall difference; none of this is a verdict on whether steering works.
+
+    Exit code: 0 compared, 2 wrong usage, 4 the run cannot be read or written.
+    """
+    try:
+        chosen = parse_methods(names)
+    except ValueError as error:
+        refuse(Exit.USAGE, f"--methods: {error}")
+
+    from tqdm import tqdm
+
+    from analogy.bench import refusals
+    from analogy.memory import MemoryFullError
+    from analogy.methods import all_jobs, open_methods, run_methods
+    from analogy.models import ModelError
+    from analogy.report import text
+    from analogy.steering import OTHERS_MATTER
+    from analogy.store import StoreError
+
+    try:
+        studies = open_methods(values, chosen)
+    except StoreError as error:
+        refuse(Exit.UNREADABLE, error)
+    except refusals() as error:
+        refuse(Exit.USAGE, error)
+    study = studies[0]
+    try:
+        jobs = all_jobs(studies)
+        left = len(study.folder.without_image(jobs))
+        with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+
+            found = run_methods(studies, advance)
+        failures = study.failures(jobs)
+        header = study.header()
+    except (MemoryFullError, ModelError, StoreError) as error:
+        refuse(Exit.UNREADABLE, error)
+    finally:
+        study.folder.close()
+    config = study.config
+    settings = {name: value for name, value in header["config"].items() if name != "method"}
+    write(
+        {
+            **header,
+            "schema_version": METHODS_VERSION,
+            "exit_code": int(Exit.OK),
+            "config": settings,
+            "methods": list(chosen),
+            **found.to_dict(),
+        },
+        json,
+    )
+    lines = [
+        f"model     {study.model.fingerprint}",
+        f"judge     {study.judge.fingerprint}",
+        f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
+        f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "
+        f"seeds {', '.join(map(str, config.seeds))}",
+        f"run       {study.folder.path}",
+    ]
+    if config.limit is not None:
+        limit = f"limit     {config.limit} pairs per category: not the whole measurement"
+        if OTHERS_MATTER & set(chosen):
+            limit += "; the method category looks at no other pairs"
+        lines.append(limit)
+    failed = text.failure_lines(failures)
+    show_lines([*lines, *failed, "", *text.method_tables(found)], json)
