@@ -109,8 +109,8 @@ def test_the_help_shows_brackets_and_what_the_table_says():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run"], ["steer"], ["compare"], ["baseline"], ["report"], ["verify"], ["score"], ["import"],
-        ["pairs"], ["pairs", "check"], ["models"],
+        ["run"], ["steer"], ["compare"], ["baseline"], ["report"], ["verify"], ["score"],
+        ["import"], ["pairs"], ["pairs", "check"], ["models"],
     ],
 )  # fmt: skip
 def test_every_verb_has_a_help_and_the_documentation_an_example(arguments):

@@ -308,7 +308,8 @@ def test_the_whole_way_as_a_process(tmp_path):
     command = ("run", "--limit=1", "--categories=color,size", "--seeds=0", "--steps=2")
     done = subprocess.run(
         [sys.executable, "-m", "analogy", *command],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
