@@ -182,6 +182,7 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys, tmp_path):
     from analogy.pairs import load_pairs
 
