@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -162,24 +163,18 @@ def _scaled(image: Images, side: int) -> Image.Image:
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
     """Lines of at most ``width`` pixels, the last with an ellipsis where there are too many."""
-    lines = [""]
-    for word in text.split():
-        while word:
-            joined = f"{lines[-1]} {word}".strip()
-            if font.getlength(joined) <= width:
-                lines[-1], word = joined, ""
-            elif lines[-1]:
-                lines.append("")
-            else:  # one word that is wider than a line
-                count = next(n for n in range(len(word), 0, -1)
-                             if n == 1 or font.getlength(word[:n]) <= width)  # fmt: skip
-                lines[-1], word = word[:count], word[count:]
-        if len(lines) > MAX_LINES:
-            lines = lines[:MAX_LINES]
-            while font.getlength(lines[-1] + "...") > width:
-                lines[-1] = lines[-1][:-1]
-            lines[-1] += "..."
-            break
+    lines: list[str] = []
+    rest = text
+    while rest and len(lines) < MAX_LINES:
+        fits = bisect_right(range(len(rest)), width, key=lambda n: font.getlength(rest[: n + 1]))
+        if fits < len(rest):  # break at a space, or within a word that is wider than a line
+            fits = rest.rfind(" ", 0, fits + 1) + 1 or max(fits, 1)
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    if rest:
+        while font.getlength(lines[-1] + "...") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
     return lines
 
 
