@@ -160,6 +160,16 @@ def refusals() -> tuple[type[Exception], ...]:
     )  # fmt: skip
 
 
+def faults() -> tuple[type[Exception], ...]:
+    """The errors of the machine, which end a run in its middle and are no case's fault."""
+    from analogy.execute import ClusterError
+    from analogy.memory import MemoryFullError
+    from analogy.models import ModelError
+    from analogy.store import StoreError
+
+    return (ClusterError, MemoryFullError, ModelError, StoreError)
+
+
 def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) -> Bench:
     """The study with its baseline: the one that was named must fit, the default one may not."""
     from analogy import baseline as baselines

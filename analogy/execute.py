@@ -210,6 +210,7 @@ class Execution:
         """Let go of the workers, if there are any."""
         if "engine" in self.__dict__:
             self.engine.close()
+            del self.engine
 
 
 def in_threads(

@@ -182,14 +182,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """End the session where the machine fails: no cell's fault, and the next one's is the same."""
     if "bench" not in getattr(item, "fixturenames", ()):
         return (yield)
-    from analogy.execute import ClusterError
-    from analogy.memory import MemoryFullError
-    from analogy.models import ModelError
-    from analogy.store import StoreError
+    from analogy.bench import faults
 
     try:
         return (yield)
-    except (ClusterError, MemoryFullError, ModelError, StoreError) as error:
+    except faults() as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 

@@ -75,7 +75,8 @@ class Worker:
         self._judge_source = judge
 
     def prepare(self) -> Ready:
-        """Load the generator."""
+        """Load the generator; before any thread draws."""
+        self._painter  # noqa: B018  once: two painters would share the generators
         return Ready(self._generators[0].batch_size, len(self._generators))
 
     def draw(self, jobs: Sequence[Job]) -> Drawn:
@@ -115,7 +116,7 @@ class Worker:
             size=config.size,
             batch_size=config.batch_size or most_at_once(config.device, config.size),
         )
-        self._encoded = Encoded(first, texts(self._pairs), config)
+        self._encoded = Encoded(first, self._pairs, config.device)
         if config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         return side_by_side(first, config.device)
@@ -126,7 +127,7 @@ class Worker:
         shape = generators[0].latent_shape
 
         def inputs(jobs: Sequence[Job]) -> tuple[list[Conditioning], Tensor]:
-            encoded = self._encoded.of(texts(dict.fromkeys(job.pair for job in jobs)))
+            encoded = self._encoded.of(jobs)
             noise = [latents_for(job.pair, job.seed, shape) for job in jobs]
             return [steered(job, self._pairs, encoded) for job in jobs], torch.stack(noise)
 
@@ -134,28 +135,32 @@ class Worker:
 
 
 class Encoded:
-    """The conditioning of texts: of all of them at once, or of too many a few at a time.
+    """The conditioning of texts: of all of them at once, or of too many with their batch.
 
     Where all are encoded at once, the pipeline's text encoders are given up on any device but the
     CPU. On a CPU one thread encodes: another number of them rounds differently.
     """
 
-    def __init__(self, generator: Generator, given: Sequence[str], config: RunConfig) -> None:
+    def __init__(self, generator: Generator, pairs: Sequence[Pair], device: str) -> None:
         self._generator = generator
+        self._pairs = pairs
         self._lock = Lock()  # a tokenizer's padding is state that threads would share
         self._all: dict[str, Conditioning] | None = None
-        if len(set(given)) <= MOST_TEXTS or config.method in OTHERS_MATTER:
-            with one_thread(config.device):
+        given = texts(pairs)
+        if len(set(given)) <= MOST_TEXTS:
+            with one_thread(device):
                 self._all = generator.encode(given)
-            if config.device != "cpu":
+            if device != "cpu":
                 generator.drop_text_encoders()
 
-    def of(self, given: Sequence[str]) -> Mapping[str, Conditioning]:
-        """The conditioning of these texts, and perhaps of others. Called by painters' threads."""
-        if self._all is not None:
-            return self._all
+    def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
+        """The conditioning of what these jobs need. Called by painters' threads."""
         with self._lock:
-            return self._generator.encode(given)
+            if self._all is None and any(job.method in OTHERS_MATTER for job in jobs):
+                self._all = self._generator.encode(texts(self._pairs))
+            if self._all is not None:
+                return self._all
+            return self._generator.encode(texts(dict.fromkeys(job.pair for job in jobs)))
 
 
 class Painter(Generic[W]):

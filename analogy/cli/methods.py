@@ -24,7 +24,7 @@ METHODS_VERSION = 1
 METHODS_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "size", "dtype", "limit",
-    "batch_size", "memory", "run_dir", "ceiling",
+    "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir", "ceiling",
 )  # fmt: skip
 
 
@@ -52,10 +52,8 @@ def methods(
 
     from tqdm import tqdm
 
-    from analogy.bench import refusals
-    from analogy.memory import MemoryFullError
+    from analogy.bench import faults, refusals
     from analogy.methods import all_jobs, open_methods, run_methods
-    from analogy.models import ModelError
     from analogy.report import text
     from analogy.steering import OTHERS_MATTER
     from analogy.store import StoreError
@@ -78,10 +76,10 @@ def methods(
             found = run_methods(studies, advance)
         failures = study.failures(jobs)
         header = study.header()
-    except (MemoryFullError, ModelError, StoreError) as error:
+    except faults() as error:
         refuse(Exit.UNREADABLE, error)
     finally:
-        study.folder.close()
+        study.close()
     config = study.config
     settings = {name: value for name, value in header["config"].items() if name != "method"}
     write(

@@ -12,6 +12,7 @@ from analogy.bench import (
     Bench,
     Finding,
     Outcome,
+    faults,
     interrupted,
     judge_cell,
     judge_overall,
@@ -59,9 +60,6 @@ def run(
     Exit code: 0 every cell that can be judged succeeded, or was expected not to, 1 some cell did
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 130 interrupted.
     """
-    from analogy.execute import ClusterError
-    from analogy.memory import MemoryFullError
-    from analogy.models import ModelError
     from analogy.store import StoreError
 
     try:
@@ -80,7 +78,7 @@ def run(
                     failed.append(finding.message)
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
-        except (ClusterError, MemoryFullError, ModelError, StoreError) as error:
+        except faults() as error:
             fault = str(error)
         analysis = bench.study.analysis()
         results = bench.study.results(analysis)
