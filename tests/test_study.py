@@ -12,7 +12,6 @@ from tiny import build
 
 from analogy import options, study
 from analogy.ceiling import CeilingError
-from analogy.execute import steered, texts
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -26,6 +25,7 @@ from analogy.recorded import RESULTS_VERSION, write_results
 from analogy.records import Verdict
 from analogy.stats import estimate
 from analogy.study import Study
+from analogy.work import steered, texts
 
 FIGURES = {"n", "n_items", "mean", "ci_low", "ci_high", "p", "success_rate", "verdict"}
 
