@@ -162,7 +162,7 @@ def test_a_repair_that_was_killed_is_gone_on_with(run, path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Study, "generate", killed)
         with pytest.raises(KeyboardInterrupt):
-            cli.verify(path, repair=True)
+            cli.folders.verify(path, repair=True)
     found = run()
     assert found.exit_code == 1
     assert f": {LOST}it is not what was written" in found.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -66,7 +67,6 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
     the target prompt's.
     """
-    nan = float("nan")
     jobs = [
         job
         for job in study.jobs()
@@ -80,20 +80,18 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     frame = study.folder.margins(wanted, study.judge.fingerprint)
     failed = {job.key: reason for job, reason in study.failures(wanted)}
     keys = [job.key for job in wanted if job.key not in failed]
-    rows = frame[["margin", "cos_target", "cos_source"]].to_numpy().tolist()
-    figures = dict(zip(keys, rows, strict=True))
-    return [
-        Shot(
-            seed,
-            alpha,
-            None if job.key in failed else study.folder.read_image(job),
-            *figures.get(job.key, (nan, nan, nan)),
-            problem=failed.get(job.key, ""),
-        )
-        for seed in seeds
-        for job, alpha in [*((j, j.alpha) for j in jobs), *((j, None) for j in own)]
-        if job.seed == seed
-    ]
+    columns = [frame[name].tolist() for name in ("margin", "cos_target", "cos_source")]
+    figures = dict(zip(keys, zip(*columns, strict=True), strict=True))
+    none = (float("nan"),) * 3
+    made = []
+    for seed in seeds:
+        for job, alpha in [*((j, j.alpha) for j in jobs), *((j, None) for j in own)]:
+            if job.seed == seed:
+                margin, cos_target, cos_source = figures.get(job.key, none)
+                image = None if job.key in failed else study.folder.read_image(job)
+                problem = failed.get(job.key, "")
+                made.append(Shot(seed, alpha, image, margin, cos_target, cos_source, problem))
+    return made
 
 
 def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
@@ -162,24 +160,18 @@ def _scaled(image: Images, side: int) -> Image.Image:
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
     """Lines of at most ``width`` pixels, the last with an ellipsis where there are too many."""
-    lines = [""]
-    for word in text.split():
-        while word:
-            joined = f"{lines[-1]} {word}".strip()
-            if font.getlength(joined) <= width:
-                lines[-1], word = joined, ""
-            elif lines[-1]:
-                lines.append("")
-            else:  # one word that is wider than a line
-                count = next(n for n in range(len(word), 0, -1)
-                             if n == 1 or font.getlength(word[:n]) <= width)  # fmt: skip
-                lines[-1], word = word[:count], word[count:]
-        if len(lines) > MAX_LINES:
-            lines = lines[:MAX_LINES]
-            while font.getlength(lines[-1] + "...") > width:
-                lines[-1] = lines[-1][:-1]
-            lines[-1] += "..."
-            break
+    lines: list[str] = []
+    rest = text
+    while rest and len(lines) < MAX_LINES:
+        fits = bisect_right(range(len(rest)), width, key=lambda n: font.getlength(rest[: n + 1]))
+        if fits < len(rest):  # break at a space, or within a word that is wider than a line
+            fits = rest.rfind(" ", 0, fits + 1) + 1 or max(fits, 1)
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    if rest:
+        while font.getlength(lines[-1] + "...") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "..."
     return lines
 
 

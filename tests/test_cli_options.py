@@ -1,0 +1,202 @@
+"""The options of the command line: those of pytest, from one table; help and completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from verbs import verb
+
+from analogy import cli
+from analogy.cli import base, look, runs
+from analogy.options import METHOD_NAMES, OPTIONS, parse_options
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OTHERS = {
+    "device": "cuda:1", "model": "some/model", "lora": "l", "clip_model": "ViT-B-32",
+    "clip_pretrained": "openai", "clip_dtype": "bfloat16", "pairs": "p.csv",
+    "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5", "method": "lerp",
+    "steps": "3", "guidance": "2.5", "size": "512", "dtype": "float16", "limit": "7",
+    "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
+    "lpips_weights": "w", "limits": "ssim>=0.4", "baseline": "b.json", "tolerance": "0.1",
+    "results": "o.json", "report": "o.html",
+}  # fmt: skip
+
+
+@pytest.fixture
+def values(monkeypatch):
+    """The parsed options that ``run`` gets from a command."""
+
+    class OpenedError(Exception):
+        pass
+
+    def of(*arguments, env=None):
+        def opened(values, *, is_strict):
+            raise OpenedError(values)
+
+        monkeypatch.setattr(runs, "open_bench", opened)
+        with pytest.raises(OpenedError) as caught:
+            verb("run", *arguments, env=env)
+        return caught.value.args[0]
+
+    return of
+
+
+def command(name):
+    return typer.main.get_command(cli.app).commands[name]
+
+
+def flags(name):
+    return {flag: each for each in command(name).params for flag in each.opts}
+
+
+def expected(**given):
+    texts = {each.key: each.default for each in OPTIONS} | given
+    return parse_options(lambda name: texts[name.removeprefix("analogy_")])
+
+
+def test_run_has_every_option_of_pytest_and_little_else(values):
+    found = flags("run")
+    own = {"--strict", "--json", "--help", "-h"}
+    assert set(found) - own == {each.flag for each in OPTIONS}
+    for each in OPTIONS:
+        assert found[each.flag].help == each.help.replace("[", r"\[")
+        assert found[each.flag].is_flag is (each.parse is None)
+        assert found[each.flag].default == each.default
+    assert values() == expected()
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
+def test_each_means_what_it_means_to_pytest_as_an_option_and_in_the_environment(option, values):
+    variable = f"ANALOGY_RUN_{option.key.upper()}"
+    if option.parse is None:
+        assert values(option.flag) == values(env={variable: "1"}) == expected(**{option.key: True})
+        return
+    text = OTHERS.get(option.key, option.default or "1")
+    wanted = expected(**{option.key: text})
+    assert values(f"{option.flag}={text}") == wanted
+    assert values(env={variable: text}) == wanted
+    if option.key in OTHERS:
+        assert wanted != expected()
+
+
+def test_the_command_line_goes_before_the_environment(values):
+    assert values("--limit=3", env={"ANALOGY_RUN_LIMIT": "2"})["limit"] == 3
+
+
+def test_steer_takes_those_that_matter_with_one_seed():
+    found = flags("steer")
+    assert set(look.STEER_OPTIONS) <= {each.key for each in OPTIONS}
+    for each in OPTIONS:
+        assert (each.flag in found) == (each.key in look.STEER_OPTIONS)
+    assert found["--seeds"].default == "0"
+    assert found["--alphas"].default == "0.5,0.8,1.0"
+
+
+def test_the_help_shows_brackets_and_what_the_table_says():
+    shown = " ".join(verb("run", "--help").stdout.replace("│", " ").split())
+    assert "[default: embedded; with --gpu segmind/SSD-1B]" in shown
+    assert "[default: 0.5,0.8,1.0]" in shown
+    assert "\\[" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"], ["steer"], ["compare"], ["baseline"], ["report"], ["verify"], ["score"],
+        ["import"], ["pairs"], ["pairs", "check"], ["models"],
+    ],
+)  # fmt: skip
+def test_every_verb_has_a_help_and_the_documentation_an_example(arguments):
+    assert verb(*arguments, "--help").exit_code == 0
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    assert f"\nanalogy {' '.join(arguments)}" in text
+
+
+def test_the_documentation_has_every_verb_and_exit_code():
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    for name in typer.main.get_command(cli.app).commands:
+        assert f"`{name}" in text
+    for code in cli.Exit:
+        assert f"| {int(code)} |" in text
+
+
+def complete(*words, **environment):
+    """What a shell is offered for the last word."""
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "_ANALOGY_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["analogy", *words]), "COMP_CWORD": str(len(words)),
+    }  # fmt: skip
+    code = "import sys; from analogy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_shell_completes_verbs_options_and_values():
+    assert complete("st") == ["steer"]
+    assert complete("run", "--clip-p") == ["--clip-pretrained"]
+    assert complete("run", "--method", "") == list(METHOD_NAMES)
+    assert complete("steer", "--dtype", "fl") == ["float32", "float16"]
+
+
+@pytest.mark.slow
+def test_help_and_completion_load_nothing_heavy():
+    """Counted in modules, not in seconds: a test of time fails on a busy machine."""
+    code = (
+        "import sys\n"
+        "from analogy.cli import main\n"
+        "sys.argv = ['analogy', 'run', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit as ended:\n    assert not ended.code\n"
+        "import json\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        timeout=60,
+    )  # fmt: skip
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"torch", "diffusers", "numpy", "scipy", "pandas", "PIL", "matplotlib"}
+
+
+def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "open_bench", interrupted)
+    monkeypatch.setattr(sys, "argv", ["analogy", "run"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.Exit.INTERRUPTED
+    said = capsys.readouterr().err
+    assert said.startswith("analogy: interrupted; ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys, tmp_path):
+    from analogy.pairs import load_pairs
+
+    def opened(values, *, is_strict):
+        load_pairs(values["pairs"])
+        raise base.OptionError("enough")
+
+    rows = "id,category,source_word,target_word,source_prompt,target_prompt\n" + "".join(
+        f"{i},color,red,blue,a red {noun},a blue {noun}\n" for i, noun in enumerate("abc")
+    )
+    (tmp_path / "three.csv").write_text(rows)
+    monkeypatch.setattr(runs, "open_bench", opened)
+    monkeypatch.setattr(sys, "argv", ["analogy", "run", f"--pairs={tmp_path / 'three.csv'}"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    note, _ = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"analogy: note: {tmp_path / 'three.csv'}: category 'color' has 3 pairs")
