@@ -28,11 +28,12 @@ from analogy.pairs import categories
 from analogy.records import Cell
 
 if TYPE_CHECKING:
+    from analogy.analysis import Analysis
     from analogy.store import Job
 
 _VALUES = pytest.StashKey[dict[str, Any]]()
 _BENCH = pytest.StashKey[Bench]()
-_ANALYSIS = pytest.StashKey["Analysis"]()
+_ANALYSIS: pytest.StashKey[Analysis] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -130,9 +131,9 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def _open(config: pytest.Config) -> Bench:
-    mendable = refusals()
+    values, mendable = config.stash[_VALUES], refusals()
     try:
-        return open_bench(config.stash[_VALUES], is_strict=bool(config.option.strict))
+        return open_bench(values, is_strict=bool(config.option.strict))
     except mendable as error:
         pytest.exit(f"{error}", returncode=pytest.ExitCode.USAGE_ERROR)
 

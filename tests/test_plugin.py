@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["color", "object", "pattern", "count", "size", "scene", "weather", "emotion"]
 FIGURES = [field.name for field in dataclasses.fields(Estimate)]
 CELL = [
-    "category", "alpha", *FIGURES, "p_holm", "p_bh", "gain", "ceiling", "random", "items",
+    "category", "alpha", *FIGURES, "p_holm", "p_bh", "gain", "ceiling", "target_share", "random",
+    "items",
 ]  # fmt: skip
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree", "fish", "heart")

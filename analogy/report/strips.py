@@ -67,7 +67,6 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
     the target prompt's.
     """
-    nan = float("nan")
     jobs = [
         job
         for job in study.jobs()
@@ -81,20 +80,18 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     frame = study.folder.margins(wanted, study.judge.fingerprint)
     failed = {job.key: reason for job, reason in study.failures(wanted)}
     keys = [job.key for job in wanted if job.key not in failed]
-    rows = frame[["margin", "cos_target", "cos_source"]].to_numpy().tolist()
-    figures = dict(zip(keys, rows, strict=True))
-    return [
-        Shot(
-            seed,
-            alpha,
-            None if job.key in failed else study.folder.read_image(job),
-            *figures.get(job.key, (nan, nan, nan)),
-            problem=failed.get(job.key, ""),
-        )
-        for seed in seeds
-        for job, alpha in [*((j, j.alpha) for j in jobs), *((j, None) for j in own)]
-        if job.seed == seed
-    ]
+    columns = [frame[name].tolist() for name in ("margin", "cos_target", "cos_source")]
+    figures = dict(zip(keys, zip(*columns, strict=True), strict=True))
+    none = (float("nan"),) * 3
+    made = []
+    for seed in seeds:
+        for job, alpha in [*((j, j.alpha) for j in jobs), *((j, None) for j in own)]:
+            if job.seed == seed:
+                margin, cos_target, cos_source = figures.get(job.key, none)
+                image = None if job.key in failed else study.folder.read_image(job)
+                problem = failed.get(job.key, "")
+                made.append(Shot(seed, alpha, image, margin, cos_target, cos_source, problem))
+    return made
 
 
 def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
