@@ -37,7 +37,8 @@ class Run:
     - `key` (str): the image's key in the run folder;
     - `pair_id`, `category`, `source_word`, `target_word`, `source_prompt`, `target_prompt` (str);
     - `alpha` (float64), `seed` (int64);
-    - `method` (str): None at alpha 0, the control, which all methods share;
+    - `method` (str): None at alpha 0, the control, which all methods share; with ``--target``
+      `lerp` at alpha 1 is the target prompt's own image;
     - `path` (str): the PNG file;
     - `margin`, `cos_target`, `cos_source` (float64): the run's judge's, margin in -2..2, cosines in
       -1..1; NaN where not scored;
@@ -299,6 +300,7 @@ def _no_images() -> pd.DataFrame:
 
 def _items(images: pd.DataFrame, command: Command) -> pd.DataFrame:
     is_own = images["method"].isna() | (images["method"] == command.config.method)
+    is_own &= images["alpha"].isin(command.config.grid_alphas)  # lerp draws the targets, too
     items = items_from_margins(images[is_own & images["margin"].notna()])
     order = {pair.id: i for i, pair in enumerate(command.pairs)}
     items = items.sort_values("pair_id", key=lambda ids: ids.map(order), kind="stable")
