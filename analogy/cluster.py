@@ -63,6 +63,7 @@ class Actor:
         self._config, *self._given = given
         self._threads = threads
         self._lock = Lock()
+        self._ready: Ready | None = None
 
     def start(self, *, is_to_draw: bool) -> tuple[str, str]:
         """Find the models' files here, and load the generator if asked: device and address."""
@@ -82,10 +83,12 @@ class Actor:
         return torch.cuda.get_device_name() if device == "cuda" else device, address
 
     def load(self) -> Ready:
-        """Load the generator, once."""
+        """Load the generator, once: while others draw, the threads are not to be set again."""
         with self._lock:
-            torch.set_num_threads(self._threads)
-            return self._worker.prepare()
+            if self._ready is None:
+                torch.set_num_threads(self._threads)
+                self._ready = self._worker.prepare()
+            return self._ready
 
     def load_judge(self) -> None:
         """Load the judge, once."""
@@ -194,6 +197,11 @@ class RayEngine:
         self._hire()
         ready: Ready = self._ask_one(lambda actor: actor.load.remote())
         return ready
+
+    def wait_for_all(self) -> None:
+        """Wait until every worker has started; without it, work begins with the first."""
+        while self._joining:
+            self._finished([])
 
     def prepare_judge(self) -> None:
         """Have the first worker load the judge; the others do at their first batch."""

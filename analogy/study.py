@@ -422,7 +422,7 @@ def _check_engine(values: Mapping[str, Any]) -> None:
             raise OptionError(f"{flag}: expected --engine ray with it, got --engine serial")
 
 
-def _device(device: str | None, *, gpu: bool, engine: str) -> str:
+def _device(device: str | None, *, gpu: bool, engine: str = "serial") -> str:
     """The device to run on; one that this machine lacks is an ``OptionError``."""
     flag = f"--device {device}" if device else "--gpu"
     device = device or ("cuda" if gpu else "cpu")

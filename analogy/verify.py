@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,8 @@ def _fault(folder: Path, row: ImageRow) -> str | None:
 
 
 def _leftovers(folder: Path, named: set[str]) -> list[str]:
-    found = [path for path in (folder / "images").rglob("*") if not path.is_dir()]
-    found += folder.glob("*.partial")
-    names = (path.relative_to(folder).as_posix() for path in found)
+    found = (path for path in (folder / "images").rglob("*") if not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in chain(found, folder.glob("*.partial")))
     return sorted(name for name in names if name not in named)
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from verbs import verb
 
-from analogy import execute, study  # noqa: F401  their libraries warn when they are first imported
+from analogy import study, work  # noqa: F401  their libraries warn when they are first imported
 from analogy.cli.look import pair_of
 from analogy.generator import Generator
 from analogy.records import Pair
@@ -213,7 +213,7 @@ def test_the_strip_shows_the_very_margins_of_a_run(temporary, pipeline, judge, m
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_said_in_one_line(temporary, given, said, monkeypatch):
-    monkeypatch.setattr(execute, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(work, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     result = verb("steer", *given)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"analogy: {said}")

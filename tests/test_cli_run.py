@@ -18,7 +18,7 @@ import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import analysis, baseline, execute, options, quality, study  # noqa: F401  likewise
+from analogy import analysis, baseline, execute, options, quality, study, work  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.report import html, text  # noqa: F401  likewise
@@ -80,10 +80,10 @@ def judged(monkeypatch):
     """Let the judge find the margins of a function of the job, whatever the images show."""
 
     def use(margin):
-        def cosines(worker, judge, batch, features):
+        def cosines(worker, batch, features):
             return [(margin(job), 0.0, margin(job)) for job in batch]
 
-        monkeypatch.setattr(execute.Worker, "_cosines", cosines)
+        monkeypatch.setattr(work.Worker, "_cosines", cosines)
 
     return use
 
@@ -132,7 +132,7 @@ def test_either_goes_on_with_what_the_other_began(first, pytester, run, made, mo
 
     begin, go_on = (by_run, by_pytest) if first == "run" else (by_pytest, by_run)
     monkeypatch.setattr(Generator, "generate", spy)
-    monkeypatch.setattr(execute, "side_by_side", lambda first, device: [first])
+    monkeypatch.setattr(work, "side_by_side", lambda first, device: [first])
     interrupting = True
     assert begin() == 130
     assert sizes == [8]
@@ -226,7 +226,7 @@ def test_json_on_stdout_is_the_results_and_alone_there(run, judged):
 
 def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, monkeypatch):
     judged(above)
-    score, scored = execute.Worker.score, []
+    score, scored = execute.Execution.score, []
 
     def once(worker, jobs):
         if scored:
@@ -235,7 +235,7 @@ def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, 
         return scored[0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute.Worker, "score", once)
+        patch.setattr(execute.Execution, "score", once)
         cut = run()
     assert cut.exit_code == 130
     assert (
@@ -282,7 +282,7 @@ def test_memory_that_is_full_ends_with_4_and_no_verdict(run, judged, monkeypatch
         raise MemoryFullError("memory is full at one image; lower --size")
 
     judged(above)
-    monkeypatch.setattr(execute.Worker, "score", full)
+    monkeypatch.setattr(execute.Execution, "score", full)
     result = run()
     assert result.exit_code == 4
     assert result.stderr == "analogy: memory is full at one image; lower --size\n"

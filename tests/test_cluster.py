@@ -52,8 +52,8 @@ def echo(local, config, monkeypatch):
         engine = RayEngine(replace(config, num_workers=workers), (), None, None)
         engines.append(engine)
         engine._hire()
-        while actor is Echo and engine._joining:
-            engine._finished([])
+        if actor is Echo:
+            engine.wait_for_all()
         return engine
 
     yield make

@@ -460,4 +460,5 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     assert results["throughput"] == {
         "generate_images_per_s": None,
         "score_images_per_s": len(opened.jobs()) / 0.5 if filled else None,
+        "workers": {},
     }
