@@ -283,7 +283,9 @@ class Reader:
 
     def pytest(self, arguments: list[str], *, collect: bool = False) -> str:
         """Run pytest on the checkout; of the simulations of the statistics one, if asked for."""
-        arguments = [str(ROOT / a) if a.startswith("benchmarks") else a for a in arguments]
+        arguments = [
+            str(ROOT / a) if re.match(r"(benchmarks|tests)\b", a) else a for a in arguments
+        ]
         if not any(a.startswith(str(ROOT)) for a in arguments):
             arguments.append(str(ROOT / "benchmarks"))
         is_calibration = any(a.endswith("test_calibration.py") for a in arguments)
