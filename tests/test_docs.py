@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
+import gc
 import importlib.util
 import io
 import json
@@ -253,16 +254,13 @@ class Reader:
         words, piped = ((words, []) if "|" not in words else
                         (words[: words.index("|")], words[words.index("|") + 1 :]))  # fmt: skip
         program, arguments = program_of(words)
-        if program == "analogy":
-            env = {
-                f"ANALOGY_{of}_{name.upper()}": value
-                for of in ("RUN", "METHODS")
-                for name, value in self.small.items()
-            }
-            done = verb(*arguments, env=env)
-            allowed = (0, 1) if arguments[0] in VERDICTS else (0,)
-            assert done.exit_code in allowed, f"{words}: {done.exit_code}\n{done.output}"
-            output = done.stdout
+        if program == "analogy" and "ray" in arguments:
+            shutil.rmtree(".analogy")  # so that there is work for Ray's workers
+            with two_processors():
+                output = self.verb(arguments)
+        elif program == "analogy":
+            output = self.verb(arguments)
+
         elif program == "pytest":
             output = self.pytest(arguments)
         elif program.startswith("-m "):
@@ -271,6 +269,17 @@ class Reader:
             assert program not in SET_UP, f"{words}: say before the block what it needs"
             output = self.bash(words, "")
         return self.bash(piped, output) if piped else output
+
+    def verb(self, arguments: list[str]) -> str:
+        env = {
+            f"ANALOGY_{of}_{name.upper()}": value
+            for of in ("RUN", "METHODS")
+            for name, value in self.small.items()
+        }
+        done = verb(*arguments, env=env)
+        allowed = (0, 1) if arguments[0] in VERDICTS else (0,)
+        assert done.exit_code in allowed, f"{arguments}: {done.exit_code}\n{done.output}"
+        return done.stdout
 
     def bash(self, words: list[str], given: str) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -324,6 +333,20 @@ class Reader:
             assert program in SET_UP, (
                 f"{words}: a program that the documentation's test does not know"
             )
+
+
+@contextlib.contextmanager
+def two_processors():
+    """A Ray of two processors, however many this process may use."""
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # Ray leaves its processes to the end
+            gc.collect()
 
 
 def run_module(name: str, arguments: list[str], patch: pytest.MonkeyPatch) -> None:
