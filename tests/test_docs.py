@@ -20,6 +20,7 @@ import argparse
 import configparser
 import contextlib
 import gc
+import importlib
 import importlib.util
 import io
 import json
@@ -237,8 +238,8 @@ class Reader:
                 Path("block.csv").write_text(block.text)
                 assert load_pairs("block.csv")
         elif block.language == "toml":
-            tomllib = pytest.importorskip("tomllib")
-            assert tomllib.loads(block.text)
+            if sys.version_info >= (3, 11):
+                assert importlib.import_module("tomllib").loads(block.text)
 
     def compare(self, block: Block, printed: str) -> None:
         if block.shown is not None:
@@ -406,11 +407,8 @@ def reader(request, pytester, monkeypatch, prepared):
 @pytest.mark.parametrize("reader", PAGES, indirect=True)
 def test_what_a_page_shows_runs(reader):
     for block in blocks(reader.page):
-        try:
-            reader.read(block)
-        except BaseException as error:
-            error.add_note(str(block)) if hasattr(error, "add_note") else print(block)
-            raise
+        print(block)  # seen where it fails
+        reader.read(block)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -423,7 +421,6 @@ def test_nothing_escapes(page):
             or block.note == "run by .ci/run"
             or block.note.startswith("file: ")
             or NEEDS.fullmatch(block.note)
-            or block.note.startswith("calibration: ")
         )
         assert is_known, block
 
