@@ -139,14 +139,14 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
     """One worker of Ray's is as fast as none but for 10%, and two are 1.6 times one.
 
     The first with all threads, as the serial run has them; the two with one thread each, as theirs
-    has. 576 images a round.
+    has. 288 images a round.
     """
     ray = pytest.importorskip("ray")
     from analogy.cluster import RayEngine
 
     config = config_of()
     source, judge = find_pipeline("embedded", dtype=config.dtype), find_judge("embedded", None)
-    generation = Generation(config, some_pairs(18), source, tmp_path)
+    generation = Generation(config, some_pairs(9), source, tmp_path)
     ray.init(address="local", num_cpus=8, include_dashboard=False)  # more than run at a time
     try:
 

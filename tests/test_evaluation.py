@@ -947,16 +947,6 @@ def test_the_readmes_metric_is_ten_lines_that_run(tmp_path, monkeypatch, capsys)
     assert "sharpness" in capsys.readouterr().out
 
 
-def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch, made, write_folder):
-    monkeypatch.chdir(tmp_path)
-    write_folder(made, "other")
-    names = {"__name__": "docs"}
-    blocks = examples("docs/evaluation.md")
-    assert len(blocks) >= 4
-    for block in blocks:
-        exec(compile(block, "docs/evaluation.md", "exec"), names)
-
-
 def test_every_built_in_metric_is_documented():
     text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text("utf-8")
     for name in [*evaluated_by.BUILT_IN, *evaluated_by.PRESETS]:

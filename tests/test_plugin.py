@@ -144,7 +144,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     assert [pool["category"] for pool in results["categories"]] == CATEGORIES
     assert read(bench.path / "run").cells == read(bench.path / "results.json").cells
     assert (whole["n"], whole["n_items"]) == (16, 48)
-    throughput = results["throughput"]
+    throughput = dict(results["throughput"])
     assert throughput.pop("workers") == {}
     assert set(throughput) == {"generate_images_per_s", "score_images_per_s"}
     assert all(rate > 0 for rate in throughput.values())
@@ -198,15 +198,15 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     # The same command again loads no model and makes nothing.
     files = {path: path.stat().st_mtime_ns for path in (bench.path / "run").rglob("*.png")}
     assert len(files) == 64
-    work = index(bench.path / "run", "SELECT * FROM work")
-    assert sum(row[1] for row in work if row[0] == "generate") == 64
-    assert sum(row[1] for row in work if row[0] == "score") == 64
+    done = index(bench.path / "run", "SELECT * FROM work")
+    assert sum(row[1] for row in done if row[0] == "generate") == 64
+    assert sum(row[1] for row in done if row[0] == "score") == 64
     for name in ("load_pipeline", "Judge"):
-        monkeypatch.setattr(execute, name, lambda *_, **__: pytest.fail("loaded again"))
+        monkeypatch.setattr(work, name, lambda *_, **__: pytest.fail("loaded again"))
     again = bench(*options)
     assert again.ret == first.ret
     assert {p: p.stat().st_mtime_ns for p in (bench.path / "run").rglob("*.png")} == files
-    assert index(bench.path / "run", "SELECT * FROM work") == work
+    assert index(bench.path / "run", "SELECT * FROM work") == done
     repeated = results_of(bench.path / "results.json")
     for part in ("cells", "controls", "overall", "throughput", "config"):
         assert repeated[part] == results[part]
