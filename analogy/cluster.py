@@ -60,7 +60,7 @@ class Actor:
     """A worker in a process of its own, with the device that Ray gives it."""
 
     def __init__(self, given: Given, threads: int) -> None:
-        self._config, *self._given = given
+        self._config, self._pairs, self._model, self._judge = given
         self._threads = threads
         self._lock = Lock()
         self._ready: Ready | None = None
@@ -73,11 +73,9 @@ class Actor:
                 f"--device cuda: expected a CUDA device on {address}, but torch "
                 f"{torch.__version__} sees none; check nvidia-smi there"
             )
-        pairs, model, judge = self._given
-        self._worker = Worker(
-            self._config, pairs, _model_here(model, self._config, address),
-            _judge_here(judge, self._config, address),
-        )  # fmt: skip
+        model = _model_here(self._model, self._config, address)
+        judge = _judge_here(self._judge, self._config, address)
+        self._worker = Worker(self._config, self._pairs, model, judge)
         if is_to_draw:
             self.load()
         return torch.cuda.get_device_name() if device == "cuda" else device, address
@@ -370,6 +368,7 @@ def shares(device: str, num_workers: int | None) -> tuple[int, int]:
 
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark tells nobody
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # a slow disk is no error
     settings: dict[str, Any] = {"address": address}
     if address is None:
         settings = {
