@@ -382,7 +382,7 @@ def _connect(address: str | None) -> None:
         if host and port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10.0).close()
         ray.init(**settings, logging_level=logging.WARNING)
-    except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         what = "--engine ray: expected Ray to start on this machine"
         if address is not None:
             what = f"--ray-address {address}: expected a Ray cluster that answers"

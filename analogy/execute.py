@@ -158,11 +158,11 @@ class Execution:
         will be asked for next; several workers generate it at once, in the same batches.
         """
         groups = [list(jobs)]
+        if not self.missing(groups[0]):
+            return  # what is ahead is asked for in its turn
         if self._config.engine != "serial":
             groups += [list(group) for group in ahead]
         left = {job.key: job for job in self.missing(job for group in groups for job in group)}
-        if not left:
-            return
         ready = self.engine.prepare()
         batches = [
             batch
@@ -190,6 +190,8 @@ class Execution:
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
         missing = self._folder.without_score(jobs, self._judge)
+        if not missing:
+            return 0  # and no engine is brought up
         size = min(SCORE_BATCH, max(SCORE_PIXELS // self._config.size**2, 1))
         batches = [missing[i : i + size] for i in range(0, len(missing), size)]
 

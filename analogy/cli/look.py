@@ -68,11 +68,9 @@ def steer(
     except ValueError as error:
         refuse(Exit.USAGE, error)
 
-    from analogy.bench import refusals
-    from analogy.memory import MemoryFullError
+    from analogy.bench import faults, refusals
     from analogy.report.strips import draw_strip, shoot
     from analogy.steering import OTHERS_MATTER
-    from analogy.store import StoreError
     from analogy.study import Study
 
     if values["method"] in OTHERS_MATTER:
@@ -91,12 +89,12 @@ def steer(
             shots = shoot(study, pair, study.config.seeds)
             output.parent.mkdir(parents=True, exist_ok=True)
             draw_strip(study, pair, shots).save(output, optimize=True)
-        except (MemoryFullError, StoreError, OSError) as error:
+        except (*faults(), OSError) as error:
             refuse(Exit.UNREADABLE, error)
         except ValueError as error:  # Pillow's, of a name that ends like no picture's
             refuse(Exit.USAGE, f"-o: {error}")
         finally:
-            study.folder.close()
+            study.close()
     config = study.config
     data = {
         "schema_version": STEERED_VERSION,
