@@ -55,6 +55,15 @@ class JudgeSource:
     fingerprint: str
     dtype: str = "float32"
 
+    @property
+    def places(self) -> list[Path]:
+        """What of it lies in a place of this machine: nothing if open_clip knows it by its name."""
+        folder = self.name.removeprefix("local-dir:")
+        places = [] if folder == self.name else [Path(folder)]
+        if self.pretrained is not None and Path(self.pretrained).is_absolute():
+            places.append(Path(self.pretrained))
+        return places
+
     def in_dtype(self, dtype: str) -> JudgeSource:
         """The same judge, computing in ``dtype``: float32, bfloat16 or float16."""
         base = self.fingerprint.removesuffix(f"+{self.dtype}")
@@ -95,9 +104,9 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and Path(pretrained).is_file():
-        file = Path(pretrained)
+        file = Path(pretrained).absolute()
         refuse_pickles([file])
-        return JudgeSource(name, pretrained, file_fingerprint(f"{name}/{file.stem}", file))
+        return JudgeSource(name, str(file), file_fingerprint(f"{name}/{file.stem}", file))
     if pretrained is None or pretrained not in tags:
         raise ModelError(
             f"--clip-pretrained {pretrained!r} for {name}: expected a file or one of "

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import ray
 import torch
@@ -49,11 +49,16 @@ AHEAD = 3
 #: Seconds to wait for a worker when none is left.
 PATIENCE = 600.0
 
+#: Where Ray writes what its processes say, and what every message about a lost run ends with.
+LOGS = "/tmp/ray/session_latest/logs"
+KEPT = "What was done is kept; the same command goes on from there"
+
 #: What of the environment workers on other machines must have, too.
 ENVIRONMENT = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 #: Configuration, pairs, model, judge.
 Given: TypeAlias = tuple[RunConfig, Sequence[Pair], ModelSource, JudgeSource]
+S = TypeVar("S", ModelSource, JudgeSource)
 
 
 class Actor:
@@ -73,8 +78,7 @@ class Actor:
                 f"--device cuda: expected a CUDA device on {address}, but torch "
                 f"{torch.__version__} sees none; check nvidia-smi there"
             )
-        model = _model_here(self._model, self._config, address)
-        judge = _judge_here(self._judge, self._config, address)
+        model, judge = _here(self._model, self._judge, self._config, address)
         self._worker = Worker(self._config, self._pairs, model, judge)
         if is_to_draw:
             self.load()
@@ -105,34 +109,30 @@ class Actor:
             return self._worker.see(jobs, pngs)
 
 
-def _model_here(source: ModelSource, config: RunConfig, address: str) -> ModelSource:
-    """The model's files on this machine: in the same place, or what its name stands for here."""
-    places = [source.folder, source.file, source.lora]
-    if all(place is None or Path(place).exists() for place in places):
-        return source
-    if source.lora is None:
+def _here(
+    model: ModelSource, judge: JudgeSource, config: RunConfig, address: str
+) -> tuple[ModelSource, JudgeSource]:
+    """The models on this machine: in the same place, or what their names stand for here."""
+
+    def found(source: S, places: Sequence[Path], find: Callable[[], S]) -> S:
+        if all(place.exists() for place in places):
+            return source
         with suppress(ModelError):
-            found = find_pipeline(config.model, dtype=config.dtype)
-            if found.fingerprint == source.fingerprint:
-                return found
-    raise ModelError(
-        f"{address}: expected {source.fingerprint} in {source.folder}, as on the machine that "
-        "began the run; put the model into a folder that all machines share"
-    )
+            here = find()
+            if here.fingerprint == source.fingerprint:
+                return here
+        raise ModelError(
+            f"{address}: expected {source.fingerprint} in {', '.join(map(str, places))}, as on the "
+            "machine that began the run; put it into a folder that all machines share"
+        )
 
-
-def _judge_here(source: JudgeSource, config: RunConfig, address: str) -> JudgeSource:
-    """Likewise the judge. A name of open_clip's is the same everywhere."""
-    folder = source.name.removeprefix("local-dir:")
-    if folder == source.name or Path(folder).is_dir():
-        return source
-    with suppress(ModelError):
-        found = find_judge(config.clip_model, config.clip_pretrained).in_dtype(source.dtype)
-        if found.fingerprint == source.fingerprint:
-            return found
-    raise ModelError(
-        f"{address}: expected {source.fingerprint} in {folder}, as on the machine that began the "
-        "run; put the judge into a folder that all machines share"
+    return (
+        found(model, model.places, lambda: find_pipeline(config.model, dtype=config.dtype)),
+        found(
+            judge,
+            judge.places,
+            lambda: find_judge(config.clip_model, config.clip_pretrained).in_dtype(judge.dtype),
+        ),
     )
 
 
@@ -259,11 +259,10 @@ class RayEngine:
                         heapq.heappush(again, (index, batch))
                         costs[index] += 1
                         if costs[index] >= MOST_LOST:
-                            raise ClusterError(
+                            raise _lost(
                                 f"{costs[index]} workers were lost at the batch that begins with "
-                                f"{batch[0].what}: {_first_line(error)}; see Ray's logs in "
-                                "/tmp/ray/session_latest/logs. What was done is kept; the same "
-                                "command goes on from there"
+                                f"{batch[0].what}",
+                                error,
                             ) from error
                         self._replace(hand, error)
                 while turn in done:
@@ -296,8 +295,7 @@ class RayEngine:
             raise ClusterError(
                 f"expected a worker within {PATIENCE:g} s, got none of {self._count}: the cluster "
                 f"has no room for one with {self._threads} processors"
-                f"{' and a GPU' if self._is_gpu else ''} (ray status). What was done is kept; the "
-                "same command goes on from there"
+                f"{' and a GPU' if self._is_gpu else ''} (ray status). {KEPT}"
             )
         for reference in finished:
             if reference in self._joining:
@@ -331,10 +329,8 @@ class RayEngine:
     def _count_loss(self, error: Exception) -> None:
         self._lost += 1
         if self._lost > MOST_LOST * self._count:
-            raise ClusterError(
-                f"{self._lost} workers were lost one after another, with no batch done: "
-                f"{_first_line(error)}; see Ray's logs in /tmp/ray/session_latest/logs. What was "
-                "done is kept; the same command goes on from there"
+            raise _lost(
+                f"{self._lost} workers were lost one after another, with no batch done", error
             ) from error
         self._hire()
 
@@ -368,7 +364,6 @@ def shares(device: str, num_workers: int | None) -> tuple[int, int]:
 
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark tells nobody
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # a slow disk is no error
     settings: dict[str, Any] = {"address": address}
     if address is None:
         settings = {
@@ -383,7 +378,7 @@ def _connect(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=10.0).close()
         ray.init(**settings, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        what = "--engine ray: expected Ray to start on this machine"
+        what = f"--engine ray: expected Ray to start on this machine; its logs are in {LOGS}"
         if address is not None:
             what = f"--ray-address {address}: expected a Ray cluster that answers"
         raise ClusterError(f"{what} ({_first_line(error)})") from error
@@ -395,6 +390,10 @@ def _get(reference: Any) -> Any:
         return ray.get(reference)
     except RayTaskError as error:
         raise (error.cause or error) from error
+
+
+def _lost(what: str, error: Exception) -> ClusterError:
+    return ClusterError(f"{what}: {_first_line(error)}; see Ray's logs in {LOGS}. {KEPT}")
 
 
 def _first_line(error: Exception) -> str:

@@ -58,6 +58,11 @@ class ModelSource:
     file: Path | None = None
     lora: Path | None = None
 
+    @property
+    def places(self) -> list[Path]:
+        """Where its files lie on this machine."""
+        return [place for place in (self.folder, self.file, self.lora) if place is not None]
+
 
 def shipped(name: str) -> Path:
     """A file or folder of ``fixtures/``, in a checkout or in an installed wheel."""
@@ -80,7 +85,7 @@ def find_pipeline(
     what is not on this machine is a :class:`ModelError` that names the command that fetches it.
     ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id.
     """
-    path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model))
+    path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model)).absolute()
     if path.is_dir():
         source = _folder_source(path)
     elif path.is_file():
@@ -183,7 +188,7 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
 def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
     if importlib.util.find_spec("peft") is None:
         raise ModelError("--lora needs the package peft, which is not installed: pip install peft")
-    path = Path(expanduser(lora))
+    path = Path(expanduser(lora)).absolute()
     if path.is_dir():
         file = _lora_in(path)
     elif path.is_file():

@@ -76,8 +76,8 @@ class Worker:
 
     def prepare(self) -> Ready:
         """Load the generator; before any thread draws."""
-        self._painter  # noqa: B018  once: two painters would share the generators
-        return Ready(self._generators[0].batch_size, len(self._generators))
+        generators = self._painter.generators
+        return Ready(generators[0].batch_size, len(generators))
 
     def draw(self, jobs: Sequence[Job]) -> Drawn:
         """Generate one batch."""
@@ -104,8 +104,8 @@ class Worker:
         return Judge(self._judge_source, device=self._config.device)
 
     @cached_property
-    def _generators(self) -> list[Generator]:
-        """One generator for each batch in flight."""
+    def _painter(self) -> Painter[Job]:
+        """Of one generator for each batch in flight."""
         config = self._config
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
@@ -116,22 +116,17 @@ class Worker:
             size=config.size,
             batch_size=config.batch_size or most_at_once(config.device, config.size),
         )
-        self._encoded = Encoded(first, self._pairs, config.device)
+        encoded = Encoded(first, self._pairs, config.device)
         if config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
-        return side_by_side(first, config.device)
-
-    @cached_property
-    def _painter(self) -> Painter[Job]:
-        generators = self._generators
-        shape = generators[0].latent_shape
+        shape = first.latent_shape
 
         def inputs(jobs: Sequence[Job]) -> tuple[list[Conditioning], Tensor]:
-            encoded = self._encoded.of(jobs)
+            texts_of_jobs = encoded.of(jobs)
             noise = [latents_for(job.pair, job.seed, shape) for job in jobs]
-            return [steered(job, self._pairs, encoded) for job in jobs], torch.stack(noise)
+            return [steered(job, self._pairs, texts_of_jobs) for job in jobs], torch.stack(noise)
 
-        return Painter(generators, inputs, device=self._config.device)
+        return Painter(side_by_side(first, config.device), inputs, device=config.device)
 
 
 class Encoded:
@@ -177,6 +172,7 @@ class Painter(Generic[W]):
         *,
         device: str,
     ) -> None:
+        self.generators = generators
         self._free: SimpleQueue[Generator] = SimpleQueue()
         for generator in generators:
             self._free.put(generator)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray reads its token once in a process, and by itself keeps it in the home: pytester has others.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 from dataclasses import replace
 from itertools import pairwise

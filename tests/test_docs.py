@@ -339,9 +339,7 @@ class Reader:
 def two_processors():
     """A Ray of two processors, however many this process may use."""
     ray = pytest.importorskip("ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_gcs_server_port_wait_time_s", "120")  # a slow disk is no failure
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:

@@ -89,7 +89,9 @@ def steer(
             shots = shoot(study, pair, study.config.seeds)
             output.parent.mkdir(parents=True, exist_ok=True)
             draw_strip(study, pair, shots).save(output, optimize=True)
-        except (*faults(), OSError) as error:
+        except OSError as error:
+            refuse(Exit.UNREADABLE, error)
+        except faults() as error:
             refuse(Exit.UNREADABLE, error)
         except ValueError as error:  # Pillow's, of a name that ends like no picture's
             refuse(Exit.USAGE, f"-o: {error}")
