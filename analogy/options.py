@@ -189,7 +189,7 @@ OPTIONS: tuple[Option, ...] = (
            "free]", parse=_above_zero, metavar="GIB"),
     Option("--engine", f"who does the work: {', '.join(ENGINES)}; ray has workers on all "
            "devices of this machine or of a cluster", default="serial", parse=_one_of(ENGINES),
-           metavar="NAME"),
+           metavar="NAME", choices=ENGINES),
     Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
            "machine, which they share out]", parse=_integer(1), metavar="N"),
     Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "

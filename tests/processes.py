@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -103,6 +104,7 @@ def values(path: Path, **given: str) -> dict[str, Any]:
 
 def run(connection: Any, path: Path) -> None:
     """Generate, score and write the results of a run, cell by cell, as pytest does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     execute.SCORE_BATCH = 4  # so that scoring is in more than one transaction
     study = Study.open(values(path))
     connection.send("open")

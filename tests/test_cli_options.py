@@ -182,6 +182,18 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+def test_a_verb_that_said_so_itself_is_not_said_again(monkeypatch, capsys):
+    def said(*_, **__):
+        raise typer.Exit(cli.Exit.INTERRUPTED)
+
+    monkeypatch.setattr(runs, "open_bench", said)
+    monkeypatch.setattr(sys, "argv", ["analogy", "run"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.Exit.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys, tmp_path):
     from analogy.pairs import load_pairs

@@ -64,7 +64,8 @@ def main() -> None:
             _say_warnings_plainly()
             app(prog_name="analogy")
     except SystemExit as ended:
-        if ended.code == Exit.INTERRUPTED:  # typer's answer to Ctrl-C
+        # Typer's answer to Ctrl-C is a plain number; a verb that caught it has said so itself.
+        if ended.code == Exit.INTERRUPTED and not isinstance(ended.code, Exit):
             say("interrupted; a run folder keeps what was done, and the same command goes on there")
         raise
     except Exception:
