@@ -12,9 +12,10 @@ T = TypeVar("T")
 GIB = 2**30
 
 #: Pixels of the images that are generated together unless the user says: beyond these a batch gains
-#: no speed, and a killed run loses a batch. On a CPU that is 75 of the embedded model's images
-#: (measured), and one at a time of a larger model's; on CUDA fewer where they do not fit.
-MOST_PIXELS = {"cpu": 75 * 64**2, "mps": 2 * 1024**2, "cuda": 16 * 1024**2}
+#: no speed, and a killed run loses a batch. On a CPU that is 38 of the embedded model's images
+#: (measured), so that threads share even a cell of 60, and one at a time of a larger model's; on
+#: CUDA fewer where they do not fit.
+MOST_PIXELS = {"cpu": 38 * 64**2, "mps": 2 * 1024**2, "cuda": 16 * 1024**2}
 MOST_IMAGES = 256
 
 #: Pixels that the VAE decodes together: its activations at full size are what fills a card first.
