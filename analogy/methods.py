@@ -153,12 +153,12 @@ def compare_methods(
     }
     first = next(iter(steered.values()))
     is_whole = ~np.logical_or.reduce([table.isna().any(axis=1) for table in steered.values()])
-    of = {pair.id: pair.category for pair in pairs}
+    category_of = {pair.id: pair.category for pair in pairs}
     whole = {name: table[is_whole] for name, table in steered.items()}
-    category = np.array([of[pair] for pair in first.index[is_whole]])
+    category = np.array([category_of[pair] for pair in first.index[is_whole]])
 
     by_alpha: list[Scope] = [(None, float(alpha)) for alpha in first.columns]
-    by_category: list[Scope] = [(name, None) for name in dict.fromkeys(of.values())]
+    by_category: list[Scope] = [(name, None) for name in dict.fromkeys(category_of.values())]
     means = {
         scope: {name: _pair_means(table, category, scope) for name, table in whole.items()}
         for scope in (_OVERALL, *by_alpha, *by_category)
@@ -166,7 +166,7 @@ def compare_methods(
     order = list(tables)
     if is_whole.any():
         order.sort(key=lambda name: -means[_OVERALL][name].mean())
-    ordered = {scope: {name: of[name] for name in order} for scope, of in means.items()}
+    ordered = {scope: {name: by[name] for name in order} for scope, by in means.items()}
 
     with resampled_together(_samples(ordered), n_resamples=n_resamples):
         overall = compared(ordered[_OVERALL], n_resamples=n_resamples)
@@ -199,7 +199,7 @@ def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> l
     As elsewhere in the suite the larger p of the t-test and the bootstrap-t test is adjusted: far
     out the t-test depends on the shape of the data.
     """
-    arrays = {name: np.asarray(of, dtype=np.float64) for name, of in values.items()}
+    arrays = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
     found = [_difference(two, arrays, _OVERALL, n_resamples) for two in combinations(arrays, 2)]
     adjusted = holm([max(one.p, one.p_bootstrap) for one in found])
     return [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
@@ -277,8 +277,8 @@ def _samples(
 ) -> list[NDArray[np.float64]]:
     """Everything that a comparison bootstraps."""
     made = [*means[_OVERALL].values()]
-    for of in means.values():
-        for a, b in combinations(of.values(), 2):
+    for by_method in means.values():
+        for a, b in combinations(by_method.values(), 2):
             made += [a - b, b - a]
     return made
 

@@ -107,7 +107,7 @@ def equal_images(generation: Generation, n: int) -> None:
 def test_generation(hold: Hold, tmp_path: Path) -> None:
     """On the embedded default: 4 times the usual loop, 1.8 at equal dtype, 85% of the limit.
 
-    576 images a round: 8 batches of 72, as many for each of 2 or 4 threads.
+    576 images a round: 16 batches of 36, as many for each of 2 or 4 threads.
     """
     generation = Generation(
         config_of(), some_pairs(18), find_pipeline("embedded", dtype="float32"), tmp_path

@@ -370,6 +370,17 @@ def test_results_alone_have_strips_without_images(study):
     assert "without their images" in page.id("gallery").text
 
 
+def test_more_images_than_a_page_holds_are_left_out(study, monkeypatch):
+    results = draw(study)
+    monkeypatch.setattr(galleries, "MOST_IMAGES", len(study.jobs()))
+    assert len(images(read_page(render(results, folder=study.folder.path)))) == len(study.jobs())
+    monkeypatch.setattr(galleries, "MOST_IMAGES", len(study.jobs()) - 1)
+    page = read_page(render(results, folder=study.folder.path))
+    assert not images(page)
+    assert len(list(page.id("strips").all("article"))) == 12
+    assert f"this run has {len(study.jobs())}. " in page.id("gallery").text
+
+
 def test_images_of_other_pairs_are_not_shown(study):
     results = draw(study)
     others = [Pair(p.id, p.category, "x", "y", "an x", "a y") for p in study.pairs[:6]]

@@ -20,6 +20,9 @@ from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan, plan_t
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
 
+#: A page of more is none that a browser scrolls: 30,000 small ones are 80 MB.
+MOST_IMAGES = 30_000
+
 
 @dataclass(frozen=True, slots=True)
 class Shot:
@@ -87,8 +90,9 @@ def gallery(
     ``controls``, ``targets``: the results' rows of these that can be used.
 
     ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
-    words are not known, because the folder has another file's, is shown without images. An image
-    that cannot be read is a problem of that image.
+    words are not known, because the folder has another file's, is shown without images, and so is
+    every pair where there are more than `MOST_IMAGES`. An image that cannot be read is a problem of
+    that image.
     """
     items = _items([*controls, *results["cells"]])
     ends = {pair: at[1.0] for pair, at in _items([{**r, "alpha": 1.0} for r in targets]).items()}
@@ -113,6 +117,13 @@ def gallery(
         own = []
         if config.target:
             own = plan_targets(config, subject.model, subject.scheduler, pairs)
+        if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
+            return Gallery(
+                _bare(items, ends),
+                f"No images: a page holds at most {MOST_IMAGES:,}, this run has {n_images:,}. The "
+                "run's command with --limit N, and with --results and --report to other files, "
+                "makes a page of each category's first N pairs, and generates nothing anew.",
+            )
         shots = [
             (job.pair, shot)
             for of, is_target in ((jobs, False), (own, True))
