@@ -7,6 +7,7 @@ an exit code. Nothing heavy is imported before a study is opened.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections import Counter
@@ -143,6 +144,7 @@ def open_bench(values: Mapping[str, Any], *, is_strict: bool) -> Bench:
     if values["report"]:
         _check_place("--report", values["report"])
         _check_packages()
+    _check_no_file_twice(values)
     _check_quality(values)
     return _with_baseline(Study.open(values), values, is_strict=is_strict)
 
@@ -212,6 +214,18 @@ def _check_place(flag: str, name: str) -> None:
         is_possible = False
     if not is_possible:
         raise OptionError(f"{flag}: expected a file that can be written, got {path}")
+
+
+def _check_no_file_twice(values: Mapping[str, Any]) -> None:
+    """Say now that the run would write one of its files over another."""
+    flags: dict[str, str] = {}
+    for flag in ("--baseline", "--results", "--report"):
+        name = values[flag.removeprefix("--")]
+        if name and (other := flags.setdefault(os.path.realpath(name), flag)) != flag:
+            raise OptionError(
+                f"{flag}: expected another file than that of {other}, which it would replace, "
+                f"got {name}"
+            )
 
 
 def _check_packages() -> None:

@@ -26,6 +26,9 @@ ENGINES = ("serial", "ray")
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
 
+MAX_SIZE = 16_384
+"""Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -238,6 +241,8 @@ class RunConfig:
         _check_integer("size", self.size, 8)
         if self.size % 8:
             raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
+        if self.size > MAX_SIZE:
+            raise ValueError(f"size: expected at most {MAX_SIZE:,} pixels, got {self.size:,}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.engine not in ENGINES:

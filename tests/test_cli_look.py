@@ -63,6 +63,7 @@ def test_words_that_are_given_are_the_pair():
         ("a car", "a red car", None, "expected words of the source prompt .*--words SOURCE TARGET"),
         ("a red car", "a car", None, "expected words of the target prompt .*--words SOURCE TARGET"),
         ("", "a car", None, "expected two prompts, got an empty one"),
+        ("a red car", "x " * 9000, None, "expected prompts of at most 10,000 characters, got"),
         (*CARS, ("green", "blue"), "--words: expected whole words of the source prompt .*'green'"),
         (*CARS, ("red", "blu"), "--words: expected whole words of the target prompt .*'blu'"),
         (*CARS, ("car", "car"), "--words: expected two that differ, got 'car' twice"),

@@ -256,6 +256,15 @@ def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, 
         (["--baseline=none.json"], "none.json: expected "),
         (["--model=none/at/all"], "--model 'none/at/all': expected 'embedded'"),
         (["--limits=ssim"], "--limits: expected metric>=value"),
+        (["--size=80000000"], "--size: expected at most 16,384 pixels, got 80,000,000"),
+        (
+            ["--results=new/one.file", "--report=new/../new/one.file"],
+            "--report: expected another file than that of --results, which it would replace",
+        ),
+        (
+            ["--results=kept.json", "--baseline=kept.json"],
+            "--results: expected another file than that of --baseline, which it would replace",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_said_before_the_work(run, given, said, monkeypatch):

@@ -214,6 +214,7 @@ def test_unknown_and_missing_keys_are_named():
         ("guidance", math.inf, "guidance: expected a finite number >= 0, got inf"),
         ("size", 0, "size: expected an integer >= 8, got 0"),
         ("size", 100, "size: expected a multiple of 8 pixels, got 100"),
+        ("size", 10**8, "size: expected at most 16,384 pixels, got 100,000,000"),
         ("dtype", "int8", "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         ("device", "", "device: expected a non-empty string"),
         ("batch_size", 0, "batch_size: expected an integer >= 1, got 0"),

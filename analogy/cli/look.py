@@ -22,7 +22,7 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.pairs import has_word
+from analogy.pairs import MAX_FIELD_CHARACTERS, has_word
 from analogy.records import Pair
 
 STEERED_VERSION = 1
@@ -142,6 +142,10 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
     source, target = " ".join(source.split()), " ".join(target.split())
     if not source or not target:
         raise ValueError("expected two prompts, got an empty one")
+    if (longest := max(len(source), len(target))) > MAX_FIELD_CHARACTERS:
+        raise ValueError(
+            f"expected prompts of at most {MAX_FIELD_CHARACTERS:,} characters, got {longest:,}"
+        )
     if source.casefold() == target.casefold():
         raise ValueError(
             f"expected two prompts that differ, got {source!r} twice; a pair leads from one "

@@ -20,7 +20,7 @@ from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan, plan_t
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
 
-#: A page of more is none that a browser scrolls: 30,000 small ones are 80 MB.
+#: A page of a run that has more is without them: 30,000 small ones are some 80 MB.
 MOST_IMAGES = 30_000
 
 
