@@ -98,7 +98,7 @@ def gallery(
     ends = {pair: at[1.0] for pair, at in _items([{**r, "alpha": 1.0} for r in targets]).items()}
     if folder is None or not (folder / "index.sqlite").is_file():
         return Gallery(
-            _bare(items, ends), "No run folder: the pairs' margins without their images."
+            _bare(items, ends, {}), "No run folder: the pairs' margins without their images."
         )
     store = RunFolder(folder, read_only=True)
     try:
@@ -111,7 +111,7 @@ def gallery(
         try:
             config = RunConfig.from_dict(results["config"])
         except ValueError as error:
-            return Gallery(_bare(items, ends), f"No images: {error}.")
+            return Gallery(_bare(items, ends, known), f"No images: {error}.")
         pairs, subject = list(known.values()), recorded.subject
         jobs = plan(config, subject.model, subject.scheduler, pairs, config.grid_alphas)
         own = []
@@ -119,7 +119,7 @@ def gallery(
             own = plan_targets(config, subject.model, subject.scheduler, pairs)
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
             return Gallery(
-                _bare(items, ends),
+                _bare(items, ends, known),
                 f"No images: a page holds at most {MOST_IMAGES:,}, this run has {n_images:,}. The "
                 "run's command with --limit N, and with --results and --report to other files, "
                 "makes a page of each category's first N pairs, and generates nothing anew.",
@@ -134,7 +134,7 @@ def gallery(
         strips = _strips(shots, items, ends)
     finally:
         store.close()
-    unknown = tuple(strip for strip in _bare(items, ends) if strip.pair.id not in known)
+    unknown = tuple(strip for strip in _bare(items, ends, known) if strip.pair.id not in known)
     note = "" if not unknown else (
         f"{len(unknown)} of {len(strips) + len(unknown)} pairs without images: the run folder has "
         "no record of their words, or of others. The run's own command, given again, records them "
@@ -179,11 +179,14 @@ def _items(
 
 
 def _bare(
-    items: Mapping[tuple[str, str], Mapping[float, float]], ends: Mapping[tuple[str, str], float]
+    items: Mapping[tuple[str, str], Mapping[float, float]],
+    ends: Mapping[tuple[str, str], float],
+    known: Mapping[str, Pair],
 ) -> tuple[Strip, ...]:
+    """Strips of margins alone, with the words of the pairs that are known."""
     return tuple(
         Strip(
-            Pair(pair, category, "", "", "", ""), anchor(pair), margins, (),
+            known.get(pair, Pair(pair, category, "", "", "", "")), anchor(pair), margins, (),
             ends.get((category, pair)),
         )
         for (category, pair), margins in items.items()
