@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from analogy.files import write_atomically
 from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Verdict
+from analogy.text import is_printable
 
 RESULTS_VERSION = 2
 """The schema version that is written and read."""
@@ -37,10 +37,6 @@ _SAME_MEAN = 1e-6
 
 _MAX_COUNT = 10**9
 _MAX_TEXT = 10_000
-
-# What has no place on a terminal's line or in XML: control characters, line and paragraph
-# separators, lone surrogates, non-characters.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 T = TypeVar("T")
 
@@ -194,11 +190,6 @@ def write_results(results: Mapping[str, Any], path: Path) -> None:
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
-
-
-def printable(text: str) -> str:
-    """The text with what has no place on a terminal's line or in XML replaced by U+FFFD."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _file_of(path: Path) -> Path:
@@ -487,7 +478,7 @@ def _list(value: Any, place: str) -> list[Any] | tuple[Any, ...]:
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > _MAX_TEXT:
         raise _PlaceError(f"{place}: expected a text, got {_shown(value)}")
-    if _UNPRINTABLE.search(value):
+    if not is_printable(value):
         raise _PlaceError(
             f"{place}: expected a text without control characters, got {_shown(value)}"
         )

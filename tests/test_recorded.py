@@ -21,7 +21,6 @@ from analogy.recorded import (
     of,
     of_cell,
     of_header,
-    printable,
     read,
     write_results,
 )
@@ -363,11 +362,6 @@ def test_numpy_s_floats_are_numbers_and_its_arrays_are_none(data):
 def test_names_in_any_script_are_names(data):
     text = json.dumps(data, ensure_ascii=False).replace("color", "farbe größer 色")
     assert of(json.loads(text)).categories == ("farbe größer 色", "size")
-
-
-def test_printable_keeps_all_but_what_breaks_lines_and_xml():
-    assert printable("größe 色 \N{SLIGHTLY SMILING FACE}") == "größe 色 \N{SLIGHTLY SMILING FACE}"
-    assert printable("a\x00b\x1bc\nd\ud800e\u2028") == "a\ufffdb\ufffdc\ufffdd\ufffde\ufffd"
 
 
 scalars = (

@@ -19,6 +19,7 @@ import typer
 
 from analogy import recorded
 from analogy.options import OPTIONS, Option, OptionError, parse_options
+from analogy.text import printable
 
 app = typer.Typer(
     name="analogy",
@@ -165,7 +166,7 @@ def write(
 
 def show_lines(lines: Iterable[str], json_file: str | None = None) -> None:
     """Print lines on stdout, or on stderr where JSON has stdout."""
-    text = "".join(f"{recorded.printable(line)}\n" for line in lines)
+    text = "".join(f"{printable(line)}\n" for line in lines)
     show(text, to_stderr=json_file == "-")
 
 
@@ -181,7 +182,7 @@ def show(text: str, *, to_stderr: bool = False) -> None:
 
 def say(message: object) -> None:
     """Print a line on stderr."""
-    show(f"analogy: {message}\n", to_stderr=True)
+    show(f"analogy: {printable(str(message))}\n", to_stderr=True)
 
 
 def refuse(code: Exit, error: object) -> NoReturn:

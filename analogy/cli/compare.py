@@ -11,6 +11,7 @@ import typer
 from analogy import recorded
 from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, show, write
 from analogy.options import OPTIONS
+from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.baseline import Change, Comparison, NotComparableError
@@ -195,7 +196,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
 def _refused_junit(error: NotComparableError) -> ElementTree.Element:
     suite = ElementTree.Element("testsuite", name="analogy compare")
     _properties(suite, {"old": error.old, "new": error.new})
-    _error_case(suite, recorded.printable(str(error)))
+    _error_case(suite, printable(str(error)))
     return _counted(suite)
 
 
@@ -209,7 +210,7 @@ def _error_case(suite: ElementTree.Element, message: str) -> None:
 def _properties(parent: ElementTree.Element, values: dict[str, str]) -> None:
     properties = ElementTree.SubElement(parent, "properties")
     for name, value in values.items():
-        ElementTree.SubElement(properties, "property", name=name, value=recorded.printable(value))
+        ElementTree.SubElement(properties, "property", name=name, value=printable(value))
 
 
 def _counted(suite: ElementTree.Element) -> ElementTree.Element:

@@ -1,0 +1,28 @@
+"""Text that leaves the suite: safe to print, safe to paste into a shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+
+# Characters with no place on a terminal's line or in XML: control characters, line and paragraph
+# separators, bidirectional controls, lone surrogates, non-characters.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with every character that a terminal or XML must not get as U+FFFD."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def is_printable(text: str) -> bool:
+    """True if :func:`printable` leaves the text as it is."""
+    return _UNPRINTABLE.search(text) is None
+
+
+def command_line(*words: str | os.PathLike[str]) -> str:
+    """The words as one command that a shell reads as exactly these words (``shlex.join``)."""
+    return shlex.join(os.fspath(word) for word in words)
