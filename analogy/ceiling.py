@@ -25,6 +25,7 @@ from analogy.models import ModelError, shipped
 from analogy.records import Figures, Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
+from analogy.text import command_line
 
 SCHEMA_VERSION = 1
 
@@ -153,7 +154,7 @@ def load(path: Path) -> GroundTruth:
         )
     except OSError as error:
         raise CeilingError(
-            f"ground truth {path}: cannot be read ({error}); write it with {_command(path)}"
+            f"ground truth {path}: cannot be read ({error}); write it with: {_command(path)}"
         ) from error
     except CeilingError:
         raise
@@ -209,13 +210,13 @@ def _is_margin(value: Any) -> bool:
 
 def _refusal(path: Path, expected: str, got: str) -> CeilingError:
     return CeilingError(
-        f"ground truth {path}: expected {expected}, got {got}; write the file anew with "
+        f"ground truth {path}: expected {expected}, got {got}; write the file anew with: "
         f"{_command(path)}"
     )
 
 
 def _command(path: Path) -> str:
-    return f"'python -m fixtures.ceiling -o {path}'"
+    return command_line("python", "-m", "fixtures.ceiling", "-o", path)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -26,6 +26,7 @@ from analogy.models import (
     refuse_pickles,
     shipped,
 )
+from analogy.text import command_line
 
 Features = NDArray[np.float32]
 
@@ -131,10 +132,13 @@ def _expect_on_this_machine(name: str, tag: str) -> None:
         return
     cached = Path(expanduser("~/.cache/clip")) / Path(config.get("url", "")).name
     if not cached.is_file():
+        command = command_line(
+            "curl", "-L", "--create-dirs", "-o", cached, config.get("url", "URL")
+        )
         raise ModelError(
             f"judge {name}/{tag}: {cached} is not on this machine and --offline fetches nothing; "
-            f"where there is a network, 'curl -L --create-dirs -o {cached} {config.get('url')}' "
-            "fetches it"
+            f"where there is a network, fetch it with: {command}",
+            command,
         )
 
 

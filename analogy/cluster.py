@@ -127,7 +127,11 @@ def _here(
         )
 
     return (
-        found(model, model.places, lambda: find_pipeline(config.model, dtype=config.dtype)),
+        found(
+            model,
+            model.places,
+            lambda: find_pipeline(config.base_model, dtype=config.dtype, lora=config.lora),
+        ),
         found(
             judge,
             judge.places,

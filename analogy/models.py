@@ -26,6 +26,7 @@ import torch
 
 from analogy.families import FAMILIES, Family
 from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
+from analogy.text import command_line
 
 EMBEDDED = "embedded"
 CHECKSUMS = "SHA256SUMS"
@@ -40,7 +41,14 @@ DEFAULT_GPU_CLIP = ("ViT-B-32", "laion2b_s34b_b79k")
 
 
 class ModelError(ValueError):
-    """A model cannot be used; the message says what was expected, what came and what to do."""
+    """A model cannot be used; the message says what was expected, what came and what to do.
+
+    ``command``: the command that fetches the missing files; empty if no command does.
+    """
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +150,13 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
         )
         _family_of_folder(folder)
     except (OSError, ModelError) as error:
-        patterns = " ".join(f"--include '{pattern}'" for pattern in CONFIG_FILES)
+        patterns = [word for pattern in CONFIG_FILES for word in ("--include", pattern)]
+        command = command_line("hf", "download", origin, *patterns)
         raise ModelError(
             f"{file}: a single file holds weights alone; expected the configuration in "
             f"{file.with_suffix('')} or {file.parent} (a diffusers folder, whose weights are not "
             f"needed), or that of {origin} on this machine ({error}); where there is a network, "
-            f"'hf download {origin} {patterns}' fetches it"
+            f"fetch it with: {command}"
         ) from error
     return ModelSource(folder, name, file=file)
 
@@ -240,10 +249,11 @@ def absent(
     what: str, name: str, revision: str, failure: Exception | None, *, offline: bool
 ) -> ModelError:
     """What to say when the hub's files are neither here nor to be had."""
-    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    command = command_line("hf", "download", name, *(["--revision", revision] if revision else []))
     why = "and --offline fetches nothing" if offline else f"and could not be fetched ({failure})"
     return ModelError(
-        f"{what} is not on this machine {why}; where there is a network, '{command}' fetches it"
+        f"{what} is not on this machine {why}; where there is a network, fetch it with: {command}",
+        command,
     )
 
 
@@ -404,9 +414,10 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
     for name, digest in expected.items():
         actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)
         if actual != digest:
+            command = command_line("git", "checkout", "--", folder)
             raise ModelError(
                 f"{folder / name}: expected SHA-256 {digest} (from {CHECKSUMS}), "
-                f"got {actual or 'no such file'}; restore it with 'git checkout -- {folder}'"
+                f"got {actual or 'no such file'}; restore it with: {command}"
             )
 
 

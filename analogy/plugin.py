@@ -26,6 +26,7 @@ from analogy.bench import (
 from analogy.options import OPTIONS, OptionError, parse_options
 from analogy.pairs import categories
 from analogy.records import Cell
+from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
@@ -81,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if values["pairs"] or values["categories"]:
             chosen_pairs(values)
     except OptionError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(printable(str(error))) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -135,7 +136,7 @@ def _open(config: pytest.Config) -> Bench:
     try:
         return open_bench(values, is_strict=bool(config.option.strict))
     except mendable as error:
-        pytest.exit(f"{error}", returncode=pytest.ExitCode.USAGE_ERROR)
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @contextmanager
@@ -188,7 +189,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     try:
         return (yield)
     except faults() as error:
-        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -226,11 +227,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if bench is None:
         return
     if bench.lost is not None:
-        terminalreporter.write_line(f"results   NOT written: {bench.lost}", red=True)
+        lost = printable(f"results   NOT written: {bench.lost}")
+        terminalreporter.write_line(lost, red=True)
     if exitstatus == pytest.ExitCode.INTERRUPTED:
-        terminalreporter.write_line(interrupted(bench))
+        terminalreporter.write_line(printable(interrupted(bench)))
     if analysis is None:
         return
     terminalreporter.section("analogy steering", sep="=")
     for line in summary(bench, analysis):
-        terminalreporter.write_line(line)
+        terminalreporter.write_line(printable(line))

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from analogy.files import write_atomically
 from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Verdict
-from analogy.text import is_printable
+from analogy.text import command_line, is_printable
 
 RESULTS_VERSION = 2
 """The schema version that is written and read."""
@@ -222,8 +222,8 @@ def _latest_of(folder: Path) -> Path:
     if (folder / "index.sqlite").is_file():
         raise RecordedError(
             f"{folder}: expected {RESULTS_NAME} in the run folder, got none; the run has written "
-            f"none yet: continue it with 'pytest benchmarks --run-dir {folder}' and its other "
-            "options"
+            "none yet: continue it with its options and: "
+            + command_line("pytest", "benchmarks", f"--run-dir={folder}")
         )
     raise RecordedError(
         f"{folder}: expected a results file or a run folder, got a folder without {RESULTS_NAME}; "
@@ -285,7 +285,7 @@ def _told(path: Path | None) -> Iterator[None]:
     except _PlaceError as error:
         raise RecordedError(
             f"{name}: {error}; it is no results file of this suite, or was changed: write it anew "
-            "from its run (python -m analogy baseline RUN -o FILE)"
+            "from its run with: python -m analogy baseline RUN -o FILE"
         ) from None
 
 
@@ -296,9 +296,9 @@ def _check_version(version: Any) -> None:
     advice = "name a results.json or a run folder"
     if is_integer and version == 1:
         advice = (
-            "it was written by an earlier suite, which kept no items to compare: delete it and "
-            "write it anew with 'pytest benchmarks --baseline FILE --update-baseline', or repeat "
-            "its run with the same --run-dir, which generates nothing twice"
+            "it was written by an earlier suite, which kept no items to compare: delete it, repeat "
+            "its run with the same --run-dir, which generates nothing twice, or write it anew "
+            "with: pytest benchmarks --baseline FILE --update-baseline"
         )
     elif is_integer and version > RESULTS_VERSION:
         advice = "it was written by a later suite: update this one"

@@ -185,7 +185,8 @@ class RunConfig:
     """All that determines a run's result, and all that is needed to repeat it.
 
     - `model`, `clip_model`: a hub id, a name or a local folder; `clip_pretrained`: open_clip's tag
-      of the weights, None where `clip_model` says it all;
+      of the weights, None where `clip_model` says it all; `lora`: a LoRA's file, folder or hub id,
+      which `model` then ends with, behind a ``+`` (`base_model` is the part before it);
     - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the first so
       many pairs per category, None for all;
     - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
@@ -225,11 +226,12 @@ class RunConfig:
     num_workers: int | None = None
     ray_address: str | None = None
     target: bool = False
+    lora: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device", "engine"):
             _check_text(name, getattr(self, name))
-        for name in ("clip_pretrained", "scheduler", "ray_address"):
+        for name in ("clip_pretrained", "scheduler", "ray_address", "lora"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.categories is not None:
@@ -260,6 +262,11 @@ class RunConfig:
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))
+
+    @property
+    def base_model(self) -> str:
+        """`model` without its LoRA."""
+        return self.model if self.lora is None else self.model.removesuffix(f"+{self.lora}")
 
     @property
     def grid_alphas(self) -> tuple[float, ...]:

@@ -34,6 +34,7 @@ from analogy.images import Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
 from analogy.records import Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
+from analogy.text import analogy_command
 
 SCHEMA_VERSION = 2
 
@@ -319,6 +320,11 @@ class RunFolder:
                 "recorded is whole, and this run goes on from there"
             )
 
+    @property
+    def _repair(self) -> str:
+        """What makes a damaged image again."""
+        return f"repair it with: {analogy_command('verify', self.path, '--repair')}"
+
     def _unusable(self, error: Exception, *, read_only: bool) -> StoreError:
         if "malformed" in str(error) and isinstance(error, sqlite3.DatabaseError):
             return StoreError(f"run folder {self.path}: {_advice(error)}")
@@ -558,12 +564,12 @@ class RunFolder:
         except OSError as error:
             raise StoreError(
                 f"{path}: the index names this image but it cannot be read ({error}); "
-                f"'python -m analogy verify {self.path} --repair' makes it again"
+                f"{self._repair}"
             ) from error
         if hashlib.sha256(data).hexdigest() != row[1]:
             raise StoreError(
                 f"{path}: the image is not the one that was written (SHA-256 differs); "
-                f"'python -m analogy verify {self.path} --repair' makes it again"
+                f"{self._repair}"
             )
         return data
 

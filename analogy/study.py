@@ -401,6 +401,7 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
             limit=values["limit"],
             control=values["control"],
             target=values["target"] or bool(values["report"]),
+            lora=values["lora"],
         )
     except ValueError as error:
         option, _, rest = str(error).partition(":")

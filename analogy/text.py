@@ -24,5 +24,14 @@ def is_printable(text: str) -> bool:
 
 
 def command_line(*words: str | os.PathLike[str]) -> str:
-    """The words as one command that a shell reads as exactly these words (``shlex.join``)."""
+    """The words as one command that a shell reads as exactly these words (``shlex.join``).
+
+    A message that shows a command ends with it, after a colon: quotes around it would mix with
+    the command's own.
+    """
     return shlex.join(os.fspath(word) for word in words)
+
+
+def analogy_command(*words: str | os.PathLike[str]) -> str:
+    """A command of this suite, ``python -m analogy`` and the words, safe to paste."""
+    return command_line("python", "-m", "analogy", *words)

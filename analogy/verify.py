@@ -26,6 +26,7 @@ from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell
 from analogy.store import LOST, Command, ImageRow, Job, RunFolder
 from analogy.study import Study
+from analogy.text import analogy_command, command_line
 
 #: Images that are checked side by side, and lines of each kind that are printed.
 CHUNK = 1000
@@ -115,9 +116,10 @@ class Verified:
         if self.is_whole:
             yield f"whole     every image is as it was written; the grid's {self.of:,} are complete"
         if self.damaged or self.strays or (self.unscored and not self.missing):
-            yield f"next      python -m analogy verify {self.path} --repair"
+            yield f"next      {analogy_command('verify', self.path, '--repair')}"
         if self.missing or self.failed:
-            yield f"next      pytest benchmarks --run-dir {self.path} with the run's other options"
+            command = command_line("pytest", "benchmarks", f"--run-dir={self.path}")
+            yield f"next      {command} # with the run's other options"
 
 
 def _said(what: Mapping[str, Any]) -> str:
@@ -269,7 +271,7 @@ def _model(command: Command, offline: bool) -> ModelSource:
     if IMPORTED in command.model:
         raise ModelError(
             f"images of {command.model} are lost, and were imported: they cannot be made again; "
-            "give 'python -m analogy import' their manifest again"
+            "import their manifest again with: python -m analogy import RUN MANIFEST"
         )
     name = config.model.removesuffix(f"+{command.lora}")
     model = find_pipeline(name, dtype=config.dtype, offline=offline, lora=command.lora)

@@ -173,7 +173,7 @@ def test_a_hub_judge_is_known_by_its_commit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_hub_judge_that_is_not_here_says_how_to_fetch_it(offline):
-    with pytest.raises(ModelError, match=r"not on this machine.*'hf download no-such/judge' fetch"):
+    with pytest.raises(ModelError, match=r"not on this machine.*: hf download no-such/judge"):
         find_judge("hf-hub:no-such/judge", None, offline=offline)
 
 

@@ -348,7 +348,7 @@ def test_an_image_that_is_damaged_before_it_is_scored_ends_the_run(bench, eight,
     (bench.path / "run" / path).write_bytes(b"damaged")
     cut = bench(*eight)
     assert cut.ret == pytest.ExitCode.INTERNAL_ERROR
-    assert "'python -m analogy verify run --repair' makes it again" in cut.stdout.str()
+    assert "repair it with: python -m analogy verify run --repair" in cut.stdout.str()
     assert "Traceback" not in cut.stdout.str()
 
 

@@ -516,8 +516,9 @@ def test_results_of_another_suite_without_a_whole_configuration_have_no_images(s
 
 def test_the_command_repeats_the_run(study):
     results = draw(study)
-    config = {**results["config"], "model": "a model+my lora.safetensors", "control": True,
-              "target": True, "categories": ["color", "object"], "limit": 4}  # fmt: skip
+    config = {**results["config"], "model": "a+model+my lora.safetensors", "control": True,
+              "target": True, "categories": ["color", "object"], "limit": 4,
+              "lora": "my lora.safetensors"}  # fmt: skip
     first, second, *given = shlex.split(html.command(config))
     assert (first, second) == ("pytest", "benchmarks")
     raw = dict(argument.partition("=")[::2] for argument in given)
@@ -532,11 +533,24 @@ def test_the_command_repeats_the_run(study):
             else None
         )
     )
-    assert (values["model"], values["lora"]) == ("a model", "my lora.safetensors")
+    assert (values["model"], values["lora"]) == ("a+model", "my lora.safetensors")
     for name, value in config.items():
         if name not in ("model", "scheduler"):
             found = values[name]
             assert (list(found) if isinstance(found, tuple) else found) == value, name
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model": "/data/a+b", "lora": None}, ["--model=/data/a+b"]),
+        ({"model": "/a+b+c+d", "lora": "c+d"}, ["--model=/a+b", "--lora=c+d"]),
+        ({"model": "a+b"}, ["--model=a", "--lora=b"]),  # of an earlier suite
+        ({"model": "$(touch x)", "lora": None}, ["--model=$(touch x)"]),
+    ],
+)
+def test_the_command_names_model_and_lora_apart(config, words):
+    assert sorted(shlex.split(html.command(config))[2:]) == sorted(words)
 
 
 def test_provenance_is_said(study, page):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analogy.cli.base import KEEP, Exit, Json, app, refuse, show_lines, write
 from analogy.pairs import WEAK_PAIRS, PairsError, WeakCategoryWarning, load_pairs
+
+if TYPE_CHECKING:
+    from analogy.models import ModelError
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -150,9 +153,9 @@ def _entry(
     return {"kind": kind, "name": name, "fingerprint": fingerprint, "bytes": size, "note": note}
 
 
-def _how_to_get(error: ValueError) -> str:
-    """The end of a message about files that are not here: the command that fetches them."""
-    return str(error).rpartition("; ")[2]
+def _how_to_get(error: ModelError) -> str:
+    """How to get missing files, on the rest of a line."""
+    return f"fetch it with: {error.command}" if error.command else str(error)
 
 
 def _bytes_of(folder: Path) -> int:

@@ -10,6 +10,7 @@ import typer
 
 from analogy import recorded
 from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
+from analogy.text import analogy_command
 
 if TYPE_CHECKING:
     from analogy.store import RunFolder
@@ -173,7 +174,7 @@ def import_(
     lines = [
         f"model     {study.model.fingerprint}",
         f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
-        f"next      python -m analogy score {run} --clip-model {clip_model}",
+        f"next      {analogy_command('score', run, '--clip-model', clip_model)}",
     ]
     show_lines(lines)
 

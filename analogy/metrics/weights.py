@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from analogy.models import ModelError
+from analogy.text import command_line
 
 
 def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
@@ -22,10 +23,10 @@ def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
     path = kept if weights is None else Path(expanduser(weights))
     if path.is_file():
         return path
+    command = command_line("curl", "--create-dirs", "-fLo", kept, url)
     raise ModelError(
-        f"{path}: no such file. The weights {name} are not part of the suite; where there is a "
-        f"network, 'curl --create-dirs -fLo {kept} {url}' fetches them; "
-        "a copy that is elsewhere is named by weights=PATH"
+        f"{path}: no such file. The weights {name} are not part of the suite; a copy that is "
+        f"elsewhere is named by weights=PATH; where there is a network, fetch them with: {command}"
     )
 
 

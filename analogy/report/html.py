@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
 from analogy.store import TARGET_METHOD
+from analogy.text import command_line
 
 #: What stands for a verdict where there is no room for its word.
 SYMBOLS = {
@@ -322,7 +322,21 @@ def facts(results: Mapping[str, Any], checked: Recorded) -> list[str]:
 
 
 def _is_embedded(results: Mapping[str, Any], name: str) -> bool:
-    return str(results["config"].get(name)).partition("+")[0] == "embedded"
+    config = results["config"]
+    used = _model_and_lora(config)[0] if name == "model" else config.get(name)
+    return bool(used == "embedded")
+
+
+def _model_and_lora(config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The model and its LoRA. Results of earlier suites lack the key ``lora`` and have both in
+    ``model`` alone, where a ``+`` of the model's own cannot be told from the LoRA's.
+    """
+    model = str(config.get("model"))
+    if "lora" not in config:
+        base, _, lora = model.partition("+")
+        return base, lora or None
+    lora = config["lora"]
+    return (model, None) if lora is None else (model.removesuffix(f"+{lora}"), str(lora))
 
 
 def may_conclude(results: Mapping[str, Any], checked: Recorded) -> list[str]:
@@ -744,15 +758,13 @@ def _rate(rate: float | None) -> str:
 def command(config: Mapping[str, Any]) -> str:
     """The command that repeats a run, with every setting that was resolved."""
     values = dict(config)
-    values["model"], plus, lora = str(values.get("model")).partition("+")
-    if plus:
-        values["lora"] = lora
-    parts = ["pytest benchmarks"]
+    values["model"], values["lora"] = _model_and_lora(config)
+    words = ["pytest", "benchmarks"]
     for option in OPTIONS:
         value = values.get(option.name.removeprefix("analogy_"))
         if value is None or value is False:
             continue
         if isinstance(value, (list, tuple)):
             value = ",".join(map(str, value))
-        parts.append(option.flag if value is True else shlex.quote(f"{option.flag}={value}"))
-    return " ".join(parts)
+        words.append(option.flag if value is True else f"{option.flag}={value}")
+    return command_line(*words)

@@ -63,7 +63,7 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(empty_hub)
         Inception()
     message = str(refusal.value)
     assert message.startswith(f"{kept}: no such file")
-    assert f"'curl --create-dirs -fLo {kept} https://" in message
+    assert f"curl --create-dirs -fLo {kept} https://" in message
 
 
 def test_other_weights_are_refused(backbone_files, inception_file, tmp_path):
