@@ -239,12 +239,12 @@ def _check_packages() -> None:
 
 
 def _check_quality(values: Mapping[str, Any]) -> None:
-    """Say now that what the quality metrics were promised is not there."""
-    from analogy.images import image_files
+    """Say now that a file of the quality metrics is missing or cannot be used."""
+    from analogy.images import check_images, image_files
 
     if values["reference"]:
         try:
-            image_files(Path(values["reference"]))
+            check_images(image_files(Path(values["reference"])))
         except ValueError as error:
             raise OptionError(f"--reference: {error}") from None
     weights = values["lpips_weights"]

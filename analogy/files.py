@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -31,3 +32,20 @@ def flush_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_regular(path: Path, at_most: int) -> bytes:
+    """A regular file's bytes. Raises ``ValueError`` for anything else, and for a larger file.
+
+    Opening a pipe waits for its writer, and a device may have no end.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        is_folder = stat.S_ISDIR(found.st_mode)
+        raise ValueError(
+            f"expected a regular file, got a {'folder' if is_folder else 'pipe, socket or device'}"
+        )
+    if found.st_size > at_most:
+        raise ValueError(f"expected at most {at_most:,} bytes, got {found.st_size:,}")
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,20 +1,65 @@
 """Image range, size and file format: converted here and nowhere else.
 
 Images travel through the suite as uint8, 0..255, sRGB, NHWC numpy arrays.
+
+A file gives the pixels that a viewer shows, so that two files that look alike are one image:
+
+- PNG, JPEG, WebP and BMP are opened, told apart by content and never by name; nothing else is;
+- 16-bit values lose their low byte; grey, 1-bit and palette images become RGB;
+- an EXIF orientation is applied;
+- transparent pixels are laid on white; an image that is transparent all over is refused;
+- an RGB or grey ICC profile is applied, unless it is sRGB's within rounding. One that is damaged or
+  of another kind of colour is ignored, as viewers do;
+- refused, because viewers differ or because it is no single picture: CMYK, an animation, a PNG that
+  names a gamma, primaries or a colour space other than sRGB's, and a single transparent shade in a
+  PNG of 2, 4 or 16 bits. Of a JPEG with several pictures (MPO) the first is taken;
+- refused, because it can exhaust the memory: more than ``MAX_PIXELS``, ``MAX_FILE_BYTES`` or
+  ``MAX_RATIO``. A file that ends before its pixels do is refused, too.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from analogy.files import read_regular
+
 Images = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Pillow's names of the formats that are read. The others never see a file."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of file names by which the images of a folder are found, in any letter case."""
+
+MAX_PIXELS = 8192 * 8192
+MAX_RATIO = 64
+"""Longest side in units of the shortest: judges resize the shortest side to their own size."""
+MAX_FILE_BYTES = 2**30
+"""An image of ``MAX_PIXELS`` with 16 bits in 4 channels has half as many."""
+
+CLUTTER = frozenset(
+    {
+        "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+        "$recycle.bin", "system volume information", "lost+found", "__pycache__",
+    }
+)  # fmt: skip
+"""Folders that systems leave among a user's own, in lower case. Names with a leading dot are
+hidden, and count as such folders or files: ``.ipynb_checkpoints``, ``._x.png``."""
+
+
+class ImageError(ValueError):
+    """An image file, or a folder of them, cannot be used; the message says what to do."""
 
 
 def from_unit(images: Tensor) -> Images:
@@ -74,30 +119,268 @@ def to_png(image: Images) -> bytes:
 
 
 def from_png(data: bytes) -> Images:
-    """A PNG file's bytes as uint8 HWC."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    """A PNG file's bytes as uint8 HWC. Raises :class:`ImageError` if they cannot be used."""
+    return _decoded(data, ("PNG",))
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+def read_image(path: Path) -> Images:
+    """An image file as uint8 HWC. Raises :class:`ImageError` if it cannot be used.
+
+    Not for several threads at once: Pillow's settings are changed while a file is read.
+    """
+    try:
+        data = read_regular(path, MAX_FILE_BYTES)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: expected an image file ({what}); check the path") from error
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # scripts set it, and get grey for what is missing
+    try:
+        with warnings.catch_warnings():
+            # Of metadata and of sizes: the first changes no pixel, the second is refused below.
+            warnings.simplefilter("ignore")
+            return _decoded(data, FORMATS, MAX_PIXELS)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and those below it; fewer than 2 are a ``ValueError``."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
+    """The image files of a folder and those below it. Fewer than 2 are an :class:`ImageError`."""
+    files = list_images(folder)
     if len(files) < 2:
-        raise ValueError(
+        raise ImageError(
             f"expected a folder with 2 images or more ({', '.join(SUFFIXES)}), got {folder} with "
             f"{len(files)}"
         )
     return files
 
 
-def read_image(path: Path) -> Images:
-    """An image file as uint8 HWC; one that is none is a ``ValueError``."""
+def check_images(files: Sequence[Path]) -> None:
+    """Decode every file, one at a time. Raises :class:`ImageError` at the first that fails."""
+    for file in files:
+        read_image(file)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder and those below it, sorted; found by ``SUFFIXES``.
+
+    Left out are hidden files and folders, ``CLUTTER``, and what lies behind a link to a folder.
+    Raises :class:`ImageError` for a folder that cannot be read, and for an image's name that is no
+    regular file: left out in silence, either would be an image less.
+    """
     try:
-        return from_png(path.read_bytes())
-    except OSError as error:  # Pillow's, too
-        raise ValueError(f"{path}: expected an image file ({error})") from error
+        files = sorted(_walked(folder))
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        where = getattr(error, "filename", None) or folder
+        raise ImageError(f"{where}: expected a folder that can be read ({what})") from error
+    for file in files:
+        if not file.is_file():
+            what = "a link to no file" if file.is_symlink() else "a pipe, socket or device"
+            raise ImageError(
+                f"{file}: expected an image file, got {what}; put the file there, or take the "
+                "name away"
+            )
+    return files
+
+
+def is_clutter(name: str) -> bool:
+    """True for the name of a file or folder that is hidden or that systems leave behind."""
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not is_clutter(name)]
+        for name in files:
+            if not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield Path(place, name)
+
+
+# --- what a file shows
+
+_SRGB_GAMMA = 0.45455
+_SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_SRGB_CICP = b"\x01\x0d"  # primaries 1 (BT.709), transfer 13 (sRGB)
+_NEAR = 0.01  # gamma and primaries are rounded by those who write them
+
+_ORIENTATION = 0x0112
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _decoded(data: bytes, formats: tuple[str, ...], most: int | None = None) -> Images:
+    """A file's bytes as uint8 HWC by the rule of this module; ``most``: pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            chunks = _png_chunks(data) if image.format == "PNG" else {}
+            _check_size(*image.size, most)
+            _check_kind(image, chunks)
+            image.load()
+            return np.asarray(_shown(image))
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"expected an image file of {_listed(formats)}, got another format or a damaged file; "
+            "convert it to PNG"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"expected an image file of fewer pixels ({error})") from error
+    except Exception as error:  # decoders raise errors of every kind on damaged files
+        raise ImageError(
+            f"expected an image file of {_listed(formats)} that is whole, got: {error}; restore "
+            "it, or take it away"
+        ) from error
+
+
+def _check_size(width: int, height: int, most: int | None) -> None:
+    """Refuse, before any pixel is decoded, an image that can exhaust the memory."""
+    if most is not None and width * height > most:
+        raise ImageError(
+            f"expected an image file of at most {most:,} pixels, got {width} x {height}; make it "
+            "smaller"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ImageError(
+            f"expected an image file whose longer side is at most {MAX_RATIO} times the shorter, "
+            f"got {width} x {height}; crop it"
+        )
+
+
+def _check_kind(image: Image.Image, chunks: Mapping[bytes, bytes]) -> None:
+    """Refuse what is no single picture, and what viewers show differently."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise ImageError(
+            f"expected an image file with one picture, got an animation of {frames}; save the "
+            "picture that is meant as PNG"
+        )
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
+        raise ImageError(
+            f"expected an image file in grey or RGB, got {image.mode}, which has no one look on a "
+            "screen; convert it to RGB"
+        )
+    if b"tRNS" in chunks and image.mode != "P" and chunks[b"IHDR"][8] not in (1, 8):
+        raise ImageError(
+            "expected an image file whose transparency is a channel or is of 8 bits, got a "
+            f"transparent shade at {chunks[b'IHDR'][8]} bits; save it with an alpha channel"
+        )
+    if b"cICP" in chunks:
+        is_srgb = chunks[b"cICP"][:2] == _SRGB_CICP
+    elif b"iCCP" in chunks or b"sRGB" in chunks:
+        is_srgb = True  # by the profile, see _in_srgb
+    else:
+        gamma = image.info.get("gamma") or _SRGB_GAMMA
+        primaries = image.info.get("chromaticity", _SRGB_PRIMARIES)
+        pairs = zip((gamma, *primaries), (_SRGB_GAMMA, *_SRGB_PRIMARIES), strict=True)
+        is_srgb = all(abs(value - expected) <= _NEAR for value, expected in pairs)
+    if not is_srgb:
+        raise ImageError(
+            "expected an image file in sRGB or with an ICC profile, got a PNG that names other "
+            "colours (gAMA, cHRM or cICP), which viewers show differently; convert it to sRGB"
+        )
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """The decoded picture in RGB as a viewer shows it."""
+    info = image.info
+    if image.mode.startswith("I"):  # 16-bit grey, of a PNG
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        image = Image.fromarray(grey)
+    elif image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in info else "RGB")
+    elif "transparency" in info:  # a single shade
+        image = image.convert("RGBA" if image.mode == "RGB" else "LA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    if alpha is not None:
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    if info.get("icc_profile"):
+        image = _in_srgb(image, info["icc_profile"])
+    image = image.convert("RGB")
+    if alpha is not None:
+        shares = np.asarray(alpha)
+        if not shares.any():
+            raise ImageError(
+                "expected an image file with a picture, got one that is transparent all over; "
+                "take it away"
+            )
+        if shares.min() < 255:
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    turned = _TURNED.get(_orientation(info.get("exif")))
+    return image if turned is None else image.transpose(turned)
+
+
+def _orientation(exif: bytes | None) -> int:
+    """EXIF's orientation, 1 (as it is) where it is missing or damaged."""
+    if not exif:
+        return 1
+    try:
+        found = Image.Exif()
+        found.load(exif)
+        return int(found.get(_ORIENTATION, 1))
+    except Exception:  # as viewers do, whatever is wrong with it
+        return 1
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An image in L or RGB, with its ICC profile applied."""
+    transform = _transform(profile, image.mode)
+    if transform is None:
+        return image
+    return ImageCms.applyTransform(image, transform) or image
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From this profile to sRGB; None where it is sRGB's own, damaged, or not of this mode."""
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if given.profile.xcolor_space.strip() != {"L": "GRAY", "RGB": "RGB"}[mode]:
+            return None
+        transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
+        probe = _probe(mode)
+        changed = ImageCms.applyTransform(probe, transform)
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    moved = np.asarray(changed, np.int16) - np.asarray(probe.convert("RGB"), np.int16)
+    return None if np.abs(moved).max() <= 2 else transform
+
+
+def _probe(mode: str) -> Image.Image:
+    """Every grey, and for RGB a grid of colours as well."""
+    greys = np.arange(256, dtype=np.uint8)
+    if mode == "L":
+        return Image.fromarray(greys[None])
+    steps = np.linspace(0, 255, 12).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    return Image.fromarray(np.concatenate([np.stack([greys] * 3, axis=1), colours])[None])
+
+
+def _png_chunks(data: bytes) -> dict[bytes, bytes]:
+    """The first bytes of each chunk of a PNG before its pixels, by name."""
+    found: dict[bytes, bytes] = {}
+    at = 8
+    while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IDAT":
+        length = int.from_bytes(data[at : at + 4], "big")
+        found[name] = data[at + 8 : at + 8 + min(length, 16)]
+        at += 12 + length
+    return found
+
+
+def _listed(formats: Sequence[str]) -> str:
+    return ", ".join(formats)

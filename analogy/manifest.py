@@ -11,27 +11,36 @@ import csv
 import hashlib
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from analogy.clip import JudgeSource
-from analogy.images import read_image
+from analogy.files import read_regular
+from analogy.images import Images, read_image
 from analogy.models import ModelSource
-from analogy.records import ALPHA_LIMIT, MAX_SEED, Pair, RunConfig
+from analogy.records import ALPHA_LIMIT, IMPORTED, MAX_SEED, Pair, RunConfig
 from analogy.store import Job, RunFolder, digest
 from analogy.study import Study
+from analogy.text import is_printable, lines_of
 
 MAX_FILE_BYTES = 64_000_000
 MAX_SIZE = 8192
+MAX_TEXT = 4_096
+"""Characters of a name. Readers of results accept 10,000, with what is added to it."""
 BATCH = 64
 
-#: What a fingerprint of imported images has between the name and the digest.
-IMPORTED = "@imported:"
+_INTEGER = re.compile(r"[0-9]{1,19}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+REQUIRED = ("pair_id", "alpha", "seed", "file")
 
 
 class ManifestError(ValueError):
@@ -54,28 +63,12 @@ def read_manifest(path: Path) -> list[Entry]:
     """The manifest's entries, each (pair, alpha, seed) once and all of one method."""
     entries: dict[tuple[str, float, int], Entry] = {}
     for line, row in _rows(path, _text(path)):
-        where = f"{path}, line {line}"
-        if not isinstance(row, dict) or not all(row.get(name) for name in ("pair_id", "file")):
-            raise ManifestError(
-                f"{where}: expected pair_id, alpha, seed and file, got {row!r:.200}"
-            )
-        try:
-            alpha, seed = float(row["alpha"]), int(row["seed"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ManifestError(
-                f"{where}: expected alpha to be a number and seed an integer ({error})"
-            ) from error
-        if not abs(alpha) <= ALPHA_LIMIT or not 0 <= seed <= MAX_SEED:
-            raise ManifestError(
-                f"{where}: expected alpha from -{ALPHA_LIMIT:g} to {ALPHA_LIMIT:g} and seed from 0 "
-                f"to {MAX_SEED}, got {alpha:g} and {seed}"
-            )
-        file = path.parent / str(row["file"])
-        method = str(row.get("method") or "imported")
-        entry = Entry(str(row["pair_id"]), alpha, seed, file, method, line)
-        first = entries.setdefault((entry.pair_id, alpha, seed), entry)
+        entry = _entry(path, line, row)
+        first = entries.setdefault((entry.pair_id, entry.alpha, entry.seed), entry)
         if first is not entry:
-            raise ManifestError(f"{where}: expected each image once, got that of line {first.line}")
+            raise ManifestError(
+                f"{path}, line {line}: expected each image once, got that of line {first.line}"
+            )
     methods = {entry.method for entry in entries.values() if entry.alpha != 0.0}
     if len(methods) != 1:
         raise ManifestError(
@@ -83,6 +76,66 @@ def read_manifest(path: Path) -> list[Entry]:
             f"{', '.join(sorted(methods)) or 'none'}; one manifest for each method"
         )
     return list(entries.values())
+
+
+def _entry(path: Path, line: int, row: Any) -> Entry:
+    where = f"{path}, line {line}"
+    if not isinstance(row, dict) or any(row.get(name) in (None, "") for name in REQUIRED):
+        raise ManifestError(f"{where}: expected pair_id, alpha, seed and file, got {row!r:.200}")
+    pair_id, file = row["pair_id"], row["file"]
+    method = row.get("method")
+    if isinstance(pair_id, int) and not isinstance(pair_id, bool):
+        pair_id = str(pair_id)
+    return Entry(
+        check_name(pair_id, f"{where}: pair_id"),
+        _alpha(row["alpha"], where),
+        _seed(row["seed"], where),
+        path.parent / check_name(file, f"{where}: file"),
+        "imported" if method in (None, "") else check_name(method, f"{where}: method"),
+        line,
+    )
+
+
+def check_name(value: Any, where: str) -> str:
+    """A text that goes into a run folder, as readers accept it there: else a `ManifestError`."""
+    if not isinstance(value, str) or not value.strip():
+        raise ManifestError(f"{where}: expected text, got {value!r:.80}")
+    if len(value) > MAX_TEXT:
+        raise ManifestError(
+            f"{where}: expected at most {MAX_TEXT:,} characters, got {len(value):,}; shorten it"
+        )
+    if not is_printable(value):
+        raise ManifestError(
+            f"{where}: expected text without control characters, got {value!r:.80}; take them out"
+        )
+    return value
+
+
+def _alpha(value: Any, where: str) -> float:
+    """A number of JSON's, or text that spells one as JSON does."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    alpha = math.nan
+    if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        with suppress(OverflowError):
+            alpha = float(value) + 0.0  # -0.0 is 0.0
+    if not abs(alpha) <= ALPHA_LIMIT:
+        raise ManifestError(
+            f"{where}: expected alpha to be a number from -{ALPHA_LIMIT:g} to {ALPHA_LIMIT:g}, got "
+            f"{value!r:.80}"
+        )
+    return alpha
+
+
+def _seed(value: Any, where: str) -> int:
+    """An integer of JSON's, or text of digits alone."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_integer or (isinstance(value, str) and _INTEGER.fullmatch(value)):
+        seed = int(value)
+        if 0 <= seed <= MAX_SEED:
+            return seed
+    raise ManifestError(
+        f"{where}: expected seed to be an integer from 0 to {MAX_SEED}, got {value!r:.80}"
+    )
 
 
 def bring_in(
@@ -101,6 +154,12 @@ def bring_in(
     Every file is read before any is copied. ``pairs``: those that the entries may name;
     ``clip_model`` and ``clip_pretrained``: what the judge was found by.
     """
+    for what, value in (
+        ("--model-name", name), ("--clip-model", clip_model),
+        ("--clip-pretrained", clip_pretrained), ("--clip-model", judge.fingerprint),
+    ):  # fmt: skip
+        if value is not None:
+            check_name(value, what)
     known = {pair.id: pair for pair in pairs}
     size = 0
     sums = []
@@ -112,9 +171,9 @@ def bring_in(
             )
         image = _picture(entry, size)
         size = len(image)
-        sums.append(hashlib.sha256(image.tobytes()).hexdigest())
-    what = [[e.pair_id, e.alpha, e.seed, s] for e, s in zip(entries, sums, strict=True)]
-    fingerprint = f"{name}{IMPORTED}{digest(sorted(what))[:16]}"
+        sums.append(_sum(image))
+    images = [[e.pair_id, e.alpha, e.seed, s] for e, s in zip(entries, sums, strict=True)]
+    fingerprint = f"{name}{IMPORTED}{digest(sorted(images))[:16]}"
     named = {entry.pair_id for entry in entries}
     method = next(entry.method for entry in entries if entry.alpha != 0.0)
     try:
@@ -130,13 +189,14 @@ def bring_in(
         config, [pair for pair in pairs if pair.id in named], ModelSource(folder.path, fingerprint),
         judge, folder, scheduler="imported",
     )  # fmt: skip
-    files = {(entry.pair_id, entry.alpha, entry.seed): entry for entry in entries}
+    places = [(entry.pair_id, entry.alpha, entry.seed) for entry in entries]
+    files = dict(zip(places, zip(entries, sums, strict=True), strict=True))
     jobs = [job for job in study.jobs() if _place(job) in files]
     new = folder.without_image(jobs)
     for i in range(0, len(new), BATCH):
         batch = new[i : i + BATCH]
-        images = np.stack([_picture(files[_place(job)], size) for job in batch])
-        folder.add_images(batch, images, 0.0, stage="import")
+        pictures = np.stack([_same_picture(*files[_place(job)], size) for job in batch])
+        folder.add_images(batch, pictures, 0.0, stage="import")
     study.record(None)
     return study, len(new)
 
@@ -145,57 +205,84 @@ def _place(job: Job) -> tuple[str, float, int]:
     return job.pair.id, job.alpha, job.seed
 
 
-def _picture(entry: Entry, size: int) -> Any:
+def _sum(image: Images) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _same_picture(entry: Entry, expected: str, size: int) -> Images:
+    """The picture again: all are known by what they were when the first was copied."""
+    image = _picture(entry, size)
+    if _sum(image) != expected:
+        raise ManifestError(
+            f"line {entry.line}: {entry.file}: expected the image that was read before, got "
+            "another; import when nothing writes to the files"
+        )
+    return image
+
+
+def _picture(entry: Entry, size: int) -> Images:
     """A square RGB picture, of ``size`` unless that is 0."""
     try:
-        with Image.open(entry.file) as image:
-            width, height = image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ManifestError(
-            f"line {entry.line}: {entry.file}: expected an image ({error})"
-        ) from None
+        image = read_image(entry.file)
+    except ValueError as error:
+        raise ManifestError(f"line {entry.line}: {error}") from None
+    height, width, _ = image.shape
     if width != height or width > MAX_SIZE or size not in (0, width):
         raise ManifestError(
             f"line {entry.line}: {entry.file}: expected a square image of "
             f"{f'{size} pixels a side, as the first' if size else f'at most {MAX_SIZE} pixels'}, "
             f"got {width} x {height}"
         )
-    try:
-        return read_image(entry.file)
-    except (ValueError, SyntaxError) as error:
-        raise ManifestError(f"line {entry.line}: {error}") from None
+    return image
 
 
 def _text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise ManifestError(f"{path}: expected a manifest file, got something else")
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{path}: expected a manifest ({error}); check the path") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ManifestError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes; split the file")
-    try:
-        return data.decode("utf-8-sig")
+        return read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: expected UTF-8 text ({error})") from error
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: expected a manifest ({what}); check the path") from error
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """Each row with its line; CSV unless the file's name says JSON lines."""
+    line = 0
     try:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
-            for line, one in enumerate(text.split("\n"), 1):
+            for line, one in enumerate(lines_of(text), 1):
                 if one.strip():
-                    yield line, json.loads(one)
+                    yield line, json.loads(one, object_pairs_hook=_once_each)
             return
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        for row in reader:
-            yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if key}
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header: list[str] = []
+        for values in reader:
+            line, row = reader.line_num, [value.strip() for value in values]
+            if not any(row):
+                continue
+            if not header:
+                header = row
+                _once_each([(name, None) for name in header if name])
+            elif len(row) != len(header):
+                raise ManifestError(
+                    f"{path}, line {line}: expected {len(header)} fields as in the header, got "
+                    f"{len(row)}; put quotes around text that holds a comma"
+                )
+            else:
+                yield line, dict(zip(header, row, strict=True))
+    except ManifestError:
+        raise
     except (csv.Error, ValueError, RecursionError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{path}: expected CSV or JSON lines ({error})") from error
+        raise ManifestError(
+            f"{path}, line {max(line, 1)}: expected CSV or JSON lines ({error})"
+        ) from error
+
+
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} is there twice")
+    return made

@@ -26,7 +26,7 @@ import torch
 
 from analogy.families import FAMILIES, Family
 from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
-from analogy.text import command_line
+from analogy.text import command_line, lines_of
 
 EMBEDDED = "embedded"
 CHECKSUMS = "SHA256SUMS"
@@ -408,7 +408,7 @@ def write_checksums(folder: Path) -> None:
 
 def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
     expected = {}
-    for line in listed.read_text("utf-8").splitlines():
+    for line in lines_of(listed.read_text("utf-8")):
         digest, _, name = line.partition("  ")
         expected[name] = digest
     for name, digest in expected.items():

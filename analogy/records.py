@@ -29,6 +29,14 @@ MAX_SEED = 2**63 - 1
 MAX_SIZE = 16_384
 """Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
 
+IMPORTED = "@imported:"
+"""What the fingerprint of imported images has between the name and the digest."""
+
+
+def is_imported(model: str) -> bool:
+    """True if a model's fingerprint is of images that were imported: nothing generates them."""
+    return IMPORTED in model
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -35,3 +35,13 @@ def command_line(*words: str | os.PathLike[str]) -> str:
 def analogy_command(*words: str | os.PathLike[str]) -> str:
     """A command of this suite, ``python -m analogy`` and the words, safe to paste."""
     return command_line("python", "-m", "analogy", *words)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file's text, split at line feeds alone, without their endings.
+
+    ``str.splitlines`` also splits at U+2028, U+0085, vertical tabs and form feeds, which JSON and
+    file names may hold.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]

@@ -21,9 +21,8 @@ from typing import Any
 from analogy import lock
 from analogy.clip import find_judge
 from analogy.images import from_png
-from analogy.manifest import IMPORTED
 from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
-from analogy.records import Cell
+from analogy.records import Cell, is_imported
 from analogy.store import LOST, Command, ImageRow, Job, RunFolder
 from analogy.study import Study
 from analogy.text import analogy_command, command_line
@@ -268,7 +267,7 @@ def _make_again(folder: RunFolder, command: Command, *, device: str | None, offl
 
 def _model(command: Command, offline: bool) -> ModelSource:
     config = command.config
-    if IMPORTED in command.model:
+    if is_imported(command.model):
         raise ModelError(
             f"images of {command.model} are lost, and were imported: they cannot be made again; "
             "import their manifest again with: python -m analogy import RUN MANIFEST"

@@ -106,8 +106,8 @@ def test_lost_images_are_imported_again(tmp_path, manifest):
     ("changed", "said"),
     [
         ({"alpha": "much"}, "expected alpha to be a number"),
-        ({"alpha": "nan"}, "expected alpha from -5 to 5"),
-        ({"seed": "-1"}, "seed from 0"),
+        ({"alpha": "nan"}, "expected alpha to be a number from -5 to 5"),
+        ({"seed": "-1"}, "expected seed to be an integer from 0 to"),
         ({"pair_id": "none"}, "expected a pair of .*pairs.csv, got 'none'"),
         ({"file": "none.png"}, r"none\.png: expected an image"),
         ({"file": "pairs.csv"}, r"pairs\.csv: expected an image"),

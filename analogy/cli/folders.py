@@ -10,7 +10,7 @@ import typer
 
 from analogy import recorded
 from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
-from analogy.text import analogy_command
+from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
     from analogy.store import RunFolder
@@ -96,6 +96,11 @@ def score(
         if offline:
             go_offline()
         judge = find_judge(clip_model, clip_pretrained, offline=offline)
+        if not is_printable(judge.fingerprint):
+            raise ValueError(
+                "--clip-model: expected a folder whose name has no control characters, got "
+                f"{judge.fingerprint!r}; rename it"
+            )
         folder = RunFolder(run)
     except StoreError as error:
         refuse(Exit.UNREADABLE, error)
@@ -171,10 +176,13 @@ def import_(
     finally:
         if folder is not None:
             folder.close()
+    of_judge = ["--clip-model", clip_model]
+    if clip_pretrained is not None:
+        of_judge += ["--clip-pretrained", clip_pretrained]
     lines = [
         f"model     {study.model.fingerprint}",
         f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
-        f"next      {analogy_command('score', run, '--clip-model', clip_model)}",
+        f"next      {analogy_command('score', run, *of_judge)}",
     ]
     show_lines(lines)
 

@@ -92,7 +92,14 @@ class EvaluationAgent:
         """Read what images are compared with: what is wrong is said before anything is made."""
         task, needs = self.task, _needs(metrics)
         if "reference_set" in needs:
-            _ = task.reference_set
+            count = 0 if task.reference_set is None else len(task.reference_set)
+            for metric in metrics:
+                least = getattr(metric, "least", 1)
+                if "reference_set" in needs_of(metric) and 0 < count < least:
+                    raise TaskError(
+                        f"{metric.name} needs {least} references or more, got {count}; give more, "
+                        "or leave it out"
+                    )
         images = {}
         if "references" in needs:
             images = {**task.reference_by_prompt, **task.reference_by_name}
@@ -114,6 +121,8 @@ class EvaluationAgent:
         a, b = open_subject(model_a, self.task), open_subject(model_b, self.task)
         metrics, left_out = self.task.choose("pairwise", [a, b])
         needs = _needs(metrics) - _REFERENCES
+        if _wants_images(metrics):
+            self._check_sizes(metrics, [each.check(self._wanted(needs)) for each in (a, b)])
         parts = [self._gather(subject, metrics, needs) for subject in (a, b)]
         _check_same_names(*parts)
         keys = tuple(key for key in parts[0].keys if key in set(parts[1].keys))
@@ -133,20 +142,40 @@ class EvaluationAgent:
             results.append(self._of_two(metric, *both))
         return self._report(results, {"a": a, "b": b}, parts, keys, left_out)
 
+    @staticmethod
+    def _check_sizes(metrics: Sequence[Metric], sizes: Sequence[tuple[int, int] | None]) -> None:
+        """Refuse images of two sizes where a metric compares them pixel by pixel."""
+        strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
+        if strict and len(set(sizes)) > 1:
+            shown = " and ".join(f"{size[1]}x{size[0]}" for size in sizes if size is not None)
+            raise TaskError(
+                f"compare: expected images of one size from both, got {shown}; resize a folder's, "
+                "give the task a size, or leave out what compares pixel by pixel "
+                f"({', '.join(strict)})"
+            )
+
+    def _sources(self, needs: frozenset[str]) -> dict[str, Sample]:
+        """The images at alpha 0 that metrics with these needs compare with, by sample's key."""
+        return self.task.sources if needs & {"sources", "references"} else {}
+
+    def _wanted(self, needs: frozenset[str]) -> list[Sample]:
+        """Every image that a model is asked for by metrics with these needs, once."""
+        samples = (*self.task.samples, *self._sources(needs).values())
+        return list({sample.key: sample for sample in samples}.values())
+
     def _gather(
         self, subject: Subject, metrics: Sequence[Metric], needs: frozenset[str]
     ) -> Gathered:
         """A model's images; and its costs, while it is loaded."""
-        task = self.task
-        sources = task.sources if needs & {"sources", "references"} else {}
+        sources = self._sources(needs)
         images: Mapping[str, Images] = {}
         failed: Mapping[str, str] = {}
         costs: dict[str, Scored] = {}
         try:
             if _wants_images(metrics):
-                wanted = {s.key: s for s in (*task.samples, *sources.values())}
+                wanted = self._wanted(needs)
                 with tqdm(total=len(wanted), desc="images", disable=None) as bar:
-                    images, failed = subject.images(list(wanted.values()), bar.update)
+                    images, failed = subject.images(wanted, bar.update)
             keys, lost = self._usable(images, failed, sources)
             if not keys and _wants_images(metrics):
                 raise TaskError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from analogy.evaluation.protocol import TaskError
-from analogy.images import SUFFIXES, Images, read_image
+from analogy.files import read_regular
+from analogy.images import SUFFIXES, ImageError, Images, list_images, read_image
 from analogy.metrics.checks import check_images
 from analogy.pairs import load_pairs
 from analogy.records import Pair
+from analogy.text import lines_of
 
 METADATA = "metadata.jsonl"
 """Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
+
+MAX_METADATA_BYTES = 2**30
 
 Picture: TypeAlias = "Path | Images"
 
@@ -120,6 +125,9 @@ def _of_path(path: Path, given: str) -> Data:
 
 
 def _of_pairs(pairs: Sequence[Pair]) -> Data:
+    for pair in pairs:
+        for text in astuple(pair):
+            _refuse_broken(text, f"pair {pair.id!r}")
     _refuse_repeated((pair.id for pair in pairs), "a pair's id")
     return Data("word pairs", pairs=tuple(pairs))
 
@@ -128,8 +136,20 @@ def _prompts(texts: Sequence[str]) -> tuple[str, ...]:
     for i, text in enumerate(texts):
         if not text.strip():
             raise TaskError(f"data: expected prompts, got {text!r} at place {i}")
+        _refuse_broken(text, f"prompt at place {i}")
     _refuse_repeated(texts, "a prompt")
     return tuple(texts)
+
+
+def _refuse_broken(text: str, where: str) -> None:
+    """Refuse text that no file and no tokenizer takes: half a character, as JSON can spell it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TaskError(
+            f"data: {where}: expected text that UTF-8 can write, got {text!r}, which has a lone "
+            "surrogate; write the whole character"
+        ) from None
 
 
 def _refuse_repeated(texts: Iterable[str], what: str) -> None:
@@ -153,15 +173,31 @@ def _picture(given: Any, prompt: str) -> Picture:
         return given
     if isinstance(given, (str, PathLike)):
         path = Path(expanduser(given))
-        if path.is_file():
-            return path
-        raise TaskError(f"data: image of {prompt!r}: no such file: {path}")
+        _check_file(path, f"data: image of {prompt!r}")
+        return path
     raise TaskError(f"data: image of {prompt!r}: expected a path or array, got {_shown(given)}")
 
 
 def read_picture(picture: Picture) -> Images:
-    """uint8 HWC; a file that is no image is a ``ValueError``."""
+    """uint8 HWC. Raises :class:`~analogy.images.ImageError` for a file that cannot be used."""
     return picture if isinstance(picture, np.ndarray) else read_image(picture)
+
+
+def _check_file(path: Path, where: str) -> None:
+    if not path.is_file():
+        is_there = path.exists()
+        what = "expected a regular file, got another kind" if is_there else "no such file"
+        raise TaskError(f"{where}: {what}: {path}")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a metadata file; a field that it lacks is None. Other names are ignored."""
+
+    file_name: str
+    text: str | None = None
+    seed: int | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +217,11 @@ def read_folder(folder: Path) -> list[Entry]:
     and ``key`` (as a result's values have it); other names are ignored.
     """
     file = folder / METADATA
-    if not file.is_file():
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not os.path.lexists(file):
+        try:
+            files = list_images(folder)
+        except ImageError as error:
+            raise TaskError(str(error)) from error
         if not files:
             raise TaskError(
                 f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; a pipeline's "
@@ -190,33 +229,50 @@ def read_folder(folder: Path) -> list[Entry]:
             )
         return [Entry(path) for path in files]
     entries = []
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
-        if line.strip():
-            entries.append(_entry(folder, line, f"{file}, line {number}"))
+    for number, line in read_metadata(file):
+        path = Path(line.file_name)
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise TaskError(
+                f"{file}, line {number}: file_name: expected a path below the folder, got "
+                f"{line.file_name!r}"
+            )
+        _check_file(folder / path, f"{file}, line {number}")
+        entries.append(Entry(folder / path, line.text, line.seed, line.key))
     if not entries:
         raise TaskError(f"{file}: expected a line for each image, got none; {METADATA_EXAMPLE}")
     return entries
 
 
+def read_metadata(file: Path) -> list[tuple[int, Line]]:
+    """The lines of a metadata file that are not blank, each with its number."""
+    try:
+        text = read_regular(file, MAX_METADATA_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise TaskError(f"{file}: expected JSON lines in UTF-8 ({what})") from error
+    return [
+        (number, _line(line, f"{file}, line {number}"))
+        for number, line in enumerate(lines_of(text), start=1)
+        if line.strip()
+    ]
+
+
 METADATA_EXAMPLE = 'such as {"file_name": "0001.png", "text": "a red car", "seed": 0}'
 
 
-def _entry(folder: Path, line: str, where: str) -> Entry:
+def _line(line: str, where: str) -> Line:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"{where}: expected JSON, {METADATA_EXAMPLE} ({error})") from None
     kinds: dict[str, type] = {"file_name": str, "text": str, "seed": int, "key": str}
-    if not isinstance(row, dict) or "file_name" not in row:
+    if not isinstance(row, dict) or row.get("file_name") is None:
         raise TaskError(f"{where}: expected an object with file_name, {METADATA_EXAMPLE}")
     for name, kind in kinds.items():
         value = row.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise TaskError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
-    path = folder / row["file_name"]
-    if not path.is_file():
-        raise TaskError(f"{where}: no such file: {path}")
-    return Entry(path, row.get("text"), row.get("seed"), row.get("key"))
+    return Line(row["file_name"], row.get("text"), row.get("seed"), row.get("key"))
 
 
 def by_name(folder: Path) -> dict[str, Path]:

@@ -110,6 +110,19 @@ def stacked(images: Mapping[str, Images], what: str) -> Images:
 
     Different sizes are a ``ValueError`` that names two of them.
     """
+    check_one_size(images, what)
+    array = np.stack(list(images.values()))
+    array.flags.writeable = False
+    return array
+
+
+def check_one_size(images: Mapping[str, Images], what: str) -> tuple[int, int] | None:
+    """Height and width of all the images, None without any.
+
+    Different sizes are a ``ValueError`` that names two of them.
+    """
+    if not images:
+        return None
     first_name, first = next(iter(images.items()))
     for name, image in images.items():
         if image.shape != first.shape:
@@ -117,9 +130,7 @@ def stacked(images: Mapping[str, Images], what: str) -> Images:
                 f"{what}: expected images of one size, got {_size(first)} ({first_name}) and "
                 f"{_size(image)} ({name}); resize them to one"
             )
-    array = np.stack(list(images.values()))
-    array.flags.writeable = False
-    return array
+    return first.shape[0], first.shape[1]
 
 
 def _size(image: Images) -> str:

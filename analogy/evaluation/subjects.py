@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os import PathLike
 from os.path import expanduser
@@ -19,7 +19,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from analogy.evaluation.data import METADATA, Sample, by_name, match, read_picture
+from analogy.evaluation.data import (
+    METADATA,
+    Line,
+    Sample,
+    by_name,
+    match,
+    read_metadata,
+    read_picture,
+)
+from analogy.evaluation.protocol import TaskError
+from analogy.evaluation.samples import check_one_size
 from analogy.evaluation.task import Task
 from analogy.evaluation.timed import Timed
 from analogy.execute import even_batches, in_threads
@@ -69,16 +79,27 @@ class Folder:
             whole.update(f"{file_fingerprint(name, file)}\n".encode())
         self.fingerprint = f"{path.resolve().name}@sha256:{whole.hexdigest()[:16]}"
         self.settings = {"folder": str(path)}
+        self._decoded: dict[str, Images] = {}
+
+    def check(self, wanted: Sequence[Sample]) -> tuple[int, int] | None:
+        """Read the images of ``wanted``: one that is missing, cannot be used or has another size
+        is an error now, before another model makes its own. Height and width of all.
+        """
+        images, _ = self.images(wanted, lambda n: None)
+        return check_one_size(images, "images")
 
     def images(self, wanted: Sequence[Sample], report: Report) -> Found:
         """The images of ``wanted``, or all where the task asks for none by prompt."""
         files = match(self._path, wanted) if wanted else by_name(self._path)
-        images = {key: read_picture(file) for key, file in files.items()}
-        report(len(images))
-        return images, {}
+        for key, file in files.items():
+            if key not in self._decoded:
+                self._decoded[key] = read_picture(file)
+        report(len(files))
+        return {key: self._decoded[key] for key in files}, {}
 
     def release(self) -> None:
-        """Nothing to let go of."""
+        """Let go of the images."""
+        self._decoded = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +175,16 @@ class Model:
         """Whether its weights are files."""
         return self.source is not None
 
+    def check(self, wanted: Sequence[Sample]) -> tuple[int, int] | None:
+        """Height and width of the images to come."""
+        return (self.config.size, self.config.size)
+
     def images(self, wanted: Sequence[Sample], report: Report) -> Found:
         """The images of ``wanted``, of which those that the run folder lacks are generated."""
         jobs = self._jobs(wanted)
         folder = RunFolder(self.folder)
         try:
+            lines = self._described()  # damage is said before anything is made
             missing = folder.without_image(jobs.values())
             report(len(jobs) - len(missing))
             if missing:
@@ -167,7 +193,7 @@ class Model:
             made = {
                 key: folder.read_image(job) for key, job in jobs.items() if job.key not in failed
             }
-            self._describe(wanted, {key: jobs[key] for key in made})
+            self._describe(lines, wanted, {key: jobs[key] for key in made})
             lost = {key: failed[job.key] for key, job in jobs.items() if job.key in failed}
             return made, lost
         finally:
@@ -224,23 +250,27 @@ class Model:
                 clock = now
                 report(len(batch))
 
-    def _describe(self, wanted: Sequence[Sample], jobs: Mapping[str, AnyJob]) -> None:
-        """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
+    def _described(self) -> dict[str, Line]:
+        """The lines of the run folder's ``metadata.jsonl``, by key."""
         file = self.folder / METADATA
-        rows: dict[str, dict[str, Any]] = {}
-        if file.is_file():
-            old = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-            rows = {row["key"]: row for row in old}
+        if not file.exists():
+            return {}
+        try:
+            return {line.key or line.file_name: line for _, line in read_metadata(file)}
+        except TaskError as error:
+            raise TaskError(f"{error}; delete the file, which this writes anew") from error
+
+    def _describe(
+        self, lines: dict[str, Line], wanted: Sequence[Sample], jobs: Mapping[str, AnyJob]
+    ) -> None:
+        """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
         for sample in wanted:
             if sample.key in jobs:
                 key = jobs[sample.key].key
                 name = f"images/{key[:2]}/{key}.png"
-                rows[sample.key] = {
-                    "file_name": name, "text": sample.prompt, "seed": sample.seed,
-                    "key": sample.key,
-                }  # fmt: skip
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()]
-        write_atomically(file, "".join(lines).encode())
+                lines[sample.key] = Line(name, sample.prompt, sample.seed, sample.key)
+        rows = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines.values()]
+        write_atomically(self.folder / METADATA, "".join(rows).encode())
 
     @cached_property
     def pipeline(self) -> Any:
