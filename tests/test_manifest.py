@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import os
 import re
+import shlex
+import shutil
 import sqlite3
 
 import numpy as np
 import pytest
+from PIL import Image
 from processes import write_pairs
 from test_score import run
 from typer.testing import CliRunner
 
 from analogy import cli, recorded
-from analogy.images import to_png
+from analogy import manifest as manifests
+from analogy.images import from_png, to_png
 from analogy.manifest import ManifestError, read_manifest
+from analogy.models import shipped
 from analogy.pairs import load_pairs
 
 
@@ -97,7 +104,7 @@ def test_lost_images_are_imported_again(tmp_path, manifest):
     (tmp_path / "run" / images(tmp_path / "run")[0][2]).unlink()
     refused = run("verify", tmp_path / "run", "--repair")
     assert refused.exit_code == 4
-    assert "give 'python -m analogy import' their manifest again" in refused.stderr
+    assert "import their manifest again with: python -m analogy import" in refused.stderr
     assert "1 images imported, 23 were there" in bring_in(tmp_path, file).stdout
     assert len(images(tmp_path / "run")) == 24
 
@@ -141,3 +148,230 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, name):
     with pytest.raises(ManifestError, match="check the path"):
         read_manifest(tmp_path / "none")
     assert CliRunner().invoke(cli.app, ["import", "--help"]).exit_code == 0
+
+
+# --- numbers and texts: what is written is what readers accept
+
+
+def in_json(tmp_path, line: str):
+    """The one entry of a manifest of this line; its method is of another strength's."""
+    path = tmp_path / "m.jsonl"
+    other = '{"pair_id": "other", "alpha": 1, "seed": 0, "file": "b.png", "method": "m"}'
+    path.write_text(f"{line}\n{other}\n", "utf-8")
+    return read_manifest(path)[0]
+
+
+def in_csv(tmp_path, alpha: str, seed: str):
+    path = tmp_path / "m.csv"
+    path.write_text(
+        f"pair_id,alpha,seed,file,method\na,{alpha},{seed},a.png,m\nother,1,0,b.png,m\n", "utf-8"
+    )
+    return read_manifest(path)[0]
+
+
+LINE = '{{"pair_id": "a", "alpha": {alpha}, "seed": {seed}, "file": "a.png", "method": "m"}}'
+
+NO_SEED = ("1.9", "1.0", "true", "false", "NaN", "Infinity", "-1", "1e0", "9223372036854775808",
+           "1" + "0" * 400, "[1]", '"1e0"', '"1_0"', '"0x1"', '"\\u0661"', '" "', "{}")  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [*NO_SEED, "null", "1" + "0" * 5000])
+def test_a_seed_of_json_is_an_integer_or_refused(tmp_path, seed):
+    with pytest.raises(ManifestError, match=r"m\.jsonl, line 1: .*(seed|4300)"):
+        in_json(tmp_path, LINE.format(alpha=1, seed=seed))
+
+
+@pytest.mark.parametrize(
+    "seed", ["1.9", "1.0", "true", "nan", "-1", "+1", "1e0", "1_0", "\u0661", "9223372036854775808"]
+)
+def test_a_seed_of_csv_is_digits_or_refused(tmp_path, seed):
+    with pytest.raises(ManifestError, match=r"m\.csv, line 2: expected seed to be an integer"):
+        in_csv(tmp_path, "1", seed)
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    ["true", "NaN", "Infinity", "-Infinity", "5.1", "1e400", "1" + "0" * 400, "[1]", '"nan"',
+     '"inf"', '"1_0"', '"0x1p0"', '"\\u0661"'],
+)  # fmt: skip
+def test_an_alpha_is_a_number_in_its_range_or_refused(tmp_path, alpha):
+    with pytest.raises(ManifestError, match="line 1: expected alpha to be a number from -5 to 5"):
+        in_json(tmp_path, LINE.format(alpha=alpha, seed=0))
+
+
+def test_numbers_are_taken_as_they_are_spelled(tmp_path):
+    for seed in ("0", '"7"', "9223372036854775807"):
+        entry = in_json(tmp_path, LINE.format(alpha=1, seed=seed))
+        assert entry.seed == int(seed.strip('"'))
+    for alpha in ("1", "-0.5", "1e0", '"0.5"', '".5"', '"5."', '"+1e-3"'):
+        entry = in_json(tmp_path, LINE.format(alpha=alpha, seed=0))
+        assert entry.alpha == float(alpha.strip('"'))
+        assert in_csv(tmp_path, alpha.strip('"'), "0").alpha == entry.alpha
+    assert str(in_json(tmp_path, LINE.format(alpha="-0.0", seed=0)).alpha) == "0.0"
+    assert in_csv(tmp_path, " 0.5 ", " 3 ").seed == 3
+
+
+BROKEN = ("a\x1b[31mb", "a\nb", "a\0b", "a\x7f", "a\u0085b", "a\u2028b", "a\u202eb", "a\ud800b",
+          "a\ufffeb", " ", "a" * 5000)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("name", ["pair_id", "method", "file"])
+def test_names_that_readers_refuse_are_refused(tmp_path, name, text):
+    row = {"pair_id": "a", "alpha": 1, "seed": 0, "file": "a.png", "method": "m", name: text}
+    with pytest.raises(ManifestError, match=rf"line 1: {name}: expected (text|at most 4,096)"):
+        in_json(tmp_path, json.dumps(row))
+
+
+@pytest.mark.parametrize("text", [text for text in BROKEN if "\0" not in text])
+def test_model_names_that_readers_refuse_are_refused(tmp_path, manifest, text):
+    result = bring_in(tmp_path, manifest(), name=text)
+    assert result.exit_code == 2
+    assert "--model-name: expected" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert images(tmp_path / "run") == []
+
+
+def test_a_judge_whose_name_readers_refuse_is_refused(tmp_path, manifest):
+    folder = shutil.copytree(shipped("models/clip-tiny"), tmp_path / "a\x1b[31mjudge")
+    file, pairs = manifest(), ("--pairs", tmp_path / "pairs.csv")
+    result = run("import", tmp_path / "run", file, "--model-name", "m", *pairs,
+                 "--clip-model", folder)  # fmt: skip
+    assert (result.exit_code, images(tmp_path / "run")) == (2, [])
+    assert "--clip-model: expected text without control characters" in result.stderr
+    assert bring_in(tmp_path, file).exit_code == 0
+    result = run("score", tmp_path / "run", "--clip-model", folder)
+    assert result.exit_code == 2
+    assert "--clip-model: expected a folder whose name has no control" in result.stderr
+    assert not list((tmp_path / "run").glob("results*"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "\u00e9\u4e2d\U0001f600", "a\u200db", "-", "'\"`$(x)", "a,b"]
+)
+def test_unusual_names_are_written_and_read_again(tmp_path, manifest, text):
+    """What import accepts, every reader does."""
+    rows = [json.loads(line) for line in manifest("a.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "method": text}, ensure_ascii=False) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    assert bring_in(tmp_path, tmp_path / "a.jsonl", name=f"model {text}").exit_code == 0
+    assert run("score", tmp_path / "run", "--clip-model", "embedded").exit_code == 0
+    [file] = (tmp_path / "run").glob("results-*.json")
+    found = recorded.read(file)
+    assert found.subject.method == text
+    assert found.subject.model.startswith(f"model {text}@imported:")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_json_lines_end_at_line_feeds_alone(tmp_path, ending, mark):
+    """A file's name may have what Python's splitlines takes for the end of a line."""
+    row = '{{"pair_id": "a", "alpha": 1, "seed": {seed}, "file": "a b.png"}}'
+    path = tmp_path / "m.jsonl"
+    path.write_text(mark + ending.join(row.format(seed=seed) for seed in range(3)), newline="")
+    assert [entry.line for entry in read_manifest(path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pair_id,alpha,seed,file\na,1,0,a,b.png\n", "line 2: expected 4 fields .* got 5; put"),
+        ("pair_id,alpha,seed,file\na,1,0\n", "line 2: expected 4 fields .* got 3"),
+        ("pair_id,alpha,seed,file,seed\na,1,0,a.png,1\n", "line 1: .*'seed' is there twice"),
+    ],
+)
+def test_rows_that_do_not_fit_their_header_are_refused(tmp_path, text, said):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ManifestError, match=said):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_name_twice_in_a_json_line_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"line 1: .*'seed' is there twice"):
+        in_json(tmp_path, '{"pair_id": "a", "alpha": 1, "seed": 0, "seed": 1, "file": "a.png"}')
+
+
+# --- files
+
+
+def test_pipes_folders_and_devices_are_refused_and_nobody_waits(tmp_path, manifest):
+    file = manifest()
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.csv")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.png").mkdir()
+    for name, what in (
+        ("pipe.png", "pipe, socket or device"), ("/dev/zero", "pipe, socket or device"),
+        ("folder.png", "folder"), (".", "folder"),
+    ):  # fmt: skip
+        result = bring_in(tmp_path, manifest(file=name))
+        assert result.exit_code == 2
+        assert f"expected an image file (expected a regular file, got a {what})" in result.stderr
+    for name in ("pipe.csv", "pipe.jsonl", "/dev/zero", "folder.png"):
+        result = bring_in(tmp_path, tmp_path / name)
+        assert (result.exit_code, "expected a manifest" in result.stderr) == (2, True)
+    for name in ("pipe.csv", "/dev/zero", "folder.png"):
+        result = run("import", tmp_path / "run", file, "--model-name", "m", "--pairs",
+                     tmp_path / name)  # fmt: skip
+        assert (result.exit_code, "expected a CSV file" in result.stderr) == (2, True)
+
+
+def test_images_are_imported_as_a_viewer_shows_them(tmp_path, manifest):
+    """Turned by EXIF, of 16 bits, with colours hidden under alpha 0; EPS is refused."""
+    file = manifest()
+    first = tmp_path / "color0-0-0.png"
+    shown = from_png(first.read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(shown).copy()).save(first, exif=exif)
+    second, grey = tmp_path / "color0-1-0.png", shown[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(second)
+    assert bring_in(tmp_path, file).exit_code == 0
+    kept = {json.loads(what)["alpha"]: path for _, what, path in images(tmp_path / "run")
+            if json.loads(what)["pair_id"] == "color0"}  # fmt: skip
+    pixels = [from_png((tmp_path / "run" / kept[alpha]).read_bytes()) for alpha in (0.0, 1.0)]
+    np.testing.assert_array_equal(pixels[0], shown)
+    np.testing.assert_array_equal(pixels[1], np.dstack([grey] * 3))
+    Image.fromarray(shown).save(second, "EPS")
+    result = bring_in(tmp_path, file)
+    assert (result.exit_code, "expected an image file of PNG" in result.stderr) == (2, True)
+
+
+def test_an_image_that_changes_while_it_is_imported_is_refused(tmp_path, manifest, monkeypatch):
+    file, read = manifest(), manifests.read_image
+    seen = []
+
+    def other(path):
+        seen.append(path)
+        return 255 - read(path) if len(seen) > 24 else read(path)
+
+    monkeypatch.setattr(manifests, "read_image", other)
+    result = bring_in(tmp_path, file)
+    assert (result.exit_code, images(tmp_path / "run")) == (2, [])
+    assert "expected the image that was read before, got another" in result.stderr
+
+
+# --- what can be done with an imported run
+
+
+def test_commands_that_are_said_of_an_imported_run_work(tmp_path, manifest):
+    """The next step of import, and what the report says instead of the run's own command."""
+    pytest.importorskip("jinja2")
+    file = manifest()
+    result = bring_in(tmp_path, file, name="a tool's")
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("next")]
+    assert run(*shlex.split(line)[4:]).exit_code == 0
+    [results] = (tmp_path / "run").glob("results-*.json")
+    assert run("report", results, "-o", tmp_path / "r.html").exit_code == 0
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "pytest benchmarks" not in page
+    again, score = re.findall(r"python -m analogy [^\n<]+", html.unescape(page))
+    words = [{"RUN": str(tmp_path / "new"), "MANIFEST": str(file)}.get(word, word)
+             for word in shlex.split(again)[3:]]  # fmt: skip
+    assert run(*words).exit_code == 0
+    words = [str(tmp_path / "new") if word == "RUN" else word for word in shlex.split(score)[3:]]
+    assert run(*words).exit_code == 0
+    [new] = (tmp_path / "new").glob("results-*.json")
+    old = recorded.read(results)
+    assert recorded.read(new).subject.model == old.subject.model
+    assert recorded.read(new).overall_mean == old.overall_mean

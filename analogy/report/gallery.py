@@ -14,7 +14,7 @@ from PIL import Image
 
 from analogy.images import Images, to_png
 from analogy.recorded import Recorded
-from analogy.records import Pair, RunConfig
+from analogy.records import Pair, RunConfig, is_imported
 from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan, plan_targets
 
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
@@ -22,6 +22,12 @@ OWN_SIZE, THUMBNAIL = 64, 128
 
 #: A page of a run that has more is without them: 30,000 small ones are some 80 MB.
 MOST_IMAGES = 30_000
+
+_FEWER = (
+    "The run's command with --limit N, and with --results and --report to other files, makes a "
+    "page of each category's first N pairs, and generates nothing anew."
+)
+_FEWER_IMPORTED = "A manifest of some of its pairs, imported into another folder, makes a page."
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +126,8 @@ def gallery(
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
             return Gallery(
                 _bare(items, ends, known),
-                f"No images: a page holds at most {MOST_IMAGES:,}, this run has {n_images:,}. The "
-                "run's command with --limit N, and with --results and --report to other files, "
-                "makes a page of each category's first N pairs, and generates nothing anew.",
+                f"No images: a page holds at most {MOST_IMAGES:,}, this run has {n_images:,}. "
+                + (_FEWER_IMPORTED if is_imported(subject.model) else _FEWER),
             )
         shots = [
             (job.pair, shot)

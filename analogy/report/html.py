@@ -26,13 +26,13 @@ from analogy.baseline import Comparison, Outcome
 from analogy.files import write_atomically
 from analogy.options import OPTIONS
 from analogy.recorded import Recorded
-from analogy.records import PER_IMAGE, Verdict
+from analogy.records import IMPORTED, PER_IMAGE, Verdict, is_imported
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
 from analogy.store import TARGET_METHOD
-from analogy.text import command_line
+from analogy.text import analogy_command, command_line
 
 #: What stands for a verdict where there is no room for its word.
 SYMBOLS = {
@@ -163,7 +163,8 @@ def render(
         gallery=images,
         verdicts={(row["category"], row["alpha"]): row["verdict"] for row in results["cells"]},
         facts_of_run=provenance(results, checked),
-        command=command(results["config"]),
+        commands=commands(results["config"], checked.subject.model),
+        are_imported=is_imported(checked.subject.model),
     )
 
 
@@ -753,6 +754,23 @@ def provenance(results: Mapping[str, Any], checked: Recorded) -> list[tuple[str,
 
 def _rate(rate: float | None) -> str:
     return "not timed" if rate is None else f"{rate:.1f} images/s"
+
+
+def commands(config: Mapping[str, Any], model: str) -> list[str]:
+    """What gives the results again: a run; or of imported images, whose name is ``model``, an
+    import and a score, with RUN and MANIFEST where the results do not know the user's paths.
+    """
+    if not is_imported(model):
+        return [command(config)]
+    name = model.partition(IMPORTED)[0]
+    judge = [f"--clip-model={config.get('clip_model')}"]
+    if config.get("clip_pretrained") is not None:
+        judge.append(f"--clip-pretrained={config['clip_pretrained']}")
+    of_images = [f"--model-name={name}", f"--pairs={config.get('pairs')}"]
+    return [
+        analogy_command("import", "RUN", "MANIFEST", *of_images, *judge),
+        analogy_command("score", "RUN", *judge),
+    ]
 
 
 def command(config: Mapping[str, Any]) -> str:
