@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from verbs import verb
 
 from analogy import quality
 from analogy.clip import Judge
@@ -163,6 +164,24 @@ def test_a_folder_of_too_few_images_or_of_none_is_refused(tmp_path, judge):
         (tmp_path / f"{name}.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.png: expected an image file"):
         References.of_folder(tmp_path, judge)
+
+
+def test_references_are_decoded_before_anything_is_made(tmp_path):
+    """One that is cut, and one that only looks like a file, by either way to run."""
+    folder = tmp_path / "references"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.png").write_bytes(to_png(np.zeros((64, 64, 3), np.uint8) + 9))
+    whole = (folder / "c.png").read_bytes()
+    (folder / "c.png").write_bytes(whole[: len(whole) // 2])
+    run = ("run", "--run-dir", tmp_path / "run", "--reference", folder)
+    result = verb(*run)
+    assert result.exit_code == 2
+    assert f"--reference: {folder}/c.png: expected an image file" in result.stderr
+    (folder / "c.png").unlink()
+    (folder / "c.png").symlink_to("none")
+    assert "c.png: expected an image file, got a link to no file" in verb(*run).stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
