@@ -380,6 +380,16 @@ def test_files_as_listed_are_accepted(folder):
     assert fingerprint(folder)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_listed_names_end_at_line_feeds_alone(folder, ending):
+    """Not where Python's splitlines sees a line's end, which a name may hold."""
+    (folder / "unet" / "a\u2028b\x85c.json").write_text("{}")
+    write_checksums(folder)
+    text = (folder / CHECKSUMS).read_text("utf-8")
+    (folder / CHECKSUMS).write_bytes(text.replace("\n", ending).encode())
+    assert fingerprint(folder)
+
+
 @pytest.mark.parametrize("name", ["unet/weights.safetensors", "notes.bin"])
 def test_a_file_that_is_not_as_listed_is_named(folder, name):
     (folder / "notes.bin").write_bytes(b"as it was")

@@ -4,7 +4,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy.text import command_line, printable
+from analogy.text import command_line, lines_of, printable
 
 
 def test_printable_keeps_all_but_what_breaks_lines_and_xml():
@@ -22,3 +22,15 @@ def test_a_path_with_a_command_in_its_name_stays_one_word():
     assert command_line("analogy", "verify", Path("x; touch PWNED #")) == (
         "analogy verify 'x; touch PWNED #'"
     )
+
+
+def test_lines_end_at_line_feeds_alone():
+    text = "a\u2028b\vc\fd\x1ce\x85f\rg"
+    assert lines_of(f"{text}\n\n{text}\r\n") == [text, "", text]
+    assert lines_of(f"{text}\n{text}") == [text, text]
+    assert lines_of("") == []
+
+
+@given(st.lists(st.text().map(lambda text: text.replace("\n", "").rstrip("\r"))))
+def test_lines_that_are_written_are_read(lines):
+    assert lines_of("".join(f"{line}\n" for line in lines)) == lines
