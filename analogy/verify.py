@@ -57,7 +57,8 @@ class Verified:
     ``leftovers``: files that no row names; a killed writer's, and no damage. ``strays``: table to
     its rows of no image. ``missing`` and ``failed``: of the latest command's grid, whose size is
     ``of``, None in a folder without a command. ``unscored``: images that the judge of some command
-    has not scored. ``writer``: who was writing meanwhile.
+    has not scored. ``writer``: who was writing meanwhile. ``is_imported``: the latest command's
+    images were imported.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Verified:
     failed: Sequence[tuple[Job, str]]
     unscored: Sequence[Job]
     writer: str | None
+    is_imported: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -116,7 +118,10 @@ class Verified:
             yield f"whole     every image is as it was written; the grid's {self.of:,} are complete"
         if self.damaged or self.strays or (self.unscored and not self.missing):
             yield f"next      {analogy_command('verify', self.path, '--repair')}"
-        if self.missing or self.failed:
+        if (self.missing or self.failed) and self.is_imported:
+            again = analogy_command("import", self.path, "MANIFEST", "--model-name", "NAME")
+            yield f"next      {again} # with the manifest of all images"
+        elif self.missing or self.failed:
             command = command_line("pytest", "benchmarks", f"--run-dir={self.path}")
             yield f"next      {command} # with the run's other options"
 
@@ -173,6 +178,7 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
         failed=failed,
         unscored=list(unscored.values()),
         writer=str(writer) if is_other else None,
+        is_imported=bool(commands) and is_imported(commands[0].model),
     )
 
 

@@ -354,6 +354,18 @@ def test_an_image_that_changes_while_it_is_imported_is_refused(tmp_path, manifes
 # --- what can be done with an imported run
 
 
+def test_an_imported_grid_with_holes_is_filled_by_another_import(tmp_path, manifest):
+    """Nothing generates its images, so no command that would is said."""
+    file = manifest("all.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text("".join(lines[:-2] + lines[-1:]))
+    bring_in(tmp_path, tmp_path / "some.jsonl")
+    found = run("verify", tmp_path / "run")
+    assert found.exit_code == 1
+    assert "next      python -m analogy import" in found.stdout
+    assert "pytest benchmarks" not in found.stdout
+
+
 def test_commands_that_are_said_of_an_imported_run_work(tmp_path, manifest):
     """The next step of import, and what the report says instead of the run's own command."""
     pytest.importorskip("jinja2")
