@@ -18,3 +18,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(runs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The names that are loaded on demand, too: they are what completion should offer."""
+    return sorted({*globals(), *__all__})

@@ -199,8 +199,8 @@ class RunConfig:
       many pairs per category, None for all;
     - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
     - `seeds`: one image per pair, alpha and seed;
-    - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width),
-      `scheduler` (None: the model's own): how an image is sampled;
+    - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width):
+      how an image is sampled, by the model's own scheduler;
     - `control`: whether the null control, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
@@ -227,7 +227,6 @@ class RunConfig:
     device: str
     batch_size: int | None
     limit: int | None
-    scheduler: str | None = None
     control: bool = False
     memory: float | None = None
     engine: str = "serial"
@@ -239,7 +238,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs", "method", "device", "engine"):
             _check_text(name, getattr(self, name))
-        for name in ("clip_pretrained", "scheduler", "ray_address", "lora"):
+        for name in ("clip_pretrained", "ray_address", "lora"):
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))
         if self.categories is not None:
@@ -282,12 +281,25 @@ class RunConfig:
         return tuple(sorted({0.0, *self.alphas}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; tuples become lists."""
-        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """Plain values for JSON; tuples become lists.
+
+        The key `scheduler` is always null: readers of schema version 2 expect it. The scheduler
+        that sampled is in the provenance.
+        """
+        made: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            made[field.name] = plain(getattr(self, field.name))
+            if field.name == "limit":  # its place of old, on which the digests of commands rest
+                made["scheduler"] = None
+        return made
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration that `to_dict` wrote. Unknown and missing keys are a `ValueError`."""
+        """The configuration that `to_dict` wrote. Unknown and missing keys are a `ValueError`.
+
+        The key `scheduler` never chose one: it may be missing, and its value is ignored.
+        """
+        values = {name: value for name, value in values.items() if name != "scheduler"}
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - fields.keys())
         missing = [

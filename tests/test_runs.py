@@ -46,6 +46,7 @@ def test_importing_the_package_imports_nothing_heavy():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert analogy.load_run is load_run
+    assert {"Run", "load_run", "__version__"} <= set(dir(analogy))
     with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
         analogy.load_runs  # noqa: B018
 
