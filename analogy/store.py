@@ -68,6 +68,7 @@ CREATE TABLE IF NOT EXISTS workers (
 CREATE TABLE IF NOT EXISTS commands (
     digest TEXT PRIMARY KEY, config TEXT NOT NULL, pairs TEXT NOT NULL, model TEXT NOT NULL,
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ceilings (command TEXT PRIMARY KEY, margins TEXT NOT NULL);
 """
 _OF_IMAGES = ("scores", "features", "metrics")
 
@@ -188,12 +189,18 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
     return digest(sorted([pair.id, *content(pair)] for pair in pairs))
 
 
+TrueMargins = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
+"""Margins on ground truth: a pair's digest to those of its target and of its source."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A configuration that a command ran on a folder, with what it then stood for.
 
     ``pairs``: those that were chosen; ``model`` and ``judge``: fingerprints; ``lora``: its option.
-    From these the grid is known without any model, and the study can be opened again.
+    ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None where
+    they are the suite's own. From these the grid is known without any model, and the study can be
+    opened again.
     """
 
     config: RunConfig
@@ -202,6 +209,7 @@ class Command:
     judge: str
     scheduler: str
     lora: str | None = None
+    ceiling: TrueMargins | None = None
 
     def jobs(self) -> list[Job]:
         """The grid's jobs, with those of the controls that were asked for, each key once."""
@@ -372,12 +380,15 @@ class RunFolder:
             json.dumps(command.config.to_dict()), json.dumps(pairs, ensure_ascii=False),
             command.model, command.judge, command.scheduler, command.lora,
         )  # fmt: skip
-        name = digest(row)
+        margins = None if command.ceiling is None else _canonical(dict(command.ceiling))
+        name = digest(row if margins is None else (*row, margins))
         with self._db:
             self._db.execute(
                 "INSERT OR IGNORE INTO commands VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (name, *row, _now()),
             )
+            if margins is not None:
+                self._db.execute("REPLACE INTO ceilings VALUES (?, ?)", (name, margins))
             self._set_meta("command", name)
 
     @_explained
@@ -385,8 +396,11 @@ class RunFolder:
         """What commands ran on this folder, the latest first; none in a folder of old."""
         if not self._has_table("commands"):
             return []
+        ceilings = {}
+        if self._has_table("ceilings"):
+            ceilings = dict(self._db.execute("SELECT command, margins FROM ceilings"))
         rows = self._db.execute(
-            "SELECT config, pairs, model, judge, scheduler, lora FROM commands "
+            "SELECT digest, config, pairs, model, judge, scheduler, lora FROM commands "
             "ORDER BY digest = ? DESC, rowid DESC",
             (self._meta("command"),),
         )
@@ -395,9 +409,13 @@ class RunFolder:
                 Command(
                     RunConfig.from_dict(json.loads(config)),
                     tuple(Pair(*pair) for pair in json.loads(pairs)),
-                    *rest,
+                    model,
+                    judge,
+                    scheduler,
+                    lora,
+                    None if name not in ceilings else _true_margins(ceilings[name]),
                 )
-                for config, pairs, *rest in rows
+                for name, config, pairs, model, judge, scheduler, lora in rows
             ]
         except (ValueError, TypeError) as error:
             raise StoreError(
@@ -716,6 +734,28 @@ class RunFolder:
 
     def _image_path(self, key: str) -> Path:
         return self.path / "images" / key[:2] / f"{key}.png"
+
+
+def _true_margins(text: str) -> TrueMargins:
+    """A command's own ceiling as the index keeps it. Raises ``ValueError`` if it is damaged."""
+
+    def side(value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"ceilings: expected a list of margins, got {value!r:.80}")
+        for margin in value:
+            if type(margin) not in (int, float) or not -2 <= margin <= 2:  # false for NaN
+                raise ValueError(f"ceilings: expected a margin in -2..2, got {margin!r:.80}")
+        return tuple(float(margin) for margin in value)
+
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"ceilings: expected an object by pair, got {found!r:.80}")
+    made = {}
+    for pair, sides in found.items():
+        if not isinstance(sides, list) or len(sides) != 2 or len({*map(len, sides)}) > 1:
+            raise ValueError(f"ceilings: expected two equally long lists, got {sides!r:.80}")
+        made[pair] = (side(sides[0]), side(sides[1]))
+    return made
 
 
 def _compared(row: ImageRow) -> tuple[Any, Any]:

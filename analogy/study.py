@@ -50,6 +50,8 @@ from analogy.store import (
     Job,
     RunFolder,
     StoreError,
+    TrueMargins,
+    content,
     digest,
     pairs_digest,
     plan,
@@ -158,7 +160,12 @@ class Study:
             raise OptionError(f"--device: {error}") from None
         judge = judge or JudgeSource(config.clip_model, config.clip_pretrained, command.judge)
         model = model or ModelSource(folder.path, command.model)
-        truth = _ground_truth(None, judge)
+        if command.ceiling is not None and judge.fingerprint == command.judge:
+            truth: GroundTruth | None = GroundTruth(
+                folder.path / "index.sqlite", command.judge, command.ceiling
+            )
+        else:
+            truth = _ground_truth(None, judge)
         return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
 
     @classmethod
@@ -191,8 +198,22 @@ class Study:
                 self.judge.fingerprint,
                 self.scheduler,
                 lora,
+                self.own_ceiling,
             )
         )
+
+    @property
+    def own_ceiling(self) -> TrueMargins | None:
+        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
+
+        The run folder keeps them: the file that they came from may be gone when it is opened again.
+        """
+        default = ceilings.default_path()
+        if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
+            return None
+        known = self.truth.pairs
+        keys = (digest(content(pair)) for pair in self.pairs)
+        return {key: known[key] for key in keys if key in known}
 
     @property
     def categories(self) -> list[str]:
@@ -313,8 +334,11 @@ class Study:
         return pairs_digest(pair for pair in self.pairs if pair.category == category)
 
     def provenance(self) -> dict[str, Any]:
-        """What produced this run's figures."""
+        """What produced this run's figures; ``ceiling`` where ground truth was given for it."""
+        own = self.own_ceiling
+        ceiling = {} if own is None else {"ceiling": digest(dict(own))}
         return {
+            **ceiling,
             "suite": __version__,
             "model": self.model.fingerprint,
             "judge": self.judge.fingerprint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from analogy.pairs import PairsError
 from analogy.recorded import RESULTS_VERSION, write_results
 from analogy.records import Verdict
 from analogy.stats import estimate
+from analogy.store import RunFolder, StoreError
 from analogy.study import Study
 from analogy.work import steered, texts
 
@@ -398,6 +400,52 @@ def test_ground_truth_must_be_of_this_judge(open_study, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(CeilingError, match=r"--ceiling .*other.json: expected the margins of the"):
         open_study(ceiling=str(tmp_path / "other.json"))
+
+
+def own_truth(shipped, path):
+    """Ground truth of a user's own: the shipped file's, its margins halved."""
+    data = json.loads(shipped.truth.path.read_text())
+    for record in data["pairs"].values():
+        for side in ("target", "source"):
+            record[side] = [margin / 2 for margin in record[side]]
+    path.write_text(json.dumps(data))
+    return str(path)
+
+
+def test_a_study_opened_again_has_the_ceiling_that_its_command_was_given(open_study, tmp_path):
+    shipped = open_study(run_dir=str(tmp_path / "run"), limit="2", categories="color")
+    default = shipped.ceiling("color")
+    shipped.folder.close()
+    file = own_truth(shipped, tmp_path / "mine.json")
+    opened = open_study(run_dir=str(tmp_path / "run"), limit="2", categories="color", ceiling=file)
+    mine, of = opened.ceiling("color"), opened.provenance()["ceiling"]
+    assert mine.mean == pytest.approx(default.mean / 2)
+    opened.folder.close()
+    (tmp_path / "mine.json").unlink()
+
+    folder = RunFolder(tmp_path / "run", read_only=True)
+    own, first = folder.commands()
+    assert len(own.ceiling) == len(own.pairs) == 2
+    again = Study.reopen(folder, own)
+    assert again.ceiling("color") == mine
+    assert again.provenance()["ceiling"] == of
+    earlier = Study.reopen(folder, first)
+    assert (earlier.ceiling("color"), "ceiling" in earlier.provenance()) == (default, False)
+    another = Study.reopen(folder, own, judge=replace(opened.judge, fingerprint="another"))
+    assert another.ceiling("color") is None
+    folder.close()
+
+
+@pytest.mark.parametrize("margins", ["[]", '{"a": 1}', '{"a": [[1], [9]]}', '{"a": [[], []]}', "x"])
+def test_a_ceiling_that_is_damaged_in_the_index_is_said(make_study, margins):
+    opened = make_study()
+    opened.record(None)
+    db = sqlite3.connect(opened.folder.path / "index.sqlite")
+    with db:
+        db.execute("INSERT INTO ceilings SELECT digest, ? FROM commands", (margins,))
+    db.close()
+    with pytest.raises(StoreError, match="the configuration that its index keeps cannot be read"):
+        opened.folder.commands()
 
 
 def test_pairs_without_ground_truth_have_no_ceiling(make_study, open_study, fill):
