@@ -27,6 +27,7 @@ from analogy.records import Cell, Limit, Pair, Verdict
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
     from analogy.baseline import Change
+    from analogy.kept import Kept
     from analogy.metrics import Lpips, SetScore
     from analogy.quality import Mean, References
     from analogy.recorded import Recorded
@@ -61,7 +62,8 @@ class Bench:
     ``values``: the parsed options. ``baseline``: comparable results of an earlier run, or None;
     ``note`` says which or why not. ``update``: where this run's results become the baseline.
     ``is_strict``: no cell is expected to fail. ``limits``: what quality metrics must be. ``lost``:
-    why results could not be written.
+    why results could not be written. ``kept``: what became of them in the run folder; ``stays``:
+    why the default results file has not got them.
     """
 
     def __init__(
@@ -86,7 +88,14 @@ class Bench:
         self.known: set[Cell] = set()
         self.changes: list[Change] = []
         self.lost: str | None = None
+        self.kept: Kept | None = None
+        self.stays: str | None = None
         self._bar: tqdm[Any] | None = None
+
+    @property
+    def results(self) -> Path:
+        """Where the results go besides the run folder."""
+        return _results_of(self.values)
 
     def known_verdict(self, cell: Cell | None) -> str | None:
         """What the baseline has for a cell, or for the whole, if that is no success."""
@@ -140,13 +149,22 @@ def open_bench(values: Mapping[str, Any], *, is_strict: bool) -> Bench:
     """The study of parsed options with its baseline; one of :func:`refusals` says why not."""
     from analogy.study import Study
 
-    _check_place("--results", values["results"])
+    _check_place("--results", str(_results_of(values)))
     if values["report"]:
         _check_place("--report", values["report"])
         _check_packages()
     _check_no_file_twice(values)
     _check_quality(values)
-    return _with_baseline(Study.open(values), values, is_strict=is_strict)
+    study = Study.open(values)
+    _check_kept(study)
+    return _with_baseline(study, values, is_strict=is_strict)
+
+
+def _results_of(values: Mapping[str, Any]) -> Path:
+    """The file that was named with --results, or the default."""
+    from analogy.recorded import RESULTS_NAME
+
+    return Path(values["results"] or RESULTS_NAME)
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -188,6 +206,7 @@ def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) 
     if path is None or (not is_named and not path.is_file()):
         return Bench(study, values, note="none for this model", is_strict=is_strict)
     old = recorded.read(path)
+    path = old.path or path  # of a run folder, the file that it shows
     different = baselines.measurement_differences(old, now)
     if different and is_named:
         raise OptionError(
@@ -216,11 +235,28 @@ def _check_place(flag: str, name: str) -> None:
         raise OptionError(f"{flag}: expected a file that can be written, got {path}")
 
 
+def _check_kept(study: Study) -> None:
+    """Say now that the run folder has no place for results."""
+    from analogy.kept import prepare
+    from analogy.store import StoreError
+
+    try:
+        prepare(study.folder.path)
+    except OSError as error:
+        study.close()
+        raise StoreError(
+            f"run folder {study.folder.path}: expected a place for its results ({error}); choose "
+            "another with --run-dir"
+        ) from error
+
+
 def _check_no_file_twice(values: Mapping[str, Any]) -> None:
     """Say now that the run would write one of its files over another."""
     flags: dict[str, str] = {}
     for flag in ("--baseline", "--results", "--report"):
         name = values[flag.removeprefix("--")]
+        if flag == "--results":
+            name = str(_results_of(values))
         if name and (other := flags.setdefault(os.path.realpath(name), flag)) != flag:
             raise OptionError(
                 f"{flag}: expected another file than that of {other}, which it would replace, "
@@ -402,10 +438,16 @@ def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
     is an ``OSError`` or ``StoreError``.
     """
     from analogy.baseline import BaselineError, write
-    from analogy.recorded import RESULTS_NAME, write_results
+    from analogy.kept import keep, put, with_quality
+    from analogy.recorded import write_results
 
-    write_results(results, bench.study.folder.path / RESULTS_NAME)
-    write_results(results, Path(bench.values["results"]))
+    folder = bench.study.folder.path
+    results = with_quality(results, folder)
+    bench.kept = keep(results, folder)
+    if bench.values["results"]:  # the user's own word
+        write_results(results, bench.results)
+    else:
+        bench.stays = put(results, bench.results)
     if bench.values["report"]:
         _write_report(bench, results, Path(bench.values["report"]))
     if bench.update is not None:
@@ -518,6 +560,12 @@ def _rates(bench: Bench) -> Iterator[str]:
     peak = bench.study.folder.peak_memory()
     if peak is not None:
         yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
-    yield f"results   {bench.values['results']}"
+    if bench.kept is not None:
+        yield from bench.kept.lines()
+    if bench.kept is None or bench.stays is None:
+        yield f"results   {bench.results}"
+    else:
+        yield f"results   {bench.kept.file}, but not {bench.results}: --results FILE writes one;"
+        yield f"          {bench.stays}"
     if bench.values["report"]:
         yield f"report    {bench.values['report']}"

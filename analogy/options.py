@@ -212,8 +212,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--tolerance", "how far below the baseline a mean margin may be", default="0.005",
            parse=_at_least_zero, metavar="MARGIN"),
     Option("--update-baseline", "write this run's results as the baseline", default=False),
-    Option("--results", "where to write the results", default="results.json", parse=str,
-           metavar="FILE"),
+    Option("--results", "where to write the results [default: results.json, unless that has those "
+           "of a larger run]", parse=str, metavar="FILE"),
     Option("--report", "write the report, one HTML file with every image and figure", parse=str,
            metavar="FILE.html"),
 )  # fmt: skip

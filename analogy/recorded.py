@@ -1,8 +1,9 @@
 """Results files, written and read back: the one format of runs and of baselines.
 
-A baseline is a ``results.json`` (schema version 2), and a run folder holds its latest as
-``RUN/results.json``. A file may come from anywhere, so everything that is used of it is checked
-first, and whatever stands in it, the only error is a :class:`RecordedError`.
+A baseline is a ``results.json`` (schema version 2), and a run folder shows one as
+``RUN/results.json``; :mod:`analogy.kept` decides which. A file may come from anywhere, so
+everything that is used of it is checked first, and whatever stands in it, the only error is a
+:class:`RecordedError`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RESULTS_VERSION = 2
 """The schema version that is written and read."""
 
 RESULTS_NAME = "results.json"
-"""The latest results in a run folder."""
+"""The results that a run folder shows."""
 
 MAX_FILE_BYTES = 64_000_000
 """A larger file is refused before it is read; the full grid's is under 1 MB."""
@@ -127,7 +128,7 @@ class Recorded(Header):
 
 
 def read(path: Path) -> Recorded:
-    """The results in a file, or the latest of a run folder."""
+    """The results in a file, or those that a run folder shows."""
     file = _file_of(path)
     return _checked(load(file), file)
 
@@ -150,7 +151,7 @@ def of_cell(row: Mapping[str, Any]) -> RecordedCell:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A file's content (or the latest of a run folder), strict JSON but otherwise unchecked.
+    """The content of a file, or of a run folder's results: strict JSON but otherwise unchecked.
 
     Refused besides what is no JSON: NaN and infinities, however spelled, and a key given twice.
     """
@@ -187,16 +188,20 @@ def load(path: Path) -> dict[str, Any]:
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
     """Write results as strict JSON, atomically: a reader sees the old file or the new one."""
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_atomically(path, encoded(results))
+
+
+def encoded(results: Mapping[str, Any]) -> bytes:
+    """Results as the strict JSON of their file."""
+    return (json.dumps(results, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _file_of(path: Path) -> Path:
     """The results file that ``path`` names; small enough and a regular file."""
     try:
         if path.is_dir():
-            return _latest_of(path)
+            return _shown_of(path)
         if not path.exists():
             raise RecordedError(
                 f"{path}: expected a results file or a run folder, got nothing there; check the "
@@ -215,14 +220,16 @@ def _file_of(path: Path) -> Path:
     return path
 
 
-def _latest_of(folder: Path) -> Path:
+def _shown_of(folder: Path) -> Path:
     file = folder / RESULTS_NAME
     if file.is_file():
         return _file_of(file)
     if (folder / "index.sqlite").is_file():
         raise RecordedError(
-            f"{folder}: expected {RESULTS_NAME} in the run folder, got none; the run has written "
-            "none yet: continue it with its options and: "
+            f"{folder}: expected {RESULTS_NAME} in the run folder, got none; name one of the files "
+            "in its folder 'results' if there are any. Else the run has written none yet: where "
+            "its images were imported, 'python -m analogy score' judges them; where not, continue "
+            "it with its options and: "
             + command_line("pytest", "benchmarks", f"--run-dir={folder}")
         )
     raise RecordedError(

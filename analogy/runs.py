@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analogy import recorded
+from analogy import kept, recorded
 from analogy.records import Pair, RunConfig
 from analogy.stats import items_from_margins
-from analogy.store import Command, Job, RunFolder, StoreError
+from analogy.store import Command, Job, RunFolder, StoreError, digest, pairs_digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,8 @@ class Run:
     and those of quality: `ssim_mean`, `ssim_n`.
 
     ``results``: all of results.json. ``path``: what was loaded. ``folder``: the run folder, None if
-    there is none.
+    there is none. ``others``: results files of other measurements in that folder, for
+    :func:`load_run`, where the folder was loaded and not one of its files.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Run:
     images: pd.DataFrame
     items: pd.DataFrame
     cells: pd.DataFrame
+    others: tuple[Path, ...] = ()
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -86,11 +88,14 @@ class Run:
         return str(self.results["overall"]["verdict"])
 
     def __repr__(self) -> str:
-        """What it is of, in a line."""
-        return (
+        """What it is of, in a line; of which measurement, where its folder has several."""
+        text = (
             f"<Run {self.path}: {len(self.images):,} images, {len(self.items):,} items, "
-            f"{len(self.cells)} cells, overall {self.verdict}>"
+            f"{len(self.cells)} cells, overall {self.verdict}"
         )
+        if self.others:
+            text += f"; {kept.Measured.of(self.results).scope}; {len(self.others)} more in .others"
+        return text + ">"
 
     # Each plot draws on `ax`, or on a figure of its own (`axes.figure`), and returns the axes. They
     # are the report's; pyplot is neither needed nor touched.
@@ -215,31 +220,38 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """A run from its folder, or from a results file.
 
     A folder gives its ``results.json`` and the images of that; one that has written none yet gives
-    what its index holds by now. A results file in a run folder, such as ``RUN/results-JUDGE.json``,
-    gives that judge's scores of the folder's images; one elsewhere gives no images. While a run is
-    writing, images and items are as they are now, and figures as when results were last written.
+    what its index holds by now. A folder with results of several measurements has the others'
+    files in ``Run.others``: load one of these, such as ``RUN/results/0123456789ab.json``, to get
+    that one. ``RUN/results-JUDGE.json`` gives that judge's scores of the folder's images. A results
+    file elsewhere gives no images. While a run is writing, images and items are as they are now,
+    and figures as when results were last written.
 
     What cannot be read is a :class:`~analogy.recorded.RecordedError` or, of the folder, a
     :class:`~analogy.store.StoreError`.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = kept.folder_of(path)
     if not (folder / "index.sqlite").is_file():
         results = _loaded(path)
         return Run(path, None, results, _no_images(), _recorded_items(results), _cells(results))
+    others: tuple[Path, ...] = ()
     store = RunFolder(folder, read_only=True)
     try:
         if path == folder and not (folder / recorded.RESULTS_NAME).exists():
-            command = _latest(store)
+            command = latest_command(store)
             results = _live(store, command)
         else:
             results = _loaded(path)
-            command = _command_of(store, results)
+            command = command_of(store, results)
+            if path == folder:
+                found, _ = kept.others(folder, kept.Measured.of(results))
+                others = tuple(each.path for each in found if each.path is not None)
         images = store.image_table(command.jobs(), command.judge)
     finally:
         store.close()
     images["path"] = [str(folder / name) for name in images["path"]]
-    return Run(path, folder, results, images, _items(images, command), _cells(results))
+    items = _items(images, command)
+    return Run(path, folder, results, images, items, _cells(results), others)
 
 
 def _loaded(path: Path) -> dict[str, Any]:
@@ -248,7 +260,8 @@ def _loaded(path: Path) -> dict[str, Any]:
     return results
 
 
-def _latest(store: RunFolder) -> Command:
+def latest_command(store: RunFolder) -> Command:
+    """The command that ran last on a folder. Raises ``StoreError`` if there was none."""
     commands = store.commands()
     if not commands:
         raise StoreError(
@@ -258,21 +271,77 @@ def _latest(store: RunFolder) -> Command:
     return commands[0]
 
 
-def _command_of(store: RunFolder, results: Mapping[str, Any]) -> Command:
-    """The command that these results are of."""
+def command_of(store: RunFolder, results: Mapping[str, Any]) -> Command:
+    """The command that these results are of: the same configuration, models and pairs."""
     provenance = results["provenance"]
     with contextlib.suppress(ValueError):  # a configuration of a later suite is no command's
         of = (
             RunConfig.from_dict(results["config"]), provenance["model"], provenance["judge"],
         )  # fmt: skip
         for command in store.commands():
-            if of == (command.config, command.model, command.judge):
+            same = of == (command.config, command.model, command.judge)
+            if same and _digests(command) == results["pairs"]:
                 return command
     raise StoreError(
         f"run folder {store.path}: expected the command that its results are of, got none that has "
-        "their configuration, model and judge; give the run's command once again, which keeps it, "
-        "or load the results file from another folder, without images"
+        "their configuration, model, judge and pairs; give the run's command once again, which "
+        "keeps it, or load the results file from another folder, without images"
     )
+
+
+def command_to_score(store: RunFolder) -> Command:
+    """The command whose images another judge is to score: the latest one.
+
+    Unless that is less than the results that the folder shows, as :func:`analogy.kept.why_stays`
+    has it; then theirs.
+    """
+    latest = latest_command(store)
+    shown = kept.found(store.path / recorded.RESULTS_NAME)
+    if shown is None:
+        return latest
+    try:
+        own = command_of(store, shown.results)
+    except StoreError:
+        return latest
+    is_finished = not store.without_image(latest.jobs())
+    return own if kept.why_stays(scope_of(latest, is_finished), shown.scope) else latest
+
+
+def scope_of(command: Command, is_finished: bool) -> kept.Scope:
+    """What a command measures."""
+    config = command.config
+    ids: dict[str, frozenset[str]] = {}
+    for pair in command.pairs:
+        ids[pair.category] = ids.get(pair.category, frozenset()) | {pair.id}
+    return kept.Scope(
+        model=command.model,
+        judge=command.judge,
+        scheduler=command.scheduler,
+        method=config.method,
+        steps=config.steps,
+        guidance=config.guidance,
+        size=config.size,
+        dtype=config.dtype,
+        alphas=tuple(sorted(config.alphas)),
+        seeds=tuple(sorted(config.seeds)),
+        control=config.control,
+        target=config.target,
+        ceiling=None if command.ceiling is None else digest(dict(command.ceiling)),
+        pairs=_digests(command),
+        ids=ids,
+        n_pairs=len(command.pairs),
+        limit=config.limit,
+        categories=config.categories,
+        is_finished=is_finished,
+    )
+
+
+def _digests(command: Command) -> dict[str, str]:
+    """Category to the digest of its pairs, as results have it."""
+    by_category: dict[str, list[Pair]] = {}
+    for pair in command.pairs:
+        by_category.setdefault(pair.category, []).append(pair)
+    return {category: pairs_digest(pairs) for category, pairs in by_category.items()}
 
 
 def _live(store: RunFolder, command: Command) -> dict[str, Any]:

@@ -49,7 +49,6 @@ from analogy.store import (
     Command,
     Job,
     RunFolder,
-    StoreError,
     TrueMargins,
     content,
     digest,
@@ -167,17 +166,6 @@ class Study:
         else:
             truth = _ground_truth(None, judge)
         return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
-
-    @classmethod
-    def latest(cls, folder: RunFolder, *, judge: JudgeSource, **changed: Any) -> Study:
-        """The study of the latest command, with another judge; it generates nothing."""
-        commands = folder.commands()
-        if not commands:
-            raise StoreError(
-                f"run folder {folder.path}: expected the configuration of a command, got none; "
-                "give the run's command once again, which keeps it"
-            )
-        return cls.reopen(folder, commands[0], judge=judge, **changed)
 
     def by(self, method: str) -> Study:
         """The same study by another steering method, in the same open run folder."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from analogy import recorded
+from analogy import kept, recorded
 from analogy.options import OPTIONS, Option, OptionError, parse_options
 from analogy.text import printable
 
@@ -183,6 +183,11 @@ def show(text: str, *, to_stderr: bool = False) -> None:
 def say(message: object) -> None:
     """Print a line on stderr."""
     show(f"analogy: {printable(str(message))}\n", to_stderr=True)
+
+
+def say_which(path: Path) -> None:
+    """Say on stderr which of a run folder's measurements is read, where it has several."""
+    show_lines(kept.notes(path), "-")
 
 
 def refuse(code: Exit, error: object) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import recorded
-from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, show, write
+from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, say_which, show, write
 from analogy.options import OPTIONS
 from analogy.text import printable
 
@@ -49,6 +49,8 @@ def compare(
         sides = recorded.read(old), recorded.read(new)
     except ValueError as error:
         refuse(Exit.USAGE, error)
+    for path in dict.fromkeys((old, new)):
+        say_which(path)
     try:
         comparison = baselines.compare(*sides, tolerance=tolerance)
     except NotComparableError as error:
@@ -76,6 +78,7 @@ def baseline(
         baselines.write(recorded.load(run), output)
     except ValueError as error:
         refuse(Exit.USAGE, error)
+    say_which(run)
     show(f"baseline {output} written\n")
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analogy import recorded
+from analogy import kept, recorded
 from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
-    from analogy.store import RunFolder
+    from analogy.store import Command, RunFolder
     from analogy.verify import Verified
 
 VERIFICATION_VERSION = 1
@@ -66,7 +67,7 @@ def verify(
 
 @app.command(rich_help_panel=KEEP)
 def score(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or a results file in it.")],
     clip_model: Annotated[str, option(help="The judge, as for pytest benchmarks.")],
     clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
     device: Annotated[
@@ -88,11 +89,13 @@ def score(
     from analogy.clip import find_judge
     from analogy.models import go_offline
     from analogy.report import text
+    from analogy.runs import command_of, command_to_score, scope_of
     from analogy.store import RunFolder, StoreError
     from analogy.study import Study
 
+    place = kept.folder_of(run)
     try:
-        RunFolder(run, read_only=True).close()
+        RunFolder(place, read_only=True).close()
         if offline:
             go_offline()
         judge = find_judge(clip_model, clip_pretrained, offline=offline)
@@ -101,7 +104,8 @@ def score(
                 "--clip-model: expected a folder whose name has no control characters, got "
                 f"{judge.fingerprint!r}; rename it"
             )
-        folder = RunFolder(run)
+        chosen = None if run == place else kept.Measured.of(recorded.load(run), run).results
+        folder = RunFolder(place)
     except StoreError as error:
         refuse(Exit.UNREADABLE, error)
     except ValueError as error:
@@ -110,14 +114,21 @@ def score(
         changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
         if device is not None:
             changed["device"] = device
-        study = Study.latest(folder, judge=judge, **changed)
+        command = command_to_score(folder) if chosen is None else command_of(folder, chosen)
+        kept.prepare(place)
+        study = Study.reopen(folder, command, judge=judge, **changed)
         count = study.score(study.jobs())
-        study.record(folder.commands()[0].lora)
+        study.record(command.lora)
         analysis = study.analysis()
         name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
-        file = results or run / f"results-{name}.json"
         found = study.results(analysis)
-        recorded.write_results(found, file)
+        outcome = kept.keep(found, place, name=f"results-{name}.json")
+        scopes = {str(scope_of(each, is_finished=True)) for each in folder.commands()}
+        file = results or place / f"results-{name}.json"
+        if results is not None:
+            recorded.write_results(found, results)
+        elif outcome.why is not None or outcome.has_more:
+            file = outcome.file
     except (StoreError, OSError) as error:
         refuse(Exit.UNREADABLE, error)
     except ValueError as error:
@@ -127,13 +138,24 @@ def score(
     lines = [
         f"model     {study.model.fingerprint}",
         f"judge     {judge.fingerprint}",
-        f"run       {run}: {count:,} images scored now",
+        f"run       {place}: {count:,} images scored now",
+        *_which(command, scopes),
         *text.verdict_table(analysis),
         *text.reading_notes(analysis),
+        *outcome.lines(),
         f"results   {file}",
     ]
     write(found, json)
     show_lines(lines, json)
+
+
+def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:
+    """Which of the folder's measurements was scored, where it has several."""
+    from analogy.runs import scope_of
+
+    if len(scopes) > 1:
+        yield f"of        {scope_of(command, is_finished=True)}"
+        yield "          another: give its results file, RUN/results/FILE, in place of RUN"
 
 
 @app.command("import", rich_help_panel=KEEP)

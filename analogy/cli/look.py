@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from analogy import recorded
+from analogy import kept, recorded
 from analogy.cli.base import (
     LOOK,
     MAKE,
@@ -17,6 +17,7 @@ from analogy.cli.base import (
     app,
     option,
     refuse,
+    say_which,
     show,
     show_lines,
     with_options,
@@ -215,8 +216,8 @@ def report(
     except ImportError as error:
         refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip
-    folder = run if run.is_dir() else run.parent
-    output = output or folder / "report.html"
+    folder = kept.folder_of(run)
+    output = output or folder / _report_name(run)
     try:
         results = recorded.load(run)
         old = None if baseline is None else recorded.read(baseline)
@@ -226,4 +227,14 @@ def report(
         refuse(Exit.NOT_COMPARABLE, error)
     except (recorded.RecordedError, StoreError, OSError) as error:
         refuse(Exit.USAGE, error)
+    say_which(run)
     show(f"report {output} written\n")
+
+
+def _report_name(run: Path) -> str:
+    """One for each results file of a run folder: none replaces the report of another."""
+    if run.is_dir() or run.name == recorded.RESULTS_NAME:
+        return "report.html"
+    if not (kept.folder_of(run) / "index.sqlite").is_file():
+        return "report.html"
+    return f"report-{run.stem.removeprefix('results-')}.html"

@@ -1,0 +1,477 @@
+"""The results that a run folder keeps: a file for each measurement, and the one that is shown.
+
+Runs of other pairs, strengths, seeds or methods share a folder. Each such measurement has results
+of its own there::
+
+    RUN/results/<12 hex digits>.json   each measurement's
+    RUN/results.json                   a copy of those that are shown: what readers of RUN get
+    RUN/results-JUDGE.json             likewise, of the scores of another judge
+
+What ``results.json`` has is put into ``results/`` before it is replaced, and the new results go
+there last. So a writer that is killed leaves a folder in which every reader finds whole results,
+and a folder of an earlier suite, with ``results.json`` alone, is one like any other. The writer has
+the run folder's lock; readers take none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analogy import recorded
+from analogy.files import write_atomically
+from analogy.recorded import RESULTS_NAME, Recorded, RecordedError
+from analogy.records import ALPHA_LIMIT, Cell, Verdict
+
+FOLDER_NAME = "results"
+"""What holds the results of all measurements in a run folder."""
+
+MOST_READ = 50
+"""Results files of a folder that are read to say what they are of."""
+
+# What is written there; other files are the user's own.
+_NAME = re.compile(r"[0-9a-f]{12}\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a measurement is of: all that determines its figures, and how far it is done.
+
+    - ``model`` to ``dtype``: what was measured, and by which judge;
+    - ``alphas``, ``seeds``: ascending, the control left out; ``control``, ``target``: whether the
+      random control and the target prompts' own images are in it; ``ceiling``: a digest of ground
+      truth that the user gave, None for the suite's own;
+    - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, of results
+      those with figures; ``n_pairs``: how many there are;
+    - ``limit``, ``categories``: the options that left pairs out, None where they did not;
+    - ``is_finished``: no image is missing.
+    """
+
+    model: str
+    judge: str
+    scheduler: str
+    method: str
+    steps: int
+    guidance: float
+    size: int
+    dtype: str
+    alphas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    control: bool
+    target: bool
+    ceiling: str | None
+    pairs: Mapping[str, str]
+    ids: Mapping[str, frozenset[str]]
+    n_pairs: int
+    limit: int | None
+    categories: tuple[str, ...] | None
+    is_finished: bool
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that name the measurement, finished or not."""
+        what = {
+            **self._subject,
+            "alphas": self.alphas,
+            "seeds": self.seeds,
+            "control": self.control,
+            "target": self.target,
+            "pairs": dict(self.pairs),
+            "limit": self.limit,
+        }
+        text = json.dumps(what, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def _subject(self) -> dict[str, str | float | None]:
+        names = (
+            "model", "judge", "scheduler", "method", "steps", "guidance", "size", "dtype",
+            "ceiling",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def n_images(self) -> int:
+        """The images of the grid, the control among them."""
+        return self.n_pairs * len(self.seeds) * (1 + len(self.alphas))
+
+    def is_part_of(self, other: Scope) -> bool:
+        """True if it measured the same with fewer pairs, strengths or seeds, and no others."""
+        return (
+            self._subject == other._subject
+            and self.digest != other.digest
+            and {*self.alphas} <= {*other.alphas}
+            and {*self.seeds} <= {*other.seeds}
+            and self.control <= other.control
+            and self.target <= other.target
+            and all(self._is_category_of(other, name) for name in self.pairs)
+        )
+
+    def _is_category_of(self, other: Scope, name: str) -> bool:
+        if self.pairs[name] == other.pairs.get(name):
+            return True
+        mine, others = self.ids.get(name, frozenset()), other.ids.get(name, frozenset())
+        return mine < others
+
+    def __str__(self) -> str:
+        """For people: what distinguishes it from others in its folder."""
+        names = ", ".join(self.pairs)
+        if len(self.pairs) > 3:
+            names = f"{len(self.pairs)} categories"
+        text = (
+            f"{self.method}, {self.n_pairs:,} pairs in {names}, "
+            f"alpha {', '.join(f'{alpha:g}' for alpha in self.alphas)}, "
+            f"seeds {', '.join(map(str, self.seeds))}"
+        )
+        for is_so, word in (
+            (self.limit is not None, f"limit {self.limit}"),
+            (self.control, "random control"),
+            (self.target, "target prompts"),
+            (self.ceiling is not None, "own ceiling"),
+            (not self.is_finished, "not finished"),
+        ):
+            text += f", {word}" if is_so else ""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Results with their scope; ``path`` is their file, None in memory."""
+
+    path: Path | None
+    results: Mapping[str, Any]
+    scope: Scope
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any], path: Path | None = None) -> Measured:
+        """Results that are checked now. Raises ``RecordedError``."""
+        checked = recorded.of(results, path)
+        return cls(path, results, _scope(results, checked))
+
+    @property
+    def name(self) -> str:
+        """What its file in ``results/`` is called."""
+        return f"{self.scope.digest}.json"
+
+    def lacks(self, other: Measured) -> bool:
+        """True if ``other``, of the same measurement, has items that this has not."""
+        return not _items(other.results) <= _items(self.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of results in a run folder.
+
+    ``file``: where those of this measurement are. ``has_more``: they were more than the new ones,
+    and stay. ``shown``: those that readers of the folder get. ``why``: why they are of another
+    measurement, None where they are not.
+    """
+
+    file: Path
+    has_more: bool
+    shown: Measured
+    why: str | None
+
+    def lines(self) -> Iterator[str]:
+        """For a run's summary; nothing where all is as one expects."""
+        if self.has_more:
+            yield (
+                f"kept      {self.file} has more of this measurement than was measured now, and "
+                "stays"
+            )
+        elif self.why is not None:
+            yield f"kept      {self.file}"
+            yield (
+                f"          {self.shown.path} stays that of {self.shown.scope}, since {self.why}"
+            )
+
+
+# --- writing
+
+
+def prepare(folder: Path) -> None:
+    """Make the place of results, before the work. Raises ``OSError`` if it cannot be."""
+    (folder / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
+
+
+def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) -> Kept:
+    """Keep results in their run folder; whoever calls has its lock.
+
+    ``name``: the file that readers get them by, if they are to be shown (:func:`why_stays`).
+    """
+    prepare(folder)
+    new, view = Measured.of(results), folder / name
+    own = folder / FOLDER_NAME / new.name
+    shown = found(view)
+    if shown is not None:
+        _adopt(shown, folder)
+    old = found(own)
+    has_more = old is not None and new.lacks(old)
+    if old is not None and has_more:
+        new = Measured(own, old.results, old.scope)
+    why = None if shown is None else why_stays(new.scope, shown.scope)
+    if shown is None or why is None:
+        shown = Measured(view, new.results, new.scope)
+        _write(new.results, view)
+    if not (folder / RESULTS_NAME).exists():  # of a run that another judge scored first
+        _write(new.results, folder / RESULTS_NAME)
+    if not has_more:
+        _write(new.results, own)
+    return Kept(own, has_more, shown, why)
+
+
+def why_stays(new: Scope, shown: Scope) -> str | None:
+    """Why new results do not take the place of those that are shown; None if they do.
+
+    They do unless the others are finished and the new ones are not, or are only a part: of chosen
+    pairs where the others are of all, or with fewer of their pairs, strengths or seeds.
+    """
+    if new.digest == shown.digest or not shown.is_finished:
+        return None
+    if not new.is_finished:
+        return "images of this run are missing"
+    chosen = _chosen(new)
+    if chosen and not _chosen(shown):
+        return f"this run is of chosen pairs ({', '.join(chosen)})"
+    return "this run is a part of it" if new.is_part_of(shown) else None
+
+
+def put(results: Mapping[str, Any], path: Path) -> str | None:
+    """Write results to a place that nobody named, unless it has what is to stay; why it stays.
+
+    Besides :func:`why_stays`, results that are finished stay for those of a smaller grid: runs of
+    all folders meet here, and nothing else may keep them.
+    """
+    old = found(path)
+    if old is not None:
+        new = Measured.of(results)
+        why = why_stays(new.scope, old.scope)
+        if new.scope.digest == old.scope.digest:
+            why = "it has more of this measurement" if new.lacks(old) else None
+        elif why is None and old.scope.is_finished and new.scope.n_images < old.scope.n_images:
+            why = "this run is smaller"
+        if why is not None:
+            return f"{path} stays that of {old.scope}, since {why}"
+    recorded.write_results(results, path)
+    return None
+
+
+def with_quality(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Results with those quality figures that an earlier session measured and this one did not.
+
+    They are of the same measurement, and so of the same images. LPIPS by another network, and
+    distances from other references, are left out where this session has its own.
+    """
+    new = Measured.of(results)
+    old = found(folder / FOLDER_NAME / new.name) or found(folder / RESULTS_NAME)
+    if old is None or old.scope.digest != new.scope.digest or "quality" not in results:
+        return dict(results)
+    now, then = _part(results, "quality"), _part(old.results, "quality")
+    made = dict(now)
+    order = [_place(row) for row in _rows(results, "cells")]
+    no_lpips = _has(now, "lpips") and now.get("lpips") != then.get("lpips")
+    cells = _joined(now, then, "cells", without="lpips" if no_lpips else None)
+    made["cells"] = sorted(cells, key=lambda row: _rank(order, _place(row)))
+    if not now.get("alphas") or now.get("references") == then.get("references"):
+        made["alphas"] = _joined(now, then, "alphas")
+    if not _has(now, "lpips") and _has(then, "lpips"):
+        made["lpips"] = then["lpips"]
+    if not now.get("alphas") and then.get("alphas"):
+        made["references"] = then["references"]
+    return {**results, "quality": made}
+
+
+def _joined(
+    now: Mapping[str, Any], then: Mapping[str, Any], part: str, *, without: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of both, each place once and the present figures first."""
+    rows = {_place(row): dict(row) for row in _rows(now, part)}
+    for row in _rows(then, part):
+        mine = rows.setdefault(_place(row), {})
+        for name, value in row.items():
+            if name != without:
+                mine.setdefault(name, value)
+    return list(rows.values())
+
+
+def _adopt(shown: Measured, folder: Path) -> None:
+    """Have what is shown in ``results/``, too: before it is replaced there, it may be nowhere."""
+    own = folder / FOLDER_NAME / shown.name
+    old = found(own)
+    if old is None or (old.results != shown.results and not shown.lacks(old)):
+        _write(shown.results, own)
+
+
+def _write(results: Mapping[str, Any], path: Path) -> None:
+    """Write a file of the run folder's own, which follows no link."""
+    write_atomically(path, recorded.encoded(results))
+
+
+# --- reading
+
+
+def folder_of(path: Path) -> Path:
+    """The run folder that a results file lies in; any other path is given back."""
+    if not path.is_file():
+        return path
+    folder = path.parent
+    if folder.name == FOLDER_NAME and (folder.parent / "index.sqlite").is_file():
+        return folder.parent
+    return folder
+
+
+def found(path: Path) -> Measured | None:
+    """The results in a file; None if there are none, or none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return Measured.of(recorded.load(path), path)
+    except RecordedError:
+        return None
+
+
+def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
+    """The folder's other measurements, the latest file first, and how many more were not read.
+
+    Those that are no results are left out.
+    """
+    place = folder / FOLDER_NAME
+    files = [file for file in _files(place) if file.name != shown.name]
+    files += [file for file in sorted(folder.glob("results-*.json")) if file.is_file()]
+    made: dict[str, Measured] = {}
+    for file in files[:MOST_READ]:
+        one = found(file)
+        if one is not None and one.scope.digest != shown.scope.digest:
+            made.setdefault(one.scope.digest, one)
+    return list(made.values()), max(len(files) - MOST_READ, 0)
+
+
+def notes(path: Path, now: Measured | None = None) -> Iterator[str]:
+    """What a reader of a run folder is told: which results it gets, and which there are besides.
+
+    Nothing of a folder with one measurement, and of a results file, which was chosen. ``now``: what
+    is shown, if that was read already.
+    """
+    if not path.is_dir():
+        return
+    shown = now or found(path / RESULTS_NAME)
+    if shown is None:
+        return
+    rest, n_more = others(path, shown)
+    if not rest:
+        return
+    yield f"note: {path} has results of {len(rest) + 1 + n_more} measurements"
+    yield f"shown     {path / RESULTS_NAME}: {shown.scope}"
+    for one in rest:
+        judge = "" if one.scope.judge == shown.scope.judge else f", judge {one.scope.judge}"
+        yield f"other     {one.path}: {one.scope}{judge}"
+    if n_more:
+        yield f"other     {n_more} more files in {path / FOLDER_NAME}"
+
+
+def _files(place: Path) -> list[Path]:
+    try:
+        files = [file for file in place.iterdir() if _NAME.fullmatch(file.name) and file.is_file()]
+        return sorted(files, key=lambda file: (-file.stat().st_mtime_ns, file.name))
+    except OSError:  # there are none, or one was just replaced
+        return []
+
+
+# --- what results hold
+
+
+def _scope(results: Mapping[str, Any], checked: Recorded) -> Scope:
+    config, measurement, subject = results["config"], checked.measurement, checked.subject
+    ids: dict[str, frozenset[str]] = {}
+    sizes: dict[str, int] = {}
+    for (category, _), cell in checked.cells.items():
+        ids[category] = ids.get(category, frozenset()) | cell.items.keys()
+        sizes[category] = max(sizes.get(category, 0), cell.n)
+    ceiling = results["provenance"].get("ceiling")
+    categories = config.get("categories")
+    return Scope(
+        model=subject.model,
+        judge=measurement.judge,
+        scheduler=subject.scheduler,
+        method=subject.method,
+        steps=subject.steps,
+        guidance=subject.guidance,
+        size=measurement.size,
+        dtype=subject.dtype,
+        alphas=measurement.alphas,
+        seeds=measurement.seeds,
+        control=config.get("control") is True,
+        target=config.get("target") is True,
+        ceiling=ceiling if isinstance(ceiling, str) else None,
+        pairs=measurement.pairs,
+        ids=ids,
+        n_pairs=sum(sizes.values()),
+        limit=measurement.limit,
+        categories=tuple(map(str, categories)) if isinstance(categories, list) else None,
+        is_finished=_is_finished(results, checked),
+    )
+
+
+def _is_finished(results: Mapping[str, Any], checked: Recorded) -> bool:
+    if any(cell.verdict is Verdict.INCOMPLETE for cell in checked.cells.values()):
+        return False
+    rows = [*_rows(results, "controls"), *_rows(results, "targets")]
+    return all(row.get("n_items") == row.get("n") for row in rows)
+
+
+def _chosen(scope: Scope) -> list[str]:
+    """The options that left pairs out."""
+    limit = [] if scope.limit is None else [f"--limit {scope.limit}"]
+    names = [] if scope.categories is None else [f"--categories {','.join(scope.categories)}"]
+    return [*limit, *names]
+
+
+def _items(results: Mapping[str, Any]) -> set[tuple[str, Cell, str]]:
+    """Every item that results have figures of, the controls' and the target prompts' too."""
+    made = set()
+    for part in ("cells", "controls", "targets"):
+        for row in _rows(results, part):
+            place, items = _place(row), row.get("items")
+            if isinstance(items, Mapping):
+                made |= {(part, place, pair) for pair in items}
+            null = _part(_part(row, "random"), "margin").get("n_items")
+            if isinstance(null, int):
+                made |= {("random", place, str(i)) for i in range(null)}
+    return made
+
+
+def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = values.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _rows(values: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The rows of a list in results; those that have no place are left out."""
+    part = values.get(name)
+    rows = part if isinstance(part, (list, tuple)) else ()
+    return [
+        row
+        for row in rows
+        if isinstance(row, Mapping)
+        and isinstance(row.get("category", ""), str)
+        and isinstance(alpha := row.get("alpha", 1.0), (int, float))
+        and -ALPHA_LIMIT <= alpha <= ALPHA_LIMIT
+    ]
+
+
+def _place(row: Mapping[str, Any]) -> Cell:
+    """Where a row stands; that of a target has no alpha, that of an alpha no category."""
+    return Cell(str(row.get("category", "")), float(row.get("alpha", 1.0)))
+
+
+def _rank(order: list[Cell], place: Cell) -> int:
+    return order.index(place) if place in order else len(order)
+
+
+def _has(quality: Mapping[str, Any], name: str) -> bool:
+    return any(name in row for row in _rows(quality, "cells"))
