@@ -279,10 +279,12 @@ def with_quality(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     made["cells"] = sorted(cells, key=lambda row: _rank(order, _place(row)))
     if not now.get("alphas") or now.get("references") == then.get("references"):
         made["alphas"] = _joined(now, then, "alphas")
-    if not _has(now, "lpips") and _has(then, "lpips"):
-        made["lpips"] = then["lpips"]
-    if not now.get("alphas") and then.get("alphas"):
-        made["references"] = then["references"]
+    for name, is_old in (
+        ("lpips", not _has(now, "lpips") and (_has(then, "lpips") or not now.get("cells"))),
+        ("references", not now.get("alphas") and bool(made.get("alphas"))),
+    ):
+        if is_old and isinstance(then.get(name), str):
+            made[name] = then[name]
     return {**results, "quality": made}
 
 
@@ -294,7 +296,7 @@ def _joined(
     for row in _rows(then, part):
         mine = rows.setdefault(_place(row), {})
         for name, value in row.items():
-            if name != without:
+            if name != without and (name in Cell._fields or isinstance(value, Mapping)):
                 mine.setdefault(name, value)
     return list(rows.values())
 
