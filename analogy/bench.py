@@ -438,12 +438,11 @@ def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
     is an ``OSError`` or ``StoreError``.
     """
     from analogy.baseline import BaselineError, write
-    from analogy.kept import keep, put, with_quality
+    from analogy.kept import keep, put
     from analogy.recorded import write_results
 
-    folder = bench.study.folder.path
-    results = with_quality(results, folder)
-    bench.kept = keep(results, folder)
+    bench.kept = keep(results, bench.study.folder.path)
+    results = dict(bench.kept.results)
     if bench.values["results"]:  # the user's own word
         write_results(results, bench.results)
     else:

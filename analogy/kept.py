@@ -36,6 +36,7 @@ MOST_READ = 50
 
 # What is written there; other files are the user's own.
 _NAME = re.compile(r"[0-9a-f]{12}\.json")
+_LEFT = re.compile(r"([0-9a-f]{12}|results(-[\w.-]+)?)\.json\.\d+\.partial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +168,13 @@ class Measured:
 class Kept:
     """What became of results in a run folder.
 
+    ``results``: the new ones, with what an earlier session measured besides (:func:`with_quality`).
     ``file``: where those of this measurement are. ``has_more``: they were more than the new ones,
     and stay. ``shown``: those that readers of the folder get. ``why``: why they are of another
     measurement, None where they are not.
     """
 
+    results: Mapping[str, Any]
     file: Path
     has_more: bool
     shown: Measured
@@ -205,11 +208,14 @@ def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) 
     ``name``: the file that readers get them by, if they are to be shown (:func:`why_stays`).
     """
     prepare(folder)
-    new, view = Measured.of(results), folder / name
-    own = folder / FOLDER_NAME / new.name
+    _sweep(folder)
+    view = folder / name
     shown = found(view)
     if shown is not None:
         _adopt(shown, folder)
+    results = with_quality(results, folder)
+    new = Measured.of(results)
+    own = folder / FOLDER_NAME / new.name
     old = found(own)
     has_more = old is not None and new.lacks(old)
     if old is not None and has_more:
@@ -222,7 +228,7 @@ def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) 
         _write(new.results, folder / RESULTS_NAME)
     if not has_more:
         _write(new.results, own)
-    return Kept(own, has_more, shown, why)
+    return Kept(results, own, has_more, shown, why)
 
 
 def why_stays(new: Scope, shown: Scope) -> str | None:
@@ -299,6 +305,14 @@ def _joined(
             if name != without and (name in Cell._fields or isinstance(value, Mapping)):
                 mine.setdefault(name, value)
     return list(rows.values())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a writer that was killed left of its results; the lock says that none is left."""
+    for place in (folder, folder / FOLDER_NAME):
+        for file in place.glob("*.partial"):
+            if _LEFT.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
 
 def _adopt(shown: Measured, folder: Path) -> None:

@@ -263,6 +263,29 @@ def test_a_folder_without_results_json_names_the_place_of_the_others(tmp_path):
         recorded.read(tmp_path)
 
 
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    keep(WHOLE, tmp_path)
+    left = [
+        "results.json.7.partial",
+        "results-a.json.7.partial",
+        "results/0123456789ab.json.7.partial",
+    ]
+    own = ["mine.partial", "results/mine.partial", "results/mine.json.7.partial"]
+    for name in (*left, *own):
+        (tmp_path / name).touch()
+    keep(WHOLE, tmp_path)
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.partial")}
+    assert there == {*own}
+
+
+def test_a_judge_s_scores_of_the_run_s_own_images_lose_no_quality(tmp_path):
+    whole = with_metrics(WHOLE, [("color", 0.5)])
+    keep(whole, tmp_path)
+    outcome = keep(with_metrics(WHOLE, []), tmp_path, name="results-clip-tiny.json")
+    assert outcome.results["quality"] == whole["quality"]
+    assert json.loads(outcome.file.read_text()) == whole == shown(tmp_path)
+
+
 def test_a_link_in_the_folder_is_replaced_and_not_followed(tmp_path):
     mine = tmp_path / "mine.json"
     mine.write_text("mine")

@@ -121,8 +121,8 @@ def score(
         study.record(command.lora)
         analysis = study.analysis()
         name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
-        found = study.results(analysis)
-        outcome = kept.keep(found, place, name=f"results-{name}.json")
+        outcome = kept.keep(study.results(analysis), place, name=f"results-{name}.json")
+        found = dict(outcome.results)
         scopes = {str(scope_of(each, is_finished=True)) for each in folder.commands()}
         file = results or place / f"results-{name}.json"
         if results is not None:

@@ -227,7 +227,8 @@ def report(
         refuse(Exit.NOT_COMPARABLE, error)
     except (recorded.RecordedError, StoreError, OSError) as error:
         refuse(Exit.USAGE, error)
-    say_which(run)
+    for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
+        say_which(path)
     show(f"report {output} written\n")
 
 
