@@ -302,3 +302,25 @@ def test_what_a_notebook_computes_has_the_ceiling_that_was_given(here):
     folder = RunFolder(Path("run"), read_only=True)
     assert folder.commands()[0].ceiling is not None
     folder.close()
+
+
+# --- an evaluation's folder, which holds no results
+
+
+def test_a_smaller_evaluation_takes_nothing_from_the_folder_of_a_larger_one(tmp_path):
+    from analogy.evaluation import EvaluationAgent, Task
+
+    def evaluate(*prompts):
+        task = Task(["clip_score"], list(prompts), steps=1, run_dir=str(tmp_path / "run"))
+        return EvaluationAgent(task).evaluate("embedded")
+
+    whole = evaluate("a red car", "two blue cups")
+    files = {
+        path: path.read_bytes()
+        for path in (tmp_path / "run").rglob("*")
+        if path.suffix in (".png", ".jsonl")
+    }
+    assert len(files) == 3
+    evaluate("a red car")
+    assert {path: path.read_bytes() for path in files} == files
+    assert evaluate("a red car", "two blue cups").results[0].values == whole.results[0].values
