@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import recorded
-from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
+from analogy.cli.base import KEEP, Exit, Json, a_path, app, option, refuse, show_lines, write
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def verify(
 def score(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     clip_model: Annotated[str, option(help="The judge, as for pytest benchmarks.")],
-    clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
+    clip_pretrained: Annotated[
+        str | None, option(help="Its weights, likewise.", parser=a_path)
+    ] = None,
     device: Annotated[
         str | None, option(help="Where to score [default: where the run was made].")
     ] = None,
@@ -147,7 +149,7 @@ def import_(
         Path | None, option(metavar="FILE", help="The pairs [default: the suite's own].")
     ] = None,
     clip_model: Annotated[str, option(help="The judge to come.")] = "embedded",
-    clip_pretrained: Annotated[str | None, option(help="Its weights.")] = None,
+    clip_pretrained: Annotated[str | None, option(help="Its weights.", parser=a_path)] = None,
 ) -> None:
     """Bring images that other tools made into a run folder; 'score' then judges them.
 
