@@ -479,6 +479,15 @@ def _heading(bench: Bench) -> Iterator[str]:
         different = subject_differences(bench.baseline, of_header(study.header()))
         if different:
             yield f"differs   {'; '.join(different)}"
+    yield from unread_lines(study)
+    if bench.is_strict:
+        yield "strict    no cell is expected to fail"
+    if run.limit is not None:
+        yield f"limit     {run.limit} pairs per category: not the whole measurement"
+
+
+def unread_lines(study: Study) -> Iterator[str]:
+    """The pairs that the judge or the model reads as one, for before the work and after."""
     for name, ids, why in (
         ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
         ("unsteered", study.unsteered, "the model reads as one what the method steers between"),
@@ -486,10 +495,6 @@ def _heading(bench: Bench) -> Iterator[str]:
         pairs = [pair for pair in study.pairs if pair.id in ids]
         if pairs:
             yield f"{name:<9} {len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
-    if bench.is_strict:
-        yield "strict    no cell is expected to fail"
-    if run.limit is not None:
-        yield f"limit     {run.limit} pairs per category: not the whole measurement"
 
 
 def _against_published(bench: Bench, analysis: Analysis) -> Iterator[str]:

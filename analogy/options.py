@@ -84,7 +84,8 @@ def _integer(low: int) -> Callable[[str], int]:
 
 def parse_number(text: str) -> float:
     """A finite decimal number: ASCII digits, a point, an exponent; not nan, inf, 1_000 or 0,5."""
-    return _finite(text, "a number")
+    is_special = text.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
+    return _finite(text, "a finite number" if is_special else "a number")
 
 
 def _finite(text: str, expected: str) -> float:

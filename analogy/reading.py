@@ -30,6 +30,8 @@ TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerF
 #: Tokens of a prompt that diffusers gives to T5, which itself has no limit.
 T5_TOKENS = 256
 
+# transformers makes a tokenizer without words of a folder that has none of these.
+_VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
 _BATCH = 4096
 _LONGEST = 100_000
 _STAND_IN = 16
@@ -63,7 +65,7 @@ def readers_of(folder: Path) -> list[Read]:
         encoder = index.get(name.replace("tokenizer", "text_encoder"))
         if encoder in (None, [None, None]) or part[1] is None:
             continue
-        if part[1] not in TOKENIZERS or not (folder / name).is_dir():
+        if part[1] not in TOKENIZERS or not any((folder / name / v).is_file() for v in _VOCABULARY):
             return []  # what one of the encoders reads is not known
         readers.append(_reader(folder / name, part[1]))
     return readers

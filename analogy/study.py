@@ -73,8 +73,8 @@ class Study:
     says unless given.
 
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
-    for judges that read more, and for methods that look at other pairs; they are not scored, and
-    no figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
+    for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
+    figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
     generator's text encoders read as one what it steers between.
     """
 
@@ -258,7 +258,7 @@ class Study:
 
     def score(self, jobs: Sequence[Job]) -> int:
         """Score the images among ``jobs`` that are not; returns how many those were."""
-        return self.execution.score(self._judged(jobs))
+        return self.execution.score(jobs)
 
     def close(self) -> None:
         """Let go of the workers and of the run folder."""
@@ -270,8 +270,8 @@ class Study:
         return self.folder.failures(jobs)
 
     def unscored(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs with an image that this run's judge is to score and has not."""
-        return self.folder.without_score(self._judged(jobs), self.judge.fingerprint)
+        """The jobs with an image that this run's judge has not scored."""
+        return self.folder.without_score(jobs, self.judge.fingerprint)
 
     def _judged(self, jobs: Sequence[Job]) -> Sequence[Job]:
         """The jobs but for those of pairs whose prompts the judge cannot tell apart."""
