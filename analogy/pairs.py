@@ -372,7 +372,7 @@ def _rows(check: _Check, text: str) -> Iterator[_Row]:
                 header = values
                 if not _check_header(check, header, start):
                     return
-            elif values == header:
+            elif [confusable(value) for value in values] == header:
                 check.add(start, "", "expected a pair, got the header again; remove the line")
             elif len(values) != len(header):
                 check.lose(

@@ -57,6 +57,7 @@ from analogy.store import (
     plan,
     plan_targets,
 )
+from analogy.text import command_line
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -523,11 +524,12 @@ def _unread(judge: JudgeSource, pairs: Sequence[Pair]) -> list[str]:
     if dark:
         mine = [pair for pair in same if pair.category in dark]
         others = [name for name in categories(pairs) if name not in dark]
-        leave = f"leave them out with --categories {csv_list(others)}, " if others else ""
+        leave = command_line(f"--categories={csv_list(others)}") if others else ""
+        which = f" of every pair in {csv_list(dark)}" if len(pairs) > 1 else ""
         raise OptionError(
-            f"--pairs: {what} of every pair in {csv_list(dark)} as one ({named(mine)}): the same "
-            f"tokens, whose margin is 0 whatever an image shows; {leave}say what differs earlier "
-            "or in other words, or choose another judge with --clip-model"
+            f"{what}{which} as one ({named(mine)}): the same tokens, whose margin is 0 whatever an "
+            f"image shows; {f'leave them out with {leave}, ' if leave else ''}say what differs "
+            "earlier or in other words, or choose another judge with --clip-model"
         )
     warnings.warn(
         f"{what} of {len(same):,} of {len(pairs):,} pairs as one ({named(same)}); they are not "
@@ -553,8 +555,8 @@ def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[s
     what = f"the model's text encoders read as one what the method {method} steers between"
     if len(same) == len(pairs):
         raise OptionError(
-            f"--pairs: {what}, in every pair ({named(same)}): nothing would be steered; say what "
-            "differs earlier or in other words, or choose another --method or --model"
+            f"{what}, in every pair ({named(same)}): nothing would be steered; say what differs "
+            "earlier or in other words, or choose another --method or --model"
         )
     warnings.warn(
         f"{what} in {len(same):,} of {len(pairs):,} pairs ({named(same)}); their images stay "

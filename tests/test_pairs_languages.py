@@ -180,6 +180,7 @@ def test_characters_that_are_not_seen_are_found_where_they_have_no_place(text, f
         ("c2,co\u2060lor,red,blue,a red cup,a blue cup", r"column category: .*U\+2060"),
         ("c2,color,red,blue,a red\u200b cup,a blue cup", r"column source_prompt: .*U\+200B"),
         ("\ufeffc2,color,red,blue,a red cup,a blue cup", "column id: .*, a byte order mark"),
+        ("\ufeff" + HEADER.strip(), "line 4: expected a pair, got the header again; remove"),
         (HEADER.strip(), "line 4: expected a pair, got the header again; remove the line"),
         ("caf\u00e9,color,red,blue,a red cup,a blue cup", "column id: .*as on line 2"),
     ],

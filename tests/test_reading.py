@@ -119,6 +119,26 @@ def test_some_such_pairs_are_named_first_counted_and_judged_by_nobody(tmp_path, 
     assert verb("verify", "run").exit_code == 0
 
 
+def test_a_category_of_only_such_pairs_is_refused_with_how_to_leave_it_out(tmp_path):
+    late = [
+        replace(LATE, id=f"l{i}", category="late", source_prompt=f"{LATE.source_prompt} {i}",
+                target_prompt=f"{LATE.target_prompt} {i}")
+        for i in range(6)
+    ]  # fmt: skip
+    good = [replace(pair(n, prompt=f"a {{}} {n}"), category="x, y") for n in NOUNS]
+    file = write(tmp_path / "p.csv", [*late, *good])
+    refused = verb("run", f"--pairs={file}", f"--run-dir={tmp_path / 'run'}", *SMALL)
+    assert refused.exit_code == 2
+    assert "leave them out with '--categories=\"x, y\"', say what differs" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_steer_says_it_of_its_one_pair(tmp_path):
+    refused = verb("steer", LATE.source_prompt, LATE.target_prompt, "-o", tmp_path / "s.png")
+    assert refused.exit_code == 2
+    assert "reads both prompts as one (pair): the same tokens" in refused.stderr
+
+
 def test_pairs_check_says_the_same(tmp_path):
     file = write(tmp_path / "p.csv", [PLAIN, LATE, WIDE, WORDS])
     arguments = ("pairs", "check", file, "--json=-")

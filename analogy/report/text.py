@@ -299,6 +299,9 @@ def quality_table(quality: Quality) -> Iterator[str]:
             yield f"{'':<10} {alpha:>5g} {n:>4}" + "".join(
                 f"  {score.value:>21.4g}" for score in scores.values()
             )
+    elif names and isinstance(quality.references, str):
+        why = f"CMMD and KID are not measured: {quality.references}"
+        yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
     if quality.alphas and not isinstance(quality.references, str):
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
