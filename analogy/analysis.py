@@ -38,6 +38,9 @@ from analogy.stats import (
 CONTROL = 0.0
 """The alpha of the control: the source prompt's own image."""
 
+RESOLUTION = 1e-6
+"""Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""
+
 DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
 """Verdicts of a claim that was tested; the others say why there was no test."""
 
@@ -344,7 +347,10 @@ def _pooled(values: NDArray[np.float64]) -> Estimate:
     is_there = ~np.isnan(values)
     if not is_there.all():
         return Estimate(n=len(values), n_items=int(is_there.sum()))
-    return estimate(values[:, 0]) if values.shape[1] == 1 else pooled_estimate(values)
+    made = estimate(values[:, 0]) if values.shape[1] == 1 else pooled_estimate(values)
+    if np.abs(values).max(initial=0.0) < RESOLUTION and made.verdict in DECIDED:
+        return replace(made, verdict=Verdict.INCONCLUSIVE, n_needed=None)
+    return replace(made, n_needed=None) if abs(made.mean) < RESOLUTION else made
 
 
 def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:

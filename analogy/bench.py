@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from analogy.options import OptionError
-from analogy.pairs import PairsError, WeakCategoryWarning, load_pairs, select
+from analogy.pairs import PairsError, PairsWarning, load_pairs, named, select
 from analogy.records import Cell, Limit, Pair, Verdict
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Bench:
 
 
 def chosen_pairs(values: Mapping[str, Any]) -> list[Pair]:
-    """The pairs of the cases. The study reads them again and then warns of weak categories: a
+    """The pairs of the cases. The study reads them again and then warns of what is doubtful: a
     warning while tests are collected may be an error.
     """
     from analogy.models import shipped
@@ -137,7 +137,7 @@ def chosen_pairs(values: Mapping[str, Any]) -> list[Pair]:
     option = "--pairs"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", WeakCategoryWarning)
+            warnings.simplefilter("ignore", PairsWarning)
             pairs = load_pairs(values["pairs"] or shipped("pairs.csv"))
         option = "--categories"
         return select(pairs, values["categories"], values["limit"])
@@ -364,7 +364,7 @@ def load_references(bench: Bench) -> References | str:
     except ImportError as error:
         return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
     try:
-        drawn = [drawings(pair, len(study.config.seeds)) for pair in study.pairs]
+        drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
     except CaptionError as error:
         return f"no drawings of these pairs ({error})"
     targets = np.stack([target for twins in drawn for _, target in twins])
@@ -520,10 +520,22 @@ def _heading(bench: Bench) -> Iterator[str]:
         different = subject_differences(bench.baseline, of_header(study.header()))
         if different:
             yield f"differs   {'; '.join(different)}"
+    yield from unread_lines(study)
     if bench.is_strict:
         yield "strict    no cell is expected to fail"
     if run.limit is not None:
         yield f"limit     {run.limit} pairs per category: not the whole measurement"
+
+
+def unread_lines(study: Study) -> Iterator[str]:
+    """The pairs that the judge or the model reads as one, for before the work and after."""
+    for name, ids, why in (
+        ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
+        ("unsteered", study.unsteered, "the model reads as one what the method steers between"),
+    ):
+        pairs = [pair for pair in study.pairs if pair.id in ids]
+        if pairs:
+            yield f"{name:<9} {len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
 
 
 def _against_published(bench: Bench, analysis: Analysis) -> Iterator[str]:

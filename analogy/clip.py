@@ -166,6 +166,18 @@ def _hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path
     raise absent(f"judge hf-hub:{repository}", repository, "", failure, offline=offline)
 
 
+def tokenizer_of(source: JudgeSource) -> Any:
+    """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(source.name)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"judge {source.name}: expected a tokenizer that can be loaded ({error})"
+        ) from error
+
+
 class Judge:
     """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU.
 
@@ -184,7 +196,7 @@ class Judge:
         )
         self._dtype = getattr(torch, source.dtype)
         self._model.eval().requires_grad_(False).to(self._dtype)
-        self.tokenize = open_clip.get_tokenizer(source.name)
+        self.tokenize = tokenizer_of(source)
         self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
 
     @torch.inference_mode()

@@ -237,7 +237,7 @@ def run_methods(studies: Sequence[Study], report: Report = lambda n: None) -> Me
     first.score(jobs)
     return compare_methods(
         {study.config.method: study.table() for study in studies},
-        first.pairs,
+        first.judged,
         blind=[name for name in first.categories if (of := first.ceiling(name)) and of.is_blind],
     )
 

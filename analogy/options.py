@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -53,36 +57,71 @@ class Option:
         return f"analogy_{self.key}"
 
 
+MAX_INTEGER = 2**63 - 1
+"""Largest integer that an option takes."""
+
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_RANGE = re.compile(r"([0-9]{1,9}) *(?:-|\.\.|:|to) *([0-9]{1,9})")
+_MOST_OF_A_RANGE = 20
+
+
 def _integer(low: int) -> Callable[[str], int]:
+    """Read an integer from ``low``: ASCII digits, with a sign or none; not 1e3, 1_000 or 3.0."""
+
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"expected an integer >= {low}, got {text!r}") from None
-        if value < low:
-            raise ValueError(f"expected an integer >= {low}, got {value}")
+        given = text.strip()
+        if not _INTEGER.fullmatch(given) or len(given) > 20:
+            raise ValueError(f"expected an integer >= {low}, got {text!r}{_plainly(given, int)}")
+        value = int(given)
+        if not low <= value <= MAX_INTEGER:
+            most = f" and <= {MAX_INTEGER}" if value > MAX_INTEGER else ""
+            raise ValueError(f"expected an integer >= {low}{most}, got {value}")
         return value
 
     return parse
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text!r}") from None
+def parse_number(text: str) -> float:
+    """A finite decimal number: ASCII digits, a point, an exponent; not nan, inf, 1_000 or 0,5."""
+    is_special = text.strip().lower().lstrip("+-") in ("nan", "inf", "infinity")
+    return _finite(text, "a finite number" if is_special else "a number")
 
 
-def _at_least_zero(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < math.inf:
+def _finite(text: str, expected: str) -> float:
+    given = text.strip()
+    if not _NUMBER.fullmatch(given):
+        raise ValueError(f"expected {expected}, got {text!r}{_plainly(given, float)}")
+    value = float(given)
+    if math.isinf(value):
+        raise ValueError(f"expected {expected}, got {text!r}, which is too large")
+    return value
+
+
+def _plainly(text: str, kind: type[int] | type[float]) -> str:
+    """How a number would be written that was meant by this text; empty if none was."""
+    meant = unicodedata.normalize("NFKC", text).replace("_", "").replace("\u2212", "-")
+    if kind is float and re.fullmatch(r"[+-]?[0-9]+,[0-9]+", meant):
+        meant = meant.replace(",", ".")
+    if len(meant) > 20 or not _NUMBER.fullmatch(meant):
+        return ""
+    value = float(meant)
+    if kind is int and (not value.is_integer() or abs(value) > MAX_INTEGER):
+        return ""
+    return f"; write {int(value) if kind is int else meant}"
+
+
+def parse_tolerance(text: str) -> float:
+    """A finite number >= 0; another text is a ``ValueError``."""
+    value = _finite(text, "a finite number >= 0")
+    if value < 0:
         raise ValueError(f"expected a finite number >= 0, got {text!r}")
     return value
 
 
 def _above_zero(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < math.inf:
+    value = _finite(text, "a finite number > 0")
+    if value <= 0:
         raise ValueError(f"expected a finite number > 0, got {text!r}")
     return value
 
@@ -90,16 +129,82 @@ def _above_zero(text: str) -> float:
 def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     def parse_list(text: str) -> tuple[Any, ...]:
         items = [item.strip() for item in text.split(",")]
-        if not all(items):
-            raise ValueError(f"expected values separated by commas, got {text!r}")
-        return tuple(parse(item) for item in items)
+        try:
+            if not all(items):
+                raise ValueError(f"expected values separated by commas, got {text!r}")
+            return tuple(parse(item) for item in items)
+        except ValueError as error:
+            raise ValueError(f"{error}{_with_commas(text, parse)}") from None
 
     return parse_list
 
 
+def _with_commas(text: str, parse: Callable[[str], Any]) -> str:
+    """How the list would be written that was meant by this text; empty if none was."""
+    span = _RANGE.fullmatch(text.strip())
+    if span:
+        first, last = map(int, span.groups())
+        items = [str(value) for value in range(first, min(last, first + _MOST_OF_A_RANGE) + 1)]
+        if not 1 < len(items) <= _MOST_OF_A_RANGE:
+            return ""
+    else:
+        items = [item for item in re.split(r"[\s,;/|()\[\]{}]+", text) if item]
+    try:
+        for item in items:
+            parse(item)
+    except ValueError:
+        return ""
+    return f"; write {','.join(items)}" if items else ""
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, as one record of CSV: one that holds a comma is in double quotes.
+
+    Raises ``ValueError`` if a name is empty, or a quote is not closed.
+    """
+    expected = "expected values separated by commas, those that hold a comma in double quotes"
+    try:
+        records = list(csv.reader(io.StringIO(text), strict=True, skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{expected}, got {text!r} ({error})") from None
+    names = tuple(name.strip() for name in records[0]) if len(records) == 1 else ()
+    if not names or not all(names):
+        raise ValueError(f"expected values separated by commas, got {text!r}")
+    return names
+
+
+def csv_list(names: Iterable[str], separator: str = ",") -> str:
+    """Names as :func:`parse_names` reads them."""
+    quoted = (
+        '"' + name.replace('"', '""') + '"' if "," in name or name.startswith('"') else name
+        for name in names
+    )
+    return separator.join(quoted)
+
+
+def parse_path(text: str) -> str:
+    """A path, ``~`` and ``~user`` expanded: no shell expands the one in ``--run-dir=~/a``.
+
+    What exists under its own name, tilde and all, is that. Raises ``ValueError`` if the text is
+    empty, or the user has no home.
+    """
+    if not text.strip():
+        raise ValueError(f"expected a path, got {text!r}")
+    if not text.startswith("~") or os.path.lexists(text):
+        return text
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        name = text.partition("/")[0]
+        raise ValueError(
+            f"expected a user of this machine after the ~, got {name!r}; for a file of that name "
+            f"write ./{text}"
+        )
+    return path
+
+
 def parse_device(text: str) -> str:
     """The name of a device; another text is a ``ValueError``."""
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
+    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", text):
         raise ValueError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
     return text
 
@@ -133,7 +238,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
             raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
         name = _one_of((*PER_IMAGE, *PER_SET))(metric)
-        limits.append(Limit(name, sign == ">=", _number(value)))
+        limits.append(Limit(name, sign == ">=", parse_number(value)))
     return tuple(limits)
 
 
@@ -145,23 +250,23 @@ OPTIONS: tuple[Option, ...] = (
     Option("--offline", "never touch the network; a file that is not on this machine is an error "
            "that names the command that fetches it", default=False),
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
-           "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=str,
+           "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=parse_path,
            metavar="MODEL"),
     Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
-           "holds one, or a hub id with optional @revision", parse=str, metavar="LORA"),
+           "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
     Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id "
-           "[default: embedded; with --gpu ViT-B-32]", parse=str, metavar="CLIP"),
+           "[default: embedded; with --gpu ViT-B-32]", parse=parse_path, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights "
-           "[default: none; with --gpu laion2b_s34b_b79k]", parse=str, metavar="TAG"),
+           "[default: none; with --gpu laion2b_s34b_b79k]", parse=parse_path, metavar="TAG"),
     Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
            "is faster and moves the margins (docs/performance.md)", default="float32",
            parse=_one_of(DTYPES), metavar="DTYPE", choices=DTYPES),
-    Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=str,
+    Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=parse_path,
            metavar="FILE"),
-    Option("--categories", "only these, separated by commas [default: all in the pairs]",
-           parse=_list_of(str), metavar="NAMES"),
+    Option("--categories", "only these, separated by commas, one that holds a comma in double "
+           "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
     Option("--alphas", "steering strengths, separated by commas; the control 0 is always there",
-           default="0.5,0.8,1.0", parse=_list_of(_number), metavar="LIST"),
+           default="0.5,0.8,1.0", parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
     Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
@@ -174,7 +279,8 @@ OPTIONS: tuple[Option, ...] = (
            "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
            metavar="N"),
     Option("--guidance", "classifier-free guidance scale [default: "
-           f"{EMBEDDED_SAMPLING[1]} for the embedded model; else as for --steps]", parse=_number,
+           f"{EMBEDDED_SAMPLING[1]} for the embedded model; else as for --steps]",
+           parse=parse_number,
            metavar="SCALE"),
     Option("--size", "pixels a side [default: what the model was trained for]", parse=_integer(8),
            metavar="PIXELS"),
@@ -195,27 +301,27 @@ OPTIONS: tuple[Option, ...] = (
     Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "
            "this machine alone]", parse=str, metavar="ADDRESS"),
     Option("--run-dir", "where images and scores are kept and continued from "
-           "[default: .analogy/runs/<config hash>]", parse=str, metavar="FOLDER"),
+           "[default: .analogy/runs/<config hash>]", parse=parse_path, metavar="FOLDER"),
     Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "
-           "[default: the suite's own, for the embedded judge]", parse=str, metavar="FILE"),
+           "[default: the suite's own, for the embedded judge]", parse=parse_path, metavar="FILE"),
     Option("--reference", "images that those of the grid should be distributed like, for CMMD and "
-           "KID [default: for the embedded model, drawings of the pairs' targets]", parse=str,
-           metavar="FOLDER"),
+           "KID [default: for the embedded model, drawings of the pairs' targets]",
+           parse=parse_path, metavar="FOLDER"),
     Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
-           "downloads]", parse=str, metavar="FILE"),
+           "downloads]", parse=parse_path, metavar="FILE"),
     Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
            "if its whole interval is beyond [default: recorded, never failed]", default=None,
            parse=_limits, metavar="LIST"),
     Option("--baseline", "results of an earlier run: no cell may fall below them, and cells that "
            "did not succeed there are expected not to [default: the suite's own for the embedded "
-           "model, else none]", parse=str, metavar="FILE"),
+           "model, else none]", parse=parse_path, metavar="FILE"),
     Option("--tolerance", "how far below the baseline a mean margin may be", default="0.005",
-           parse=_at_least_zero, metavar="MARGIN"),
+           parse=parse_tolerance, metavar="MARGIN"),
     Option("--update-baseline", "write this run's results as the baseline", default=False),
     Option("--results", "where to write the results [default: results.json, unless that has those "
-           "of a larger run]", parse=str, metavar="FILE"),
-    Option("--report", "write the report, one HTML file with every image and figure", parse=str,
-           metavar="FILE.html"),
+           "of a larger run]", parse=parse_path, metavar="FILE"),
+    Option("--report", "write the report, one HTML file with every image and figure",
+           parse=parse_path, metavar="FILE.html"),
 )  # fmt: skip
 
 

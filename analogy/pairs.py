@@ -11,6 +11,7 @@ import difflib
 import io
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,10 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
+from analogy.options import csv_list
 from analogy.records import Pair
+from analogy.text import is_printable
+from analogy.words import confusable, differs_in_more, folded, has_word, invisible
 
 COLUMNS = tuple(column.name for column in fields(Pair))
 
@@ -33,10 +37,11 @@ MAX_REPORTED = 20
 MIN_PAIRS = 2
 WEAK_PAIRS = 5
 
+MAX_NAMED = 5
+"""Pairs that a note about many names."""
+
 _UTF8_BOM = b"\xef\xbb\xbf"
-_WORD_CHARACTER = re.compile(r"\w")
-# What a results file refuses in an id, too: it would be written and never read again.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class PairsError(ValueError):
@@ -51,15 +56,28 @@ class PairsError(ValueError):
         self.problems = tuple(problems) or (message,)
 
 
-class WeakCategoryWarning(UserWarning):
+class PairsWarning(UserWarning):
+    """Pairs can be used, but their figures may not mean what they seem to."""
+
+
+class WeakCategoryWarning(PairsWarning):
     """A category has so few pairs that its statistics are weak."""
 
 
+class DifferingPromptsWarning(PairsWarning):
+    """The prompts of a pair differ in more than its words."""
+
+
+class UnreadPairsWarning(PairsWarning):
+    """A judge or a generator reads two texts of a pair as one."""
+
+
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Read a CSV file of word pairs, in the file's order, or raise a `PairsError`.
+    """Read a CSV file of word pairs, in the file's order.
 
     Blank lines, white space around a field and columns beyond `COLUMNS` are ignored. Letter case
     does not count where words and prompts are compared, as it does not to CLIP's tokenizers.
+    Raises `PairsError` if the file cannot be used; what is doubtful is a `PairsWarning`.
     """
     path = Path(path)
     check = _Check(path)
@@ -74,7 +92,43 @@ def load_pairs(path: str | Path) -> list[Pair]:
                 WeakCategoryWarning,
                 stacklevel=2,
             )
+    differing = differing_pairs(pairs)
+    if differing:
+        warnings.warn(
+            f"{path}: {differing_note(differing, len(pairs))}",
+            DifferingPromptsWarning,
+            stacklevel=2,
+        )
     return pairs
+
+
+def differing_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs whose prompts differ in more than the words; `differs_in_more` has the rule."""
+    return [
+        pair
+        for pair in pairs
+        if differs_in_more(
+            pair.source_prompt, pair.target_prompt, pair.source_word, pair.target_word
+        )
+    ]
+
+
+def differing_note(differing: Sequence[Pair], count: int) -> str:
+    """What is to be said of `differing`, among `count` pairs."""
+    first = differing[0]
+    return (
+        f"the prompts of {len(differing):,} of {count:,} pairs differ in more than the words "
+        f"({named(differing)}), such as {_shown(first.source_prompt)} and "
+        f"{_shown(first.target_prompt)}; what else differs is measured, too: let the prompts of a "
+        "pair differ in its words alone"
+    )
+
+
+def named(pairs: Sequence[Pair]) -> str:
+    """The ids of these pairs, or the first of many."""
+    ids = [pair.id if len(pair.id) <= 40 else f"{pair.id[:39]}…" for pair in pairs[:MAX_NAMED]]
+    more = len(pairs) - len(ids)
+    return ", ".join(ids) + (f" and {more:,} more" if more else "")
 
 
 def categories(pairs: Iterable[Pair]) -> list[str]:
@@ -85,16 +139,20 @@ def categories(pairs: Iterable[Pair]) -> list[str]:
 def select(
     pairs: Sequence[Pair], categories: Iterable[str] | None = None, limit: int | None = None
 ) -> list[Pair]:
-    """Choose categories (default: all) and the first `limit` pairs of each, in the file's order."""
-    known = list(_by_category(pairs))
-    wanted = known if categories is None else list(categories)
-    if not wanted:
-        raise PairsError(f"expected at least one category, got none; choose from {_listed(known)}")
-    for name in wanted:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PairsError(f"unknown category {name!r}; choose from {_listed(known)}{hint}")
+    """Choose categories (default: all) and the first `limit` pairs of each, in the file's order.
+
+    A category is known in every Unicode form of its name. Raises `PairsError` for an unknown one.
+    """
+    known = {confusable(name): name for name in _by_category(pairs)}
+    given = list(known.values()) if categories is None else list(categories)
+    choose = f"choose from {csv_list(known.values(), ', ')}"
+    if not given:
+        raise PairsError(f"expected at least one category, got none; {choose}")
+    wanted: set[str] = set()
+    for name in given:
+        if confusable(name) not in known:
+            raise PairsError(f"unknown category {name!r}; {choose}{_hint(given, known.values())}")
+        wanted.add(known[confusable(name)])
     if limit is not None and limit < 1:
         raise PairsError(f"expected a limit of at least 1 pair per category, got {limit}")
 
@@ -105,6 +163,19 @@ def select(
             taken[pair.category] += 1
             chosen.append(pair)
     return chosen
+
+
+def _hint(given: Sequence[str], known: Iterable[str]) -> str:
+    """What may have been meant by categories of which one is unknown."""
+    for name in known:
+        parts = [part.strip() for part in name.split(",")]
+        if len(parts) > 1 and any(
+            given[i : i + len(parts)] == parts for i in range(len(given) - len(parts) + 1)
+        ):
+            return f"; a name that holds a comma is quoted: {csv_list([name])}"
+    unknown = next(name for name in given if name not in known)
+    near = difflib.get_close_matches(unknown, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +220,7 @@ class _Check:
         ids: dict[str, int] = {}
         prompts: dict[str, int] = {}
         lines: dict[str, list[int]] = {}
+        spelled: dict[str, tuple[str, int]] = {}
         known = list(islice(rows, MAX_PAIRS + 1))  # reading is quick, checking is not
         if len(known) > MAX_PAIRS:
             line = known[-1].line
@@ -160,12 +232,20 @@ class _Check:
             self._check_fields(row)
             self._check_words(pair, row.line)
             if pair.id:
-                self._check_new(ids, repr(pair.id), row.line, "id")
+                self._check_new(ids, confusable(pair.id), pair.id, row.line, "id")
             if pair.source_prompt and pair.target_prompt:
-                key = f"{_folded(pair.source_prompt)!r} -> {_folded(pair.target_prompt)!r}"
-                self._check_new(prompts, key, row.line, "source_prompt")
+                key = f"{folded(pair.source_prompt)!r} -> {folded(pair.target_prompt)!r}"
+                self._check_new(prompts, key, key, row.line, "source_prompt")
             if pair.category:
                 lines.setdefault(pair.category, []).append(row.line)
+                first = spelled.setdefault(confusable(pair.category), (pair.category, row.line))
+                if first[0] != pair.category:
+                    self.add(
+                        row.line,
+                        "category",
+                        f"expected one spelling of a category, got {pair.category!a} here and "
+                        f"{first[0]!a} on line {first[1]}, which look alike; write one",
+                    )
         if not self.rows_lost:
             self._check_counts(lines)
         if not pairs and not self.problems:
@@ -183,7 +263,9 @@ class _Check:
                     f"expected at most {MAX_FIELD_CHARACTERS:,} characters, got {len(text):,}; "
                     "shorten it, or close a quote that was left open",
                 )
-            elif column in ("id", "category") and _CONTROL.search(text):
+            elif hidden := invisible(text):
+                self.add(row.line, column, _of_invisible(hidden, text))
+            elif column in ("id", "category") and not is_printable(text):
                 self.add(
                     row.line,
                     column,
@@ -194,7 +276,7 @@ class _Check:
     def _check_words(self, pair: Pair, line: int) -> None:
         for what in ("word", "prompt"):
             source, target = getattr(pair, f"source_{what}"), getattr(pair, f"target_{what}")
-            if source and _folded(source) == _folded(target):
+            if source and folded(source) == folded(target):
                 self.add(
                     line,
                     f"target_{what}",
@@ -211,14 +293,16 @@ class _Check:
                     "write the word as it stands in the prompt",
                 )
 
-    def _check_new(self, seen: dict[str, int], key: str, line: int, column: str) -> None:
+    def _check_new(self, seen: dict[str, int], key: str, text: str, line: int, column: str) -> None:
         first = seen.setdefault(key, line)
         if first != line:
-            what = "an id of its own" if column == "id" else "a pair of prompts of its own"
+            what, got = "a pair of prompts of its own", text[:200]
+            if column == "id":
+                what, got = "an id of its own", _shown(text)
             self.add(
                 line,
                 column,
-                f"expected {what}, got {key[:200]} as on line {first}; change or remove one",
+                f"expected {what}, got {got} as on line {first}; change or remove one",
             )
 
     def _check_counts(self, lines: dict[str, list[int]]) -> None:
@@ -288,6 +372,8 @@ def _rows(check: _Check, text: str) -> Iterator[_Row]:
                 header = values
                 if not _check_header(check, header, start):
                     return
+            elif [confusable(value) for value in values] == header:
+                check.add(start, "", "expected a pair, got the header again; remove the line")
             elif len(values) != len(header):
                 check.lose(
                     start,
@@ -308,7 +394,22 @@ def _rows(check: _Check, text: str) -> Iterator[_Row]:
 
 
 def _check_header(check: _Check, header: list[str], line: int) -> bool:
-    """Note missing and repeated columns; whether there are none."""
+    """Note missing and repeated columns; True if there are none."""
+    for separator, name in _SEPARATORS.items():
+        if set(COLUMNS) <= {each.strip(' "') for each in ",".join(header).split(separator)}:
+            check.lose(
+                line,
+                f"expected commas between the columns, got {name}; save the file as CSV that is "
+                "separated by commas",
+            )
+            return False
+    if header[0].casefold().startswith("sep="):
+        check.lose(
+            line,
+            f"expected a header line with {_listed(COLUMNS)}, got a spreadsheet's "
+            f"{_shown(header[0])}; remove the line",
+        )
+        return False
     for column in COLUMNS:
         if header.count(column) == 1:
             continue
@@ -330,21 +431,16 @@ def _by_category(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     return groups
 
 
-def _folded(text: str) -> str:
-    """Give the text as comparisons see it: letter case and runs of white space do not count."""
-    return " ".join(text.casefold().split())
-
-
-def has_word(prompt: str, word: str) -> bool:
-    """Whether the word, or words, stand whole in the prompt."""
-    text, part = _folded(prompt), _folded(word)
-    at = text.find(part)  # a pattern of each word's own would take most of the time of a large file
-    while at >= 0:
-        beside = text[max(at - 1, 0) : at], text[at + len(part) :][:1]
-        if not any(_WORD_CHARACTER.match(character) for character in beside):
-            return True
-        at = text.find(part, at + 1)
-    return False
+def _of_invisible(character: str, text: str) -> str:
+    """What is wrong with a text that holds this character."""
+    is_control = unicodedata.category(character) == "Cc"
+    name = unicodedata.name(character, "a control character" if is_control else "without a name")
+    if character == "\ufeff":
+        name += ", a byte order mark"
+    return (
+        f"expected characters that can be seen, got U+{ord(character):04X} ({name}) in "
+        f"{_shown(text)}; take it out"
+    )
 
 
 def _line_at(before: str) -> int:

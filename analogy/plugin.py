@@ -21,6 +21,7 @@ from analogy.bench import (
     open_bench,
     refusals,
     summary,
+    unread_lines,
     write_outputs,
 )
 from analogy.options import OPTIONS, OptionError, parse_options
@@ -116,6 +117,10 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
     made = _open(config)
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    with uncaptured(config):
+        for line in unread_lines(made.study):  # before the work, not in the summary alone
+            reporter.write_line(f"\n{line}")
     for item in request.session.items:
         callspec = getattr(item, "callspec", None)
         params = {} if callspec is None else callspec.params

@@ -191,11 +191,16 @@ class Quality:
             )
         )
         controls = np.stack([seen[self._control(job).key] for job in batch])
+        # Half precision may give two prompts one embedding: no direction, and so no similarity.
+        differ = (target != source).any(axis=1)
+        similarity = np.zeros(len(batch))
+        if differ.any():
+            similarity[differ] = directional_similarity_of_features(
+                features[differ], controls[differ], target[differ], source[differ]
+            )
         return {
             "clip_score": clip_score_of_features(features, target),
-            "directional_similarity": directional_similarity_of_features(
-                features, controls, target, source
-            ),
+            "directional_similarity": similarity,
         }
 
     def _kept(self, batch: Sequence[Job]) -> dict[str, NDArray[np.float64]]:

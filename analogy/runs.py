@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -250,7 +250,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     finally:
         store.close()
     images["path"] = [str(folder / name) for name in images["path"]]
-    items = _items(images, command)
+    unread = results.get("unread")
+    unread = [one for one in unread if isinstance(one, str)] if isinstance(unread, list) else []
+    items = _items(images, command, unread)
     return Run(path, folder, results, images, items, _cells(results), others)
 
 
@@ -367,8 +369,9 @@ def _no_images() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
 
 
-def _items(images: pd.DataFrame, command: Command) -> pd.DataFrame:
+def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> pd.DataFrame:
     is_own = images["method"].isna() | (images["method"] == command.config.method)
+    is_own &= ~images["pair_id"].isin(list(unread))  # no figure is of them
     is_own &= images["alpha"].isin(command.config.grid_alphas)  # lerp draws the targets, too
     items = items_from_margins(images[is_own & images["margin"].notna()])
     order = {pair.id: i for i, pair in enumerate(command.pairs)}

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analogy.words import folded
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
@@ -142,7 +144,8 @@ def category(edit: Edit, alpha: float) -> Conditioning:
     the others' prompts that say the target word minus that over those that say the source word.
     In a balanced category (red to blue, blue to red) the plain mean of all directions is about
     zero and would say nothing; it is used where the words do not recur (king to queen among man
-    to woman). A category of one pair has no direction: ``ValueError``.
+    to woman). Letter case does not count where words are compared, as it does not to the text
+    encoders. A category of one pair has no direction: ``ValueError``.
     """
     if not edit.others:
         raise ValueError(
@@ -154,9 +157,11 @@ def category(edit: Edit, alpha: float) -> Conditioning:
 
 def category_direction(edit: Edit) -> Conditioning:
     """The direction that :func:`category` adds."""
-    prompts = [(other.source_word, other.source) for other in edit.others]
-    prompts += [(other.target_word, other.target) for other in edit.others]
-    source, target = ([encoded for said, encoded in prompts if said == name] for name in edit.words)
+    prompts = [(folded(other.source_word), other.source) for other in edit.others]
+    prompts += [(folded(other.target_word), other.target) for other in edit.others]
+    source, target = (
+        [encoded for said, encoded in prompts if said == name] for name in map(folded, edit.words)
+    )
     if source and target:
         return _mean(target).minus(_mean(source))
     return _mean([other.target.minus(other.source) for other in edit.others])

@@ -35,6 +35,7 @@ from analogy.lock import LockedError, WriterLock
 from analogy.records import Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
 from analogy.text import analogy_command
+from analogy.words import folded
 
 SCHEMA_VERSION = 2
 
@@ -157,10 +158,22 @@ def plan(
             method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
             if alpha != 0.0 and config.method in OTHERS_MATTER:
                 method["others"] = others
+                if _has_cases(pair, by_category[pair.category]):
+                    method["words"] = "folded"  # earlier suites compared these words as written
             for seed in config.seeds:
                 what = {**subject, **method, "pair": content(pair), "seed": seed}
                 jobs.append(Job(pair, alpha, seed, config.method, digest(what)))
     return jobs
+
+
+def _has_cases(pair: Pair, pairs: Iterable[Pair]) -> bool:
+    """True if another pair has one of the pair's words in other letters, such as capitals."""
+    words = {folded(word): word for word in (pair.source_word, pair.target_word)}
+    return any(
+        words.get(folded(word), word) != word
+        for other in pairs
+        for word in (other.source_word, other.target_word)
+    )
 
 
 def plan_targets(

@@ -7,8 +7,9 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from analogy import __version__
 from analogy import ceiling as ceilings
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
-from analogy.clip import JudgeSource, find_judge
+from analogy.clip import JudgeSource, find_judge, tokenizer_of
 from analogy.execute import Execution, Report
 from analogy.models import (
     DEFAULT_GPU_CLIP,
@@ -37,9 +38,10 @@ from analogy.models import (
     sampling,
     shipped,
 )
-from analogy.options import OptionError, parse_device
-from analogy.pairs import categories, load_pairs, select
+from analogy.options import OptionError, csv_list, parse_device
+from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, select
 from analogy.quality import Quality
+from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
@@ -56,6 +58,7 @@ from analogy.store import (
     plan,
     plan_targets,
 )
+from analogy.text import command_line
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
@@ -70,6 +73,11 @@ class Study:
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
     ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
     says unless given.
+
+    ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
+    for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
+    figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
+    generator's text encoders read as one what it steers between.
     """
 
     def __init__(
@@ -82,9 +90,14 @@ class Study:
         truth: GroundTruth | None = None,
         *,
         scheduler: str | None = None,
+        unread: Collection[str] = (),
+        unsteered: Collection[str] = (),
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
+        self.unread = frozenset(unread)
+        self.unsteered = frozenset(unsteered)
+        self.judged = [pair for pair in self.pairs if pair.id not in self.unread]
         self.model = model
         self.judge = judge
         self.folder = folder
@@ -95,7 +108,11 @@ class Study:
         self.execution = Execution(config, pairs, model, judge, folder)
         self._jobs = self._plan(config, config.grid_alphas)
         self.quality = Quality(
-            config, self._jobs[None], folder, lambda: self.execution.judge, judge.fingerprint
+            config,
+            self._judged(self._jobs[None]),
+            folder,
+            lambda: self.execution.judge,
+            judge.fingerprint,
         )
         self._null_jobs: dict[str | None, list[Job]] = {}
         if config.control:  # the random control's, whose alpha 0 is the method's own
@@ -123,12 +140,17 @@ class Study:
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
+        unread = unread_pairs(judge, pairs)
+        left = _unsteered(model, pairs, config.method)
         truth = _ground_truth(values["ceiling"], judge)
         scheduler = scheduler_of(model.folder)
         path = values["run_dir"] or Path(".analogy") / "runs" / _run_name(
             config, model, judge, scheduler
         )
-        study = cls(config, pairs, model, judge, RunFolder(Path(path)), truth)
+        study = cls(
+            config, pairs, model, judge, RunFolder(Path(path)), truth,
+            unread=unread, unsteered=left,
+        )  # fmt: skip
         study.record(values["lora"])
         return study
 
@@ -140,6 +162,7 @@ class Study:
         *,
         model: ModelSource | None = None,
         judge: JudgeSource | None = None,
+        unread: Collection[str] = (),
         **changed: Any,
     ) -> Study:
         """The study of an earlier command, from what its run folder keeps; loads and looks for
@@ -165,14 +188,18 @@ class Study:
             )
         else:
             truth = _ground_truth(None, judge)
-        return cls(config, command.pairs, model, judge, folder, truth, scheduler=command.scheduler)
+        return cls(
+            config, command.pairs, model, judge, folder, truth,
+            scheduler=command.scheduler, unread=unread,
+        )  # fmt: skip
 
     def by(self, method: str) -> Study:
         """The same study by another steering method, in the same open run folder."""
         _refuse_lone_pairs(method, self.pairs)
         return Study(
             replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
-            self.truth, scheduler=self.scheduler,
+            self.truth, scheduler=self.scheduler, unread=self.unread,
+            unsteered=_unsteered(self.model, self.pairs, method),
         )  # fmt: skip
 
     def record(self, lora: str | None) -> None:
@@ -252,12 +279,18 @@ class Study:
         """The jobs with an image that this run's judge has not scored."""
         return self.folder.without_score(jobs, self.judge.fingerprint)
 
+    def _judged(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs but for those of pairs whose prompts the judge cannot tell apart."""
+        if not self.unread:
+            return jobs
+        return [job for job in jobs if job.pair.id not in self.unread]
+
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
-        """Items: a row per pair, a column per alpha, NaN where images lack scores.
+        """Items: a row per judged pair, a column per alpha, NaN where images lack scores.
 
         Of one category if given; of the random control if ``null``.
         """
-        pairs = [pair for pair in self.pairs if category in (None, pair.category)]
+        pairs = [pair for pair in self.judged if category in (None, pair.category)]
         jobs = self._jobs.get(category, [])
         if null:
             controls = [job for job in jobs if job.alpha == 0.0]
@@ -276,7 +309,7 @@ class Study:
         """Items of the target prompts' own images, by pair id; None where not asked for."""
         if not self.config.target:
             return None
-        return self._items(self._target_jobs.get(None, []), self.pairs, (1.0,))[1.0]
+        return self._items(self._target_jobs.get(None, []), self.judged, (1.0,))[1.0]
 
     def _null_table(self, category: str | None = None) -> pd.DataFrame | None:
         return self.table(category, null=True) if self.config.control else None
@@ -286,7 +319,7 @@ class Study:
         if self.truth is None:
             return None
         if category not in self._ceilings:
-            pairs = [pair for pair in self.pairs if pair.category == category]
+            pairs = [pair for pair in self.judged if pair.category == category]
             self._ceilings[category] = ceilings.ceiling(self.truth, pairs)
         return self._ceilings[category]
 
@@ -313,7 +346,7 @@ class Study:
             seen = {category: self.ceiling(category) for category in self.categories}
             self._analysed = (
                 of,
-                analyse(table, self.pairs, null=null, targets=targets, ceilings=seen),
+                analyse(table, self.judged, null=null, targets=targets, ceilings=seen),
             )
         return self._analysed[1]
 
@@ -359,6 +392,11 @@ class Study:
         """
         return {
             **self.header(),
+            **{
+                name: [pair.id for pair in self.pairs if pair.id in ids]
+                for name, ids in (("unread", self.unread), ("unsteered", self.unsteered))
+                if ids
+            },
             **(analysis or self.analysis()).to_dict(),
             "quality": self.quality.to_dict(),
             "failures": [
@@ -478,6 +516,63 @@ def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
             f"--method: {method} needs 2 pairs or more in each category, got 1 in "
             f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
         )
+
+
+def unread_pairs(judge: JudgeSource, pairs: Sequence[Pair]) -> list[str]:
+    """The ids of the pairs of which the judge reads both prompts as one.
+
+    Warns of them; raises ``OptionError`` if they are all pairs of a category.
+    """
+    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    if not same:
+        return []
+    read = {pair.id for pair in pairs} - {pair.id for pair in same}
+    dark = [name for name in categories(same) if not _any_of(name, pairs, read)]
+    what = f"the judge {judge.fingerprint.partition('@')[0]} reads both prompts"
+    if dark:
+        mine = [pair for pair in same if pair.category in dark]
+        others = [name for name in categories(pairs) if name not in dark]
+        leave = command_line(f"--categories={csv_list(others)}") if others else ""
+        which = f" of every pair in {csv_list(dark)}" if len(pairs) > 1 else ""
+        raise OptionError(
+            f"{what}{which} as one ({named(mine)}): the same tokens, whose margin is 0 whatever an "
+            f"image shows; {f'leave them out with {leave}, ' if leave else ''}say what differs "
+            "earlier or in other words, or choose another judge with --clip-model"
+        )
+    warnings.warn(
+        f"{what} of {len(same):,} of {len(pairs):,} pairs as one ({named(same)}); they are not "
+        "judged, and no figure is of them",
+        UnreadPairsWarning,
+        stacklevel=3,
+    )
+    return [pair.id for pair in same]
+
+
+def _any_of(category: str, pairs: Sequence[Pair], ids: Collection[str]) -> bool:
+    return any(pair.id in ids for pair in pairs if pair.category == category)
+
+
+def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[str]:
+    """The ids of the pairs that the method cannot steer with this model's text encoders.
+
+    Warns of them; raises ``OptionError`` if they are all pairs.
+    """
+    same = unsteered(readers_of(model.folder), pairs, method)
+    if not same:
+        return []
+    what = f"the model's text encoders read as one what the method {method} steers between"
+    if len(same) == len(pairs):
+        raise OptionError(
+            f"{what}, in every pair ({named(same)}): nothing would be steered; say what differs "
+            "earlier or in other words, or choose another --method or --model"
+        )
+    warnings.warn(
+        f"{what} in {len(same):,} of {len(pairs):,} pairs ({named(same)}); their images stay "
+        "those of alpha 0",
+        UnreadPairsWarning,
+        stacklevel=3,
+    )
+    return [pair.id for pair in same]
 
 
 def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:

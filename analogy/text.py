@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import unicodedata
 
 # Characters with no place on a terminal's line or in XML: control characters, line and paragraph
 # separators, bidirectional controls, lone surrogates, non-characters.
@@ -21,6 +22,37 @@ def printable(text: str) -> str:
 def is_printable(text: str) -> bool:
     """True if :func:`printable` leaves the text as it is."""
     return _UNPRINTABLE.search(text) is None
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal the text takes: two for a Chinese letter, none for a mark."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
+        else 1
+        for character in text
+    )
+
+
+def padded(text: str, width: int) -> str:
+    """The text with spaces after it, up to so many columns of a terminal."""
+    return text + " " * (width - display_width(text))
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most so many columns: of a longer one the beginning and the end."""
+    if display_width(text) <= width:
+        return text
+    half, start, end = (width - 1) // 2, "", ""
+    while display_width(start + text[len(start)]) <= half + (width - 1) % 2:
+        start += text[len(start)]
+    while display_width(text[-1 - len(end)] + end) <= half:
+        end = text[-1 - len(end)] + end
+    return f"{start}…{end}"
 
 
 def command_line(*words: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -143,14 +144,14 @@ class Encoded:
         self._all: dict[str, Conditioning] | None = None
         given = texts(pairs)
         if len(set(given)) <= MOST_TEXTS:
-            with one_thread(device):
+            with one_thread(device), no_dropped_ends():
                 self._all = generator.encode(given)
             if device != "cpu":
                 generator.drop_text_encoders()
 
     def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
         """The conditioning of what these jobs need. Called by painters' threads."""
-        with self._lock:
+        with self._lock, no_dropped_ends():
             if self._all is None and any(job.method in OTHERS_MATTER for job in jobs):
                 self._all = self._generator.encode(texts(self._pairs))
             if self._all is not None:
@@ -190,6 +191,23 @@ class Painter(Generic[W]):
             return generator.generate(conditionings, latents), time.perf_counter() - clock
         finally:
             self._free.put(generator)
+
+
+@contextmanager
+def no_dropped_ends() -> Iterator[None]:
+    """Keep diffusers and transformers from printing what they drop of long prompts, padding too.
+
+    A page of it for each batch. Which pairs lose what they differ in is said before the work.
+    """
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

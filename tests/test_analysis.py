@@ -247,3 +247,14 @@ def test_the_dictionary_is_strict_json(table, null):
     assert "verdict" not in made["controls"][0]
     assert made["overall"]["blind"] == []
     assert made["overall"]["item_level"] is None
+
+
+@pytest.mark.parametrize("level", [0.0, 3e-8, -3e-8])
+def test_margins_below_what_cosines_resolve_decide_nothing(level):
+    margins = level + 1e-8 * np.random.default_rng(0).normal(size=(N, 2))
+    index = [pair.id for pair in pairs_of("color")]
+    found = cell_figures(pd.DataFrame(margins, index, [0.0, 1.0]), Cell("color", 1.0)).margin
+    assert (found.verdict, found.n_needed) == (Verdict.INCONCLUSIVE, None)
+    wide = margins + np.where(np.arange(N) % 2, 0.1, -0.1)[:, np.newaxis]
+    wide = cell_figures(pd.DataFrame(wide, index, [0.0, 1.0]), Cell("color", 1.0)).margin
+    assert (wide.verdict, wide.n_needed) == (Verdict.INCONCLUSIVE, None)

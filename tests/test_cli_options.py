@@ -212,3 +212,23 @@ def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys,
         cli.main()
     note, _ = capsys.readouterr().err.splitlines()
     assert note.startswith(f"analogy: note: {tmp_path / 'three.csv'}: category 'color' has 3 pairs")
+
+
+def test_a_tilde_in_a_verbs_own_paths_is_the_home(tmp_path, monkeypatch):
+    """No shell expands the one in ``--junit=~/x``, and none at all one that is quoted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for arguments in (["compare", "~/no.json", "~/no.json"], ["report", "~/no.json"]):
+        refused = verb(*arguments)
+        assert refused.exit_code == 2
+        assert f"{tmp_path / 'no.json'}" in refused.stderr
+    written = verb("models", "--json=~/m.json")
+    assert (written.exit_code, (tmp_path / "m.json").is_file()) == (0, True)
+    nobody = verb("verify", "~nobody_here/run")
+    assert (nobody.exit_code, "run: expected a user of this machine" in nobody.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("text", ["1_0", "nan", "\uff11", "0,1", "-1"])
+def test_the_tolerance_of_compare_is_read_as_that_of_a_run(text):
+    refused = verb("compare", "a.json", "b.json", f"--tolerance={text}")
+    assert refused.exit_code == 2
+    assert "analogy: --tolerance: expected a finite number >= 0, got" in refused.stderr

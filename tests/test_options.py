@@ -7,8 +7,18 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from analogy.options import METHOD_NAMES, OPTIONS, OptionError, parse_options
+from analogy.options import (
+    METHOD_NAMES,
+    OPTIONS,
+    OptionError,
+    csv_list,
+    parse_names,
+    parse_options,
+    parse_path,
+)
 from analogy.records import Limit
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
@@ -55,6 +65,11 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
         ("seeds", "7", (7,)),
         ("seeds", "0,1, 2", (0, 1, 2)),
         ("categories", "color, size", ("color", "size")),
+        ("categories", '"food, drink",tea, "5"" disk"', ("food, drink", "tea", '5" disk')),
+        ("categories", '5" disk', ('5" disk',)),
+        ("limit", " +3 ", 3),
+        ("guidance", ".5", 0.5),
+        ("guidance", "1.e1", 10.0),
         ("steps", "3", 3),
         ("limit", "2", 2),
         ("batch_size", "1", 1),
@@ -108,12 +123,68 @@ def test_text_is_read(name, text, value):
         ("limits", "sim>=1", "did you mean 'ssim'?"),
         ("limits", "ssim>=high", "--limits: expected a number, got 'high'"),
         ("guidance", "much", "--guidance: expected a number, got 'much'"),
+        ("alphas", "0.5 0.8", "--alphas: expected a number, got '0.5 0.8'; write 0.5,0.8"),
+        ("alphas", "[0.5;0.8]", "got '[0.5;0.8]'; write 0.5,0.8"),
+        ("alphas", "0.5,,1", "got '0.5,,1'; write 0.5,1"),
+        ("alphas", "0.5,nan", "--alphas: expected a finite number, got 'nan'"),
+        ("seeds", "3-5", "--seeds: expected an integer >= 0, got '3-5'; write 3,4,5"),
+        ("seeds", "0..2", "got '0..2'; write 0,1,2"),
+        ("seeds", "0 1", "got '0 1'; write 0,1"),
+        ("seeds", "-inf", "--seeds: expected an integer >= 0, got '-inf'"),
+        ("limit", "1e3", "--limit: expected an integer >= 1, got '1e3'; write 1000"),
+        ("limit", "1_000", "got '1_000'; write 1000"),
+        ("limit", "\uff11\uff12", "; write 12"),
+        ("limit", "3.0", "got '3.0'; write 3"),
+        ("limit", "9" * 30, "--limit: expected an integer >= 1, got '999"),
+        ("limit", str(2**63), "--limit: expected an integer >= 1 and <= 9223372036854775807, got"),
+        ("guidance", "7,5", "--guidance: expected a number, got '7,5'; write 7.5"),
+        ("guidance", "\u0663", "--guidance: expected a number, got '\u0663'"),
+        ("guidance", "infinity", "--guidance: expected a finite number, got 'infinity'"),
+        ("guidance", "1e999", "got '1e999', which is too large"),
+        ("tolerance", "1_0", "--tolerance: expected a finite number >= 0, got '1_0'; write 10"),
+        ("memory", "nan", "--memory: expected a finite number > 0, got 'nan'"),
+        ("limits", "ssim>=nan", "--limits: expected a finite number, got 'nan'"),
+        ("device", "cuda:\u0661", "--device: expected cpu, mps, cuda or cuda:N"),
+        ("run_dir", " ", "--run-dir: expected a path, got ' '"),
+        (
+            "run_dir",
+            "~nobody_here/x",
+            "got '~nobody_here'; for a file of that name write ./~nobody",
+        ),
+        ("categories", '"food, drink', "those that hold a comma in double quotes, got '\"food"),
         ("categories", "color,", "--categories: expected values separated by commas, got 'color,'"),
     ],
 )
 def test_wrong_text_is_refused(name, text, message):
     with pytest.raises(OptionError, match=re.escape(message)):
         parse(**{name: text})
+
+
+PATHS = (
+    "model", "lora", "clip_model", "clip_pretrained", "pairs", "run_dir", "ceiling", "reference",
+    "lpips_weights", "baseline", "results", "report",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_tilde_is_the_home_in_every_path(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert parse(**{name: "~/a b"})[name] == str(tmp_path / "a b")
+    assert parse(**{name: "a/~/b"})[name] == "a/~/b"
+    (tmp_path / "~own").touch()
+    assert parse(**{name: "~own"})[name] == "~own"  # what exists under its own name is that
+
+
+def test_no_other_option_takes_a_path():
+    assert {option.key for option in OPTIONS if option.parse is parse_path} == set(PATHS)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=1))
+def test_names_are_read_back_as_they_are_printed(names):
+    wanted = tuple(f"{name}, {name}" if i % 2 else name for i, name in enumerate(names))
+    assert parse_names(csv_list(wanted)) == wanted
+    assert parse_names(csv_list(wanted, ", ")) == wanted
 
 
 def test_a_name_like_no_method_gets_no_suggestion():

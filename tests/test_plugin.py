@@ -245,6 +245,22 @@ def test_a_small_file_of_pairs_warns_and_decides_nothing(bench):
     assert results_of(bench.path / "results.json")["overall"]["verdict"] == "too_few"
 
 
+def test_pairs_that_the_judge_reads_as_one_are_said_before_the_work_and_judged_by_nobody(bench):
+    long = ", ".join(["a tree", "a house", "a star", "a cup"] * 6)
+    rows = "".join(f"{i},color,red,blue,a red {n},a blue {n}\n" for i, n in enumerate(NOUNS[:6]))
+    rows += f'late,color,red,blue,"{long}, a red car","{long}, a blue car"\n'
+    (bench.path / "late.csv").write_text(HEADER + rows)
+    run = bench("--pairs=late.csv", "--alphas=1")
+    assert run.ret in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    shown = run.stdout.str()
+    said = (
+        "unread    1 of 7 pairs: the judge reads both prompts as one; no figure is of them (late)"
+    )
+    assert shown.index(said) < shown.index("analogy steering =")
+    assert shown.count(said) == 2
+    assert [cell["n"] for cell in results_of(bench.path / "results.json")["cells"]] == [6]
+
+
 def test_the_help_has_the_options_in_a_group_of_their_own(bench):
     shown = bench("--help").stdout.str()
     group = shown[shown.index("analogy steering benchmark") :]

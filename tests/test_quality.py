@@ -197,3 +197,13 @@ def test_references_are_decoded_before_anything_is_made(tmp_path):
 )
 def test_a_limit_is_broken_when_the_whole_interval_is_beyond(limit, broken):
     assert limit.is_broken(0.4, 0.6) == broken
+
+
+def test_prompts_with_one_embedding_have_no_direction_and_end_no_run(study, monkeypatch):
+    """Half precision may give two prompts one embedding, though their tokens differ."""
+    features = Judge.text_features
+    monkeypatch.setattr(
+        Judge, "text_features", lambda self, prompts: features(self, ["one"] * len(prompts))
+    )
+    found = study.quality.cell(CELL)
+    assert (found["directional_similarity"].mean, found["directional_similarity"].n) == (0.0, 6)

@@ -270,6 +270,16 @@ def test_category_goes_between_the_means_where_both_words_recur():
     assert_same_bits(METHODS["category"](edit, 1.0), constant(8.0, 11.0))
 
 
+def test_category_minds_no_letter_case_where_words_recur():
+    others = (
+        other("Red", "green", 1.0, 100.0),
+        other("pink", "RED", 200.0, 3.0),
+        other("bl\u00fce", "pink", 10.0, 300.0),
+    )
+    edit = drawn(source=constant(0.0, 0.0), words=("red", "BLU\u0308E"), others=others)
+    assert_same_bits(METHODS["category"](edit, 1.0), constant(8.0, 11.0))
+
+
 @pytest.mark.parametrize("words", [("king", "queen"), ("man", "queen"), ("king", "woman")])
 def test_category_takes_the_mean_direction_where_a_word_does_not_recur(words):
     edit = drawn(

@@ -11,7 +11,7 @@ import pytest
 
 from analogy import files, store
 from analogy.records import Pair
-from analogy.store import RunFolder, StoreError, plan
+from analogy.store import RunFolder, StoreError, content, digest, plan
 
 MODEL, SCHEDULER = "model@sha256:1", "Euler/1"
 
@@ -116,6 +116,21 @@ def test_methods_share_the_control_and_nothing_else(config):
     by_method = [keys(replace(config, method=m)) for m in ("word", "lerp", "category", "random")]
     for name in by_method[0]:
         assert len({of[name] for of in by_method}) == (1 if name[1] == 0.0 else 4)
+
+
+def test_the_category_methods_keys_know_words_that_differ_in_case_alone(config):
+    """Earlier suites compared words as written: where that matters the images are others."""
+    config = replace(config, method="category")
+    a, b = (replace(PAIRS[0], id=i, source_word=w, target_word=t, source_prompt=f"{w} {i}")
+            for i, w, t in (("a", "red", "blue"), ("b", "pink", "Red")))  # fmt: skip
+    jobs = plan(config, MODEL, SCHEDULER, [a, b], (1.0,))
+    subject = {"model": MODEL, "steps": config.steps, "guidance": config.guidance,
+               "size": config.size, "dtype": config.dtype, "scheduler": SCHEDULER}  # fmt: skip
+    what = {**subject, "method": "category", "alpha": 1.0, "pair": content(a), "seed": 0}
+    assert jobs[0].key == digest({**what, "others": [content(b)], "words": "folded"})
+    same = replace(b, target_word="red")
+    [job, *_] = plan(config, MODEL, SCHEDULER, [a, same], (1.0,))
+    assert job.key == digest({**what, "others": [content(same)]})
 
 
 def test_the_category_methods_keys_hold_the_other_pairs(config):

@@ -10,6 +10,7 @@ from analogy.analysis import analyse
 from analogy.ceiling import Ceiling
 from analogy.records import Cell, Pair, Verdict
 from analogy.report import text
+from analogy.text import display_width
 
 N = 12
 SEES = Ceiling(50, 0.4, 0.35, 0.45, -0.4, 0.8, 0.7, 0.9, 0.99, is_blind=False)
@@ -61,6 +62,31 @@ def test_columns_stand_under_their_heads(table):
         if row != rule:
             assert row[at - 2 : at] == "  "
             assert row[at] != " "
+
+
+def test_long_and_wide_names_keep_the_columns():
+    names = ("capital-common-countries", "颜色", "x" * 9_000)
+    pairs = [Pair(f"{n[:9]}-{i}", n, "a", "b", f"a {i}", f"b {i}") for n in names for i in range(6)]
+    values = np.random.default_rng(0).normal(0, 0.1, (len(pairs), 2))
+    found = analyse(pd.DataFrame(values, [pair.id for pair in pairs], [0.0, 1.0]), pairs)
+    head, rule, *rows = text.verdict_table(found)
+    at = head.index("verdict")
+    for row in rows:
+        if row != rule:
+            end = len(row) - (display_width(row) - at)  # the Chinese letters take two columns
+            assert row[end - 2 : end] == "  "
+            assert row[end] != " "
+    assert rows[0].startswith("capital-common-countries  ")
+    assert len(rule) == text.LINE - 10 + 32
+
+
+def test_two_pairs_are_too_few_to_say_how_many_would_decide():
+    pairs = PAIRS[:2]
+    values = [[-0.1, 0.1], [-0.1, 0.2]]
+    found = analyse(pd.DataFrame(values, [pair.id for pair in pairs], [0.0, 1.0]), pairs)
+    lines = list(text.verdict_table(found))
+    assert found.overall.margin.n_needed is not None
+    assert sum(line.endswith("  too_few") for line in lines) == 3
 
 
 def test_known_cells_are_marked(table):

@@ -46,7 +46,6 @@ HOSTILE = {
     "format": "%s%n{0}{{}}",
     "sql": "'; DROP TABLE images; --",
     "long": "x" * 10_000,
-    "direction": "a\u202eb",
     "astral": "\U0001f697\u0301",
 }
 
@@ -92,14 +91,16 @@ def test_a_run_with_such_ids_and_prompts_stays_in_its_folder(text, make_study, f
     assert names == {f"{job.key}.png" for job in jobs}
 
 
-@pytest.mark.parametrize("text", ["a\x00b", "a\nb", "a\x1b[2Jb", "a\u2028b", "a\x9bb", "a\uffffb"])
+@pytest.mark.parametrize(
+    "text", ["a\x00b", "a\nb", "a\x1b[2Jb", "a\u2028b", "a\x9bb", "a\uffffb", "a\u202eb"]
+)
 @pytest.mark.parametrize("column", ["id", "category"])
 def test_control_characters_are_refused_where_names_are_shown(tmp_path, text, column):
     file = tmp_path / "pairs.csv"
     row = dict(zip(COLUMNS, ["p", "c", "red", "blue", "a red car", "a blue car"], strict=True))
     with open(file, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([COLUMNS, ({**row, column: text}).values()])
-    with pytest.raises(PairsError, match=r"control characters|NUL"):
+    with pytest.raises(PairsError, match=r"control char|NUL|can be seen, got U\+"):
         load_pairs(file)
 
 

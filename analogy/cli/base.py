@@ -13,15 +13,41 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from analogy import kept, recorded
-from analogy.options import OPTIONS, Option, OptionError, parse_options
+from analogy.options import OPTIONS, Option, OptionError, parse_options, parse_path
 from analogy.text import printable
 
-app = typer.Typer(
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Verb(TyperCommand):
+    """A command whose paths are read as those of the table are: ``~`` is the user's home."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                try:
+                    ctx.params[name] = Path(parse_path(str(value)))
+                except ValueError as error:
+                    refuse(Exit.USAGE, f"{name}: {error}")
+        return rest
+
+
+class Verbs(typer.Typer):
+    """An application whose commands are of :class:`_Verb`."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Register a verb."""
+        return super().command(name, **{"cls": _Verb, **options})
+
+
+app = Verbs(
     name="analogy",
     help="Steer text-to-image models by analogy, and measure whether it works.",
     epilog="Every option may also be an environment variable: ANALOGY_RUN_LIMIT=2 is --limit 2 of "
@@ -37,7 +63,19 @@ MAKE, LOOK, KEEP = "Make", "Look at and compare", "Keep in order"
 option = functools.partial(typer.Option, show_envvar=False)
 """An option. That each may be an environment variable is said once, and not at each."""
 
-Json = Annotated[str | None, option(metavar="FILE", help="Write it as JSON, too; - is stdout.")]
+
+def a_path(text: str) -> str:
+    """A path that is an option's text; see :func:`~analogy.options.parse_path`."""
+    try:
+        return parse_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Json = Annotated[
+    str | None,
+    option(metavar="FILE", help="Write it as JSON, too; - is stdout.", parser=a_path),
+]
 """What a verb that prints a table has as ``json``; on stdout it is alone there."""
 
 
@@ -77,12 +115,12 @@ def main() -> None:
 
 def _say_warnings_plainly() -> None:
     """Give the suite's own warnings in one line, others as Python does."""
-    from analogy.pairs import WeakCategoryWarning
+    from analogy.pairs import PairsWarning
 
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, WeakCategoryWarning):
+        if issubclass(category, PairsWarning):
             say(f"note: {message}")
         else:
             usual(message, category, *where, **more)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from analogy.cli.base import KEEP, Exit, Json, app, refuse, show_lines, write
-from analogy.pairs import WEAK_PAIRS, PairsError, WeakCategoryWarning, load_pairs
+from analogy.cli.base import KEEP, Exit, Json, Verbs, app, refuse, show_lines, with_options, write
+from analogy.pairs import (
+    WEAK_PAIRS,
+    PairsError,
+    PairsWarning,
+    differing_note,
+    differing_pairs,
+    load_pairs,
+    named,
+)
+from analogy.records import Pair
+from analogy.text import display_width, padded
 
 if TYPE_CHECKING:
     from analogy.models import ModelError
@@ -21,10 +32,12 @@ PAIRS_VERSION = 1
 MODELS_VERSION = 1
 """The schema version of what ``models --json`` writes."""
 
+CHECK_OPTIONS = ("clip_model", "clip_pretrained", "model", "offline")
+
 ENOUGH_PAIRS = 10
 """From so many on, intervals hold on skewed margins, too (docs/calibration.md)."""
 
-pairs_app = typer.Typer(no_args_is_help=True, help="Look at files of word pairs.")
+pairs_app = Verbs(no_args_is_help=True, help="Look at files of word pairs.")
 app.add_typer(pairs_app, name="pairs", rich_help_panel=KEEP)
 
 
@@ -34,22 +47,29 @@ def _verbs() -> None:
 
 
 @pairs_app.command()
+@with_options(CHECK_OPTIONS)
 def check(
+    values: Mapping[str, Any],
     file: Annotated[Path, typer.Argument(help="A CSV file of word pairs.")],
     json: Json = None,
 ) -> None:
     """Say all that is wrong with a file of pairs, or what its categories are good for.
 
+    With --clip-model also which pairs that judge reads as one, and with --model which pairs that
+    model's text encoders do. Their tokenizers are loaded, and nothing else of them.
+
     Exit code: 0 it can be used, 2 it cannot.
     """
-    counts: Counter[str] = Counter()
+    pairs: list[Pair] = []
     problems: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", WeakCategoryWarning)  # each count is said below
-            counts = Counter(pair.category for pair in load_pairs(file))
+            warnings.simplefilter("ignore", PairsWarning)  # all of it is said below
+            pairs = load_pairs(file)
     except PairsError as error:
         problems = error.problems
+    counts = Counter(pair.category for pair in pairs)
+    found = _doubtful(pairs, values)
     code = Exit.USAGE if problems else Exit.OK
     write(
         {
@@ -62,20 +82,85 @@ def check(
                 {"category": name, "pairs": count, "good_for": _good_for(count)}
                 for name, count in counts.items()
             ],
+            **{each.name: [pair.id for pair in each.pairs] for each in found},
         },
         json,
     )
     if problems:
         show_lines([*problems, f"problems  {len(problems)}; nothing can be run on the file"], json)
         raise typer.Exit(code)
-    width = max(len("category"), *map(len, counts))
+    width = max(display_width("category"), *map(display_width, counts))
     lines = [f"{'category':<{width}} {'pairs':>6}  good for"]
-    lines += [f"{name:<{width}} {count:>6}  {_good_for(count)}" for name, count in counts.items()]
+    lines += [f"{padded(name, width)} {n:>6}  {_good_for(n)}" for name, n in counts.items()]
     lines += ["", f"pairs     {counts.total()} in {len(counts)} categories; no problems"]
     weak = [name for name, count in counts.items() if count <= WEAK_PAIRS]
     if weak:
         lines.append(f"weak      {', '.join(weak)}: add pairs, or draw no conclusion from them")
+    lines += [f"{each.name:<9} {each.note}" for each in found if each.pairs]
     show_lines(lines, json)
+
+
+class _Doubtful(NamedTuple):
+    """Pairs that can be used, and may not give what they seem to."""
+
+    name: str
+    pairs: list[Pair]
+    note: str
+
+
+def _doubtful(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
+    """What there is to say of the pairs, the models that were named among it."""
+    differing = differing_pairs(pairs)
+    found = [
+        _Doubtful(
+            "differing",
+            differing,
+            differing_note(differing, len(pairs)) if differing else "",
+        )
+    ]
+    if values["offline"]:
+        from analogy.models import go_offline
+
+        go_offline()
+    try:
+        if values["clip_model"]:
+            found.append(_unread(pairs, values))
+        if values["model"]:
+            found += _unsteered(pairs, values)
+    except ValueError as error:
+        refuse(Exit.USAGE, error)
+    return found
+
+
+def _unread(pairs: list[Pair], values: Mapping[str, Any]) -> _Doubtful:
+    from analogy.clip import find_judge, tokenizer_of
+    from analogy.reading import read_by_judge, same_to_judge
+
+    judge = find_judge(values["clip_model"], values["clip_pretrained"], offline=values["offline"])
+    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    note = (
+        f"{len(same):,} of {len(pairs):,} pairs: the judge reads both prompts as one, and cannot "
+        f"judge them ({named(same)})"
+    )
+    return _Doubtful("unread", same, note)
+
+
+def _unsteered(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
+    """By what methods steer between: the two prompts, and the two words."""
+    from analogy.models import find_pipeline
+    from analogy.reading import readers_of, unsteered
+
+    source = find_pipeline(values["model"], dtype="float32", offline=values["offline"])
+    readers = readers_of(source.folder)
+    found = []
+    for name, method, what in (
+        ("prompts", "lerp", "both prompts as one: methods that look at them steer nothing"),
+        ("words", "word", "both words as one: methods that look at them steer nothing"),
+    ):
+        same = unsteered(readers, pairs, method)
+        note = f"{len(same):,} of {len(pairs):,} pairs: the model reads {what} ({named(same)})"
+        found.append(_Doubtful(name, same, note))
+    return found
 
 
 def _good_for(count: int) -> str:

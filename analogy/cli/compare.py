@@ -10,7 +10,7 @@ import typer
 
 from analogy import recorded
 from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, say_which, show, write
-from analogy.options import OPTIONS
+from analogy.options import OPTIONS, parse_tolerance
 from analogy.text import printable
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ COMPARISON_VERSION = 1
 
 UNDECIDED = "no cell has enough pairs and all its images"
 
-TOLERANCE = float(next(option.default for option in OPTIONS if option.key == "tolerance"))
+TOLERANCE: str = next(option.default for option in OPTIONS if option.key == "tolerance")
 
 
 @app.command(rich_help_panel=LOOK)
@@ -29,7 +29,7 @@ def compare(
     old: Annotated[Path, typer.Argument(help="The baseline: a results file or a run folder.")],
     new: Annotated[Path, typer.Argument(help="What is held against it: likewise.")],
     tolerance: Annotated[
-        float, option(metavar="T", help="Loss of margin that is put up with.")
+        str, option(metavar="T", help="Loss of margin that is put up with.")
     ] = TOLERANCE,
     json: Json = None,
     junit: Annotated[
@@ -45,14 +45,17 @@ def compare(
     from analogy.baseline import NotComparableError
 
     try:
-        tolerance = baselines.check_tolerance(tolerance)
+        most = parse_tolerance(tolerance)
+    except ValueError as error:
+        refuse(Exit.USAGE, f"--tolerance: {error}")
+    try:
         sides = recorded.read(old), recorded.read(new)
     except ValueError as error:
         refuse(Exit.USAGE, error)
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
-        comparison = baselines.compare(*sides, tolerance=tolerance)
+        comparison = baselines.compare(*sides, tolerance=most)
     except NotComparableError as error:
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(Exit.NOT_COMPARABLE, error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import kept, recorded
-from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
+from analogy.cli.base import KEEP, Exit, Json, a_path, app, option, refuse, show_lines, write
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def verify(
 def score(
     run: Annotated[Path, typer.Argument(help="A run folder, or a results file in it.")],
     clip_model: Annotated[str, option(help="The judge, as for pytest benchmarks.")],
-    clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
+    clip_pretrained: Annotated[
+        str | None, option(help="Its weights, likewise.", parser=a_path)
+    ] = None,
     device: Annotated[
         str | None, option(help="Where to score [default: where the run was made].")
     ] = None,
@@ -91,7 +93,7 @@ def score(
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
     from analogy.store import RunFolder, StoreError
-    from analogy.study import Study
+    from analogy.study import Study, unread_pairs
 
     place = kept.folder_of(run)
     try:
@@ -116,7 +118,8 @@ def score(
             changed["device"] = device
         command = command_to_score(folder) if chosen is None else command_of(folder, chosen)
         kept.prepare(place)
-        study = Study.reopen(folder, command, judge=judge, **changed)
+        unread = unread_pairs(judge, command.pairs)
+        study = Study.reopen(folder, command, judge=judge, unread=unread, **changed)
         count = study.score(study.jobs())
         study.record(command.lora)
         analysis = study.analysis()
@@ -169,7 +172,7 @@ def import_(
         Path | None, option(metavar="FILE", help="The pairs [default: the suite's own].")
     ] = None,
     clip_model: Annotated[str, option(help="The judge to come.")] = "embedded",
-    clip_pretrained: Annotated[str | None, option(help="Its weights.")] = None,
+    clip_pretrained: Annotated[str | None, option(help="Its weights.", parser=a_path)] = None,
 ) -> None:
     """Bring images that other tools made into a run folder; 'score' then judges them.
 

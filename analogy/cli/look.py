@@ -23,8 +23,9 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.pairs import MAX_FIELD_CHARACTERS, has_word
+from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
+from analogy.words import folded, has_word
 
 STEERED_VERSION = 1
 """The schema version of what ``steer --json`` writes."""
@@ -147,7 +148,7 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
         raise ValueError(
             f"expected prompts of at most {MAX_FIELD_CHARACTERS:,} characters, got {longest:,}"
         )
-    if source.casefold() == target.casefold():
+    if folded(source) == folded(target):
         raise ValueError(
             f"expected two prompts that differ, got {source!r} twice; a pair leads from one "
             "concept to another, such as 'a red car' to 'a blue car'"
@@ -165,7 +166,7 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
                 f"--words: expected whole words of the {side} prompt {prompt!r}, got {word!r}; "
                 "write them as they stand there"
             )
-    if words[0].casefold() == words[1].casefold():
+    if folded(words[0]) == folded(words[1]):
         raise ValueError(
             f"--words: expected two that differ, got {words[0]!r} twice; say which words are the "
             "pair with --words SOURCE TARGET"
@@ -175,7 +176,7 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
 
 def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
     """What is left of two lists of words without their common start and end."""
-    a, b = [word.casefold() for word in source], [word.casefold() for word in target]
+    a, b = [folded(word) for word in source], [folded(word) for word in target]
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
         start += 1
@@ -183,7 +184,7 @@ def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
     while end < min(len(a), len(b)) - start and a[-1 - end] == b[-1 - end]:
         end += 1
     left, right = source[start : len(a) - end], target[start : len(b) - end]
-    if min(len(left), len(right)) > 1 and {left[0].casefold(), right[0].casefold()} <= {"a", "an"}:
+    if min(len(left), len(right)) > 1 and {folded(left[0]), folded(right[0])} <= {"a", "an"}:
         left, right = left[1:], right[1:]  # "a red" to "an orange"
     return " ".join(left).strip(",.;:!?"), " ".join(right).strip(",.;:!?")
 

@@ -52,7 +52,7 @@ def methods(
 
     from tqdm import tqdm
 
-    from analogy.bench import faults, refusals
+    from analogy.bench import faults, refusals, unread_lines
     from analogy.methods import all_jobs, open_methods, run_methods
     from analogy.report import text
     from analogy.steering import OTHERS_MATTER
@@ -100,6 +100,7 @@ def methods(
         f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "
         f"seeds {', '.join(map(str, config.seeds))}",
         f"run       {study.folder.path}",
+        *unread_lines(study),
     ]
     if config.limit is not None:
         limit = f"limit     {config.limit} pairs per category: not the whole measurement"

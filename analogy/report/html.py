@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from analogy import recorded
 from analogy.baseline import Comparison, Outcome
 from analogy.files import write_atomically
-from analogy.options import OPTIONS
+from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
 from analogy.records import IMPORTED, PER_IMAGE, Verdict, is_imported
 from analogy.report import plots
@@ -783,6 +783,6 @@ def command(config: Mapping[str, Any]) -> str:
         if value is None or value is False:
             continue
         if isinstance(value, (list, tuple)):
-            value = ",".join(map(str, value))
+            value = csv_list(map(str, value))
         words.append(option.flag if value is True else f"{option.flag}={value}")
     return command_line(*words)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analogy.analysis import Analysis, CellFigures, Pool
 from analogy.records import PER_IMAGE, Cell, Estimate, Verdict
 from analogy.stats import MIN_DECISIVE
+from analogy.text import display_width, padded, printable, shortened
 
 if TYPE_CHECKING:
     from analogy.methods import Difference, MethodComparison
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from analogy.store import Job
 
 _HEAD = (
-    f"{'category':<10} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "
+    f"{'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "
     f"{'gain':>8} {'95% CI':>18} {'ceiling':>7}  verdict"
 )
-RULE = "-" * (len(_HEAD) + 12)
+_NARROW, _WIDE = 10, 32
+"""Columns of a table's first column: at least, and at most, beyond which a name is shortened."""
+
+LINE = _NARROW + 1 + len(_HEAD) + 12
+"""Columns of a line of a table whose names are narrow."""
 
 
 def figures_line(figures: Estimate) -> str:
@@ -36,20 +41,23 @@ def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[
 
     ``known``: cells that the baseline records as not succeeding.
     """
-    yield _HEAD
-    yield RULE
+    width = _width(analysis.controls)
+    rule = "-" * (LINE - _NARROW + width)
+    yield f"{'category':<{width}} {_HEAD}"
+    yield rule
     for category, control in analysis.controls.items():
-        yield _row(category, "0", control.margin, None, control.share, "control")
+        name = _name(category, width)
+        yield _row(name, "0", control.margin, None, control.share, "control")
         for cell, figures in analysis.cells.items():
             if cell.category == category:
                 says = verdict_words(figures, cell in known)
                 yield _row(
-                    category, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, says
+                    name, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, says
                 )
-    yield RULE
+    yield rule
     for alpha, pool in analysis.alphas.items():
-        yield _pool_row("all", f"{alpha:g}", pool)
-    yield _pool_row("overall", "all", analysis.overall)
+        yield _pool_row(_name("all", width), f"{alpha:g}", pool)
+    yield _pool_row(_name("overall", width), "all", analysis.overall)
 
 
 def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
@@ -115,14 +123,15 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
     rows: list[tuple[str, Pool]] = [*analysis.categories.items(), ("overall", analysis.overall)]
     if all(pool.trend is None for _, pool in rows):
         return
-    yield f"{'dose-response':<13} {'n':>4} {'slope':>8} {'95% CI':>18} {'p':>8} {'Page p':>8}"
-    for name, pool in rows:
-        trend = pool.trend
+    width = _width(analysis.categories, 13)
+    yield f"{'dose-response':<{width}} {'n':>4} {'slope':>8} {'95% CI':>18} {'p':>8} {'Page p':>8}"
+    for category, pool in rows:
+        trend, name = pool.trend, _name(category, width)
         if trend is None:
-            yield f"{name:<13} {pool.margin.n:>4}  {Verdict.INCOMPLETE}"
+            yield f"{name} {pool.margin.n:>4}  {Verdict.INCOMPLETE}"
             continue
         yield (
-            f"{name:<13} {trend.n:>4} {trend.slope:>+8.4f} "
+            f"{name} {trend.n:>4} {trend.slope:>+8.4f} "
             f"{_interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
         )
 
@@ -132,15 +141,16 @@ def null_table(analysis: Analysis) -> Iterator[str]:
     cells = [figures for figures in analysis.cells.values() if figures.null is not None]
     if not cells:
         return
+    width = _width(analysis.controls)
     yield (
-        f"{'random':<10} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
+        f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
         f"{'advantage':>9} {'95% CI':>18} {'p':>8}"
     )
     for figures in cells:
         null = figures.null
         assert null is not None
         alpha = f"{figures.cell.alpha:g}"
-        head = f"{figures.cell.category:<10} {alpha:>5} {null.margin.n:>4}"
+        head = f"{_name(figures.cell.category, width)} {alpha:>5} {null.margin.n:>4}"
         if Verdict.INCOMPLETE in (null.margin.verdict, null.advantage.verdict):
             yield f"{head}  {Verdict.INCOMPLETE}"
             continue
@@ -164,19 +174,19 @@ def target_table(analysis: Analysis) -> Iterator[str]:
     """What the model makes of the target prompts themselves, and the cells' margins as shares."""
     if not analysis.targets:
         return
-    alphas = [*analysis.alphas]
+    alphas, width = [*analysis.alphas], _width(analysis.targets)
     yield (
-        f"{'target':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  reached at alpha"
+        f"{'target':<{width}} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  reached at alpha"
         + "".join(f" {alpha:>5g}" for alpha in alphas)
     )
     for category, figures in analysis.targets.items():
-        own = figures.margin
+        own, name = figures.margin, _name(category, width)
         if own.mean != own.mean:
-            yield f"{category:<10} {own.n:>4}  {Verdict.INCOMPLETE}"
+            yield f"{name} {own.n:>4}  {Verdict.INCOMPLETE}"
             continue
         shares = [analysis.cells[Cell(category, alpha)].target_share for alpha in alphas]
         yield (
-            f"{category:<10} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
+            f"{name} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
             f"{own.success_rate:>5.0%}  {'':>16}"
             + "".join(f" {'-' if share is None else f'{share:.0%}':>5}" for share in shares)
         )
@@ -230,11 +240,14 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         ("category", [(str(d.category), d) for d in found.categories]),
     ):
         yield ""
-        columns = list(dict.fromkeys(column for column, _ in differences))
-        yield f"{name:<{width}}" + "".join(f" {column:>9}" for column in columns)
+        columns = {column: _width([column], 9) for column, _ in differences}
+        yield f"{name:<{width}}" + "".join(
+            f" {' ' * (most - display_width(shortened(column, most)))}{shortened(column, most)}"
+            for column, most in columns.items()
+        )
         of_two: dict[str, list[str]] = {}
         for column, d in differences:
-            of_two.setdefault(_two(d), []).append(f" {_marked(d):>{max(9, len(column))}}")
+            of_two.setdefault(_two(d), []).append(f" {_marked(d):>{columns[column]}}")
         for two, row in of_two.items():
             yield f"{two:<{width}}" + "".join(row)
     yield (
@@ -263,19 +276,20 @@ def quality_table(quality: Quality) -> Iterator[str]:
     """What was measured beside the margin: of single images by cell, of all images by alpha."""
     names = [name for name in PER_IMAGE if any(name in of for of in quality.cells.values())]
     if names:
-        yield f"{'quality':<10} {'alpha':>5} {'n':>4}" + "".join(
+        width = _width(cell.category for cell in quality.cells)
+        yield f"{'quality':<{width}} {'alpha':>5} {'n':>4}" + "".join(
             f"  {_COLUMNS[name]:>21}" for name in names
         )
         for cell, found in quality.cells.items():
             n = max(of.n for of in found.values())
-            yield f"{cell.category:<10} {cell.alpha:>5g} {n:>4}" + "".join(
+            yield f"{_name(cell.category, width)} {cell.alpha:>5g} {n:>4}" + "".join(
                 f"  {_mean_and_interval(found[name]):>21}" for name in names
             )
         yield "CLIPScore: to the target prompt. direction: did the image move as the prompt did?"
         yield f"{', '.join(_COLUMNS[n] for n in names[2:])}: what is left of the image at alpha 0."
         if isinstance(quality.lpips, str):
             why = f"LPIPS is not measured: {quality.lpips}"
-            yield from textwrap.wrap(why, len(RULE), break_on_hyphens=False, break_long_words=False)
+            yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
     if quality.alphas:
         names = [score.name for score in next(iter(quality.alphas.values())).values()]
         yield ""
@@ -285,6 +299,9 @@ def quality_table(quality: Quality) -> Iterator[str]:
             yield f"{'':<10} {alpha:>5g} {n:>4}" + "".join(
                 f"  {score.value:>21.4g}" for score in scores.values()
             )
+    elif names and isinstance(quality.references, str):
+        why = f"CMMD and KID are not measured: {quality.references}"
+        yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
     if quality.alphas and not isinstance(quality.references, str):
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
@@ -341,17 +358,28 @@ def _finding(cell: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def _pool_row(category: str, alpha: str, pool: Pool) -> str:
+def _width(names: Iterable[str], least: int = _NARROW) -> int:
+    """Columns of a table's first column, for these names."""
+    widest = max((display_width(printable(name)) for name in names), default=0)
+    return min(max(widest, least), _WIDE)
+
+
+def _name(name: str, width: int) -> str:
+    """A name in so many columns."""
+    return padded(shortened(printable(name), width), width)
+
+
+def _pool_row(name: str, alpha: str, pool: Pool) -> str:
     verdict = str(pool.margin.verdict)
-    if pool.margin.n_needed is not None:
+    if pool.margin.n_needed is not None and pool.margin.verdict is Verdict.INCONCLUSIVE:
         verdict += f" ({pool.margin.n_needed:,} pairs would decide)"
-    return _row(category, alpha, pool.margin, pool.gain, None, verdict)
+    return _row(name, alpha, pool.margin, pool.gain, None, verdict)
 
 
 def _row(
-    category: str, alpha: str, margin: Estimate, gain: Estimate | None, of: float | None, says: str
+    name: str, alpha: str, margin: Estimate, gain: Estimate | None, of: float | None, says: str
 ) -> str:
-    head = f"{category:<10} {alpha:>5} {margin.n:>4}"
+    head = f"{name} {alpha:>5} {margin.n:>4}"
     if margin.mean != margin.mean:
         return f"{head} {'':>80}  {says}"
     if gain is None or gain.mean != gain.mean:
