@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
@@ -255,14 +257,15 @@ class Judge:
         self.device = device
         self._texts: dict[str, Features] = {}
         files = _files(source)
-        self._model: Any = open_clip.create_model(
-            source.name if files is None else f"{FOLDER}{files.folder}",
-            pretrained=source.pretrained,
-            load_weights=files is None,
-            pretrained_text=files is None,
-            precision="fp32",
-            device=device,
-        )
+        with nullcontext() if files is None else _unwarned():
+            self._model: Any = open_clip.create_model(
+                source.name if files is None else f"{FOLDER}{files.folder}",
+                pretrained=source.pretrained,
+                load_weights=files is None,
+                pretrained_text=files is None,
+                precision="fp32",
+                device=device,
+            )
         if files is not None:
             # This file and no other: open_clip's own choice may be a pickle.
             open_clip.load_checkpoint(self._model, str(files.weights))
@@ -298,6 +301,21 @@ class Judge:
             features = _numpy([F.normalize(self._model.encode_text(tokens).float(), dim=-1)])
             self._texts.update(zip(chunk, features, strict=True))
         return np.stack([self._texts[prompt] for prompt in prompts])
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """No warning of open_clip's that a network is random: its weights are loaded right after."""
+
+    def is_said(record: logging.LogRecord) -> bool:
+        return record.funcName != "create_model"
+
+    root = logging.getLogger()
+    root.addFilter(is_said)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_said)
 
 
 def judge_batch(images: Images, device: str = "cpu") -> int:
