@@ -411,6 +411,8 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
     expected = {}
     for line in lines_of(listed.read_text("utf-8")):
         digest, _, name = line.partition("  ")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{listed}: expected names of files in {folder}, got {name!r:.200}")
         expected[name] = digest
     for name, digest in expected.items():
         actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)

@@ -276,7 +276,10 @@ def check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
         if not isinstance(settings, dict):
             _refuse(file, f"model_cfg.{part}", settings, "a mapping of settings")
         _check_known(file, ("model_cfg", part), settings, keys)
-    _check_known(file, ("preprocess_cfg",), config.get("preprocess_cfg") or {}, _PREPROCESSING)
+    preprocessing = config.get("preprocess_cfg", {})
+    if not isinstance(preprocessing, dict):
+        _refuse(file, "preprocess_cfg", preprocessing, "a mapping of settings")
+    _check_known(file, ("preprocess_cfg",), preprocessing, _PREPROCESSING)
     _check_part(folder, folder, also=(OPEN_CLIP_CONFIG,))
     text = model["text_cfg"]
     _check_network_names(file, model)
@@ -290,7 +293,11 @@ def _check_known(
     for key, value in settings.items():
         if key not in keys:
             _refuse(file, ".".join((*at, key)), value, "no such setting: open_clip has none")
-        if key in _KEYWORDS and isinstance(value, dict):
+        if key in _KEYWORDS:
+            if value is None and key != "tokenizer_kwargs":
+                continue
+            if not isinstance(value, dict):
+                _refuse(file, ".".join((*at, key)), value, "a mapping of settings")
             _check_known(file, (*at, key), value, _KEYWORDS[key])
         elif key in _APART:
             continue  # checked by themselves
@@ -450,8 +457,18 @@ def _check_place(file: Path, root: Path) -> None:
         raise ModelError(f"{file}: expected a regular file, got a device, a pipe or a socket")
 
 
-#: Bytes of a configuration file; the largest that is known has 2 MB.
+#: Bytes of a configuration file, and how deep it is nested. Published ones have 2 MB and 5.
 MOST_BYTES = 2**24
+MOST_NESTED = 20
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and mappings are nested deeper; without recursion, which has a limit."""
+    level = [value]
+    for _ in range(depth):
+        inner = [each for each in level if isinstance(each, (list, dict))]
+        level = [v for each in inner for v in (each.values() if isinstance(each, dict) else each)]
+    return any(isinstance(each, (list, dict)) for each in level)
 
 
 def _read(file: Path, root: Path) -> dict[str, Any]:
@@ -470,6 +487,8 @@ def _read(file: Path, root: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: not {kind} ({error})") from None
     if not isinstance(value, dict):
         raise ModelError(f"{file}: not {kind} (it holds {_shown(value)})")
+    if _is_deeper(value, MOST_NESTED):
+        raise ModelError(f"{file}: not {kind} (it is nested more than {MOST_NESTED} deep)")
     return value
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import sys
@@ -30,7 +31,7 @@ from analogy.models import ModelError, find_pipeline, fingerprint, load_pipeline
 from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.trust import check_judge, check_pipeline, read_index
-from analogy.verify import Confirmed, NotConfirmedError, repair, verify
+from analogy.verify import NotConfirmedError, repair, verify
 
 # --- what is planted
 
@@ -169,6 +170,13 @@ def a_pipe(name):
     return make
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 TEXT, VISION = ("text_cfg",), ("vision_cfg",)
 JUDGES = {
     "code of a tokenizer": (code_for_the_tokenizer, "expected no code"),
@@ -235,6 +243,25 @@ JUDGES = {
         in_tokenizer("tokenizer_class", to="TransfoXLTokenizer"), "one of BertTokenizer,",
     ),
     "no class": (in_tokenizer("tokenizer_class", to=None), "'tokenizer_class' is null"),
+    "keywords that are none": (in_judge(*TEXT, "tokenizer_kwargs", to=None), "expected a mapping"),
+    "a list of keywords": (in_judge(*VISION, "act_kwargs", to=["x"]), "expected a mapping"),
+    "preprocessing that is none": (
+        in_file("open_clip_config.json", "preprocess_cfg", to=["x"]), "expected a mapping",
+    ),
+    "a tower that is none": (in_judge("vision_cfg", to=["x"]), "expected a mapping of settings"),
+    "nested deeply": (in_file("config.json", "a", to=nested(900)), "nested more than 20 deep"),
+    "nested too deeply": (
+        lambda folder, _: (folder / "config.json").write_text('{"a": ' + "[" * 100_000),
+        "not a file of settings",
+    ),
+    "an endless number": (
+        lambda folder, _: (folder / "config.json").write_text('{"a": ' + "9" * 10_000 + "}"),
+        "not a file of settings",
+    ),
+    "checksums elsewhere": (
+        lambda folder, _: (folder / "SHA256SUMS").write_text("0  ../../etc/hosts\n"),
+        "expected names of files in",
+    ),
     "weights elsewhere": (moved_out("open_clip_model.safetensors"), "got a link to"),
     "settings elsewhere": (moved_out("open_clip_config.json"), "got a link to"),
     "a tokenizer elsewhere": (moved_out("tokenizer.json"), "got a link to"),
@@ -248,6 +275,20 @@ def test_a_judges_folder_runs_and_reaches_nothing(stranger, plant, sentence):
     plant(folder, stranger)
     with pytest.raises(ModelError, match=sentence):
         load_judge(folder)
+    assert not stranger.ran
+
+
+@pytest.mark.parametrize("verb", ["run", "steer"])
+def test_a_refusal_is_wrong_usage_and_writes_nothing(stranger, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    folder = stranger.copy("clip-tiny", "judge")
+    code_for_the_tokenizer(folder, stranger)
+    words = ["a red car", "a blue car"] if verb == "steer" else []
+    result = CliRunner().invoke(cli.app, [verb, *words, "--clip-model", str(folder)])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "expected no code" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
     assert not stranger.ran
 
 
@@ -883,5 +924,17 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
         folder.close()
 
 
-def test_what_is_confirmed_is_nothing_unless_said():
-    assert Confirmed() == Confirmed(False, None, None, None, None)
+# --- what docs/security.md says
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_test_that_the_page_names_is_there_and_each_of_these_is_named():
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = set(re.findall(r"`(tests/\w+\.py)::(test_\w+)`", page))
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text("utf-8"), re.M), (file, name)
+    own = {name for name in globals() if name.startswith("test_")}
+    assert own - {name for _, name in named} == {
+        "test_every_test_that_the_page_names_is_there_and_each_of_these_is_named"
+    }
