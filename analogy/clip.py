@@ -58,22 +58,24 @@ class JudgeSource:
 
     ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``; ``pretrained``: the tag
     of the weights, or None where the name says it all. ``dtype``: what it computes in; another than
-    float32 gives other scores, and so is in the fingerprint. ``folder``: where the files of a
-    folder or hub repository are, which the fingerprint is of. ``recorded``: known from a run folder
-    alone, which no one has confirmed; loading it is an error.
+    float32 gives other scores, and so is in the fingerprint. ``snapshot``: where the files of an
+    ``hf-hub:`` repository are, of the commit in the fingerprint. ``recorded``: known from a run
+    folder alone, which no one has confirmed; loading it is an error.
     """
 
     name: str
     pretrained: str | None
     fingerprint: str
     dtype: str = "float32"
-    folder: Path | None = None
+    snapshot: Path | None = None
     recorded: bool = False
 
     @property
     def places(self) -> list[Path]:
         """Where its files are on this machine; empty for weights that open_clip has a tag of."""
-        places = [] if self.folder is None else [self.folder]
+        places = [] if self.snapshot is None else [self.snapshot]
+        if self.name.startswith(FOLDER):
+            places.append(Path(self.name.removeprefix(FOLDER)))
         if self.pretrained is not None and Path(self.pretrained).is_absolute():
             places.append(Path(self.pretrained))
         return places
@@ -100,12 +102,11 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
                 f"{folder}: expected a judge in open_clip's format, with {OPEN_CLIP_CONFIG}"
             )
         check_judge(folder)
-        place = folder.resolve()
-        return JudgeSource(f"{FOLDER}{place}", None, fingerprint(folder), folder=place)
+        return JudgeSource(f"{FOLDER}{folder.resolve()}", None, fingerprint(folder))
     if name.startswith(HUB):
         place = _hub_judge(name.removeprefix(HUB), offline=offline)
         # A snapshot's folder is named by its commit.
-        return JudgeSource(name, None, f"{name}@{place.name[:12]}", folder=place)
+        return JudgeSource(name, None, f"{name}@{place.name[:12]}", snapshot=place)
     import open_clip
 
     architectures = open_clip.list_models()
@@ -167,12 +168,12 @@ def _files(source: JudgeSource) -> JudgeFiles | None:
             f"judge {source.fingerprint}: known from a run folder alone, which says nothing that "
             "is loaded; name the judge"
         )
-    if source.folder is not None:
-        is_hub = source.name.startswith(HUB)
-        return check_judge(source.folder, source.name.removeprefix(HUB) if is_hub else None)
-    if source.name.startswith((HUB, FOLDER)):
-        found = find_judge(source.name.removeprefix(FOLDER), None)
-        return _files(found)
+    if source.name.startswith(FOLDER):
+        return check_judge(Path(source.name.removeprefix(FOLDER)))
+    if source.name.startswith(HUB):
+        snapshot = source.snapshot or find_judge(source.name, None).snapshot
+        assert snapshot is not None
+        return check_judge(snapshot, source.name.removeprefix(HUB))
     return None
 
 

@@ -177,7 +177,7 @@ def test_a_hub_judge_is_known_by_its_commit(tmp_path, monkeypatch):
     source = find_judge("hf-hub:someone/model", None, offline=True)
     assert source.name == "hf-hub:someone/model"
     assert source.fingerprint == "hf-hub:someone/model@0123456789ab"
-    assert source.folder == folder
+    assert source.snapshot == folder
 
 
 @pytest.mark.parametrize("offline", [True, False])
