@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
@@ -27,6 +29,13 @@ from analogy.models import (
     shipped,
 )
 from analogy.text import command_line
+from analogy.trust import (
+    JUDGE_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    TOKENIZER_FILES,
+    JudgeFiles,
+    check_judge,
+)
 
 Features = NDArray[np.float32]
 
@@ -38,7 +47,8 @@ CPU_PIXELS, GPU_PIXELS = 32 * 2**20, 128 * 2**20
 MOST_IMAGES = 256
 
 #: What open_clip looks for in a hub repository.
-HUB_WEIGHTS = "open_clip_model.safetensors"
+HUB_WEIGHTS = JUDGE_WEIGHTS[0]
+HUB, FOLDER = "hf-hub:", "local-dir:"
 PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
 
 
@@ -48,19 +58,24 @@ class JudgeSource:
 
     ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``; ``pretrained``: the tag
     of the weights, or None where the name says it all. ``dtype``: what it computes in; another than
-    float32 gives other scores, and so is in the fingerprint.
+    float32 gives other scores, and so is in the fingerprint. ``snapshot``: where the files of an
+    ``hf-hub:`` repository are, of the commit in the fingerprint. ``recorded``: known from a run
+    folder alone, which no one has confirmed; loading it is an error.
     """
 
     name: str
     pretrained: str | None
     fingerprint: str
     dtype: str = "float32"
+    snapshot: Path | None = None
+    recorded: bool = False
 
     @property
     def places(self) -> list[Path]:
-        """What of it lies in a place of this machine: nothing if open_clip knows it by its name."""
-        folder = self.name.removeprefix("local-dir:")
-        places = [] if folder == self.name else [Path(folder)]
+        """Where its files are on this machine; empty for weights that open_clip has a tag of."""
+        places = [] if self.snapshot is None else [self.snapshot]
+        if self.name.startswith(FOLDER):
+            places.append(Path(self.name.removeprefix(FOLDER)))
         if self.pretrained is not None and Path(self.pretrained).is_absolute():
             places.append(Path(self.pretrained))
         return places
@@ -82,16 +97,16 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
     """
     folder = shipped("models/clip-tiny") if name == EMBEDDED else Path(expanduser(name))
     if folder.is_dir():
-        if not (folder / "open_clip_config.json").is_file():
+        if not (folder / OPEN_CLIP_CONFIG).is_file():
             raise ModelError(
-                f"{folder}: expected a judge in open_clip's format, with open_clip_config.json"
+                f"{folder}: expected a judge in open_clip's format, with {OPEN_CLIP_CONFIG}"
             )
-        refuse_pickles(folder.iterdir())
-        return JudgeSource(f"local-dir:{folder.resolve()}", None, fingerprint(folder))
-    if name.startswith("hf-hub:"):
-        weights = _hub_file(name.removeprefix("hf-hub:"), (HUB_WEIGHTS,), offline=offline)
+        check_judge(folder)
+        return JudgeSource(f"{FOLDER}{folder.resolve()}", None, fingerprint(folder))
+    if name.startswith(HUB):
+        place = _hub_judge(name.removeprefix(HUB), offline=offline)
         # A snapshot's folder is named by its commit.
-        return JudgeSource(name, None, f"{name}@{weights.parent.name[:12]}")
+        return JudgeSource(name, None, f"{name}@{place.name[:12]}", snapshot=place)
     import open_clip
 
     architectures = open_clip.list_models()
@@ -104,9 +119,11 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
             f"open_clip's {len(architectures)} names, such as {', '.join(near)}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained and Path(pretrained).is_file():
+    if pretrained and pretrained not in tags and Path(pretrained).is_file():
         file = Path(pretrained).absolute()
         refuse_pickles([file])
+        if file.suffix != ".safetensors":
+            raise ModelError(f"--clip-pretrained {file}: expected a .safetensors file")
         return JudgeSource(name, str(file), file_fingerprint(f"{name}/{file.stem}", file))
     if pretrained is None or pretrained not in tags:
         raise ModelError(
@@ -116,6 +133,67 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
     if offline:
         _expect_on_this_machine(name, pretrained)
     return JudgeSource(name, pretrained, f"{name}/{pretrained}")
+
+
+def _hub_judge(repository: str, *, offline: bool) -> Path:
+    """The snapshot of a judge's repository, all of one commit, checked."""
+    from huggingface_hub import snapshot_download
+
+    weights = _hub_file(repository, (HUB_WEIGHTS,), offline=offline)
+    try:
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=weights.parent.name,
+                allow_patterns=[HUB_WEIGHTS, OPEN_CLIP_CONFIG, *TOKENIZER_FILES],
+                local_files_only=offline,
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise absent(f"judge {HUB}{repository}", repository, "", error, offline=offline) from error
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        why = OSError(f"it has no {OPEN_CLIP_CONFIG}")
+        raise absent(f"judge {HUB}{repository}", repository, "", why, offline=offline)
+    check_judge(folder, repository)
+    return folder
+
+
+def _files(source: JudgeSource) -> JudgeFiles | None:
+    """The checked files of a folder or snapshot; None for an architecture of open_clip's own.
+
+    Checked again where it is loaded: it may be another machine's, or changed since it was found.
+    """
+    if source.recorded:
+        raise ModelError(
+            f"judge {source.fingerprint}: known from a run folder alone, which says nothing that "
+            "is loaded; name the judge"
+        )
+    if source.name.startswith(FOLDER):
+        return check_judge(Path(source.name.removeprefix(FOLDER)))
+    if source.name.startswith(HUB):
+        snapshot = source.snapshot or find_judge(source.name, None).snapshot
+        assert snapshot is not None
+        return check_judge(snapshot, source.name.removeprefix(HUB))
+    return None
+
+
+def _tokenizer(files: JudgeFiles) -> Any:
+    """The tokenizer of a judge's folder, or of the repository that it names, without its code."""
+    import open_clip
+
+    name = f"{FOLDER}{files.folder}"
+    if files.tokenizer is None:
+        return open_clip.get_tokenizer(name)
+    if isinstance(files.tokenizer, Path):
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    settings = open_clip.get_model_config(name)["text_cfg"]
+    return open_clip.tokenizer.HFTokenizer(
+        files.tokenizer,
+        context_length=settings.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
+        tokenizer_mode=settings.get("tokenizer_mode"),
+        trust_remote_code=False,
+        **settings.get("tokenizer_kwargs", {}),
+    )
 
 
 def _expect_on_this_machine(name: str, tag: str) -> None:
@@ -170,8 +248,9 @@ def tokenizer_of(source: JudgeSource) -> Any:
     """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
     import open_clip
 
+    files = _files(source)
     try:
-        return open_clip.get_tokenizer(source.name)
+        return open_clip.get_tokenizer(source.name) if files is None else _tokenizer(files)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(
             f"judge {source.name}: expected a tokenizer that can be loaded ({error})"
@@ -191,9 +270,19 @@ class Judge:
         self.fingerprint = source.fingerprint
         self.device = device
         self._texts: dict[str, Features] = {}
-        self._model: Any = open_clip.create_model(
-            source.name, pretrained=source.pretrained, precision="fp32", device=device
-        )
+        files = _files(source)
+        with nullcontext() if files is None else _unwarned():
+            self._model: Any = open_clip.create_model(
+                source.name if files is None else f"{FOLDER}{files.folder}",
+                pretrained=source.pretrained,
+                load_weights=files is None,
+                pretrained_text=files is None,
+                precision="fp32",
+                device=device,
+            )
+        if files is not None:
+            # This file and no other: open_clip's own choice may be a pickle.
+            open_clip.load_checkpoint(self._model, str(files.weights))
         self._dtype = getattr(torch, source.dtype)
         self._model.eval().requires_grad_(False).to(self._dtype)
         self.tokenize = tokenizer_of(source)
@@ -226,6 +315,21 @@ class Judge:
             features = _numpy([F.normalize(self._model.encode_text(tokens).float(), dim=-1)])
             self._texts.update(zip(chunk, features, strict=True))
         return np.stack([self._texts[prompt] for prompt in prompts])
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """No warning of open_clip's that a network is random: its weights are loaded right after."""
+
+    def is_said(record: logging.LogRecord) -> bool:
+        return record.funcName != "create_model"
+
+    root = logging.getLogger()
+    root.addFilter(is_said)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_said)
 
 
 def judge_batch(images: Images, device: str = "cpu") -> int:

@@ -15,6 +15,15 @@ from torch import Tensor
 
 from analogy.steering import Conditioning
 
+CLIP_TOKENIZER = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
+CLIP_IMAGE_ENCODER = ("transformers.CLIPVisionModelWithProjection",)
+CLIP_IMAGE_PROCESSOR = (
+    "transformers.CLIPImageProcessor", "transformers.CLIPImageProcessorFast",
+    "transformers.CLIPImageProcessorPil", "transformers.CLIPFeatureExtractor",
+)  # fmt: skip
+#: Any of diffusers' own.
+SCHEDULER = ("diffusers.*Scheduler",)
+
 
 class SDXL:
     """Stable Diffusion XL: SSD-1B, SDXL base, Turbo, Vega and their fine-tunes.
@@ -26,6 +35,18 @@ class SDXL:
     denoiser = "unet"
     #: What ``from_pretrained`` is given beyond the usual.
     load_options: dict[str, Any] = {"add_watermarker": False}  # noqa: RUF012
+    #: Each part of ``model_index.json`` with the classes that may make it, ``library.Class``.
+    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": CLIP_TOKENIZER,
+        "unet": ("diffusers.UNet2DConditionModel",),
+        "scheduler": SCHEDULER,
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
+    }
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """Each prompt's conditioning, where and in what dtype the text encoders compute."""
@@ -74,6 +95,16 @@ class SD(SDXL):
     pipeline = "StableDiffusionPipeline"
     #: The checker would put black pictures in the place of some, which the judge would score.
     load_options = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012
+    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "unet": ("diffusers.UNet2DConditionModel",),
+        "scheduler": SCHEDULER,
+        "safety_checker": ("stable_diffusion.StableDiffusionSafetyChecker",),
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
+    }
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """As :meth:`SDXL.encode`."""
@@ -106,6 +137,21 @@ class SD3(SDXL):
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
     load_options: dict[str, Any] = {}  # noqa: RUF012
+    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModelWithProjection",),
+        "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
+        "text_encoder_3": ("transformers.T5EncoderModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": CLIP_TOKENIZER,
+        "tokenizer_3": ("transformers.T5Tokenizer", "transformers.T5TokenizerFast"),
+        "transformer": ("diffusers.SD3Transformer2DModel",),
+        "scheduler": SCHEDULER,
+        "image_encoder": ("transformers.SiglipVisionModel",),
+        "feature_extractor": (
+            "transformers.SiglipImageProcessor", "transformers.SiglipImageProcessorFast",
+        ),
+    }  # fmt: skip
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """As :meth:`SDXL.encode`; the other encoders' prompts are None: the same one."""

@@ -186,8 +186,8 @@ def bring_in(
     except ValueError as error:
         raise ManifestError(f"these images: {error}") from None
     study = Study(
-        config, [pair for pair in pairs if pair.id in named], ModelSource(folder.path, fingerprint),
-        judge, folder, scheduler="imported",
+        config, [pair for pair in pairs if pair.id in named],
+        ModelSource(folder.path, fingerprint, recorded=True), judge, folder, scheduler="imported",
     )  # fmt: skip
     places = [(entry.pair_id, entry.alpha, entry.seed) for entry in entries]
     files = dict(zip(places, zip(entries, sums, strict=True), strict=True))

@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
@@ -24,13 +23,15 @@ from typing import Any
 
 import torch
 
-from analogy.families import FAMILIES, Family
+from analogy.families import Family
 from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
 from analogy.text import command_line, lines_of
+from analogy.trust import ModelError as ModelError
+from analogy.trust import check_lora, check_pipeline, pickled, read_index
+from analogy.trust import refuse_pickles as refuse_pickles
 
 EMBEDDED = "embedded"
 CHECKSUMS = "SHA256SUMS"
-PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: A pipeline's configuration and tokenizers, without its weights.
 CONFIG_FILES = ["*.json", "*.txt", "*.model"]
@@ -40,17 +41,6 @@ DEFAULT_GPU_MODEL = "segmind/SSD-1B"
 DEFAULT_GPU_CLIP = ("ViT-B-32", "laion2b_s34b_b79k")
 
 
-class ModelError(ValueError):
-    """A model cannot be used; the message says what was expected, what came and what to do.
-
-    ``command``: the command that fetches the missing files; empty if no command does.
-    """
-
-    def __init__(self, message: str, command: str = "") -> None:
-        super().__init__(message)
-        self.command = command
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a model's files are, and which files they are.
@@ -58,13 +48,15 @@ class ModelSource:
     ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
     weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
     hex>`` over all configuration and weight files for a folder and over the file for a file, with
-    ``+<lora>@sha256:<16 hex>`` for a LoRA.
+    ``+<lora>@sha256:<16 hex>`` for a LoRA. ``recorded``: known from a run folder alone, which no
+    one has confirmed; loading it is an error.
     """
 
     folder: Path
     fingerprint: str
     file: Path | None = None
     lora: Path | None = None
+    recorded: bool = False
 
     @property
     def places(self) -> list[Path]:
@@ -110,11 +102,7 @@ def _folder_source(folder: Path) -> ModelSource:
             f"{folder}: expected a diffusers pipeline folder with model_index.json; "
             f"found {_listing(folder)}"
         )
-    family = _family_of_folder(folder)
-    index = _index(folder)
-    for part in sorted(folder.iterdir()):
-        if part.is_dir() and part.name in index and part.name not in family.load_options:
-            refuse_pickles(part.iterdir())
+    check_pipeline(folder)
     return ModelSource(folder, fingerprint(folder))
 
 
@@ -130,7 +118,7 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
     name = file_fingerprint(file.stem, file)
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").is_file():
-            _family_of_folder(folder)
+            check_pipeline(folder, weights=False)
             return ModelSource(folder, name, file=file)
     from diffusers.loaders.single_file_utils import (
         fetch_diffusers_config,
@@ -148,7 +136,7 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
         folder = Path(
             snapshot_download(origin, allow_patterns=CONFIG_FILES, local_files_only=offline)
         )
-        _family_of_folder(folder)
+        check_pipeline(folder, weights=False)
     except (OSError, ModelError) as error:
         patterns = [word for pattern in CONFIG_FILES for word in ("--include", pattern)]
         command = command_line("hf", "download", origin, *patterns)
@@ -169,6 +157,7 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
             f"--model {model!r}: expected '{EMBEDDED}', a folder or .safetensors file that exists, "
             f"or a hub id such as '{DEFAULT_GPU_MODEL}' or '{DEFAULT_GPU_MODEL}@main'"
         )
+    _check_hub_index(name, revision, offline=offline)
     from diffusers import DiffusionPipeline
 
     variants = ("fp16", None) if dtype != "float32" else (None, "fp16")
@@ -187,11 +176,27 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
         except (OSError, ValueError) as error:
             failure = error
             continue
-        _family_of_folder(folder)
+        check_pipeline(folder)
         return ModelSource(folder, f"{name}@{folder.name[:12]}")
     if "safetensors" in str(failure):  # diffusers' own refusal, as an OSError
-        raise ModelError(f"model {model!r}: {_NO_PICKLES} ({failure})") from failure
+        raise pickled(f"model {model!r}", failure) from failure
     raise absent(f"model {model!r}", name, revision, failure, offline=offline) from failure
+
+
+def _check_hub_index(name: str, revision: str, *, offline: bool) -> None:
+    """Refuse a repository by its index, before diffusers downloads what that names.
+
+    A repository or index that cannot be had is for the download itself to report.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        index = hf_hub_download(
+            name, "model_index.json", revision=revision or None, local_files_only=offline
+        )
+    except (OSError, ValueError):
+        return
+    read_index(Path(index).parent)
 
 
 def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
@@ -207,6 +212,7 @@ def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
         file = _hub_lora(lora, offline=offline)
     if file.suffix != ".safetensors":
         raise ModelError(f"--lora {lora}: expected a .safetensors file, got {file.name}")
+    check_lora(file)
     name = file_fingerprint(f"{source.fingerprint}+{file.stem}", file)
     return replace(source, fingerprint=name, lora=file)
 
@@ -257,21 +263,6 @@ def absent(
     )
 
 
-_NO_PICKLES = (
-    "expected weights as .safetensors, found them pickled; loading a pickle runs whatever code is "
-    "in it, so the suite loads none: choose a revision with safetensors, or convert the weights "
-    "where running that code does no harm (save_pretrained writes safetensors)"
-)
-
-
-def refuse_pickles(files: Iterable[Path]) -> None:
-    """A :class:`ModelError` if weights are among these files, but no safetensors."""
-    files = list(files)
-    pickled = sorted(file for file in files if file.suffix in PICKLED)
-    if pickled and not any(file.suffix == ".safetensors" for file in files):
-        raise ModelError(f"{pickled[0]}: {_NO_PICKLES}")
-
-
 def go_offline() -> None:
     """From here on this process and its children ask the hub for nothing, whatever loads."""
     from huggingface_hub import constants
@@ -293,14 +284,16 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     # A bar for every part's loading would bury the one that matters.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    family = _family_of_folder(source.folder)
+    _refuse_recorded(source)
+    # Checked here as well: the folder may be another machine's, or changed since it was found.
+    family, index = check_pipeline(source.folder, weights=source.file is None)
     loader = getattr(diffusers, family.pipeline)
     options: dict[str, Any] = {
         "torch_dtype": getattr(torch, dtype),
         "local_files_only": True,
         **family.load_options,
         # Parts that the folder leaves out on purpose, such as SD3's T5 encoder, must be said.
-        **{name: None for name, part in _index(source.folder).items() if part == [None, None]},
+        **{name: None for name, part in index.items() if part == [None, None]},
     }
     with warnings.catch_warnings():
         # Weights saved as fp16 and computed in another dtype are what we mean to do.
@@ -324,6 +317,14 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
         for part in (getattr(pipeline, family.denoiser), pipeline.vae):
             part.to(memory_format=torch.channels_last)
     return pipeline.to(device)
+
+
+def _refuse_recorded(source: ModelSource) -> None:
+    if source.recorded:
+        raise ModelError(
+            f"model {source.fingerprint}: known from a run folder alone, which says nothing that "
+            "is loaded; name the model"
+        )
 
 
 def _variant(folder: Path, dtype: str) -> str | None:
@@ -385,7 +386,7 @@ def fingerprint(folder: Path) -> str:
     """
     files = sorted(
         path
-        for pattern in ("*.json", "*.safetensors", "*.txt")
+        for pattern in ("*.json", "*.safetensors", "*.txt", "*.model")
         for path in folder.rglob(pattern)
         if path.is_file()
     )
@@ -410,6 +411,8 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
     expected = {}
     for line in lines_of(listed.read_text("utf-8")):
         digest, _, name = line.partition("  ")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{listed}: expected names of files in {folder}, got {name!r:.200}")
         expected[name] = digest
     for name, digest in expected.items():
         actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)
@@ -436,23 +439,11 @@ def _sha256(path: Path) -> str:
 
 def _index(folder: Path) -> dict[str, Any]:
     """What a pipeline's folder says of itself: its class and, for each part, library and class."""
-    file = folder / "model_index.json"
-    try:
-        index: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: not a pipeline's index ({error})") from None
-    return index
+    return read_index(folder)[1]
 
 
 def _family_of_folder(folder: Path) -> Family:
-    name = _index(folder)["_class_name"]
-    if name not in FAMILIES:
-        raise ModelError(
-            f"{folder}: expected a pipeline of the families supported "
-            f"({', '.join(FAMILIES)}), got {name}"
-        )
-    return FAMILIES[name]
+    return read_index(folder)[0]
 
 
 def native_size(folder: Path) -> int:

@@ -168,7 +168,8 @@ class Study:
         """The study of an earlier command, from what its run folder keeps; loads and looks for
         nothing.
 
-        Without ``model`` and ``judge`` it cannot generate or score what is missing. ``changed``:
+        Without ``model`` and ``judge`` it cannot generate or score what is missing: whoever gives
+        them has asked the user, since a run folder may be anyone's. ``changed``:
         fields of the configuration that have another value now, such as the device; whoever did
         the work then, this process does it now.
         """
@@ -180,8 +181,10 @@ class Study:
             raise
         except ValueError as error:
             raise OptionError(f"--device: {error}") from None
-        judge = judge or JudgeSource(config.clip_model, config.clip_pretrained, command.judge)
-        model = model or ModelSource(folder.path, command.model)
+        judge = judge or JudgeSource(
+            config.clip_model, config.clip_pretrained, command.judge, recorded=True
+        )
+        model = model or ModelSource(folder.path, command.model, recorded=True)
         if command.ceiling is not None and judge.fingerprint == command.judge:
             truth: GroundTruth | None = GroundTruth(
                 folder.path / "index.sqlite", command.judge, command.ceiling

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from analogy import lock
-from analogy.clip import find_judge
+from analogy.clip import JudgeSource, find_judge
 from analogy.images import from_png
-from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
-from analogy.records import Cell, is_imported
+from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
+from analogy.records import DTYPES, Cell, is_imported
 from analogy.store import LOST, Command, ImageRow, Job, RunFolder
 from analogy.study import Study
 from analogy.text import analogy_command, command_line
@@ -228,15 +228,55 @@ class Repaired:
             )
 
 
+class NotConfirmedError(ValueError):
+    """A repair would load what only the run folder names; the message shows each path and id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What the user lets a repair load besides the embedded models.
+
+    ``everything``: whatever the run folder names. The others name models as the options of a run
+    do, and stand for the run folder's of the same fingerprint.
+    """
+
+    everything: bool = False
+    model: str | None = None
+    lora: str | None = None
+    clip_model: str | None = None
+    clip_pretrained: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A command with work to do again, and the confirmed models for it.
+
+    ``model``: None if none of its images is lost, or if they cannot be made again.
+    """
+
+    command: Command
+    model: ModelSource | None
+    judge: JudgeSource
+
+
 def repair(
-    folder: RunFolder, found: Verified, *, device: str | None = None, offline: bool = False
+    folder: RunFolder,
+    found: Verified,
+    *,
+    device: str | None = None,
+    offline: bool = False,
+    confirmed: Confirmed | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> Repaired:
     """Take out what is damaged, with its scores and metrics, and make exactly that again.
 
     Goes on with a repair that was killed. Images without scores are scored, by the judges of all
-    commands that ran on the folder. ``device``: where, if not where they were made. Raises
-    ``ModelError`` where a model's files are not what they were, and else what a run raises.
+    commands that ran on the folder. ``device``: where, if not where they were made. ``confirmed``:
+    which models besides the embedded ones may be loaded; ``say`` is told of each that only the
+    folder names. Raises ``NotConfirmedError``, ``ModelError`` where a model's files are not what
+    they were, both before anything is changed, and else what a run raises.
     """
+    tasks = _tasks(folder, found, confirmed or Confirmed(), offline=offline, say=say)
     was = {each.row.key: each.row.sha256 for each in found.damaged}
     if was or found.strays:
         folder.remove((each.row, each.reason) for each in found.damaged)
@@ -245,43 +285,146 @@ def repair(
         if _OURS.fullmatch(name.removeprefix("images/")) or name.endswith(".partial"):
             (folder.path / name).unlink(missing_ok=True)
             removed += name in found.leftovers
-    for command in folder.commands():
-        _make_again(folder, command, device=device, offline=offline)
+    for task in tasks:
+        _make_again(folder, task, device=device)
     now = {row.key: row.sha256 for row in folder.image_rows()}
     same = sum(now.get(key) == sha256 for key, sha256 in was.items())
     return Repaired(same, sum(key in now for key in was) - same, removed)
 
 
-def _make_again(folder: RunFolder, command: Command, *, device: str | None, offline: bool) -> None:
-    """The lost images of one command, and what its judge has not scored."""
-    jobs = command.jobs()
-    lost = [job for job, reason in folder.failures(jobs) if reason.startswith(LOST)]
-    if not lost and not folder.without_score(jobs, command.judge):
-        return
-    config = command.config
+def _tasks(
+    folder: RunFolder,
+    found: Verified,
+    confirmed: Confirmed,
+    *,
+    offline: bool,
+    say: Callable[[str], object],
+) -> list[_Task]:
+    """What there is to do for each command. Finds the models' files, and loads none of them.
+
+    A run folder may be anyone's, and so is what its index names: of that, only what is confirmed
+    is looked for at all.
+    """
     if offline:
         go_offline()
-    judge = find_judge(config.clip_model, config.clip_pretrained, offline=offline)
-    _check_same("judge", judge.fingerprint, command.judge)
-    changed = {} if device is None else {"device": device}
-    study = Study.reopen(
-        folder, command, model=_model(command, offline) if lost else None, judge=judge, **changed
-    )
-    study.generate(lost)
-    study.score(study.jobs())
+    damaged = {each.row.key for each in found.damaged}
+    tasks, unconfirmed = [], []
+    for command in folder.commands():
+        jobs = command.jobs()
+        is_lost = any(job.key in damaged for job in jobs) or bool(_lost(folder, jobs))
+        if not is_lost and not folder.without_score(jobs, command.judge):
+            continue
+        judge = _judge(command, confirmed, offline=offline)
+        needs_model = is_lost and not is_imported(command.model)
+        model = _model(command, confirmed, offline=offline) if needs_model else None
+        named = _named_model(command) if needs_model and (model is None) else []
+        named += _named_judge(command) if judge is None else []
+        if judge is None or named:
+            unconfirmed += named
+            continue
+        _check_same("judge", judge.fingerprint, command.judge)
+        if model is not None:
+            _check_same("model", model.fingerprint, command.model)
+        tasks.append(_Task(command, model, judge))
+        if confirmed.everything:
+            of_model = _named_model(command) if model is not None else []
+            for name in [*of_model, *_named_judge(command)]:
+                say(f"trusted: {name}, named by {folder.path}")
+    if unconfirmed:
+        raise NotConfirmedError(
+            f"{folder.path}: to repair it, what its index names would be loaded: "
+            f"{'; '.join(dict.fromkeys(unconfirmed))}. If you trust each of these, give --trust; "
+            "or name your own copies, whose fingerprints must be the run's, with --model, --lora, "
+            "--clip-model and --clip-pretrained. Nothing was changed"
+        )
+    return tasks
 
 
-def _model(command: Command, offline: bool) -> ModelSource:
+def _named_model(command: Command) -> list[str]:
+    """The model and LoRA of a command as its run folder names them; empty if embedded."""
+    name, lora = _model_names(command)
+    named = [] if name == EMBEDDED else [f"the model {_place(name)}"]
+    return named if lora is None else [*named, f"the LoRA {_place(lora)}"]
+
+
+def _named_judge(command: Command) -> list[str]:
+    """A command's judge as its run folder names it; empty if embedded."""
     config = command.config
-    if is_imported(command.model):
+    if config.clip_model == EMBEDDED:
+        return []
+    tag = config.clip_pretrained
+    of = "" if tag is None else f" with the weights {_place(tag)}"
+    return [f"the judge {_place(config.clip_model)}{of}"]
+
+
+def _place(name: str) -> str:
+    """A name of a model, as the path that it would be loaded from if it is one."""
+    path = Path(os.path.expanduser(name)).absolute()
+    return repr(str(path) if path.exists() else name)
+
+
+def _model_names(command: Command) -> tuple[str, str | None]:
+    """The options --model and --lora of a command."""
+    name, lora = command.config.model, command.lora
+    return (name, None) if lora is None else (name.removesuffix(f"+{lora}"), lora)
+
+
+def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> JudgeSource | None:
+    """The judge that the user has confirmed for a command; None if only the index names it."""
+    config = command.config
+    given = (confirmed.clip_model, confirmed.clip_pretrained)
+    recorded = (config.clip_model, config.clip_pretrained)
+    names = [] if given[0] is None else [(given[0], given[1])]
+    if confirmed.everything or config.clip_model == EMBEDDED or recorded == given:
+        names.append(recorded)
+    judge = None
+    for name, tag in names:
+        found = find_judge(name, tag, offline=offline)
+        judge = next(
+            (each for each in map(found.in_dtype, DTYPES) if each.fingerprint == command.judge),
+            None,
+        )
+        if judge is not None:
+            return judge
+    # A recorded name of other files is told by its fingerprint.
+    return found if recorded in names else None
+
+
+def _model(command: Command, confirmed: Confirmed, *, offline: bool) -> ModelSource | None:
+    """As :func:`_judge`, the model with its LoRA."""
+    dtype = command.config.dtype
+    recorded = _model_names(command)
+    of_lora = EMBEDDED if confirmed.lora is not None else None
+    given = (confirmed.model or of_lora, confirmed.lora)
+    names = [] if given[0] is None else [(given[0], given[1])]
+    if confirmed.everything or recorded == (EMBEDDED, None) or recorded == given:
+        names.append(recorded)
+    model = None
+    for name, lora in names:
+        model = find_pipeline(name, dtype=dtype, offline=offline, lora=lora)
+        if model.fingerprint == command.model:
+            return model
+    return model if recorded in names else None
+
+
+def _lost(folder: RunFolder, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose image a repair has taken out and not made again."""
+    return [job for job, reason in folder.failures(jobs) if reason.startswith(LOST)]
+
+
+def _make_again(folder: RunFolder, task: _Task, *, device: str | None) -> None:
+    """The lost images of one command, and what its judge has not scored."""
+    command = task.command
+    lost = _lost(folder, command.jobs())
+    if lost and is_imported(command.model):
         raise ModelError(
             f"images of {command.model} are lost, and were imported: they cannot be made again; "
             "import their manifest again with: python -m analogy import RUN MANIFEST"
         )
-    name = config.model.removesuffix(f"+{command.lora}")
-    model = find_pipeline(name, dtype=config.dtype, offline=offline, lora=command.lora)
-    _check_same("model", model.fingerprint, command.model)
-    return model
+    changed = {} if device is None else {"device": device}
+    study = Study.reopen(folder, command, model=task.model, judge=task.judge, **changed)
+    study.generate(lost)
+    study.score(study.jobs())
 
 
 def _check_same(kind: str, now: str, then: str) -> None:

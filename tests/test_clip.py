@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import shutil
 
 import huggingface_hub
 import numpy as np
@@ -14,7 +16,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from analogy.clip import Judge, _preprocessing, find_judge
-from analogy.models import ModelError
+from analogy.models import ModelError, shipped
 from fixtures.world import Scene, render
 
 
@@ -165,10 +167,17 @@ def cached(home, repository: str, file: str, commit: str) -> None:
 
 def test_a_hub_judge_is_known_by_its_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    cached(tmp_path, "someone/model", "open_clip_model.safetensors", "0123456789abcdef")
+    commit = "0123456789abcdef" + "0" * 24
+    cached(tmp_path, "someone/model", "open_clip_model.safetensors", commit)
+    folder = tmp_path / "models--someone--model" / "snapshots" / commit
+    shutil.copy(shipped("models/clip-tiny") / "open_clip_config.json", folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     source = find_judge("hf-hub:someone/model", None, offline=True)
     assert source.name == "hf-hub:someone/model"
     assert source.fingerprint == "hf-hub:someone/model@0123456789ab"
+    assert source.snapshot == folder
 
 
 @pytest.mark.parametrize("offline", [True, False])

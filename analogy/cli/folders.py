@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import kept, recorded
-from analogy.cli.base import KEEP, Exit, Json, a_path, app, option, refuse, show_lines, write
+from analogy.cli.base import KEEP, Exit, Json, a_path, app, option, refuse, say, show_lines, write
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -31,12 +31,22 @@ def verify(
         str | None, option(help="Where to repair [default: where the run was made].")
     ] = None,
     offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
+    trust: Annotated[
+        bool, option("--trust", help="Let --repair load the models that the folder names.")
+    ] = False,
+    model: Annotated[str | None, option(help="The run's model, for --repair.")] = None,
+    lora: Annotated[str | None, option(help="Its LoRA, likewise.")] = None,
+    clip_model: Annotated[str | None, option(help="The run's judge, for --repair.")] = None,
+    clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
     json: Json = None,
 ) -> None:
     """Check that a run folder is whole: every image as it was written, the grid complete.
 
-    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 4 it cannot be read, or not
-    repaired.
+    A folder may be anyone's: of the models that it names, --repair loads the embedded ones; others
+    only if they are named here again, or all of them with --trust.
+
+    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 2 --repair would load what
+    only the folder names, 4 it cannot be read, or not repaired.
     """
     from analogy import verify as verifying
     from analogy.memory import MemoryFullError
@@ -51,8 +61,13 @@ def verify(
             folder = RunFolder(run)
         found = _verified(folder)
         if repair:
-            done = verifying.repair(folder, found, device=device, offline=offline)
+            confirmed = verifying.Confirmed(trust, model, lora, clip_model, clip_pretrained)
+            done = verifying.repair(
+                folder, found, device=device, offline=offline, confirmed=confirmed, say=say
+            )
             found = _verified(folder)
+    except verifying.NotConfirmedError as error:
+        refuse(Exit.USAGE, error)
     except (StoreError, MemoryFullError, ValueError) as error:
         refuse(Exit.UNREADABLE, error)
     finally:
