@@ -38,6 +38,10 @@ class ClusterError(RuntimeError):
     """Workers on other processes or machines cannot do the work; the message says what to do."""
 
 
+class ClusterLostError(ClusterError):
+    """The cluster itself is gone in the middle of the work; what was done is kept."""
+
+
 class Engine(Protocol):
     """Who does the work. Results come in the order of the batches, whoever made them.
 

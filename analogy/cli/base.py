@@ -51,6 +51,7 @@ class Exit(IntEnum):
     USAGE = 2
     NOT_COMPARABLE = 3
     UNREADABLE = 4
+    CLUSTER_LOST = 5
     INTERNAL = 70
     INTERRUPTED = 130
 
@@ -183,6 +184,13 @@ def show(text: str, *, to_stderr: bool = False) -> None:
 def say(message: object) -> None:
     """Print a line on stderr."""
     show(f"analogy: {printable(str(message))}\n", to_stderr=True)
+
+
+def code_of_fault(error: Exception) -> Exit:
+    """The exit code of a machine's fault in the middle of the work: of `analogy.bench.faults`."""
+    from analogy.execute import ClusterLostError
+
+    return Exit.CLUSTER_LOST if isinstance(error, ClusterLostError) else Exit.UNREADABLE
 
 
 def refuse(code: Exit, error: object) -> NoReturn:

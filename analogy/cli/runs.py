@@ -30,6 +30,7 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    code_of_fault,
     option,
     refuse,
     say,
@@ -58,7 +59,8 @@ def run(
     judged (too few pairs, images missing, a blind judge) are neither a success nor a failure.
 
     Exit code: 0 every cell that can be judged succeeded, or was expected not to, 1 some cell did
-    not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 130 interrupted.
+    not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
+    lost, 130 interrupted.
     """
     from analogy.store import StoreError
 
@@ -68,7 +70,7 @@ def run(
         refuse(Exit.UNREADABLE, error)
     except refusals() as error:
         refuse(Exit.USAGE, error)
-    code, fault = Exit.OK, ""
+    code, fault, fault_code = Exit.OK, "", Exit.UNREADABLE
     failed: list[str] = []
     try:
         try:
@@ -79,7 +81,7 @@ def run(
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
         except faults() as error:
-            fault = str(error)
+            fault, fault_code = str(error), code_of_fault(error)
         analysis = bench.study.analysis()
         results = bench.study.results(analysis)
         try:
@@ -89,7 +91,7 @@ def run(
             fault = fault or f"results NOT written: {error}"
         lines = list(summary(bench, analysis))
     except StoreError as error:
-        refuse(Exit.UNREADABLE, fault or error)
+        refuse(fault_code, fault or error)
     finally:
         bench.close()
         bench.study.close()
@@ -100,7 +102,7 @@ def run(
     if code is Exit.INTERRUPTED:
         say(interrupted(bench))
     if fault:
-        refuse(Exit.UNREADABLE, fault)
+        refuse(fault_code, fault)
     raise typer.Exit(code)
 
 
