@@ -73,6 +73,13 @@ def _number(text: str) -> float:
         raise ValueError(f"expected a number, got {text!r}") from None
 
 
+def _finite(text: str) -> float:
+    value = _number(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text!r}")
+    return value
+
+
 def _at_least_zero(text: str) -> float:
     value = _number(text)
     if not 0 <= value < math.inf:
@@ -133,7 +140,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
             raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
         name = _one_of((*PER_IMAGE, *PER_SET))(metric)
-        limits.append(Limit(name, sign == ">=", _number(value)))
+        limits.append(Limit(name, sign == ">=", _finite(value)))
     return tuple(limits)
 
 

@@ -85,6 +85,7 @@ def score(
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
     from analogy.clip import find_judge
+    from analogy.memory import MemoryFullError
     from analogy.models import go_offline
     from analogy.report import text
     from analogy.store import RunFolder, StoreError
@@ -112,7 +113,7 @@ def score(
         file = results or run / f"results-{name}.json"
         found = study.results(analysis)
         recorded.write_results(found, file)
-    except (StoreError, OSError) as error:
+    except (StoreError, MemoryFullError, OSError) as error:
         refuse(Exit.UNREADABLE, error)
     except ValueError as error:
         refuse(Exit.USAGE, error)

@@ -23,6 +23,7 @@ from analogy.bench import (
     open_bench,
     refusals,
     summary,
+    unmeasured,
     write_outputs,
 )
 from analogy.cli.base import (
@@ -38,7 +39,7 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.records import Cell
+from analogy.records import PER_IMAGE, PER_SET, Cell
 
 if TYPE_CHECKING:
     from analogy.store import Job
@@ -62,6 +63,7 @@ def run(
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
+    from analogy.memory import memory_said
     from analogy.store import StoreError
 
     try:
@@ -74,10 +76,14 @@ def run(
     failed: list[str] = []
     try:
         try:
-            for finding in _cases(bench):
-                if finding.outcome is Outcome.FAILED:
-                    code = Exit.NOT_SUCCEEDED
-                    failed.append(finding.message)
+            with memory_said("judging"):
+                for finding in _cases(bench):
+                    if finding.outcome is Outcome.FAILED:
+                        code = Exit.NOT_SUCCEEDED
+                        failed.append(finding.message)
+            for line in unmeasured(values, bench):
+                code = Exit.NOT_SUCCEEDED
+                failed.append(line)
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
         except faults() as error:
@@ -118,10 +124,10 @@ def _cases(bench: Bench) -> Iterator[Finding]:
     yield judge_overall(bench)
     study.quality.lpips = load_lpips(bench)
     for cell in cells:
-        yield judge_quality(bench, str(cell), study.quality.cell(cell))
+        yield judge_quality(bench, str(cell), study.quality.cell(cell), PER_IMAGE)
     study.quality.references = load_references(bench)
     for alpha in strengths:
-        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha))
+        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha), PER_SET)
     if bench.baseline is not None:
         for each in (*cells, None):
             yield judge_regression(bench, each)
