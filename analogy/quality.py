@@ -105,8 +105,19 @@ class Quality:
         names = [name for name in PER_IMAGE if name in values]
         by_pair = values.groupby("pair_id", sort=False)[names]
         items = by_pair.mean()[by_pair.size() == len(self._config.seeds)]
-        self.cells[cell] = {name: _mean(items[name].to_numpy()) for name in names}
-        return self.cells[cell]
+        found = {name: _mean(items[name].to_numpy()) for name in names}
+        self.cells = {each: self.cells.get(each, found) for each in self._in_order(cell)}
+        self.cells[cell] = found
+        return found
+
+    def _in_order(self, cell: Cell) -> list[Cell]:
+        """What has been asked for, and ``cell``, in the order of the run, whatever was first."""
+        categories = list(dict.fromkeys(job.pair.category for job in self._jobs))
+        alphas = {alpha: i for i, alpha in enumerate(self._config.alphas)}
+        return sorted(
+            {*self.cells, cell},
+            key=lambda each: (categories.index(each.category), alphas.get(each.alpha, -1)),
+        )
 
     def alpha(self, alpha: float) -> dict[str, SetScore]:
         """CMMD and KID of all images at one alpha against the references, by name.
@@ -120,11 +131,15 @@ class Quality:
             return {}
         x, y = np.stack(list(kept.values())), self.references.features
         judge = self._fingerprint.partition("@")[0]
-        self.alphas[alpha] = {
+        found = {
             name: SetScore(score_name(name, judge), distance(x, y), len(x), len(y))
             for name, distance in (("cmmd", mmd_distance), ("kid", kernel_distance))
         }
-        return self.alphas[alpha]
+        order = {each: i for i, each in enumerate(self._config.alphas)}
+        self.alphas = dict(
+            sorted({**self.alphas, alpha: found}.items(), key=lambda each: order.get(each[0], -1))
+        )
+        return found
 
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
         """A row per image that is scored, as is its control: pair_id, seed and every metric.

@@ -52,7 +52,7 @@ def test_a_package_within_another_repository_has_none(repository, place):
 
 
 def test_an_environment_that_is_a_repository_of_its_own_has_none(repository, tmp_path):
-    """Such as a home whose dotfiles are under git: the package lies at its top, and is not in it."""
+    """Such as a home under git: the package lies at its top, and is not in it."""
     (tmp_path / "home" / "analogy").mkdir(parents=True)
     (tmp_path / "home" / "analogy" / "study.py").write_text("# installed\n")
     git(tmp_path / "home", "init", "-q")

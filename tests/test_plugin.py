@@ -696,7 +696,7 @@ def test_a_wrong_value_is_a_usage_error_that_says_what_is_allowed(
 ):
     (bench.path / "taken").write_text("no baseline, no folder")
     monkeypatch.setattr(execute.Execution, "generate", lambda *_: pytest.fail("work was done"))
-    run = bench(*eight, *options)
+    run = bench(*eight, *options, cases=GATE)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     said = [*run.outlines, *run.errlines]
     assert any(says(line, message) for line in said), said
