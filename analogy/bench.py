@@ -269,11 +269,18 @@ def _check_quality(values: Mapping[str, Any]) -> None:
 
 def _check_gates(study: Study, values: Mapping[str, Any]) -> None:
     """Say now that what the user set a bar for cannot be measured in this run."""
-    from analogy.metrics import Lpips
+    from analogy.metrics import SMALLEST_SIDE, Lpips
     from analogy.models import ModelError
     from analogy.stats import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in values["limits"] or ()}
+    size = study.config.size
+    for name, least in SMALLEST_SIDE.items():
+        if name in limits and size < least:
+            raise OptionError(
+                f"--limits {limits[name]}: expected images of {least} pixels a side or more, which "
+                f"{name} needs, got {size}"
+            )
     if "lpips" in limits:
         try:
             Lpips("alex", weights=values["lpips_weights"])

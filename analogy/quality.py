@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from analogy.clip import Judge
 from analogy.images import image_files, read_image
 from analogy.metrics import (
+    SMALLEST_SIDE,
     Lpips,
     SetScore,
     clip_score_of_features,
@@ -144,7 +145,8 @@ class Quality:
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
         """A row per image that is scored, as is its control: pair_id, seed and every metric.
 
-        ``jobs`` are steered ones. LPIPS has a column where its network is there.
+        ``jobs`` are steered ones. LPIPS has a column where its network is there, and it and SSIM
+        where the images are large enough.
         """
         controls = [self._control(job) for job in jobs]
         seen = self._folder.features([*jobs, *controls], self._fingerprint)
@@ -192,7 +194,10 @@ class Quality:
 
     def _of_pixels(self) -> dict[str, str]:
         names = {"psnr": "psnr", "ssim": "ssim"}
-        return names if isinstance(self.lpips, str) else {**names, "lpips": self.lpips.fingerprint}
+        if not isinstance(self.lpips, str):
+            names["lpips"] = self.lpips.fingerprint
+        size = self._config.size
+        return {name: kept for name, kept in names.items() if size >= SMALLEST_SIDE.get(name, 0)}
 
     def _aligned(
         self, batch: Sequence[Job], seen: Mapping[str, NDArray[np.float32]]
@@ -218,8 +223,11 @@ class Quality:
             np.stack([self._folder.read_image(job) for job in jobs])
             for jobs in (batch, [self._control(job) for job in batch])
         )
-        found = {"psnr": psnr(images, controls), "ssim": ssim(images, controls)}
-        if not isinstance(self.lpips, str):
+        wanted = self._of_pixels()
+        found = {"psnr": psnr(images, controls)}
+        if "ssim" in wanted:
+            found["ssim"] = ssim(images, controls)
+        if "lpips" in wanted and not isinstance(self.lpips, str):
             found["lpips"] = lpips(images, controls, self.lpips)
         return found
 

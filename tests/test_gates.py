@@ -10,7 +10,7 @@ import pytest
 import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
-from cases import EIGHT, above, judge_by, n_images, run_cases, write_eight
+from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
 from analogy import analysis, baseline, bench, execute, quality, study  # noqa: F401  likewise
@@ -108,6 +108,7 @@ def test_a_limit_that_nothing_can_break_is_refused(cases, no_work, value):
             "--limits kid<=1: expected images to compare with: no drawings of these pairs",
         ),
         (["--limits=kid<=1", "--limit=1"], "--limits kid<=1: expected images to compare with: the"),
+        (["--limits=ssim>=0", "--size=8"], "--limits ssim>=0: expected images of 11 pixels a side"),
         (["--baseline=b.json", "--limit=5"], "--baseline b.json: expected 6 pairs or more, fewer"),
     ],
     ids=lambda value: " ".join(o.rpartition("/")[2] for o in value) if type(value) is list else "",
@@ -195,6 +196,14 @@ def test_a_baseline_none_of_whose_cells_decide_is_no_pass(cases, monkeypatch):
     result = verb("run", *EIGHT, "--baseline=b.json")
     assert result.exit_code == 1
     assert "so no pass: of 2 comparisons none decides" in result.stderr
+
+
+def test_images_too_small_for_a_metric_are_measured_without_it(cases):
+    run = cases("--size=8", "--run-dir=small", cases=("test_quality",))
+    run.assert_outcomes(passed=3)
+    [cell] = results_of(Path("results.json"))["quality"]["cells"]
+    assert {"clip_score", "directional_similarity", "psnr"} == cell.keys() - {"category", "alpha"}
+    assert verb("run", *EIGHT, "--size=8", "--run-dir=small").exit_code in (0, 1)
 
 
 # --- pytest-benchmark's own selection
