@@ -7,11 +7,13 @@ an exit code. Nothing heavy is imported before a study is opened.
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from analogy.options import OptionError
 from analogy.pairs import PairsError, PairsWarning, load_pairs, named, select
-from analogy.records import Cell, Limit, Pair, Verdict
+from analogy.records import PER_SET, Cell, Limit, Pair, Verdict
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 # What must be the shipped baseline's own before it is held against a run unasked.
 _OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
+
+
+BASELINE = "baseline"
+"""What a case measures that compares a cell with the baseline; of others, their metrics' names."""
 
 
 class Outcome(Enum):
@@ -61,9 +67,11 @@ class Bench:
 
     ``values``: the parsed options. ``baseline``: comparable results of an earlier run, or None;
     ``note`` says which or why not. ``update``: where this run's results become the baseline.
-    ``is_strict``: no cell is expected to fail. ``limits``: what quality metrics must be. ``lost``:
-    why results could not be written. ``kept``: what became of them in the run folder; ``stays``:
-    why the default results file has not got them.
+    ``is_strict``: no cell is expected to fail. ``limits``: what quality metrics must be; ``held``:
+    those that a case has held its cell or alpha to. ``changes``: against the baseline, of a cell or
+    of the whole (None), the latest where a case was run again. ``lost``: why results could not be
+    written. ``kept``: what became of them in the run folder; ``stays``: why the default results
+    file has not got them.
     """
 
     def __init__(
@@ -86,7 +94,8 @@ class Bench:
         self.limits: tuple[Limit, ...] = values["limits"] or ()
         self.planned: dict[Cell, None] = {}  # in the order of the cases
         self.known: set[Cell] = set()
-        self.changes: list[Change] = []
+        self.held: set[Limit] = set()
+        self.changes: dict[Cell | None, Change] = {}
         self.lost: str | None = None
         self.kept: Kept | None = None
         self.stays: str | None = None
@@ -156,8 +165,13 @@ def open_bench(values: Mapping[str, Any], *, is_strict: bool) -> Bench:
     _check_no_file_twice(values)
     _check_quality(values)
     study = Study.open(values)
-    _check_kept(study)
-    return _with_baseline(study, values, is_strict=is_strict)
+    try:
+        _check_kept(study)
+        _check_gates(study, values)
+        return _with_baseline(study, values, is_strict=is_strict)
+    except BaseException:
+        study.close()
+        raise
 
 
 def _results_of(values: Mapping[str, Any]) -> Path:
@@ -288,6 +302,75 @@ def _check_quality(values: Mapping[str, Any]) -> None:
         raise OptionError(f"--lpips-weights: expected a file, got {weights}")
 
 
+def _check_gates(study: Study, values: Mapping[str, Any]) -> None:
+    """Say now that what the user set a bar for cannot be measured in this run."""
+    from analogy.metrics import SMALLEST_SIDE, Lpips
+    from analogy.models import ModelError
+    from analogy.stats import MIN_DECISIVE
+
+    limits: dict[str, Limit] = {limit.metric: limit for limit in values["limits"] or ()}
+    size = study.config.size
+    for name, least in SMALLEST_SIDE.items():
+        if name in limits and size < least:
+            raise OptionError(
+                f"--limits {limits[name]}: expected images of {least} pixels a side or more, which "
+                f"{name} needs, got {size}"
+            )
+    if "lpips" in limits:
+        try:
+            Lpips("alex", weights=values["lpips_weights"])
+        except ModelError as error:
+            raise OptionError(
+                f"--limits {limits['lpips']}: expected LPIPS's network, name its weights with "
+                f"--lpips-weights FILE: {error}"
+            ) from None
+    of_sets = [limit for name, limit in limits.items() if name in PER_SET]
+    if of_sets:
+        missing = _no_references(study, values)
+        if missing is None and len(study.judged) * len(study.config.seeds) < 2:
+            missing = "there is one image at each alpha, and 2 or more have a distance"
+        if missing is not None:
+            raise OptionError(f"--limits {of_sets[0]}: expected images to compare with: {missing}")
+    if values["baseline"] and not values["update_baseline"] and len(study.judged) < MIN_DECISIVE:
+        raise OptionError(
+            f"--baseline {values['baseline']}: expected {MIN_DECISIVE} pairs or more, fewer decide "
+            f"nothing, got {len(study.judged)}; raise --limit or add pairs"
+        )
+
+
+def gates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each bar that the user has set, in the words of its option, and what has to be measured."""
+    for limit in values["limits"] or ():
+        yield f"--limits {limit}", limit.metric
+    if values["baseline"] and not values["update_baseline"]:
+        yield f"--baseline {values['baseline']}", BASELINE
+
+
+def unmeasured(values: Mapping[str, Any], bench: Bench | None) -> Iterator[str]:
+    """Each bar that the user has set and that no case was held to, in a line: that is no pass.
+
+    ``bench``: None where no case got so far as to ask for it.
+    """
+    from analogy.baseline import Outcome as Compared
+
+    held = set() if bench is None else bench.held
+    changes = [] if bench is None else list(bench.changes.values())
+    for limit in values["limits"] or ():
+        if limit not in held:
+            yield f"limit     NOT measured, so no pass: {limit}"
+    if not values["baseline"] or values["update_baseline"]:
+        return
+    lacking = sum(change.outcome is Compared.INCOMPLETE for change in changes)
+    if not any(change.is_decided for change in changes):
+        of = f"of {len(changes)} comparisons none decides" if changes else "no case compared"
+        yield f"baseline  NOT compared with {values['baseline']}, so no pass: {of}"
+    elif lacking:
+        yield (
+            f"baseline  NOT all compared with {values['baseline']}, so no pass: of {len(changes)} "
+            f"comparisons {lacking} lack images"
+        )
+
+
 def judge_cell(bench: Bench, cell: Cell) -> Finding:
     """Say whether steering succeeds in this cell, which must have been measured."""
     study = bench.study
@@ -350,47 +433,85 @@ def load_references(bench: Bench) -> References | str:
     """The images that the grid's should be distributed like, or the reason why there are none."""
     import numpy as np
 
-    from analogy.models import EMBEDDED
     from analogy.quality import References
 
     folder, study = bench.values["reference"], bench.study
+    missing = _no_references(study, bench.values)
+    if missing is not None:
+        return missing
     if folder is not None:
-        return References.of_folder(Path(folder), study.execution.judge)
-    if study.config.model != EMBEDDED:
-        return "name some with --reference FOLDER"
-    try:
-        from fixtures.ceiling import drawings
-        from fixtures.world import CaptionError
-    except ImportError as error:
-        return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
-    try:
-        drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
-    except CaptionError as error:
-        return f"no drawings of these pairs ({error})"
+        try:
+            return References.of_folder(Path(folder), study.execution.judge)
+        except ValueError as error:  # of a file that cannot be read as an image
+            raise OptionError(f"--reference: {error}") from None
+    from fixtures.ceiling import drawings
+
+    drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
     targets = np.stack([target for twins in drawn for _, target in twins])
     features = study.execution.judge.image_features(targets)
     return References("drawings of the pairs' targets", features)
 
 
-def judge_quality(bench: Bench, what: str, found: Mapping[str, Mean | SetScore]) -> Finding:
-    """Say whether the quality metrics of a cell, or of an alpha, keep the user's limits."""
-    if not found or not all(figures.n for figures in found.values()):
-        return Finding(Outcome.SKIPPED, f"{what}: images are missing")
-    facts: dict[str, Any] = {}
+def _no_references(study: Study, values: Mapping[str, Any]) -> str | None:
+    """The reason why there is nothing to compare all images with; None where there is."""
+    from analogy.models import EMBEDDED
+
+    if values["reference"] is not None:
+        return None
+    if study.config.model != EMBEDDED:
+        return "name some with --reference FOLDER"
+    try:
+        from fixtures.ceiling import scenes
+        from fixtures.world import CaptionError
+    except ImportError as error:
+        return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
+    try:
+        for pair in study.pairs:
+            scenes(pair, random.Random(0))
+    except CaptionError as error:
+        return f"no drawings of these pairs ({error})"
+    return None
+
+
+def judge_quality(
+    bench: Bench,
+    what: str,
+    found: Mapping[str, Mean | SetScore],
+    metrics: Collection[str] | None = None,
+) -> Finding:
+    """Say whether the quality metrics of a cell, or of an alpha, keep the user's limits.
+
+    ``metrics``: all that is to be found of it; a limit on one that was not breaks that limit.
+    """
+    values = {name: _interval(figures) for name, figures in found.items() if figures.n}
+    values = {name: value for name, value in values.items() if not math.isnan(value[0])}
     broken = []
-    for name, figures in found.items():
-        value, low, high = _interval(figures)
+    for limit in bench.limits:
+        if limit.metric in values:
+            bench.held.add(limit)
+            value, low, high = values[limit.metric]
+            if limit.is_broken(low, high):
+                broken.append(f"{limit.metric} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}")
+        elif limit.metric in (metrics or ()):
+            broken.append(f"{limit.metric} was not measured, limit {limit}")
+    facts: dict[str, Any] = {}
+    for name, (value, low, high) in values.items():
         facts[name] = value
         if low < high:
             facts |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
-        broken += [
-            f"{name} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}"
-            for limit in bench.limits
-            if limit.metric == name and limit.is_broken(low, high)
-        ]
     if broken:
         return Finding(Outcome.FAILED, f"{what}: {'; '.join(broken)}", facts)
+    if not values or len(values) < len(found):
+        return Finding(Outcome.SKIPPED, f"{what}: {_not_there(bench, found)}", facts)
     return Finding(Outcome.PASSED, what, facts)
+
+
+def _not_there(bench: Bench, found: Mapping[str, Mean | SetScore]) -> str:
+    """Why nothing is said of a cell or an alpha."""
+    references = bench.study.quality.references
+    if not found and isinstance(references, str):
+        return f"nothing to compare with: {references}"
+    return "images are missing"
 
 
 def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
@@ -411,7 +532,8 @@ def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
     from analogy.baseline import compare_cell, compare_overall, n_comparisons
 
     study, old = bench.study, bench.baseline
-    assert old is not None
+    if old is None:
+        raise ValueError("judge_regression: expected a bench with a baseline, got none")
     if cell is None:
         now = recorded.of(study.results())
         change = compare_overall(old, now, tolerance=bench.tolerance)
@@ -422,7 +544,7 @@ def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
             tolerance=bench.tolerance,
             comparisons=n_comparisons(recorded.of_header(study.header())),
         )
-    bench.changes.append(change)
+    bench.changes[cell] = change
     outcome = Outcome.PASSED
     if not change.is_decided:
         outcome = Outcome.SKIPPED
@@ -553,11 +675,11 @@ def _against_baseline(bench: Bench) -> Iterator[str]:
         return
     from analogy.baseline import Outcome as Compared
 
-    counts = Counter(change.outcome for change in bench.changes)
+    counts = Counter(change.outcome for change in bench.changes.values())
     yield "against the baseline: " + ", ".join(
         f"{counts[outcome]} {outcome}" for outcome in Compared if counts[outcome]
     )
-    for change in bench.changes:
+    for change in bench.changes.values():
         if change.outcome in (Compared.REGRESSED, Compared.IMPROVED):
             yield f"  {change.message()}"
 

@@ -3,7 +3,7 @@
 The process that owns the run folder sends batches of jobs to the workers and takes the results in
 the order of the batches, so that a run that is killed leaves what a serial one leaves. A worker
 that is lost (its process, its machine) loses what it was at; another gets that, and its place is
-filled.
+filled. A lost head or raylet ends the run: :class:`Watch`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import heapq
 import logging
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, TypeAlias, TypeVar
 
 import ray
 import torch
 from ray.exceptions import (
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -32,7 +34,7 @@ from ray.exceptions import (
 )
 
 from analogy.clip import JudgeSource, find_judge
-from analogy.execute import Batch, ClusterError, Read, Results
+from analogy.execute import Batch, ClusterError, ClusterLostError, Read, Results
 from analogy.models import ModelError, ModelSource, find_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.work import Drawn, Ready, Seen, Worker
@@ -48,6 +50,15 @@ AHEAD = 3
 
 #: Seconds to wait for a worker when none is left.
 PATIENCE = 600.0
+
+#: Seconds between two looks at the cluster, and for which one of its two servers on which this
+#: process depends may give no answer. Ray's native code ends the whole process, with exit code 1,
+#: about 10 s after a raylet was lost and 60 s after a head was, which may come back until then.
+LOOK = 1.0
+RAYLET_MAY_BE_SILENT, HEAD_MAY_BE_SILENT = 2.0, 20.0
+
+#: Seconds after which a lost cluster is let go of, whatever else this process is busy with.
+BUSY = 3.0
 
 #: Where Ray writes what its processes say, and what every message about a lost run ends with.
 LOGS = "/tmp/ray/session_latest/logs"
@@ -150,12 +161,86 @@ class Hand:
     busy: int = 0
 
 
+Address: TypeAlias = tuple[str, int]
+
+
+class Watch:
+    """Whether the cluster that this process is connected to still answers; looks from a thread.
+
+    ``gone``: what does not, and None as long as all do. Ray's native code ends a process that has
+    lost its raylet or the head, without any exception, unless the process lets go of Ray before.
+    A server that did not answer at the beginning (behind a firewall) is not watched, nor is
+    anything with a Ray client, which has neither.
+    """
+
+    def __init__(self, *, head_may_be_silent: float = HEAD_MAY_BE_SILENT) -> None:
+        self.gone: str | None = None
+        self._ended = Event()
+        self._letting_go = Lock()
+        allowed = {"raylet": RAYLET_MAY_BE_SILENT, "head": head_may_be_silent}
+        self._servers = {
+            (name, address): allowed[name]
+            for name, address in _servers().items()
+            if _answers(address)
+        }
+        if self._servers:
+            Thread(target=self._look, name="watch over Ray", daemon=True).start()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def let_go(self) -> None:
+        """Disconnect from a cluster that is gone."""
+        self.end()
+        with self._letting_go, suppress(Exception):  # nothing else is to be said of it
+            ray.shutdown()
+
+    def _look(self) -> None:
+        answered = dict.fromkeys(self._servers, time.monotonic())
+        while not self._ended.wait(LOOK):
+            for server, allowed in self._servers.items():
+                (name, address), now = server, time.monotonic()
+                if _answers(address):
+                    answered[server] = now
+                elif now - answered[server] >= allowed:
+                    self.gone = f"the {name} at {address[0]}:{address[1]}"
+                    if not self._ended.wait(BUSY):
+                        self.let_go()
+                    return
+
+
+def _servers() -> dict[str, Address]:
+    """Where this process's raylet and the cluster's head listen; empty with a Ray client."""
+    if ray.util.client.ray.is_connected():
+        return {}
+    context = ray.get_runtime_context()
+    found = {}
+    host, _, port = str(context.gcs_address).rpartition(":")
+    if port.isdigit():
+        found["head"] = host.strip("[]"), int(port)
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            found["raylet"] = node["NodeManagerAddress"], int(node["NodeManagerPort"])
+    return found
+
+
+def _answers(address: Address) -> bool:
+    try:
+        socket.create_connection(address, timeout=5.0).close()
+    except OSError:
+        return False
+    return True
+
+
 class RayEngine:
     """Ray's workers as an :class:`~analogy.execute.Engine`.
 
     On CUDA one for each GPU, on CPUs one for each machine, or ``num_workers``. ``threads``: of each
     on a CPU [default: what there is, shared out]. Uses the Ray that runs in this process, or else
-    connects to ``ray_address``, or else starts one on this machine. Raises :class:`ClusterError`.
+    connects to ``ray_address``, or else starts one on this machine. Raises :class:`ClusterError`;
+    where the cluster is lost in the middle, :class:`~analogy.execute.ClusterLostError`, after which
+    this process is connected to none.
     """
 
     def __init__(
@@ -177,6 +262,10 @@ class RayEngine:
                 ray.shutdown()
             raise
         self._threads = threads or share
+        is_alone = config.ray_address is None  # then nobody brings the head back
+        self._watch = Watch(
+            head_may_be_silent=RAYLET_MAY_BE_SILENT if is_alone else HEAD_MAY_BE_SILENT
+        )
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self._actor = ray.remote(Actor).options(
             num_cpus=self._threads,
@@ -222,7 +311,11 @@ class RayEngine:
 
     def close(self) -> None:
         """Let go of the workers, and of Ray if it is ours."""
+        self._watch.end()
         self._dismiss()
+        if self._watch.gone is not None:
+            self._watch.let_go()
+            return
         if self._is_ours:
             ray.shutdown()
 
@@ -249,6 +342,7 @@ class RayEngine:
         try:
             while True:
                 while (hand := self._with_place(most)) and (taken := take()):
+                    self._check_cluster()
                     begun[send(hand.actor, taken[1])] = (*taken, hand)
                     hand.busy += 1
                 if hand and not begun:  # then all that were begun have had their turn
@@ -257,7 +351,7 @@ class RayEngine:
                     index, batch, hand = begun.pop(reference)
                     hand.busy -= 1
                     try:
-                        done[index] = batch, _get(reference), hand.name
+                        done[index] = batch, self._get(reference), hand.name
                         self._lost = 0
                     except LOST as error:
                         heapq.heappush(again, (index, batch))
@@ -282,7 +376,7 @@ class RayEngine:
             while not self._hands:
                 self._finished([])
             try:
-                return _get(ask(self._hands[0].actor))
+                return self._get(ask(self._hands[0].actor))
             except LOST as error:
                 self._replace(self._hands[0], error)
 
@@ -294,20 +388,48 @@ class RayEngine:
     def _finished(self, begun: Iterable[Any]) -> list[Any]:
         """Wait until one of ``begun`` is done, or a worker has joined: those that are done."""
         begun = list(begun)
-        finished, _ = ray.wait([*begun, *self._joining], timeout=None if self._hands else PATIENCE)
-        if not finished:
-            raise ClusterError(
-                f"expected a worker within {PATIENCE:g} s, got none of {self._count}: the cluster "
-                f"has no room for one with {self._threads} processors"
-                f"{' and a GPU' if self._is_gpu else ''} (ray status). {KEPT}"
-            )
+        end = time.monotonic() + PATIENCE
+        finished: list[Any] = []
+        while not finished:
+            self._check_cluster()
+            finished, _ = ray.wait([*begun, *self._joining], timeout=LOOK)
+            if not (finished or self._hands) and time.monotonic() > end:
+                raise ClusterError(
+                    f"expected a worker within {PATIENCE:g} s, got none of {self._count}: the "
+                    f"cluster has no room for one with {self._threads} processors"
+                    f"{' and a GPU' if self._is_gpu else ''} (ray status). {KEPT}"
+                )
         for reference in finished:
             if reference in self._joining:
                 self._join(reference)
         return [reference for reference in begun if reference in finished]
 
+    def _get(self, reference: Any) -> Any:
+        """What an actor returned, or the error that it raised itself."""
+        while True:
+            self._check_cluster()
+            try:
+                return ray.get(reference, timeout=LOOK)
+            except GetTimeoutError:
+                continue
+            except RayTaskError as error:
+                raise (error.cause or error) from error
+
+    def _check_cluster(self) -> None:
+        """End the run where the cluster is gone, and let go of it, before Ray ends the process."""
+        if self._watch.gone is None:
+            return
+        self._hands.clear()
+        self._joining.clear()
+        self._watch.let_go()
+        raise ClusterLostError(
+            f"--engine ray: {self._watch.gone} answers no more, and the cluster is lost with it; "
+            f"see Ray's logs in {LOGS}. {KEPT}"
+        )
+
     def _hire(self) -> None:
         """Ask Ray for as many workers as are lacking; they join when they have started."""
+        self._check_cluster()
         while len(self._hands) + len(self._joining) < self._count:
             self._hired += 1
             hand = Hand(self._actor.remote(self._given, self._threads), self._hired)
@@ -316,7 +438,7 @@ class RayEngine:
     def _join(self, reference: Any) -> None:
         hand = self._joining.pop(reference)
         try:
-            device, address = _get(reference)
+            device, address = self._get(reference)
         except LOST as error:
             self._count_loss(error)
         else:
@@ -325,6 +447,7 @@ class RayEngine:
 
     def _replace(self, hand: Hand, error: Exception) -> None:
         """Have another in the place of a worker that is lost; what it had comes back by itself."""
+        self._check_cluster()
         if hand in self._hands:
             self._hands.remove(hand)
             ray.kill(hand.actor)
@@ -339,8 +462,9 @@ class RayEngine:
         self._hire()
 
     def _dismiss(self) -> None:
-        for hand in [*self._hands, *self._joining.values()]:
-            ray.kill(hand.actor)
+        if self._watch.gone is None:
+            for hand in [*self._hands, *self._joining.values()]:
+                ray.kill(hand.actor)
         self._hands.clear()
         self._joining.clear()
 
@@ -386,14 +510,6 @@ def _connect(address: str | None) -> None:
         if address is not None:
             what = f"--ray-address {address}: expected a Ray cluster that answers"
         raise ClusterError(f"{what} ({_first_line(error)})") from error
-
-
-def _get(reference: Any) -> Any:
-    """What an actor returned, or the error that it raised itself."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise (error.cause or error) from error
 
 
 def _lost(what: str, error: Exception) -> ClusterError:

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from analogy.clip import Judge, JudgeSource
+from analogy.memory import memory_said
 from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
 from analogy.store import Job, RunFolder, W
@@ -36,6 +37,10 @@ R = TypeVar("R")
 
 class ClusterError(RuntimeError):
     """Workers on other processes or machines cannot do the work; the message says what to do."""
+
+
+class ClusterLostError(ClusterError):
+    """The cluster itself is gone in the middle of the work; what was done is kept."""
 
 
 class Engine(Protocol):
@@ -138,7 +143,8 @@ class Execution:
     @property
     def judge(self) -> Judge:
         """The judge, in this process."""
-        return self._worker.judge
+        with memory_said("loading the judge"):
+            return self._worker.judge
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that have no image, and which have not been tried here in vain."""
@@ -157,6 +163,12 @@ class Execution:
         out as no picture is kept as failed, and tried again by another run only. ``ahead``: what
         will be asked for next; several workers generate it at once, in the same batches.
         """
+        with memory_said("generating"):
+            self._generate(jobs, report, ahead)
+
+    def _generate(
+        self, jobs: Iterable[Job], report: Report, ahead: Iterable[Iterable[Job]]
+    ) -> None:
         groups = [list(jobs)]
         if not self.missing(groups[0]):
             return  # what is ahead is asked for in its turn
@@ -189,6 +201,10 @@ class Execution:
 
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
+        with memory_said("scoring"):
+            return self._score(jobs)
+
+    def _score(self, jobs: Iterable[Job]) -> int:
         missing = self._folder.without_score(jobs, self._judge)
         if not missing:
             return 0  # and no engine is brought up

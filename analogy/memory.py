@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -67,6 +68,24 @@ class InParts:
             # Out here the failed attempt's tensors are no longer held by its traceback.
             _release()
         return done
+
+
+@contextmanager
+def memory_said(doing: str) -> Iterator[None]:
+    """Have memory that runs out in here, whoever notices, end in :class:`MemoryFullError`.
+
+    ``doing``: what the work is, in the message. For all that is not done :class:`InParts`.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryFullError) or not _is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MemoryFullError(
+            f"out of memory while {doing}: expected room for it; end other programs, or choose a "
+            f"smaller --size, a lower --batch-size or fewer processes ({reason})"
+        ) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,32 +6,48 @@ imported before a benchmark asks for the study.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from analogy.bench import (
+    BASELINE,
     Bench,
     Finding,
     Outcome,
     chosen_pairs,
+    faults,
+    gates,
     interrupted,
     open_bench,
     refusals,
     summary,
+    unmeasured,
     unread_lines,
     write_outputs,
 )
 from analogy.options import OPTIONS, OptionError, parse_options
-from analogy.pairs import categories
+from analogy.pairs import PairsWarning, categories
 from analogy.records import Cell
 from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
     from analogy.store import Job
+
+_XDIST = (
+    "pytest-xdist is not supported: cases that time each other's work measure nothing. Run without "
+    "-n; --engine ray --num-workers N is how to use several devices."
+)
+_REFUSED = "analogy_refused"
+"""The key under which a worker of pytest-xdist's tells the controller so."""
+
+_CASES = Path(__file__).resolve().parents[1] / "benchmarks"
+"""The suite's own cases, in a checkout."""
 
 _VALUES = pytest.StashKey[dict[str, Any]]()
 _BENCH = pytest.StashKey[Bench]()
@@ -66,22 +82,165 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what measures throughput unless asked for."""
-    if config.getoption("--perf"):
-        return
+#: The suite's own warnings, which a user may turn into errors.
+_OURS: tuple[type[Warning], ...] = (PairsWarning, *PairsWarning.__subclasses__())
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Let no warning become an error, whatever the filters: a verdict does not depend on them.
+
+    What would be raised is shown. Filters that name a warning of the suite's own are kept.
+    """
+    with warnings.catch_warnings():
+        _calm_filters()
+        yield
+
+
+def _calm_filters() -> None:
+    calmed = []
+    for action, text, of, module, line in warnings.filters:
+        is_raised = action == "error" and of not in _OURS
+        calmed.append(("default" if is_raised else action, text, of, module, line))
+    warnings.filters = calmed
+
+
+@contextmanager
+def _calm_and_shown(config: pytest.Config) -> Iterator[None]:
+    """Like :func:`calm`, where pytest does not record warnings by itself: into its summary."""
+    with warnings.catch_warnings(record=True) as seen:
+        _calm_filters()
+        try:
+            yield
+        finally:
+            for message in seen:
+                config.hook.pytest_warning_recorded.call_historic(
+                    kwargs={
+                        "warning_message": message, "when": "config", "nodeid": "", "location": None
+                    }
+                )  # fmt: skip
+
+
+def _calm_from_here(config: pytest.Config) -> None:
+    """Let no warning become an error for the rest of a session whose cases have ended.
+
+    What other plugins do then (save, report, say that there is nothing to) is in nobody's hands,
+    and pytest sets its filters anew for each of it: those of the file, then those of ``-W``.
+    """
+    shown = ExitStack()
+    shown.enter_context(calm())
+    config.add_cleanup(shown.close)
+    for filters in (config.getini("filterwarnings"), config.known_args_namespace.pythonwarnings):
+        if filters:
+            filters[:] = [_calmed(text) for text in filters]
+
+
+def _calmed(text: str) -> str:
+    """A filter as pytest reads it, whose action may be shortened, without its ``error``."""
+    action, colon, rest = text.partition(":")
+    is_error = bool(action.strip()) and "error".startswith(action.strip())
+    is_ours = any(of.__name__ in rest for of in _OURS)
+    return f"default{colon}{rest}" if is_error and not is_ours else text
+
+
+def _asks_for_bench(item: pytest.Item) -> bool:
+    return "bench" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """Leave out what measures throughput unless asked for, and show pytest-benchmark our cases.
+
+    They ask for its fixture once there is something to time, which its own selection, by
+    ``--benchmark-only`` and ``--benchmark-skip``, does not see.
+    """
     left_out = [item for item in items if item.get_closest_marker("perf")]
-    if left_out:
+    if left_out and not config.getoption("--perf"):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    shown: list[list[str]] = []
+    for item in items:
+        names = getattr(item, "fixturenames", [])
+        if _asks_for_bench(item) and "benchmark" not in names:  # of all cases of one function
+            names.append("benchmark")
+            shown.append(names)
+    try:
+        return (yield)
+    finally:
+        for names in shown:
+            names.remove("benchmark")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A library's warning is no error while the suite's own cases are imported, either."""
+    if not collector.path.is_relative_to(_CASES):
+        return (yield)
+    with calm():
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say before the work what cannot be measured by the cases that are left."""
+    config = session.config
+    if config.option.collectonly:
+        return
+    cases = [item for item in session.items if _asks_for_bench(item)]
+    if hasattr(config, "workerinput"):
+        if cases:
+            config.workeroutput[_REFUSED] = _XDIST  # type: ignore[attr-defined]
+            pytest.exit(_XDIST, returncode=pytest.ExitCode.USAGE_ERROR)
+        return
+    if session.testsfailed or not session.items or _is_distributed(config):
+        return
+    marks = [item.get_closest_marker("measures") for item in cases]
+    measured = {name for mark in marks if mark is not None for name in mark.args}
+    if None in marks:  # somebody's own case, which may measure anything
+        return
+    values = config.stash[_VALUES]
+    for gate, needs in gates(values):
+        if needs not in measured:
+            of = "test_regression.py" if needs == BASELINE else "test_quality.py"
+            raise pytest.UsageError(
+                f"{printable(gate)}: expected a case that measures it, got none among the "
+                f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
+            )
+
+
+def _is_distributed(config: pytest.Config) -> bool:
+    """Whether workers of pytest-xdist's have the cases, and this process none."""
+    return config.getoption("dist", "no") != "no"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """End the session of pytest-xdist's controller as its workers have refused it."""
+    refused = getattr(node, "workeroutput", {}).get(_REFUSED)
+    if refused is not None:
+        pytest.exit(refused, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options at once, so that a wrong value is said before anything starts."""
+    config.addinivalue_line(
+        "markers",
+        "measures(*names): the quality metrics that a case which asks for the bench holds to "
+        "--limits, or 'baseline'; what no case measures is refused before the work",
+    )
+    with suppress(ImportError):  # it warns before there is any case; the suite brings it along
+        from pytest_benchmark.logger import PytestBenchmarkWarning
+
+        warnings.filterwarnings("default", category=PytestBenchmarkWarning)
     try:
-        values = config.stash[_VALUES] = parse_options(config.getoption)
-        if values["pairs"] or values["categories"]:
-            chosen_pairs(values)
+        with calm():
+            values = config.stash[_VALUES] = parse_options(config.getoption)
+            if values["pairs"] or values["categories"]:
+                chosen_pairs(values)
     except OptionError as error:
         raise pytest.UsageError(printable(str(error))) from None
 
@@ -96,7 +255,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not names or "bench" not in metafunc.fixturenames:
         return
     values = metafunc.config.stash[_VALUES]
-    chosen = categories(chosen_pairs(values))
+    try:
+        with calm():
+            chosen = categories(chosen_pairs(values))
+    except OptionError as error:
+        raise pytest.UsageError(printable(str(error))) from None
     if "category" in names:
         metafunc.parametrize("category", chosen)
     if "strength" in names:
@@ -110,12 +273,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """The session's study, opened at the first case that asks for it."""
     config = request.config
-    if hasattr(config, "workerinput"):
-        pytest.exit(
-            "pytest-xdist is not supported: cases that time each other's work measure nothing. "
-            "Run without -n; --engine ray --num-workers N is how to use several devices.",
-            returncode=pytest.ExitCode.USAGE_ERROR,
-        )
     made = _open(config)
     reporter = config.pluginmanager.getplugin("terminalreporter")
     with uncaptured(config):
@@ -137,10 +294,11 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 
 def _open(config: pytest.Config) -> Bench:
-    values, mendable = config.stash[_VALUES], refusals()
+    values = config.stash[_VALUES]
+    mendable: tuple[type[Exception], ...] = (*refusals(), PairsWarning)
     try:
         return open_bench(values, is_strict=bool(config.option.strict))
-    except mendable as error:
+    except mendable as error:  # a filter of the user's raises that
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
@@ -164,6 +322,9 @@ def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> No
     if not unscored:
         return
     study.execution.engine.prepare_judge()  # before the clock starts
+    if not request.config.pluginmanager.hasplugin("benchmark"):  # -p no:benchmark
+        study.score(unscored)
+        return
     benchmark: Callable[..., int] = request.getfixturevalue("benchmark")
     count = benchmark.pedantic(study.score, args=(unscored,), rounds=1)  # type: ignore[attr-defined]
     seconds = benchmark.stats.stats.total if benchmark.stats else None  # type: ignore[attr-defined]
@@ -173,9 +334,9 @@ def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> No
 
 def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
     """End a test as its case did, after putting the figures where JUnit's reader finds them."""
-    record_property = request.getfixturevalue("record_property")
-    for name, value in finding.figures.items():
-        record_property(name, value)
+    said = request.node.user_properties
+    said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
+    said.extend(finding.figures.items())
     if finding.outcome is Outcome.SKIPPED:
         pytest.skip(finding.message)
     if finding.outcome is Outcome.KNOWN:
@@ -184,32 +345,91 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
         pytest.fail(finding.message, pytrace=False)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """End the session where the machine fails: no cell's fault, and the next one's is the same."""
-    if "bench" not in getattr(item, "fixturenames", ()):
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """No warning decides how a case ends."""
+    if not _asks_for_bench(item):
         return (yield)
-    from analogy.bench import faults
+    with calm():
+        return (yield)
+
+
+@contextmanager
+def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
+    """A machine's fault, or an input's, is no cell's, and the next one's is the same."""
+    if not _asks_for_bench(item):
+        yield
+        return
+    from analogy.memory import memory_said
 
     try:
-        return (yield)
+        with memory_said("judging"):
+            yield
     except faults() as error:
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.INTERNAL_ERROR)
+    except refusals() as error:
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """A fixture's fault is the machine's as much as a case's."""
+    with _faults_end_the_session(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """The same of a case's own."""
+    with _faults_end_the_session(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """The same of what comes after."""
+    with _faults_end_the_session(item):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Write results.json, and the baseline if asked to, whatever has been measured so far."""
-    bench = session.config.stash.get(_BENCH, None)
-    if bench is not None:
-        from analogy.store import StoreError
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """The verdicts are in after this: no warning of whoever comes next may change the outcome."""
+    try:
+        return (yield)
+    finally:
+        if _BENCH in session.config.stash:
+            _calm_from_here(session.config)
 
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Write results.json, and the baseline if asked to, whatever has been measured so far.
+
+    Before other plugins write theirs, which may fail.
+    """
+    config = session.config
+    bench = config.stash.get(_BENCH, None)
+    if bench is not None:
+        from analogy.memory import memory_said
+
+        unwritten: tuple[type[Exception], ...] = (*faults(), OSError)
         try:
-            _write_results(bench, session)
-        except (StoreError, OSError) as error:
+            with _calm_and_shown(config), memory_said("judging"):
+                _write_results(bench, session)
+        except unwritten as error:
             bench.lost = str(error)
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+    if session.exitstatus == pytest.ExitCode.OK and list(_unmeasured(config)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return (yield)
+
+
+def _unmeasured(config: pytest.Config) -> Iterable[str]:
+    if config.option.collectonly or hasattr(config, "workerinput") or _is_distributed(config):
+        return ()
+    values = config.stash[_VALUES]
+    return unmeasured(values, config.stash.get(_BENCH, None))
 
 
 def _write_results(bench: Bench, session: pytest.Session) -> None:
@@ -225,10 +445,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         bench.study.close()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """The table: category x alpha, the control among them, and the whole; or how to go on."""
     config = terminalreporter.config
     bench, analysis = config.stash.get(_BENCH, None), config.stash.get(_ANALYSIS, None)
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        for line in _unmeasured(config):
+            terminalreporter.write_line(printable(line), red=True)
     if bench is None:
         return
     if bench.lost is not None:
@@ -239,5 +463,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if analysis is None:
         return
     terminalreporter.section("analogy steering", sep="=")
-    for line in summary(bench, analysis):
+    with calm():
+        lines = list(summary(bench, analysis))
+    for line in lines:
         terminalreporter.write_line(printable(line))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from analogy.clip import Judge
 from analogy.images import image_files, read_image
 from analogy.metrics import (
+    SMALLEST_SIDE,
     Lpips,
     SetScore,
     clip_score_of_features,
@@ -105,8 +106,19 @@ class Quality:
         names = [name for name in PER_IMAGE if name in values]
         by_pair = values.groupby("pair_id", sort=False)[names]
         items = by_pair.mean()[by_pair.size() == len(self._config.seeds)]
-        self.cells[cell] = {name: _mean(items[name].to_numpy()) for name in names}
-        return self.cells[cell]
+        found = {name: _mean(items[name].to_numpy()) for name in names}
+        self.cells = {each: self.cells.get(each, found) for each in self._in_order(cell)}
+        self.cells[cell] = found
+        return found
+
+    def _in_order(self, cell: Cell) -> list[Cell]:
+        """What has been asked for, and ``cell``, in the order of the run, whatever was first."""
+        categories = list(dict.fromkeys(job.pair.category for job in self._jobs))
+        alphas = {alpha: i for i, alpha in enumerate(self._config.alphas)}
+        return sorted(
+            {*self.cells, cell},
+            key=lambda each: (categories.index(each.category), alphas.get(each.alpha, -1)),
+        )
 
     def alpha(self, alpha: float) -> dict[str, SetScore]:
         """CMMD and KID of all images at one alpha against the references, by name.
@@ -120,16 +132,21 @@ class Quality:
             return {}
         x, y = np.stack(list(kept.values())), self.references.features
         judge = self._fingerprint.partition("@")[0]
-        self.alphas[alpha] = {
+        found = {
             name: SetScore(score_name(name, judge), distance(x, y), len(x), len(y))
             for name, distance in (("cmmd", mmd_distance), ("kid", kernel_distance))
         }
-        return self.alphas[alpha]
+        order = {each: i for i, each in enumerate(self._config.alphas)}
+        self.alphas = dict(
+            sorted({**self.alphas, alpha: found}.items(), key=lambda each: order.get(each[0], -1))
+        )
+        return found
 
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
         """A row per image that is scored, as is its control: pair_id, seed and every metric.
 
-        ``jobs`` are steered ones. LPIPS has a column where its network is there.
+        ``jobs`` are steered ones. LPIPS has a column where its network is there, and it and SSIM
+        where the images are large enough.
         """
         controls = [self._control(job) for job in jobs]
         seen = self._folder.features([*jobs, *controls], self._fingerprint)
@@ -177,7 +194,10 @@ class Quality:
 
     def _of_pixels(self) -> dict[str, str]:
         names = {"psnr": "psnr", "ssim": "ssim"}
-        return names if isinstance(self.lpips, str) else {**names, "lpips": self.lpips.fingerprint}
+        if not isinstance(self.lpips, str):
+            names["lpips"] = self.lpips.fingerprint
+        size = self._config.size
+        return {name: kept for name, kept in names.items() if size >= SMALLEST_SIDE.get(name, 0)}
 
     def _aligned(
         self, batch: Sequence[Job], seen: Mapping[str, NDArray[np.float32]]
@@ -208,8 +228,11 @@ class Quality:
             np.stack([self._folder.read_image(job) for job in jobs])
             for jobs in (batch, [self._control(job) for job in batch])
         )
-        found = {"psnr": psnr(images, controls), "ssim": ssim(images, controls)}
-        if not isinstance(self.lpips, str):
+        wanted = self._of_pixels()
+        found = {"psnr": psnr(images, controls)}
+        if "ssim" in wanted:
+            found["ssim"] = ssim(images, controls)
+        if "lpips" in wanted and not isinstance(self.lpips, str):
             found["lpips"] = lpips(images, controls, self.lpips)
         return found
 

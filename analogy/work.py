@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
 from analogy.images import from_png, to_png
 from analogy.margin import cosine
-from analogy.memory import budget, fitting, limit_memory, most_at_once
+from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
@@ -74,6 +75,7 @@ class Worker:
         self._pairs = pairs
         self._model = model
         self._judge_source = judge
+        self._look_in_parts = InParts(sys.maxsize)  # of whole batches, until memory runs out
 
     def prepare(self) -> Ready:
         """Load the generator; before any thread draws."""
@@ -90,7 +92,12 @@ class Worker:
 
     def see(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> Seen:
         """Have the judge look at the images of these jobs."""
-        features = self.judge.image_features(np.stack([from_png(png) for png in pngs]))
+        judge = self.judge
+
+        def look(part: slice) -> Features:
+            return judge.image_features(np.stack([from_png(png) for png in pngs[part]]))
+
+        features = np.concatenate(self._look_in_parts(look, len(pngs)))
         return Seen(self._cosines(jobs, features), features)
 
     def _cosines(self, jobs: Sequence[Job], features: Features) -> list[tuple[float, float, float]]:

@@ -82,6 +82,7 @@ def test_power(record_property: Callable[[str, object], None]) -> None:
     _judge("success", figures.success, Bar(stats.POWER, stats.POWER), record_property)
 
 
+@pytest.mark.measures("judge")
 def test_judge(category: str, bench: Bench, record_property: Callable[[str, object], None]) -> None:
     """The judge tells drawings of the targets from drawings of the sources, as is on record."""
     study = bench.study
@@ -95,12 +96,15 @@ def test_judge(category: str, bench: Bench, record_property: Callable[[str, obje
     drawn = {key: (tuple(row["target"]), tuple(row["source"])) for key, row in records.items()}
     for key, margins in drawn.items():
         recorded = [side[0] for side in study.truth.pairs[key]]
-        assert [side[0] for side in margins] == pytest.approx(recorded, abs=0.01), (
-            f"pair {records[key]['id']}: its drawings score other margins than {study.truth.path} "
-            "has; write it anew with python -m fixtures.ceiling"
-        )
+        if [side[0] for side in margins] != pytest.approx(recorded, abs=0.01):
+            pytest.fail(
+                f"pair {records[key]['id']}: its drawings score other margins than "
+                f"{study.truth.path} has; write it anew with python -m fixtures.ceiling",
+                pytrace=False,
+            )
     found = ceilings.ceiling(GroundTruth(study.truth.path, study.judge.fingerprint, drawn), pairs)
-    assert found is not None
+    if found is None:
+        pytest.fail(f"{category}: its drawings give no margins", pytrace=False)
     for name, value in found.to_dict().items():
         record_property(name, value)
     if found.is_blind:

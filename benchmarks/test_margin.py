@@ -14,8 +14,7 @@ from analogy.bench import Bench, judge_cell, judge_overall
 from analogy.plugin import measure, settle
 from analogy.records import Cell
 
-# A library's deprecation warning is no verdict on a model.
-pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
+pytestmark = pytest.mark.measures("margin")
 
 
 def test_margin(cell: Cell, bench: Bench, request: pytest.FixtureRequest) -> None:

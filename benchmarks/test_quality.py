@@ -1,22 +1,23 @@
 """What steering does beside the margin: alignment, preservation, distribution; on the same grid.
 
 Recorded in results.json and the table. A case fails only where the user sets limits (`--limits`),
-and only if its whole interval is beyond them; CMMD and KID have no interval, and are compared as
-they are.
+and only if its whole interval is beyond them, or if a limit's metric could not be measured; CMMD
+and KID have no interval, and are compared as they are.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from analogy.bench import Bench, judge_quality, load_lpips, load_references
-from analogy.metrics import Lpips
 from analogy.plugin import measure, settle
-from analogy.quality import References
-from analogy.records import Cell
+from analogy.records import PER_IMAGE, PER_SET, Cell
 
-# A library's deprecation warning is no verdict on a model.
-pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
+if TYPE_CHECKING:
+    from analogy.metrics import Lpips
+    from analogy.quality import References
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def references(bench: Bench) -> References | str:
     return load_references(bench)
 
 
+@pytest.mark.measures(*PER_IMAGE)
 def test_quality(
     cell: Cell, bench: Bench, lpips: Lpips | str, request: pytest.FixtureRequest
 ) -> None:
@@ -38,9 +40,11 @@ def test_quality(
     study = bench.study
     measure(bench, study.cell_jobs(*cell), request)
     study.quality.lpips = lpips
-    settle(judge_quality(bench, str(cell), study.quality.cell(cell)), request)
+    found = study.quality.cell(cell)
+    settle(judge_quality(bench, str(cell), found, PER_IMAGE), request)
 
 
+@pytest.mark.measures(*PER_SET)
 def test_distribution(
     strength: float, bench: Bench, references: References | str, request: pytest.FixtureRequest
 ) -> None:
@@ -48,7 +52,5 @@ def test_distribution(
     study = bench.study
     measure(bench, study.jobs(alpha=strength), request)
     study.quality.references = references
-    if isinstance(references, str):
-        pytest.skip(f"nothing to compare with: {references}")
     found = study.quality.alpha(strength)
-    settle(judge_quality(bench, f"alpha {strength:g}", found), request)
+    settle(judge_quality(bench, f"alpha {strength:g}", found, PER_SET), request)

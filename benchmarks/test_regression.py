@@ -12,8 +12,7 @@ from analogy.bench import Bench, judge_regression
 from analogy.plugin import measure, settle
 from analogy.records import Cell
 
-# A library's deprecation warning is no verdict on a model.
-pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
+pytestmark = pytest.mark.measures("baseline")
 
 
 @pytest.fixture

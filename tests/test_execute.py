@@ -192,3 +192,50 @@ def test_memory_that_runs_out_in_the_middle_costs_no_image_and_no_wrong_one(
     again.generate(jobs[:8])
     for job, image in zip(jobs[:8], expected, strict=True):
         assert np.abs(folder.read_image(job).astype(int) - image).max() <= 1
+
+
+class Crowded:
+    """A judge with room for so many images at a time."""
+
+    def __init__(self, judge, room):
+        self.judge, self.room, self.asked = judge, room, []
+
+    def __getattr__(self, name):
+        return getattr(self.judge, name)
+
+    def image_features(self, images):
+        self.asked.append(len(images))
+        if len(images) > self.room:
+            torch.empty(1 << 50)
+        return self.judge.image_features(images)
+
+
+def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge, monkeypatch):
+    run, jobs, folder = make_run()
+    run.generate(jobs[:8])
+    run.score(jobs[:8])
+    expected = folder.margins(jobs[:8], judge.fingerprint)["margin"]
+    folder._db.execute("DELETE FROM scores")
+    crowded = Crowded(judge, 2)
+    monkeypatch.setattr(work, "Judge", lambda *_, **__: crowded)
+    again, jobs, _ = make_run()
+    monkeypatch.setattr(execute, "SCORE_BATCH", 6)
+    assert again.score(jobs[:8]) == 8
+    assert crowded.asked == [6, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+    found = folder.margins(jobs[:8], judge.fingerprint)["margin"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_scoring_without_room_for_one_image_is_said(make_run, judge, monkeypatch):
+    monkeypatch.setattr(work, "Judge", lambda *_, **__: Crowded(judge, 0))
+    run, jobs, _ = make_run()
+    run.generate(jobs[:2])
+    with pytest.raises(memory.MemoryFullError, match="out of memory with one image at a time"):
+        run.score(jobs[:2])
+
+
+def test_a_model_that_memory_has_no_room_for_is_said(make_run, monkeypatch):
+    monkeypatch.setattr(work, "load_pipeline", lambda *_, **__: torch.empty(1 << 50))
+    run, jobs, _ = make_run()
+    with pytest.raises(memory.MemoryFullError, match="out of memory while generating: expected"):
+        run.generate(jobs[:2])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analogy import memory
-from analogy.memory import GIB, InParts, MemoryFullError, fitting, most_at_once
+from analogy.memory import GIB, InParts, MemoryFullError, fitting, memory_said, most_at_once
 
 OUT_OF_MEMORY = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -72,6 +73,26 @@ def test_another_error_is_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
         in_parts(room_for(1, [], RuntimeError("shapes cannot be multiplied")), 4)
     assert in_parts.at_once == 4
+
+
+@pytest.mark.parametrize(
+    "take",
+    [lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50), lambda: bytearray(1 << 60)],
+    ids=["torch", "numpy", "python"],
+)
+def test_whoever_notices_that_memory_is_full_it_is_said_in_one_sentence(take):
+    with (
+        pytest.raises(MemoryFullError, match=r"^out of memory while judging: expected.*--size.*$"),
+        memory_said("judging"),
+    ):
+        take()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), MemoryFullError("said"), ValueError()])
+def test_what_is_no_lack_of_memory_or_has_been_said_is_left_as_it_is(error):
+    with pytest.raises(type(error)) as caught, memory_said("judging"):
+        raise error
+    assert caught.value is error
 
 
 # --- how many

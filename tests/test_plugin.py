@@ -387,7 +387,7 @@ def test_an_interruption_of_the_scoring_keeps_the_images(bench, eight, monkeypat
 def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     judged(lambda job: 0.1 + noise(job))
     bench(*eight, "--baseline=mine.json", "--update-baseline")
-    run = bench(*eight, "--baseline=mine.json", "--report=new/r.html")
+    run = bench(*eight, "--baseline=mine.json", "--report=new/r.html", cases=GATE)
     assert run.ret == pytest.ExitCode.OK
     run.stdout.fnmatch_lines(["report    new/r.html"])
     page = (bench.path / "new" / "r.html").read_text("utf-8")
@@ -443,8 +443,8 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
     recorded = results_of(bench.path / "mine.json")
     assert [cell["verdict"] for cell in recorded["cells"]] == ["failure"]
 
-    expected = bench(*command, "-rx")
-    expected.assert_outcomes(xfailed=2)
+    expected = bench(*command, "-rx", cases=GATE)
+    expected.assert_outcomes(xfailed=2, passed=2)
     assert expected.ret == pytest.ExitCode.OK
     expected.stdout.fnmatch_lines(
         [
@@ -454,12 +454,12 @@ def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, e
         ]
     )
 
-    strict = bench(*command, "--strict")
-    strict.assert_outcomes(failed=2)
+    strict = bench(*command, "--strict", cases=GATE)
+    strict.assert_outcomes(failed=2, passed=2)
     strict.stdout.fnmatch_lines(["strict    no cell is expected to fail"])
 
-    other = bench(*command, "--guidance=2")
-    other.assert_outcomes(xfailed=2)
+    other = bench(*command, "--guidance=2", cases=GATE)
+    other.assert_outcomes(xfailed=2, passed=2)
     other.stdout.fnmatch_lines(["differs   guidance: baseline 4.0, this run 2.0"])
 
 
@@ -478,8 +478,8 @@ def test_a_cell_that_succeeds_against_its_baseline_passes(bench, eight, judged):
     judged(below)
     bench(*eight, "--baseline=mine.json", "--update-baseline")
     judged(lambda job: 0.1 + noise(job))
-    better = bench(*eight, "--baseline=mine.json", "--run-dir=better")
-    better.assert_outcomes(passed=2)
+    better = bench(*eight, "--baseline=mine.json", "--run-dir=better", cases=GATE)
+    better.assert_outcomes(passed=4)
     better.stdout.fnmatch_lines(["color *1 *8 *success (better than its baseline)"])
 
 
@@ -712,7 +712,7 @@ def test_a_wrong_value_is_a_usage_error_that_says_what_is_allowed(
 ):
     (bench.path / "taken").write_text("no baseline, no folder")
     monkeypatch.setattr(execute.Execution, "generate", lambda *_: pytest.fail("work was done"))
-    run = bench(*eight, *options)
+    run = bench(*eight, *options, cases=GATE)
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     said = [*run.outlines, *run.errlines]
     assert any(says(line, message) for line in said), said

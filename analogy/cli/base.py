@@ -89,6 +89,7 @@ class Exit(IntEnum):
     USAGE = 2
     NOT_COMPARABLE = 3
     UNREADABLE = 4
+    CLUSTER_LOST = 5
     INTERNAL = 70
     INTERRUPTED = 130
 
@@ -226,6 +227,13 @@ def say(message: object) -> None:
 def say_which(path: Path) -> None:
     """Say on stderr which of a run folder's measurements is read, where it has several."""
     show_lines(kept.notes(path), "-")
+
+
+def code_of_fault(error: Exception) -> Exit:
+    """The exit code of a machine's fault in the middle of the work: of `analogy.bench.faults`."""
+    from analogy.execute import ClusterLostError
+
+    return Exit.CLUSTER_LOST if isinstance(error, ClusterLostError) else Exit.UNREADABLE
 
 
 def refuse(code: Exit, error: object) -> NoReturn:

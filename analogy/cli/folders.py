@@ -104,6 +104,7 @@ def score(
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
     from analogy.clip import find_judge
+    from analogy.memory import MemoryFullError
     from analogy.models import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
@@ -147,7 +148,7 @@ def score(
             recorded.write_results(found, results)
         elif outcome.why is not None or outcome.has_more:
             file = outcome.file
-    except (StoreError, OSError) as error:
+    except (StoreError, MemoryFullError, OSError) as error:
         refuse(Exit.UNREADABLE, error)
     except ValueError as error:
         refuse(Exit.USAGE, error)

@@ -15,6 +15,7 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    code_of_fault,
     option,
     refuse,
     say_which,
@@ -94,7 +95,7 @@ def steer(
         except OSError as error:
             refuse(Exit.UNREADABLE, error)
         except faults() as error:
-            refuse(Exit.UNREADABLE, error)
+            refuse(code_of_fault(error), error)
         except ValueError as error:  # Pillow's, of a name that ends like no picture's
             refuse(Exit.USAGE, f"-o: {error}")
         finally:

@@ -10,6 +10,7 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    code_of_fault,
     option,
     refuse,
     show_lines,
@@ -77,7 +78,7 @@ def methods(
         failures = study.failures(jobs)
         header = study.header()
     except faults() as error:
-        refuse(Exit.UNREADABLE, error)
+        refuse(code_of_fault(error), error)
     finally:
         study.close()
     config = study.config

@@ -23,6 +23,7 @@ from analogy.bench import (
     open_bench,
     refusals,
     summary,
+    unmeasured,
     write_outputs,
 )
 from analogy.cli.base import (
@@ -30,6 +31,7 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    code_of_fault,
     option,
     refuse,
     say,
@@ -37,7 +39,7 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.records import Cell
+from analogy.records import PER_IMAGE, PER_SET, Cell
 
 if TYPE_CHECKING:
     from analogy.store import Job
@@ -58,8 +60,10 @@ def run(
     judged (too few pairs, images missing, a blind judge) are neither a success nor a failure.
 
     Exit code: 0 every cell that can be judged succeeded, or was expected not to, 1 some cell did
-    not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 130 interrupted.
+    not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
+    lost, 130 interrupted.
     """
+    from analogy.memory import memory_said
     from analogy.store import StoreError
 
     try:
@@ -68,18 +72,22 @@ def run(
         refuse(Exit.UNREADABLE, error)
     except refusals() as error:
         refuse(Exit.USAGE, error)
-    code, fault = Exit.OK, ""
+    code, fault, fault_code = Exit.OK, "", Exit.UNREADABLE
     failed: list[str] = []
     try:
         try:
-            for finding in _cases(bench):
-                if finding.outcome is Outcome.FAILED:
-                    code = Exit.NOT_SUCCEEDED
-                    failed.append(finding.message)
+            with memory_said("judging"):
+                for finding in _cases(bench):
+                    if finding.outcome is Outcome.FAILED:
+                        code = Exit.NOT_SUCCEEDED
+                        failed.append(finding.message)
+            for line in unmeasured(values, bench):
+                code = Exit.NOT_SUCCEEDED
+                failed.append(line)
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
         except faults() as error:
-            fault = str(error)
+            fault, fault_code = str(error), code_of_fault(error)
         analysis = bench.study.analysis()
         results = bench.study.results(analysis)
         try:
@@ -89,7 +97,7 @@ def run(
             fault = fault or f"results NOT written: {error}"
         lines = list(summary(bench, analysis))
     except StoreError as error:
-        refuse(Exit.UNREADABLE, fault or error)
+        refuse(fault_code, fault or error)
     finally:
         bench.close()
         bench.study.close()
@@ -100,7 +108,7 @@ def run(
     if code is Exit.INTERRUPTED:
         say(interrupted(bench))
     if fault:
-        refuse(Exit.UNREADABLE, fault)
+        refuse(fault_code, fault)
     raise typer.Exit(code)
 
 
@@ -116,10 +124,10 @@ def _cases(bench: Bench) -> Iterator[Finding]:
     yield judge_overall(bench)
     study.quality.lpips = load_lpips(bench)
     for cell in cells:
-        yield judge_quality(bench, str(cell), study.quality.cell(cell))
+        yield judge_quality(bench, str(cell), study.quality.cell(cell), PER_IMAGE)
     study.quality.references = load_references(bench)
     for alpha in strengths:
-        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha))
+        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha), PER_SET)
     if bench.baseline is not None:
         for each in (*cells, None):
             yield judge_regression(bench, each)

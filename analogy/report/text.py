@@ -138,7 +138,7 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
 
 def null_table(analysis: Analysis) -> Iterator[str]:
     """The random control beside the method: its margin, its gain, the method's advantage."""
-    cells = [figures for figures in analysis.cells.values() if figures.null is not None]
+    cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
     width = _width(analysis.controls)
@@ -146,9 +146,7 @@ def null_table(analysis: Analysis) -> Iterator[str]:
         f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
         f"{'advantage':>9} {'95% CI':>18} {'p':>8}"
     )
-    for figures in cells:
-        null = figures.null
-        assert null is not None
+    for figures, null in cells:
         alpha = f"{figures.cell.alpha:g}"
         head = f"{_name(figures.cell.category, width)} {alpha:>5} {null.margin.n:>4}"
         if Verdict.INCOMPLETE in (null.margin.verdict, null.advantage.verdict):
@@ -161,7 +159,7 @@ def null_table(analysis: Analysis) -> Iterator[str]:
             f"{null.gain.mean:>+8.4f} {more.mean:>+9.4f} "
             f"{_interval(more.ci_low, more.ci_high):>18} {more.p:>8.2g}"
         )
-    succeeded = [f for f in cells if f.null and f.null.margin.verdict is Verdict.SUCCESS]
+    succeeded = [each for each, null in cells if null.margin.verdict is Verdict.SUCCESS]
     if succeeded:
         yield (
             "A random direction succeeds in "
