@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 ALPHA_LIMIT = 5.0
@@ -81,7 +81,7 @@ class Limit:
         return high < self.value if self.is_least else low > self.value
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What an estimate says about steering.
 
     Only the first two are findings; the others are said as what they are, never as a pass and never
@@ -102,9 +102,6 @@ class Verdict(str, Enum):
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
     BLIND = "blind"
-
-    # Python 3.12 changed how a mixed-in Enum formats; this prints the bare value on all versions.
-    __str__ = str.__str__
 
 
 class Figures:

@@ -33,6 +33,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -237,8 +238,8 @@ class Reader:
                 warnings.simplefilter("ignore")  # of few pairs
                 Path("block.csv").write_text(block.text)
                 assert load_pairs("block.csv")
-        elif block.language == "toml" and sys.version_info >= (3, 11):
-            assert importlib.import_module("tomllib").loads(block.text)
+        elif block.language == "toml":
+            assert tomllib.loads(block.text)
 
     def compare(self, block: Block, printed: str) -> None:
         if block.shown is not None:
