@@ -86,8 +86,7 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
-
-    __str__ = str.__str__  # the bare value when formatted, on all versions of Python
+    BLIND = "blind"
 
 
 @dataclass(frozen=True, slots=True)

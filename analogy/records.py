@@ -104,7 +104,38 @@ class Verdict(StrEnum):
     BLIND = "blind"
 
 
-class Figures:
+class Compared:
+    """Base of dataclasses whose fields may be NaN, a missing figure: missing equals missing.
+
+    ``@dataclass`` by itself compares NaN by identity up to Python 3.12 and as unequal from 3.13.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        # Set on the class itself, where ``@dataclass`` finds them and generates no others.
+        cls.__eq__ = Compared.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = Compared.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return _comparable(self) == _comparable(other)
+
+    def __hash__(self) -> int:
+        return hash(_comparable(self))
+
+
+def _comparable(record: Any) -> tuple[Any, ...]:
+    """A record's fields, with the same object for every NaN."""
+    values = (getattr(record, field.name) for field in dataclasses.fields(record))
+    return tuple(_MISSING if isinstance(v, float) and math.isnan(v) else v for v in values)
+
+
+_MISSING = object()
+
+
+class Figures(Compared):
     """What records of figures share: plain values for JSON."""
 
     __slots__ = ()
