@@ -16,12 +16,50 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
+from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from analogy import recorded
 from analogy.options import OPTIONS, Option, OptionError, parse_options
 from analogy.text import printable
 
-app = typer.Typer(
+
+def _verbatim(text: str | None) -> str | None:
+    """A help text that is shown as it is written: rich takes ``[words]`` for markup."""
+    return escape(text) if text and HAS_RICH else text
+
+
+class _Command(TyperCommand):
+    """A verb; its help and that of its parameters are shown as they are written."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.help, self.epilog = _verbatim(self.help), _verbatim(self.epilog)
+        for parameter in self.params:
+            if isinstance(parameter, (TyperArgument, TyperOption)):
+                parameter.help = _verbatim(parameter.help)
+
+
+class _Group(TyperGroup):
+    """Verbs under one name, likewise."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.help, self.epilog = _verbatim(self.help), _verbatim(self.epilog)
+
+
+class Verbs(typer.Typer):
+    """An application whose help texts are plain text."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[..., Any]:
+        """Register a verb, as :meth:`typer.Typer.command` does."""
+        return super().command(name, cls=_Command, **settings)
+
+
+app = Verbs(
     name="analogy",
     help="Steer text-to-image models by analogy, and measure whether it works.",
     epilog="Every option may also be an environment variable: ANALOGY_RUN_LIMIT=2 is --limit 2 of "
@@ -133,7 +171,7 @@ def _parameter(of: Option, default: Any) -> inspect.Parameter:
 
     info = option(
         of.flag,
-        help=of.help.replace("[", r"\["),  # rich takes it for markup
+        help=of.help,
         metavar=of.metavar,
         autocompletion=complete if of.choices else None,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analogy.cli.base import KEEP, Exit, Json, app, refuse, show_lines, write
+from analogy.cli.base import KEEP, Exit, Json, Verbs, app, refuse, show_lines, write
 from analogy.pairs import WEAK_PAIRS, PairsError, WeakCategoryWarning, load_pairs
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MODELS_VERSION = 1
 ENOUGH_PAIRS = 10
 """From so many on, intervals hold on skewed margins, too (docs/calibration.md)."""
 
-pairs_app = typer.Typer(no_args_is_help=True, help="Look at files of word pairs.")
+pairs_app = Verbs(no_args_is_help=True, help="Look at files of word pairs.")
 app.add_typer(pairs_app, name="pairs", rich_help_panel=KEEP)
 
 
