@@ -43,6 +43,7 @@ import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 import typer
+from extras import extra
 from verbs import verb
 
 import analogy.report.html  # noqa: F401  likewise
@@ -339,7 +340,7 @@ class Reader:
 @contextlib.contextmanager
 def two_processors():
     """A Ray of two processors, however many this process may use."""
-    ray = pytest.importorskip("ray")
+    ray = extra("ray")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         yield

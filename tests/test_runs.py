@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from extras import extra
 from planted import results as planted
 from planted import small
 from reported import draw, margin, picture
@@ -279,7 +279,7 @@ def test_plots_are_the_report_s_with_and_without_axes(run, monkeypatch):
         lambda ax=None: run.plot_distribution("color", ax),
         lambda ax=None: run.plot_pair("object-2", ax),
     ):  # fmt: skip
-        given = Figure().add_subplot()
+        given = extra("matplotlib.figure").Figure().add_subplot()
         assert plot(given) is given
         own = plot()
         own.figure.canvas.draw()
