@@ -33,9 +33,12 @@ EXTRAS = {
 }
 
 
-def extra(module: str) -> Any:
-    """The module; without it, the test (or the test file) that asks for it is skipped."""
-    if reason := _without(module.partition(".")[0]):
+def extra(module: str, of: str | None = None) -> Any:
+    """The module; without it, the test (or the test file) that asks for it is skipped.
+
+    ``of``: the extra that the module needs [default: the package that the module is of].
+    """
+    if reason := _without(of or module.partition(".")[0]):
         pytest.skip(reason, allow_module_level=True)
     return importlib.import_module(module)
 

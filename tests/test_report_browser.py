@@ -12,8 +12,8 @@ from extras import extra
 from reported import draw, margin
 
 from analogy.records import Pair
-from analogy.report.html import write_report
 
+write_report = extra("analogy.report.html", of="matplotlib").write_report
 selenium = extra("selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -21,9 +21,10 @@ from reported import draw, margin, picture
 import analogy
 from analogy.images import from_png
 from analogy.recorded import RESULTS_NAME, RecordedError, write_results
-from analogy.report import plots
 from analogy.runs import load_run
 from analogy.store import RunFolder, StoreError
+
+plots = extra("analogy.report.plots", of="matplotlib")
 
 
 @pytest.fixture
