@@ -22,7 +22,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.ceiling import Ceiling, share
-from analogy.records import Cell, Estimate, Figures, ItemLevel, Pair, Trend, Verdict, plain
+from analogy.records import (
+    Cell,
+    Compared,
+    Estimate,
+    Figures,
+    ItemLevel,
+    Pair,
+    Trend,
+    Verdict,
+    plain,
+)
 from analogy.stats import (
     SIGNIFICANCE,
     benjamini_hochberg,
@@ -59,7 +69,7 @@ class Null(Figures):
 
 
 @dataclass(frozen=True, slots=True)
-class CellFigures:
+class CellFigures(Compared):
     """Everything that is said about one cell.
 
     ``p_holm`` and ``p_bh`` are the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for

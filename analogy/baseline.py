@@ -19,7 +19,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class NotComparableError(ValueError):
         )
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """What became of a cell. The first rule that holds decides.
 
     - ``too_few``: fewer than 6 pairs decide nothing;
@@ -86,8 +86,7 @@ class Outcome(str, Enum):
     INCONCLUSIVE = "inconclusive"
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
-
-    __str__ = str.__str__  # the bare value when formatted, on all versions of Python
+    BLIND = "blind"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,7 @@ class WriterLock:
             raise LockedError(str(owner(folder) or "another process")) from None
         try:
             self.dead = owner(folder)
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             mine = Owner(socket.gethostname(), os.getpid(), _user(), now)
             write_atomically(self._owner, json.dumps(asdict(mine)).encode())
         except BaseException:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from analogy.records import DTYPES, ENGINES, PER_IMAGE, PER_SET, Limit
+from analogy import records
+from analogy.records import DTYPES, ENGINES, PER_SET, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -237,7 +238,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
         if not found:
             raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
-        name = _one_of((*PER_IMAGE, *PER_SET))(metric)
+        name = _one_of((*records.PER_IMAGE, *PER_SET))(metric)
         limits.append(Limit(name, sign == ">=", parse_number(value)))
     return tuple(limits)
 

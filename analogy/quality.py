@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analogy import records
 from analogy.clip import Judge
-from analogy.images import image_files, read_image
+from analogy.images import Images, image_files, read_image
 from analogy.metrics import (
     SMALLEST_SIDE,
     Lpips,
@@ -33,9 +34,16 @@ from analogy.metrics import (
     ssim,
 )
 from analogy.metrics.features import score_name
-from analogy.records import PER_IMAGE, Cell, Figures, RunConfig
+from analogy.records import Cell, Figures, RunConfig
 from analogy.stats import bootstrap_ci
 from analogy.store import Job, RunFolder
+
+#: What is left of an image: by a metric's name, its values of images and their controls, uint8
+#: (n, height, width, 3), one for each image. LPIPS, which needs a network, is beside them.
+KEPT: dict[str, Callable[[Images, Images], NDArray[np.float64]]] = {
+    "psnr": lambda images, controls: psnr(images, controls),
+    "ssim": lambda images, controls: ssim(images, controls),
+}
 
 #: Pixels of the images that are read and compared at a time.
 BATCH_PIXELS = 64 * 2**20
@@ -103,7 +111,7 @@ class Quality:
     def cell(self, cell: Cell) -> dict[str, Mean]:
         """Every metric of single images over one cell, by name."""
         values = self.values([job for job in self._jobs if (job.pair.category, job.alpha) == cell])
-        names = [name for name in PER_IMAGE if name in values]
+        names = [name for name in records.PER_IMAGE if name in values]
         by_pair = values.groupby("pair_id", sort=False)[names]
         items = by_pair.mean()[by_pair.size() == len(self._config.seeds)]
         found = {name: _mean(items[name].to_numpy()) for name in names}
@@ -193,7 +201,7 @@ class Quality:
         return {name: f"{name}/{self._fingerprint}" for name in names}
 
     def _of_pixels(self) -> dict[str, str]:
-        names = {"psnr": "psnr", "ssim": "ssim"}
+        names = {name: name for name in KEPT}
         if not isinstance(self.lpips, str):
             names["lpips"] = self.lpips.fingerprint
         size = self._config.size
@@ -229,9 +237,9 @@ class Quality:
             for jobs in (batch, [self._control(job) for job in batch])
         )
         wanted = self._of_pixels()
-        found = {"psnr": psnr(images, controls)}
-        if "ssim" in wanted:
-            found["ssim"] = ssim(images, controls)
+        found = {
+            name: compute(images, controls) for name, compute in KEPT.items() if name in wanted
+        }
         if "lpips" in wanted and not isinstance(self.lpips, str):
             found["lpips"] = lpips(images, controls, self.lpips)
         return found

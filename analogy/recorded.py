@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from analogy.files import write_atomically
-from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Verdict
+from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Compared, Verdict
 from analogy.text import command_line, is_printable
 
 RESULTS_VERSION = 2
@@ -47,7 +47,7 @@ class RecordedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedCell:
+class RecordedCell(Compared):
     """One cell's figures, or those of several cells pooled (category and alpha None).
 
     ``items``: pair id to margin, in -2..2; of an incomplete cell those that were complete.
@@ -95,7 +95,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class Header(Compared):
     """What results are of: all that is known before there are any.
 
     ``path`` is None for what is in memory.

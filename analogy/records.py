@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 ALPHA_LIMIT = 5.0
@@ -81,7 +81,7 @@ class Limit:
         return high < self.value if self.is_least else low > self.value
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What an estimate says about steering.
 
     Only the first two are findings; the others are said as what they are, never as a pass and never
@@ -103,11 +103,39 @@ class Verdict(str, Enum):
     INCOMPLETE = "incomplete"
     BLIND = "blind"
 
-    # Python 3.12 changed how a mixed-in Enum formats; this prints the bare value on all versions.
-    __str__ = str.__str__
+
+class Compared:
+    """Base of dataclasses whose fields may be NaN, a missing figure: missing equals missing.
+
+    ``@dataclass`` by itself compares NaN by identity up to Python 3.12 and as unequal from 3.13.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        # Set on the class itself, where ``@dataclass`` finds them and generates no others.
+        cls.__eq__ = Compared.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = Compared.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return _comparable(self) == _comparable(other)
+
+    def __hash__(self) -> int:
+        return hash(_comparable(self))
 
 
-class Figures:
+def _comparable(record: Any) -> tuple[Any, ...]:
+    """A record's fields, with the same object for every NaN."""
+    values = (getattr(record, field.name) for field in dataclasses.fields(record))
+    return tuple(_MISSING if isinstance(v, float) and math.isnan(v) else v for v in values)
+
+
+_MISSING = object()
+
+
+class Figures(Compared):
     """What records of figures share: plain values for JSON."""
 
     __slots__ = ()

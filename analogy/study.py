@@ -372,7 +372,7 @@ class Study:
             "packages": package_versions(),
             "git_commit": _git_commit(),
             "machine": machine(self.config.device),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
     def header(self) -> dict[str, Any]:

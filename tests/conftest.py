@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import extras
 import pytest
 
 from analogy.clip import Judge, find_judge
@@ -23,7 +24,29 @@ from analogy.records import Pair, RunConfig
 from analogy.store import RunFolder
 from analogy.study import Study
 
+#: What changes how programs print, or what the suite's own options are: the tests know none of it.
+AMBIENT = (
+    "ANALOGY_", "CLICOLOR", "COLUMNS", "FORCE_COLOR", "GITHUB_", "LINES", "NO_COLOR", "PY_COLORS",
+    "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "TERMINAL_WIDTH", "TTY_", "TYPER_", "_TYPER_",
+)  # fmt: skip
+#: What is said to the tests themselves.
+OURS = {"ANALOGY_SLOW", "ANALOGY_TEST_DEVICE"}
+
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure():
+    """Refuse to leave out what must be tested, and give every test the same environment.
+
+    Last, so that pytest's own output is as its environment says, and before any test is imported,
+    since some packages read the environment once.
+    """
+    extras.check_required()
+    for name in list(os.environ):
+        if name.startswith(AMBIENT) and name not in OURS:
+            del os.environ[name]
+    os.environ["TERM"] = "xterm"
 
 
 @pytest.fixture(scope="session")

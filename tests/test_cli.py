@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from extras import extra
 from planted import results, small
 from typer.testing import CliRunner
 
@@ -362,7 +362,7 @@ def test_a_reader_that_leaves_changes_no_exit_code(old):
 
 def test_the_workflow_is_one_that_a_user_can_take():
     text = (ROOT / ".github" / "workflows" / "benchmark.yml").read_text("utf-8")
-    workflow = yaml.safe_load(text)
+    workflow = extra("yaml").safe_load(text)
     triggers = workflow[True]  # YAML 1.1 reads the key `on` so
     assert set(triggers) == {"pull_request", "schedule", "workflow_dispatch"}
     assert workflow["permissions"] == {"contents": "read"}

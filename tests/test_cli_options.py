@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -66,7 +67,7 @@ def test_run_has_every_option_of_pytest_and_little_else(values):
     own = {"--strict", "--json", "--help", "-h"}
     assert set(found) - own == {each.flag for each in OPTIONS}
     for each in OPTIONS:
-        assert found[each.flag].help == each.help.replace("[", r"\[")
+        assert unescaped(found[each.flag].help) == each.help
         assert found[each.flag].is_flag is (each.parse is None)
         assert found[each.flag].default == each.default
     assert values() == expected()
@@ -104,6 +105,40 @@ def test_the_help_shows_brackets_and_what_the_table_says():
     assert "[default: embedded; with --gpu segmind/SSD-1B]" in shown
     assert "[default: 0.5,0.8,1.0]" in shown
     assert "\\[" not in shown
+
+
+def every_command(command, *names):
+    """Each verb and group of verbs with the words that call it, the application first."""
+    yield names, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from every_command(inner, *names, name)
+
+
+COMMANDS = dict(every_command(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=lambda names: " ".join(names) or "analogy")
+def test_every_help_text_is_shown_as_it_is_written(names):
+    """Rich would take ``[default: x]`` for a style and ``:key:`` for a picture."""
+    command = COMMANDS[names]
+    written = [each.help for each in command.params if each.help]
+    written += [inner.help.split("\n\n")[0] for inner in getattr(command, "commands", {}).values()]
+    written += [text for text in (command.help, command.epilog) if text]
+    if not hasattr(command, "commands"):
+        assert inspect.getdoc(command.callback) == unescaped(command.help)
+    shown = words_of(verb(*names, "--help", env={"COLUMNS": "1000"}).stdout)
+    assert written
+    for text in written:
+        assert words_of(unescaped(text)) in shown, text
+    assert "\\[" not in shown
+
+
+def unescaped(text):
+    return text.replace("\\[", "[")
+
+
+def words_of(text):
+    return " ".join(text.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -21,9 +22,12 @@ from verbs import verb
 from analogy import analysis, baseline, execute, options, quality, study, work  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
-from analogy.report import html, text  # noqa: F401  likewise
+from analogy.report import text  # noqa: F401  likewise
 from analogy.store import RunFolder
 from analogy.study import Study
+
+with contextlib.suppress(ModuleNotFoundError):
+    import analogy.report.html  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

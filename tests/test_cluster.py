@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from echo import Echo, Stillborn
+from extras import extra
 
 from analogy.execute import ClusterError, Execution
 from analogy.models import ModelError, ModelSource
 from analogy.store import RunFolder, plan
 
-ray = pytest.importorskip("ray")
+ray = extra("ray")
 
 from analogy import cluster  # noqa: E402
 from analogy.cluster import AHEAD, MOST_LOST, Actor, RayEngine, shares  # noqa: E402

@@ -13,6 +13,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+from extras import extra
 from PIL import Image
 from processes import write_pairs
 from test_score import run
@@ -368,7 +369,7 @@ def test_an_imported_grid_with_holes_is_filled_by_another_import(tmp_path, manif
 
 def test_commands_that_are_said_of_an_imported_run_work(tmp_path, manifest):
     """The next step of import, and what the report says instead of the run's own command."""
-    pytest.importorskip("jinja2")
+    extra("jinja2")
     file = manifest()
     result = bring_in(tmp_path, file, name="a tool's")
     [line] = [line for line in result.stdout.splitlines() if line.startswith("next")]

@@ -15,6 +15,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from extras import extra
 from safetensors.torch import load_file, save_file
 
 from analogy import models
@@ -306,7 +307,7 @@ def test_what_is_no_lora_is_refused(lora):
 
 
 def test_a_lora_changes_the_weights_it_names_and_no_others(lora, pipeline):
-    pytest.importorskip("peft")
+    extra("peft")
     source = find_pipeline("embedded", dtype="float32", lora=str(lora))
     steered = load_pipeline(source, device="cpu", dtype="float32")
     before = pipeline.unet.state_dict()
@@ -320,7 +321,7 @@ def test_a_lora_changes_the_weights_it_names_and_no_others(lora, pipeline):
 
 
 def test_a_lora_of_another_model_is_refused(lora):
-    pytest.importorskip("peft")
+    extra("peft")
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     weights = {"lora_A.weight": torch.zeros(2, 7), "lora_B.weight": torch.zeros(7, 2)}
     save_file({f"{name}.{part}": value for part, value in weights.items()}, lora)
@@ -331,7 +332,7 @@ def test_a_lora_of_another_model_is_refused(lora):
 
 def test_a_lora_for_another_family_is_refused(lora):
     """One whose weights all belong elsewhere: nothing would change but the fingerprint."""
-    pytest.importorskip("peft")
+    extra("peft")
     save_file({f"transformer.to_q.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, lora)
     source = find_pipeline("embedded", dtype="float32", lora=str(lora))
     with pytest.raises(ModelError, match="none of its weights belong to a StableDiffusionXLPipe"):

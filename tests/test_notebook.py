@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
+from extras import extra
+
+nbclient, nbformat = extra("nbclient"), extra("nbformat")
 
 FILE = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 

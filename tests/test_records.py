@@ -12,7 +12,10 @@ import sys
 
 import pytest
 
-from analogy.records import Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
+from analogy.analysis import CellFigures
+from analogy.methods import Difference
+from analogy.recorded import RecordedCell
+from analogy.records import Cell, Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 
@@ -70,6 +73,30 @@ def test_records_are_frozen_hashable_and_picklable(record):
     copy = pickle.loads(pickle.dumps(record))
     assert copy == record
     assert hash(copy) == hash(record)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mean: Estimate(n=1, n_items=1, verdict=Verdict.TOO_FEW, mean=mean),
+        lambda mean: CellFigures(Cell("color", 1.0), ESTIMATE, None, {}, p_holm=mean),
+        lambda mean: Difference("lerp", "word", None, None, 6, mean=mean),
+        lambda mean: RecordedCell("color", 1.0, Verdict.INCOMPLETE, 6, mean, {}),
+    ],
+    ids=["Estimate", "CellFigures", "Difference", "RecordedCell"],
+)
+def test_a_missing_figure_equals_a_missing_one_and_nothing_else(make):
+    """On every Python: dataclasses compare NaN by identity up to 3.12, and as unequal from 3.13."""
+    assert make(float("nan")) == make(float("nan"))
+    assert make(float("nan")) != make(0.1)
+    assert make(0.1) == make(0.1)
+    assert make(0.1) != make(0.2)
+    assert make(0.1) != 0.1
+
+
+def test_records_with_missing_figures_are_one_key():
+    missing = [Estimate(n=1, n_items=1, verdict=Verdict.TOO_FEW, mean=float("nan")) for _ in "ab"]
+    assert len(set(missing)) == 1
 
 
 def test_importing_records_is_cheap():

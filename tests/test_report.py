@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from extras import extra
 from planted import results as planted_results
 from planted import small
 from reported import color, draw, margin, picture, pixels, read_page
@@ -23,9 +24,11 @@ from analogy.pairs import load_pairs
 from analogy.recorded import RecordedError, write_results
 from analogy.records import Pair
 from analogy.report import gallery as galleries
-from analogy.report import html, plots
-from analogy.report.html import render, write_report
 from fixtures.ceiling import drawings
+
+plots = extra("analogy.report.plots", of="matplotlib")
+html = extra("analogy.report.html", of="matplotlib")
+render, write_report = html.render, html.write_report
 
 MARKUP = "<script>alert(1)</script>"
 

@@ -8,12 +8,13 @@ import json
 import shutil
 
 import pytest
+from extras import extra
 from reported import draw, margin
 
 from analogy.records import Pair
-from analogy.report.html import write_report
 
-selenium = pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
+write_report = extra("analogy.report.html", of="matplotlib").write_report
+selenium = extra("selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

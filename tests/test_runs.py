@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from extras import extra
 from planted import results as planted
 from planted import small
 from reported import draw, margin, picture
@@ -21,9 +21,10 @@ from reported import draw, margin, picture
 import analogy
 from analogy.images import from_png
 from analogy.recorded import RESULTS_NAME, RecordedError, write_results
-from analogy.report import plots
 from analogy.runs import load_run
 from analogy.store import RunFolder, StoreError
+
+plots = extra("analogy.report.plots", of="matplotlib")
 
 
 @pytest.fixture
@@ -280,7 +281,7 @@ def test_plots_are_the_report_s_with_and_without_axes(run, monkeypatch):
         lambda ax=None: run.plot_distribution("color", ax),
         lambda ax=None: run.plot_pair("object-2", ax),
     ):  # fmt: skip
-        given = Figure().add_subplot()
+        given = extra("matplotlib.figure").Figure().add_subplot()
         assert plot(given) is given
         own = plot()
         own.figure.canvas.draw()

@@ -8,9 +8,9 @@ import json
 from functools import cache
 from importlib.resources import files
 
-import jsonschema
 import numpy as np
 import pytest
+from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reported import draw, picture
@@ -21,6 +21,8 @@ from analogy.models import shipped
 from analogy.quality import References
 from analogy.recorded import RESULTS_NAME, write_results
 from analogy.records import PER_IMAGE, PER_SET, Cell, Estimate, RunConfig, Verdict
+
+jsonschema = extra("jsonschema")
 
 NAMES = ("results", "comparison", "verification")
 

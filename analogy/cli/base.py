@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from rich.markup import escape
+from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from analogy import kept, recorded
 from analogy.options import OPTIONS, Option, OptionError, parse_options, parse_path
@@ -25,8 +26,23 @@ from analogy.text import printable
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Verb(TyperCommand):
-    """A command whose paths are read as those of the table are: ``~`` is the user's home."""
+def _verbatim(text: str | None) -> str | None:
+    """A help text that is shown as it is written: rich takes ``[words]`` for markup."""
+    return escape(text) if text and HAS_RICH else text
+
+
+class _Command(TyperCommand):
+    """A verb; its help and that of its parameters are shown as they are written.
+
+    Its paths are read as those of the table are: ``~`` is the user's home.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.help, self.epilog = _verbatim(self.help), _verbatim(self.epilog)
+        for parameter in self.params:
+            if isinstance(parameter, (TyperArgument, TyperOption)):
+                parameter.help = _verbatim(parameter.help)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -39,12 +55,23 @@ class _Verb(TyperCommand):
         return rest
 
 
-class Verbs(typer.Typer):
-    """An application whose commands are of :class:`_Verb`."""
+class _Group(TyperGroup):
+    """Verbs under one name, likewise."""
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
-        """Register a verb."""
-        return super().command(name, **{"cls": _Verb, **options})
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.help, self.epilog = _verbatim(self.help), _verbatim(self.epilog)
+
+
+class Verbs(typer.Typer):
+    """An application of plain help texts, whose commands are of :class:`_Command`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=_Group, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
+        """Register a verb, as :meth:`typer.Typer.command` does."""
+        return super().command(name, **{"cls": _Command, **settings})
 
 
 app = Verbs(
@@ -172,7 +199,7 @@ def _parameter(of: Option, default: Any) -> inspect.Parameter:
 
     info = option(
         of.flag,
-        help=of.help.replace("[", r"\["),  # rich takes it for markup
+        help=of.help,
         metavar=of.metavar,
         autocompletion=complete if of.choices else None,
     )

@@ -335,7 +335,7 @@ class EvaluationAgent:
             "failed": {key: reason for part in parts for key, reason in part.failed.items()},
             "versions": versions,
             "machine": machine(self.task.device),
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         with_all = tuple(
             replace(

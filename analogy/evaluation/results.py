@@ -142,7 +142,7 @@ class Report:
             yield from _wrapped(f"{name}: {model['fingerprint']} ({said})", "   ")
         notes: list[str] = []
         singles = [r for r in self.results if r.value_a is None and r.value_b is None]
-        paired = [r for r in self.results if r not in singles]
+        paired = [r for r in self.results if r.value_a is not None or r.value_b is not None]
         alone = "b against a" if config["mode"] == "pairwise" else "value"
         for rows, title in ((paired, "b - a"), (singles, alone)):
             if rows:

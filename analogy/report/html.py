@@ -21,12 +21,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from analogy import recorded
+from analogy import recorded, records
 from analogy.baseline import Comparison, Outcome
 from analogy.files import write_atomically
 from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
-from analogy.records import IMPORTED, PER_IMAGE, Verdict, is_imported
+from analogy.records import IMPORTED, Verdict, is_imported
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
@@ -655,7 +655,7 @@ def tables(
     ]  # fmt: skip
     measured = _part(results, "quality")
     quality = _rows(measured.get("cells"), "category", "alpha")
-    names = [name for name in PER_IMAGE if any(row.get(name) for row in quality)]
+    names = [name for name in records.PER_IMAGE if any(row.get(name) for row in quality)]
     gain = ["gain", "gain low", "gain high"]
     made = [
         Table("cells", "Cells", ["category", "alpha", "pairs", *figures, "Holm's p", *gain,
@@ -664,7 +664,8 @@ def tables(
         Table("pools", "Pools", ["pool", "pairs", *figures, *gain, "slope", "verdict"], pools),
         Table("targets", "Target prompts' own images", ["category", "pairs", *figures,
               "of ceiling"], targets),
-        Table("quality", "Quality", ["category", "alpha", *(METRICS[name] for name in names)],
+        Table("quality", "Quality",
+              ["category", "alpha", *(METRICS.get(name, name) for name in names)],
               [[_plain(row["category"]), _alpha(row),
                 *(_value(_part(row, name).get("mean"), _figure) for name in names)]
                for row in quality]),

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analogy import records
 from analogy.analysis import Analysis, CellFigures, Pool
-from analogy.records import PER_IMAGE, Cell, Estimate, Verdict
+from analogy.records import Cell, Estimate, Verdict
 from analogy.stats import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
 
@@ -272,11 +273,12 @@ def _marked(difference: Difference) -> str:
 
 def quality_table(quality: Quality) -> Iterator[str]:
     """What was measured beside the margin: of single images by cell, of all images by alpha."""
-    names = [name for name in PER_IMAGE if any(name in of for of in quality.cells.values())]
+    measured = {name for of in quality.cells.values() for name in of}
+    names = [name for name in records.PER_IMAGE if name in measured]
     if names:
         width = _width(cell.category for cell in quality.cells)
         yield f"{'quality':<{width}} {'alpha':>5} {'n':>4}" + "".join(
-            f"  {_COLUMNS[name]:>21}" for name in names
+            f"  {_COLUMNS.get(name, name):>21}" for name in names
         )
         for cell, found in quality.cells.items():
             n = max(of.n for of in found.values())
@@ -284,7 +286,8 @@ def quality_table(quality: Quality) -> Iterator[str]:
                 f"  {_mean_and_interval(found[name]):>21}" for name in names
             )
         yield "CLIPScore: to the target prompt. direction: did the image move as the prompt did?"
-        yield f"{', '.join(_COLUMNS[n] for n in names[2:])}: what is left of the image at alpha 0."
+        kept = [_COLUMNS.get(name, name) for name in names if name not in _ALIGNED]
+        yield f"{', '.join(kept)}: what is left of the image at alpha 0."
         if isinstance(quality.lpips, str):
             why = f"LPIPS is not measured: {quality.lpips}"
             yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
@@ -304,6 +307,7 @@ def quality_table(quality: Quality) -> Iterator[str]:
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
 
+_ALIGNED = ("clip_score", "directional_similarity")
 _COLUMNS = {
     "clip_score": "CLIPScore", "directional_similarity": "direction", "psnr": "PSNR (dB)",
     "ssim": "SSIM", "lpips": "LPIPS",

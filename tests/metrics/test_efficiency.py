@@ -15,14 +15,12 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-import codecarbon
 import diffusers
 import numpy as np
 import pytest
 import tiny
 import torch
-from codecarbon.external import hardware as parts
-from codecarbon.external.ram import RAM
+from extras import extra, needs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -391,7 +389,18 @@ def test_work_that_the_counter_does_not_see_is_an_error():
 
 
 @pytest.fixture
-def known_watts(monkeypatch, tmp_path):
+def codecarbon():
+    return extra("codecarbon")
+
+
+@pytest.fixture
+def parts():
+    """The machine's parts as codecarbon knows them."""
+    return extra("codecarbon.external.hardware")
+
+
+@pytest.fixture
+def known_watts(parts, monkeypatch, tmp_path):
     """A machine of 36 W of memory and a CPU of 100 W at half load; a folder to find files in."""
     monkeypatch.setenv("CODECARBON_FORCE_RAM_POWER", "36")
     monkeypatch.setenv("CODECARBON_FORCE_CPU_POWER", "100")
@@ -404,7 +413,7 @@ def known_watts(monkeypatch, tmp_path):
 
 def intensity(country: str) -> float:
     """Kilograms of CO2 equivalent per kWh, straight from codecarbon's table."""
-    table = Path(codecarbon.__file__).parent / "data/private_infra/global_energy_mix.json"
+    table = Path(extra("codecarbon").__file__).parent / "data/private_infra/global_energy_mix.json"
     return json.loads(table.read_text())[country]["carbon_intensity"] / 1000
 
 
@@ -433,7 +442,9 @@ def test_energy_says_what_is_estimated(known_watts):
     assert found.gpu_method.startswith("not counted")
 
 
-def test_each_way_of_reading_power_is_called_what_it_is():
+def test_each_way_of_reading_power_is_called_what_it_is(parts):
+    RAM = extra("codecarbon.external.ram").RAM  # noqa: N806
+
     def cpu(mode):
         part = object.__new__(parts.CPU)
         part._mode = mode
@@ -492,6 +503,7 @@ def test_settings_neither_move_the_machine_nor_send_nor_write(known_watts, monke
     assert not list(known_watts.iterdir())
 
 
+@needs("codecarbon")
 @pytest.mark.slow
 def test_energy_is_silent_in_a_fresh_process(tmp_path):
     program = """
@@ -510,7 +522,9 @@ def test_energy_is_silent_in_a_fresh_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_meter_is_stopped_and_given_its_voice_back_when_a_run_fails(known_watts, monkeypatch):
+def test_the_meter_is_stopped_and_given_its_voice_back_when_a_run_fails(
+    known_watts, codecarbon, monkeypatch
+):
     stopped = []
     stop = codecarbon.OfflineEmissionsTracker.stop
     monkeypatch.setattr(
@@ -528,7 +542,9 @@ def test_the_meter_is_stopped_and_given_its_voice_back_when_a_run_fails(known_wa
     assert not logging.getLogger("codecarbon").filters
 
 
-def test_the_device_is_waited_for_before_the_meter_stops(known_watts, two_gpus, monkeypatch):
+def test_the_device_is_waited_for_before_the_meter_stops(
+    known_watts, codecarbon, two_gpus, monkeypatch
+):
     events = []
     stop = codecarbon.OfflineEmissionsTracker.stop
 
@@ -552,6 +568,7 @@ def test_a_run_too_short_for_the_meter_is_an_error(known_watts):
         efficiency.energy(lambda: time.sleep(0.01), country="DEU", n_images=1)
 
 
+@needs("codecarbon")
 @pytest.mark.parametrize(
     ("country", "near"),
     [
@@ -567,7 +584,7 @@ def test_an_unknown_country_is_an_error_with_near_ones(country, near):
         efficiency.energy(pytest.fail, country=country, n_images=1)
 
 
-def test_every_country_of_the_table_has_an_intensity():
+def test_every_country_of_the_table_has_an_intensity(codecarbon):
     table = Path(codecarbon.__file__).parent / "data/private_infra/global_energy_mix.json"
     countries = json.loads(table.read_text())
     assert len(countries) > 200
@@ -580,7 +597,7 @@ def test_without_codecarbon_the_error_says_what_to_install(monkeypatch):
         efficiency.energy(pytest.fail, country="DEU", n_images=1)
 
 
-def test_what_codecarbon_swallows_is_raised(monkeypatch):
+def test_what_codecarbon_swallows_is_raised(codecarbon, monkeypatch):
     def broken(self):
         raise OSError("no meter here")
 

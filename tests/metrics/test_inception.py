@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from cleanfid.resize import make_resizer
+from extras import extra
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from analogy.images import to_tensor
@@ -51,6 +51,7 @@ def test_an_images_features_do_not_depend_on_its_batch(inception, pictures):
 def test_resizing_is_clean_fids(shape, rng):
     """Up and down, on noise, which aliases most: to 1e-4 of the range, and not rounded to bytes."""
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    make_resizer = extra("cleanfid.resize").make_resizer
     expected = make_resizer("PIL", quantize_after=False, filter="bicubic", output_size=(299, 299))
     resized = clean_resize(to_tensor(image[None]))
     np.testing.assert_allclose(resized[0].permute(1, 2, 0).numpy(), expected(image), atol=0.0255)

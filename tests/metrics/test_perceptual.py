@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from extras import extra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -53,7 +53,7 @@ def other_pictures(pictures, noisy, kind):
 def test_psnr_is_that_of_others(pictures, noisy, kind, data_range):
     others = other_pictures(pictures, noisy, kind)
     expected = [
-        peak_signal_noise_ratio(a, b, data_range=data_range)
+        extra("skimage.metrics").peak_signal_noise_ratio(a, b, data_range=data_range)
         for a, b in zip(others, pictures, strict=True)
     ]
     values = psnr(pictures, others, data_range=data_range)
@@ -73,7 +73,7 @@ def test_psnr_is_that_of_others(pictures, noisy, kind, data_range):
 def test_ssim_is_that_of_scikit_image(pictures, noisy, kind, data_range):
     others = other_pictures(pictures, noisy, kind)
     expected = [
-        structural_similarity(
+        extra("skimage.metrics").structural_similarity(
             a,
             b,
             data_range=data_range,
@@ -117,7 +117,7 @@ def test_lpips_is_that_of_its_package_on_the_same_backbone(
 ):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls torchvision as it was
-        import lpips as package
+        package = extra("lpips")
 
         with torch.device("meta"):
             theirs = package.LPIPS(net=name, pnet_rand=True, pretrained=False, verbose=False)

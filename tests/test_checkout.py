@@ -1,0 +1,60 @@
+"""A checkout is the same everywhere, and the suite runs on the Pythons that it promises."""
+
+from __future__ import annotations
+
+import filecmp
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from analogy.models import fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_git = pytest.mark.skipif(
+    not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs a git checkout"
+)
+
+
+def git(*words):
+    done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_git
+def test_a_checkout_by_git_for_windows_has_the_same_bytes(tmp_path):
+    """Its default, core.autocrlf=true, would give every text file other line ends."""
+    for name, setting in (("windows", "true"), ("plain", "false")):
+        git("clone", "--quiet", "--config", f"core.autocrlf={setting}", ROOT, tmp_path / name)
+    files = git("ls-files", "-z", "--with-tree=HEAD").split("\0")[:-1]
+    kept = [file for file in files if (tmp_path / "plain" / file).is_file()]
+    assert len(kept) > 200
+    _, different, failed = filecmp.cmpfiles(
+        tmp_path / "windows", tmp_path / "plain", kept, shallow=False
+    )
+    assert (different, failed) == ([], [])
+    # and so the checksums of the embedded models hold
+    fingerprint(tmp_path / "windows" / "fixtures" / "models" / "sdxl-tiny")
+
+
+def test_what_is_promised_of_python_is_one_promise():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    classified = [
+        name.rpartition(" ")[2]
+        for name in project["project"]["classifiers"]
+        if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", name)
+    ]
+    assert classified[0] == oldest
+    assert project["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert project["tool"]["mypy"]["python_version"] == oldest
+    for page in ("README.md", ".ci/run", "docs/ci.md"):
+        assert re.search(
+            rf"Python {re.escape(oldest)}(\+| or later)", (ROOT / page).read_text("utf-8")
+        )
+    assert "python_version" not in (ROOT / "constraints.txt").read_text("utf-8")
