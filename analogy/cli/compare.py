@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import recorded
-from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, show, write
+from analogy.cli.base import (
+    LOOK,
+    Exit,
+    Json,
+    app,
+    checked_output,
+    option,
+    refuse,
+    show,
+    write,
+)
 from analogy.options import OPTIONS
 from analogy.text import printable
 
@@ -33,7 +43,10 @@ def compare(
     ] = TOLERANCE,
     json: Json = None,
     junit: Annotated[
-        Path | None, option(metavar="FILE", help="Write it as JUnit XML, a case per cell.")
+        Path | None,
+        option(
+            metavar="FILE", help="Write it as JUnit XML, a case per cell.", callback=checked_output
+        ),
     ] = None,
 ) -> None:
     """Compare two runs cell by cell and pair by pair, without generating anything.
@@ -63,7 +76,10 @@ def compare(
 @app.command(rich_help_panel=LOOK)
 def baseline(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
-    output: Annotated[Path, option("--output", "-o", metavar="FILE", help="Where to.")],
+    output: Annotated[
+        Path,
+        option("--output", "-o", metavar="FILE", help="Where to.", callback=checked_output),
+    ],
 ) -> None:
     """Make a run the baseline that later runs are compared with.
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import recorded
-from analogy.cli.base import KEEP, Exit, Json, app, option, refuse, show_lines, write
+from analogy.cli.base import (
+    KEEP,
+    Exit,
+    Json,
+    app,
+    check_output,
+    checked_output,
+    option,
+    refuse,
+    show_lines,
+    write,
+)
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -75,7 +86,11 @@ def score(
     offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
     results: Annotated[
         Path | None,
-        option(metavar="FILE", help="Where to [default: RUN/results-JUDGE.json]."),
+        option(
+            metavar="FILE",
+            help="Where to [default: RUN/results-JUDGE.json].",
+            callback=checked_output,
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
@@ -101,6 +116,10 @@ def score(
                 "--clip-model: expected a folder whose name has no control characters, got "
                 f"{judge.fingerprint!r}; rename it"
             )
+        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+        file = results or run / f"results-{name}.json"
+        if results is None:
+            check_output(file, "--results", may_link=False)  # a stranger's may lead anywhere
         folder = RunFolder(run)
     except StoreError as error:
         refuse(Exit.UNREADABLE, error)
@@ -114,8 +133,6 @@ def score(
         count = study.score(study.jobs())
         study.record(folder.commands()[0].lora)
         analysis = study.analysis()
-        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
-        file = results or run / f"results-{name}.json"
         found = study.results(analysis)
         recorded.write_results(found, file)
     except (StoreError, OSError) as error:

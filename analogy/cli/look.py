@@ -15,6 +15,8 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    check_output,
+    checked_output,
     option,
     refuse,
     show,
@@ -24,6 +26,7 @@ from analogy.cli.base import (
 )
 from analogy.pairs import MAX_FIELD_CHARACTERS, has_word
 from analogy.records import Pair
+from analogy.report.pictures import picture_format, save
 
 STEERED_VERSION = 1
 """The schema version of what ``steer --json`` writes."""
@@ -41,7 +44,14 @@ def steer(
     source_prompt: Annotated[str, typer.Argument(help="The prompt to start from: 'a red car'.")],
     target_prompt: Annotated[str, typer.Argument(help="The prompt to come to: 'a blue car'.")],
     output: Annotated[
-        Path, option("--output", "-o", metavar="FILE.png", help="Where the strip goes.")
+        Path,
+        option(
+            "--output",
+            "-o",
+            metavar="FILE.png",
+            help="Where the strip goes.",
+            callback=checked_output,
+        ),
     ] = Path("steer.png"),
     words: Annotated[
         tuple[str, str] | None,
@@ -63,8 +73,10 @@ def steer(
 
     try:
         pair = pair_of(source_prompt, target_prompt, words)
-        if not output.suffix:
-            raise ValueError(f"-o: expected a name such as steer.png, got {str(output)!r}")
+        try:
+            picture_format(output)
+        except ValueError as error:
+            raise ValueError(f"-o: {error}") from None
     except ValueError as error:
         refuse(Exit.USAGE, error)
 
@@ -87,14 +99,11 @@ def steer(
             refuse(Exit.USAGE, error)
         try:
             shots = shoot(study, pair, study.config.seeds)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            draw_strip(study, pair, shots).save(output, optimize=True)
+            save(draw_strip(study, pair, shots), output)
         except OSError as error:
             refuse(Exit.UNREADABLE, error)
         except faults() as error:
             refuse(Exit.UNREADABLE, error)
-        except ValueError as error:  # Pillow's, of a name that ends like no picture's
-            refuse(Exit.USAGE, f"-o: {error}")
         finally:
             study.close()
     config = study.config
@@ -192,7 +201,13 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
     output: Annotated[
         Path | None,
-        option("--output", "-o", metavar="FILE", help="Where to [RUN/report.html]."),
+        option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to [RUN/report.html].",
+            callback=checked_output,
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -216,7 +231,9 @@ def report(
         refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip
     folder = run if run.is_dir() else run.parent
-    output = output or folder / "report.html"
+    if output is None:
+        output = folder / "report.html"
+        check_output(output, "-o", may_link=False)  # a stranger's link may lead anywhere
     try:
         results = recorded.load(run)
         old = None if baseline is None else recorded.read(baseline)
