@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.records import MAX_COUNT, Pair, shown
+from analogy.records import MAX_COUNT, MAX_TEXT, Pair, shown
 from analogy.strict_json import parse
 from analogy.text import is_printable
 
@@ -54,9 +54,11 @@ def _words(sql: Any) -> list[str]:
 
 
 def text(value: Any, place: str) -> str:
-    """A text."""
+    """A text, of no more than `MAX_TEXT` characters."""
     if not isinstance(value, str):
         raise _damage(place, "a text", value)
+    if len(value) > MAX_TEXT:
+        raise _damage(place, f"at most {MAX_TEXT:,} characters", value)
     return value
 
 
@@ -106,7 +108,9 @@ def json(value: Any, place: str, kind: type[_T]) -> _T:
     """The object (``dict``) or list that a JSON text holds."""
     what = "an object" if kind is dict else "a list"
     try:
-        found = parse(text(value, place))
+        if not isinstance(value, str):
+            raise _damage(place, f"{what} as JSON", value)
+        found = parse(value)
     except ValueError as error:
         raise DamageError(f"{place}: expected {what} as JSON, got another text ({error})") from None
     if not isinstance(found, kind):

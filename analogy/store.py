@@ -522,7 +522,8 @@ class RunFolder:
         for i in range(0, len(keys), _LOOKED_UP):
             some = keys[i : i + _LOOKED_UP]
             marks = ", ".join("?" * len(some))
-            yield from self._db.execute(f"{query} key IN ({marks})", (*values, *some))
+            # Whole, so that no reading is left open where what is read turns out to be damaged.
+            yield from self._db.execute(f"{query} key IN ({marks})", (*values, *some)).fetchall()
 
     @_explained
     def add_images(

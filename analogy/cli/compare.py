@@ -17,7 +17,7 @@ from analogy.cli.base import (
     checked_output,
     option,
     refuse,
-    show,
+    show_lines,
     write,
 )
 from analogy.options import OPTIONS
@@ -69,7 +69,7 @@ def compare(
         refuse(Exit.NOT_COMPARABLE, error)
     code = _code(comparison)
     write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
-    show(table(comparison), to_stderr=json == "-")
+    show_lines(table(comparison).removesuffix("\n").split("\n"), json)
     raise typer.Exit(code)
 
 
@@ -92,7 +92,7 @@ def baseline(
         baselines.write(recorded.load(run), output)
     except ValueError as error:
         refuse(Exit.USAGE, error)
-    show(f"baseline {output} written\n")
+    show_lines([f"baseline {output} written"])
 
 
 def table(comparison: Comparison) -> str:

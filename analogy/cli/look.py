@@ -19,7 +19,6 @@ from analogy.cli.base import (
     checked_output,
     option,
     refuse,
-    show,
     show_lines,
     with_options,
     write,
@@ -243,4 +242,4 @@ def report(
         refuse(Exit.NOT_COMPARABLE, error)
     except (recorded.RecordedError, StoreError, OSError) as error:
         refuse(Exit.USAGE, error)
-    show(f"report {output} written\n")
+    show_lines([f"report {output} written"])
