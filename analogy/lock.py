@@ -89,7 +89,7 @@ def owner(folder: Path) -> Owner | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     texts = (found.host, found.user, found.started)
-    is_number = isinstance(found.pid, int) and 0 < found.pid < 2**31
+    is_number = type(found.pid) is int and 0 < found.pid < 2**31
     return found if is_number and all(isinstance(text, str) for text in texts) else None
 
 
