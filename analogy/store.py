@@ -648,7 +648,6 @@ class RunFolder:
             check_own(self.path, path.parent)
             self._plain.add(path.parent)
 
-
     @_explained
     def add_scores(
         self,
