@@ -598,6 +598,10 @@ class RunFolder:
                 f"be decoded ({error}); {self._repair}"
             ) from error
 
+    def read_images(self, wanted: Sequence[Wanted]) -> Images:
+        """Images of one size, uint8 NHWC. Raises as :meth:`read_image`, and for other sizes."""
+        return stacked([self.read_image(each) for each in wanted], wanted)
+
     @_explained
     def read_png(self, wanted: Wanted) -> bytes:
         """One image's file. One that is missing or changed is a :class:`StoreError`."""
@@ -793,6 +797,20 @@ class RunFolder:
     ) -> None:
         row = (stage, images, seconds, peak_bytes, _now())
         self._db.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?)", row)
+
+
+def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
+    """Images of one size as one array. Raises StoreError if they have several sizes."""
+    first = images[0].shape
+    for image, each in zip(images, wanted, strict=True):
+        if image.shape != first:
+            height, width, _ = image.shape
+            raise StoreError(
+                f"image {each.key}: expected {first[1]} x {first[0]} pixels as others of its run, "
+                f"got {width} x {height}; repair the run folder with: "
+                "python -m analogy verify RUN --repair"
+            )
+    return np.stack(images)
 
 
 def image_name(key: str) -> str:

@@ -162,14 +162,15 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
     """
     folder.check_index()
     rows = folder.image_rows()
+    commands = folder.commands()
+    sizes = {job.key: command.config.size for command in commands for job in command.jobs()}
     damaged = []
     with ThreadPoolExecutor() as threads:
         for i in range(0, len(rows), CHUNK):
             chunk = rows[i : i + CHUNK]
-            reasons = threads.map(lambda row: _fault(folder, row), chunk)
+            reasons = threads.map(lambda row: _fault(folder, row, sizes.get(row.key)), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
             report(len(chunk))
-    commands = folder.commands()
     jobs = commands[0].jobs() if commands else []
     unscored = {
         (job.key, command.judge): job
@@ -195,8 +196,11 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
     )
 
 
-def _fault(folder: RunFolder, row: ImageRow) -> str | None:
-    """Why a file is not the image that was written, None if it is."""
+def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
+    """Why a file is not the image that was written, None if it is.
+
+    ``size``: pixels a side, None if no command says.
+    """
     if row.path != image_name(row.key):
         return "the index names a place where this suite writes no images"
     try:
@@ -210,9 +214,11 @@ def _fault(folder: RunFolder, row: ImageRow) -> str | None:
     if hashlib.sha256(data).hexdigest() != row.sha256:
         return f"it is not what was written (SHA-256 differs; {len(data):,} bytes)"
     try:
-        from_png(data)
+        height, width, _ = from_png(data).shape
     except NOT_AN_IMAGE as error:
         return f"it is no PNG that decodes ({error})"
+    if size is not None and (height, width) != (size, size):
+        return f"it has {width} x {height} pixels, where its run has {size} x {size}"
     return None
 
 

@@ -11,7 +11,6 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Generic, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from analogy.memory import budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import Job, W
+from analogy.store import NOT_AN_IMAGE, Job, StoreError, W, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
@@ -89,7 +88,14 @@ class Worker:
 
     def see(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> Seen:
         """Have the judge look at the images of these jobs."""
-        features = self.judge.image_features(np.stack([from_png(png) for png in pngs]))
+        try:
+            images = [from_png(png) for png in pngs]
+        except NOT_AN_IMAGE as error:
+            raise StoreError(
+                f"images of the run: expected PNG files, got one that cannot be decoded ({error}); "
+                "repair the run folder with: python -m analogy verify RUN --repair"
+            ) from error
+        features = self.judge.image_features(stacked(images, jobs))
         return Seen(self._cosines(jobs, features), features)
 
     def _cosines(self, jobs: Sequence[Job], features: Features) -> list[tuple[float, float, float]]:

@@ -65,7 +65,7 @@ def whole(tmp_path_factory, config, pairs, model_source, judge_source):
     chosen = [*pairs[:6], *pairs[6:]]
     study = Study(config, chosen, model_source, judge_source, RunFolder(path))
     jobs = study.jobs()
-    images = np.random.default_rng(0).integers(0, 256, (len(jobs), 8, 8, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(jobs), 64, 64, 3), np.uint8)
     study.folder.add_images(jobs, images, 2.0, faults={3: "black"}, peak_bytes=7)
     folder, judge = study.folder, study.judge.fingerprint
     pngs = [folder.read_png(job) for job in jobs[:2]]
@@ -270,3 +270,23 @@ def test_a_folder_that_is_not_utf_8_is_written_and_read(whole, tmp_path):
     results = (path / "results.json").read_bytes()
     assert verb("compare", path, path, "--json", path / "c.json").exit_code in (0, 3)
     assert (path / "results.json").read_bytes() == results
+
+
+def test_images_beside_a_report_are_put_in_no_strangers_link(path, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (path / "report_images").symlink_to(outside)
+    result = verb("report", path, "--full-images")
+    assert result.exit_code == 2
+    assert (
+        "report_images: expected a file or folder of the suite's own, got a link" in result.stderr
+    )
+    assert not list(outside.iterdir())
+    (path / "report_images").unlink()
+    assert verb("report", path, "--full-images").exit_code == 0
+    image = next((path / "report_images").iterdir())
+    (outside / "victim").write_text("precious")
+    image.unlink()
+    image.symlink_to(outside / "victim")
+    assert verb("report", path, "--full-images").exit_code == 0
+    assert (outside / "victim").read_text() == "precious"

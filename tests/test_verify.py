@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from analogy import cli, work
 from analogy.images import from_png, to_png
 from analogy.models import ModelSource
-from analogy.store import LOST, MAX_IMAGE_BYTES, RunFolder
+from analogy.store import LOST, MAX_IMAGE_BYTES, RunFolder, StoreError
 from analogy.study import Study
 from analogy.verify import repair, verify
 
@@ -324,6 +324,20 @@ def test_a_file_with_the_recorded_sum_that_is_no_png_is_damaged(path, opened):
     change(path, "UPDATE images SET sha256 = ? WHERE path = ?", sha256, name)
     [damage] = verify(opened(read_only=True)).damaged
     assert "no PNG that decodes" in damage.reason
+
+
+def test_an_image_of_another_size_is_damaged_and_never_stacked(path, opened):
+    """With its recorded sum: nobody but who made the folder can have put it there."""
+    file = images_of(path)[0]
+    file.write_bytes(to_png(np.zeros((8, 8, 3), np.uint8)))
+    name = file.relative_to(path).as_posix()
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    change(path, "UPDATE images SET sha256 = ? WHERE path = ?", sha256, name)
+    folder = opened(read_only=True)
+    [damage] = verify(folder).damaged
+    assert damage.reason == "it has 8 x 8 pixels, where its run has 64 x 64"
+    with pytest.raises(StoreError, match=r"expected \d+ x \d+ pixels as others of its run, got"):
+        folder.read_images(folder.commands()[0].jobs())
 
 
 def test_a_path_out_of_the_folder_is_neither_read_nor_removed(path, tmp_path, opened):
