@@ -30,7 +30,6 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from analogy import checked
 from analogy.files import (
@@ -40,7 +39,7 @@ from analogy.files import (
     flush_folder,
     write_atomically,
 )
-from analogy.images import Images, from_png, to_png
+from analogy.images import ImageError, Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
 from analogy.records import MARGIN_LIMIT, MAX_SIZE, Pair, RunConfig, shown
 from analogy.steering import OTHERS_MATTER
@@ -53,9 +52,6 @@ LOST = "lost: "
 
 #: The method that gives the target prompt's own conditioning at alpha 1.
 TARGET_METHOD = "lerp"
-
-#: What Pillow raises for data that is no image, damaged, or too large.
-NOT_AN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 #: A larger file is no image of this suite.
 MAX_IMAGE_BYTES = 4 * MAX_SIZE**2
@@ -592,7 +588,7 @@ class RunFolder:
         data = self.read_png(wanted)
         try:
             return from_png(data)
-        except NOT_AN_IMAGE as error:
+        except ImageError as error:
             raise StoreError(
                 f"{self.path / image_name(wanted.key)}: expected a PNG file, got one that cannot "
                 f"be decoded ({error}); {self._repair}"

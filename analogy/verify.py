@@ -23,12 +23,11 @@ from typing import Any
 from analogy import lock
 from analogy.clip import find_judge
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
-from analogy.images import from_png
+from analogy.images import ImageError, from_png
 from analogy.models import ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell, is_imported
 from analogy.store import (
     LOST,
-    NOT_AN_IMAGE,
     Command,
     ImageRow,
     Job,
@@ -215,7 +214,7 @@ def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
         return f"it is not what was written (SHA-256 differs; {len(data):,} bytes)"
     try:
         height, width, _ = from_png(data).shape
-    except NOT_AN_IMAGE as error:
+    except ImageError as error:
         return f"it is no PNG that decodes ({error})"
     if size is not None and (height, width) != (size, size):
         return f"it has {width} x {height} pixels, where its run has {size} x {size}"

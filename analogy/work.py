@@ -16,13 +16,13 @@ from torch import Tensor
 
 from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
-from analogy.images import from_png, to_png
+from analogy.images import ImageError, from_png, to_png
 from analogy.margin import cosine
 from analogy.memory import budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import NOT_AN_IMAGE, Job, StoreError, W, stacked
+from analogy.store import Job, StoreError, W, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
@@ -90,7 +90,7 @@ class Worker:
         """Have the judge look at the images of these jobs."""
         try:
             images = [from_png(png) for png in pngs]
-        except NOT_AN_IMAGE as error:
+        except ImageError as error:
             raise StoreError(
                 f"images of the run: expected PNG files, got one that cannot be decoded ({error}); "
                 "repair the run folder with: python -m analogy verify RUN --repair"
