@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from analogy.files import PlaceError, check_output
 from analogy.recorded import (
     Header,
     Measurement,
@@ -446,10 +447,12 @@ def check_replaceable(path: Path, new: Header) -> None:
 
     A baseline in use is replaced only by one that answers for all that it did.
     """
-    if not path.exists():
+    try:
+        check_output(path)
+    except PlaceError as error:
+        raise BaselineError(f"baseline {path}: {error}") from error
+    if not path.is_file():  # none yet, or a device, which keeps nothing
         return
-    if not path.is_file():
-        raise BaselineError(f"baseline {path}: expected a file's path, got a folder; name a file")
     try:
         old = read(path)
     except RecordedError as error:

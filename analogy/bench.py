@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from analogy.files import PlaceError, check_output, is_device
 from analogy.options import OptionError
 from analogy.pairs import PairsError, PairsWarning, load_pairs, named, select
 from analogy.records import PER_SET, Cell, Limit, Pair, Verdict
@@ -239,14 +240,10 @@ def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) 
 
 def _check_place(flag: str, name: str) -> None:
     """Say now, not after hours of work, that a file has no place."""
-    path = Path(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_possible = not path.is_dir()
-    except OSError:
-        is_possible = False
-    if not is_possible:
-        raise OptionError(f"{flag}: expected a file that can be written, got {path}")
+        check_output(name)
+    except PlaceError as error:
+        raise OptionError(f"{flag}: {error}") from None
 
 
 def _check_kept(study: Study) -> None:
@@ -271,7 +268,9 @@ def _check_no_file_twice(values: Mapping[str, Any]) -> None:
         name = values[flag.removeprefix("--")]
         if flag == "--results":
             name = str(_results_of(values))
-        if name and (other := flags.setdefault(os.path.realpath(name), flag)) != flag:
+        if not name or (Path(name).exists() and is_device(name)):
+            continue
+        if (other := flags.setdefault(os.path.realpath(name), flag)) != flag:
             raise OptionError(
                 f"{flag}: expected another file than that of {other}, which it would replace, "
                 f"got {name}"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from analogy import __version__, stats
+from analogy.files import PlaceError, check_output, write_output
 from analogy.records import Verdict
 
 SIZES = (10, 20, 50, 200)
@@ -636,7 +637,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output is not None:
         try:  # before the work, not after it
             before, after = _around_tables(options.output)
-        except ValueError as error:
+            check_output(options.output)
+        except (PlaceError, ValueError) as error:
             parser.error(f"-o: {error}")
     report = measure(
         repetitions=options.repetitions,
@@ -654,7 +656,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        options.output.write_text(text, "utf-8")
+        write_output(options.output, text.encode())
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ any image is scored, and writes the margins; here they are read and put beside a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -25,6 +24,7 @@ from analogy.models import ModelError, shipped
 from analogy.records import Figures, Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
+from analogy.strict_json import parse
 from analogy.text import command_line
 
 SCHEMA_VERSION = 1
@@ -149,16 +149,16 @@ def load(path: Path) -> GroundTruth:
     A file that is missing, of another kind or version, or damaged is a `CeilingError`.
     """
     try:
-        return _ground_truth(
-            path, json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-        )
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise _refusal(path, "a JSON file", "a device or a pipe")
+        return _ground_truth(path, parse(path.read_text("utf-8")))
     except OSError as error:
         raise CeilingError(
             f"ground truth {path}: cannot be read ({error}); write it with: {_command(path)}"
         ) from error
     except CeilingError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _refusal(path, "a JSON file", f"{type(error).__name__}: {error}") from error
 
 
@@ -217,10 +217,6 @@ def _refusal(path: Path, expected: str, got: str) -> CeilingError:
 
 def _command(path: Path) -> str:
     return command_line("python", "-m", "fixtures.ceiling", "-o", path)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _mean(values: Sequence[float]) -> float:

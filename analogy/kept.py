@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from analogy import recorded
-from analogy.files import write_atomically
+from analogy.files import check_own, write_atomically
 from analogy.recorded import RESULTS_NAME, Recorded, RecordedError
 from analogy.records import ALPHA_LIMIT, Cell, Verdict
 
@@ -198,8 +198,12 @@ class Kept:
 
 
 def prepare(folder: Path) -> None:
-    """Make the place of results, before the work. Raises ``OSError`` if it cannot be."""
-    (folder / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
+    """Make the place of results, before the work. Raises ``OSError`` if it cannot be, or is a link
+    that somebody else may have made.
+    """
+    place = folder / FOLDER_NAME
+    check_own(folder, place)
+    place.mkdir(parents=True, exist_ok=True)
 
 
 def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) -> Kept:

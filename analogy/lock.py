@@ -17,10 +17,13 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from analogy.files import write_atomically
+from analogy.files import check_regular, write_atomically
+from analogy.strict_json import parse
 
 LOCK_NAME = "writer.lock"
 OWNER_NAME = "writer.json"
+
+_MOST_BYTES = 10_000
 
 
 class LockedError(RuntimeError):
@@ -78,12 +81,16 @@ class WriterLock:
 
 def owner(folder: Path) -> Owner | None:
     """Who has the lock, or had it when it died; None if nobody, or if the record is damaged."""
+    file = folder / OWNER_NAME
     try:
-        values = json.loads((folder / OWNER_NAME).read_text("utf-8"))
+        check_regular(file, most=_MOST_BYTES)
+        values = parse(file.read_text("utf-8"))
         found = Owner(**{field.name: values[field.name] for field in fields(Owner)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found.pid, int) else None
+    texts = (found.host, found.user, found.started)
+    is_number = type(found.pid) is int and 0 < found.pid < 2**31
+    return found if is_number and all(isinstance(text, str) for text in texts) else None
 
 
 def _user() -> str:

@@ -232,10 +232,8 @@ class Quality:
         }
 
     def _kept(self, batch: Sequence[Job]) -> dict[str, NDArray[np.float64]]:
-        images, controls = (
-            np.stack([self._folder.read_image(job) for job in jobs])
-            for jobs in (batch, [self._control(job) for job in batch])
-        )
+        both = self._folder.read_images([*batch, *(self._control(job) for job in batch)])
+        images, controls = np.split(both, 2)
         wanted = self._of_pixels()
         found = {
             name: compute(images, controls) for name, compute in KEPT.items() if name in wanted

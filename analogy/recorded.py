@@ -10,15 +10,26 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from analogy.files import write_atomically
-from analogy.records import ALPHA_LIMIT, MAX_SEED, Cell, Compared, Verdict
+from analogy.files import write_output
+from analogy.records import (
+    ALPHA_LIMIT,
+    MARGIN_LIMIT,
+    MAX_COUNT,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    MAX_TEXT,
+    Cell,
+    Compared,
+    Verdict,
+    shown,
+)
+from analogy.strict_json import parse
 from analogy.text import command_line, is_printable
 
 RESULTS_VERSION = 2
@@ -30,14 +41,8 @@ RESULTS_NAME = "results.json"
 MAX_FILE_BYTES = 64_000_000
 """A larger file is refused before it is read; the full grid's is under 1 MB."""
 
-MARGIN_LIMIT = 2.001
-"""Largest |margin|: a difference of two cosines, with room for float32's rounding."""
-
 # A recorded mean may differ from its items' by their order in the sum, and by nothing else.
 _SAME_MEAN = 1e-6
-
-_MAX_COUNT = 10**9
-_MAX_TEXT = 10_000
 
 T = TypeVar("T")
 
@@ -166,30 +171,26 @@ def load(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         _refuse_size(file)
     try:
-        content = json.loads(
-            data.decode("utf-8"),
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_once_each,
-        )
-    except (ValueError, RecursionError) as error:
-        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        content = parse(data.decode("utf-8"))
+    except ValueError as error:
         raise RecordedError(
-            f"{file}: expected the JSON of a results file, got what is none ({what}); name a "
+            f"{file}: expected the JSON of a results file, got what is none ({error}); name a "
             "results.json or a run folder"
         ) from error
     if not isinstance(content, dict):
         raise RecordedError(
-            f"{file}: expected the JSON of a results file, got {_shown(content)}; name a "
+            f"{file}: expected the JSON of a results file, got {shown(content)}; name a "
             "results.json or a run folder"
         )
     return content
 
 
 def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Write results as strict JSON, atomically: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, encoded(results))
+    """Write results as strict JSON, atomically: a reader sees the old file or the new one.
+
+    ``path`` may be a device or a link to a file (:func:`analogy.files.write_output`).
+    """
+    write_output(path, encoded(results))
 
 
 def encoded(results: Mapping[str, Any]) -> bytes:
@@ -245,26 +246,6 @@ def _refuse_size(path: Path) -> NoReturn:
     )
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is beyond float64")
-    return value
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} twice in one object")
-    return made
-
-
 # --- checks: each takes a value and the place it stands at
 
 
@@ -310,7 +291,7 @@ def _check_version(version: Any) -> None:
     elif is_integer and version > RESULTS_VERSION:
         advice = "it was written by a later suite: update this one"
     raise _VersionError(
-        f"expected schema version {RESULTS_VERSION}, got {_shown(version)}; {advice}"
+        f"expected schema version {RESULTS_VERSION}, got {shown(version)}; {advice}"
     )
 
 
@@ -400,7 +381,7 @@ def _cell(row: Any, place: str) -> tuple[Cell, RecordedCell]:
     n = _in(row, place, "n", _count)
     mean = _mean_of(row, place, verdict)
     items = {
-        _text(pair, f"{place}.items"): _margin(margin, f"{place}.items[{_shown(pair)}]")
+        _text(pair, f"{place}.items"): _margin(margin, f"{place}.items[{shown(pair)}]")
         for pair, margin in _mapping(_value(row, "items", f"{place}."), f"{place}.items").items()
     }
     if verdict is Verdict.INCOMPLETE:
@@ -426,7 +407,7 @@ def _check_pairs(cells: Mapping[Cell, RecordedCell], measurement: Measurement) -
         for pair in {pair for cell in mine for pair in cell.items}:
             if owner.setdefault(pair, category) != category:
                 raise _PlaceError(
-                    f"cells: expected a pair in one category, got {_shown(pair)} in two"
+                    f"cells: expected a pair in one category, got {shown(pair)} in two"
                 )
 
 
@@ -437,7 +418,7 @@ def _mean_of(row: Mapping[str, Any], place: str, verdict: Verdict) -> float:
         return _margin(value, f"{place}.mean")
     if value is not None:
         raise _PlaceError(
-            f"{place}.mean: expected null where the verdict is incomplete, got {_shown(value)}"
+            f"{place}.mean: expected null where the verdict is incomplete, got {shown(value)}"
         )
     return math.nan
 
@@ -464,7 +445,7 @@ def _each(check: Callable[[Any, str], T]) -> Callable[[Any, str], tuple[T, ...]]
         made: Iterable[Any] = [check(one, place) for one in _list(value, place)]
         ordered = tuple(sorted(set(made)))
         if not ordered or len(ordered) < len(value):
-            raise _PlaceError(f"{place}: expected a value or more, each once, got {_shown(value)}")
+            raise _PlaceError(f"{place}: expected a value or more, each once, got {shown(value)}")
         return ordered
 
     return check_each
@@ -472,29 +453,29 @@ def _each(check: Callable[[Any, str], T]) -> Callable[[Any, str], tuple[T, ...]]
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise _PlaceError(f"{place}: expected an object, got {_shown(value)}")
+        raise _PlaceError(f"{place}: expected an object, got {shown(value)}")
     return value
 
 
 def _list(value: Any, place: str) -> list[Any] | tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise _PlaceError(f"{place}: expected a list, got {_shown(value)}")
+        raise _PlaceError(f"{place}: expected a list, got {shown(value)}")
     return value
 
 
 def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > _MAX_TEXT:
-        raise _PlaceError(f"{place}: expected a text, got {_shown(value)}")
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
+        raise _PlaceError(f"{place}: expected a text, got {shown(value)}")
     if not is_printable(value):
         raise _PlaceError(
-            f"{place}: expected a text without control characters, got {_shown(value)}"
+            f"{place}: expected a text without control characters, got {shown(value)}"
         )
     return value
 
 
 def _texts(value: Any, place: str) -> dict[str, str]:
     return {
-        _text(key, place): _text(text, f"{place}[{_shown(key)}]")
+        _text(key, place): _text(text, f"{place}[{shown(key)}]")
         for key, text in _mapping(value, place).items()
     }
 
@@ -504,7 +485,7 @@ def _machine(value: Any, place: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, one in _mapping(value, place).items():
         if not isinstance(one, (str, int, float, type(None))):
-            raise _PlaceError(f"{place}[{_shown(key)}]: expected a plain value, got {_shown(one)}")
+            raise _PlaceError(f"{place}[{shown(key)}]: expected a plain value, got {shown(one)}")
         made[_text(key, place)] = one
     if not made:
         raise _PlaceError(f"{place}: expected the machine's properties, got none")
@@ -516,26 +497,26 @@ def _verdict(value: Any, place: str) -> Verdict:
         return Verdict(value)
     except (ValueError, TypeError):
         names = ", ".join(Verdict)
-        raise _PlaceError(f"{place}: expected one of {names}, got {_shown(value)}") from None
+        raise _PlaceError(f"{place}: expected one of {names}, got {shown(value)}") from None
 
 
 def _number(value: Any, place: str, low: float, high: float) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # false for NaN
         raise _PlaceError(
-            f"{place}: expected a number from {low:g} to {high:g}, got {_shown(value)}"
+            f"{place}: expected a number from {low:g} to {high:g}, got {shown(value)}"
         )
     return float(value)
 
 
 def _integer(value: Any, place: str, low: int, high: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _PlaceError(f"{place}: expected an integer from {low} to {high}, got {_shown(value)}")
+        raise _PlaceError(f"{place}: expected an integer from {low} to {high}, got {shown(value)}")
     return value
 
 
 def _count(value: Any, place: str) -> int:
-    return _integer(value, place, 1, _MAX_COUNT)
+    return _integer(value, place, 1, MAX_COUNT)
 
 
 def _seed(value: Any, place: str) -> int:
@@ -547,7 +528,7 @@ def _margin(value: Any, place: str) -> float:
 
 
 def _guidance(value: Any, place: str) -> float:
-    return _number(value, place, 0.0, 1e6)
+    return _number(value, place, 0.0, MAX_GUIDANCE)
 
 
 def _rate(value: Any, place: str) -> float:
@@ -558,14 +539,6 @@ def _alpha(value: Any, place: str) -> float:
     alpha = _number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
     if alpha == 0:
         raise _PlaceError(
-            f"{place}: expected a strength other than the control's, got {_shown(value)}"
+            f"{place}: expected a strength other than the control's, got {shown(value)}"
         )
     return alpha
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, short and on one line whatever it is."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # an integer with more digits than Python prints
-        return "a number of very many digits"

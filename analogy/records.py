@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
+
+from analogy.text import is_printable
 
 ALPHA_LIMIT = 5.0
 """Largest |alpha| accepted: far outside anything that still gives an image."""
@@ -25,6 +28,18 @@ ENGINES = ("serial", "ray")
 
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
+
+MAX_COUNT = 10**9
+"""Largest number of steps, pairs, images at once or workers: beyond any run."""
+
+MAX_GUIDANCE = 1e6
+"""Largest guidance scale: beyond any that still gives an image."""
+
+MARGIN_LIMIT = 2.001
+"""Largest |margin|: a difference of two cosines, with room for float32's rounding."""
+
+MAX_TEXT = 10_000
+"""Most characters of a name or a path."""
 
 MAX_SIZE = 16_384
 """Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
@@ -264,17 +279,21 @@ class RunConfig:
     lora: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "clip_model", "pairs", "method", "device", "engine"):
+        for name in ("model", "clip_model", "pairs"):  # these may be paths
             _check_text(name, getattr(self, name))
-        for name in ("clip_pretrained", "ray_address", "lora"):
+        if self.lora is not None:
+            _check_text("lora", self.lora)
+        for name in ("method", "device", "engine"):
+            _check_name(name, getattr(self, name))
+        for name in ("clip_pretrained", "ray_address"):
             if getattr(self, name) is not None:
-                _check_text(name, getattr(self, name))
+                _check_name(name, getattr(self, name))
         if self.categories is not None:
-            _check_each("categories", self.categories, _check_text)
+            _check_each("categories", self.categories, _check_name)
         _check_each("alphas", self.alphas, _check_alpha)
         _check_each("seeds", self.seeds, _check_seed)
         _check_integer("steps", self.steps, 1)
-        _check_number("guidance", self.guidance, 0.0)
+        _check_number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
         _check_integer("size", self.size, 8)
         if self.size % 8:
             raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
@@ -288,7 +307,7 @@ class RunConfig:
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), 1)
         if self.memory is not None:
-            _check_number("memory", self.memory, 0.0)
+            _check_number("memory", self.memory, 0.0, MAX_COUNT)
         if self.limit is not None:
             _check_integer("limit", self.limit, 1)
         for name in ("control", "target"):
@@ -362,21 +381,40 @@ def plain(value: Any) -> Any:
 
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}: expected a non-empty string, got {value!r}")
+        raise ValueError(f"{name}: expected a non-empty string, got {shown(value)}")
+    if len(value) > MAX_TEXT or "\0" in value:
+        raise ValueError(
+            f"{name}: expected at most {MAX_TEXT:,} characters and no NUL, got {shown(value)}"
+        )
 
 
-def _check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+def _check_name(name: str, value: Any) -> None:
+    """A text that results hold and readers show: what they refuse is not written."""
+    _check_text(name, value)
+    if not is_printable(value):
+        raise ValueError(f"{name}: expected a text without control characters, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short and on one line, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # an integer with more digits than Python prints
+        return "a value that is too long to show"
+
+
+def _check_integer(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < low or (high is not None and value > high):
-        bounds = f">= {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name}: expected an integer {bounds}, got {value!r}")
+    if not is_integer or not low <= value <= high:
+        raise ValueError(f"{name}: expected an integer in {low}..{high}, got {shown(value)}")
 
 
-def _check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ValueError(f"{name}: expected a finite number {bounds}, got {value!r}")
+    if not is_number or not low <= value <= high:  # false for NaN
+        raise ValueError(
+            f"{name}: expected a finite number from {low:g} to {high:g}, got {shown(value)}"
+        )
 
 
 def _check_alpha(name: str, value: Any) -> None:
@@ -394,8 +432,8 @@ def _check_seed(name: str, value: Any) -> None:
 
 def _check_each(name: str, values: Any, check: Callable[[str, Any], None]) -> None:
     if not isinstance(values, tuple) or not values:
-        raise ValueError(f"{name}: expected a non-empty tuple, got {values!r}")
+        raise ValueError(f"{name}: expected a non-empty tuple, got {shown(values)}")
     for value in values:
         check(name, value)
     if len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected each value once, got {values!r}")
+        raise ValueError(f"{name}: expected each value once, got {shown(values)}")

@@ -16,6 +16,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -29,10 +31,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy.files import flush_folder, write_atomically
-from analogy.images import Images, from_png, to_png
+from analogy import checked
+from analogy.files import (
+    PlaceError,
+    check_own,
+    check_regular,
+    flush_folder,
+    write_atomically,
+)
+from analogy.images import ImageError, Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
-from analogy.records import Pair, RunConfig
+from analogy.records import MARGIN_LIMIT, MAX_SIZE, Pair, RunConfig, shown
 from analogy.steering import OTHERS_MATTER
 from analogy.text import analogy_command
 from analogy.words import folded
@@ -44,6 +53,15 @@ LOST = "lost: "
 
 #: The method that gives the target prompt's own conditioning at alpha 1.
 TARGET_METHOD = "lerp"
+
+#: A larger file is no image of this suite.
+MAX_IMAGE_BYTES = 4 * MAX_SIZE**2
+
+#: What the suite writes at the top of a run folder.
+_OWN_FILES = re.compile(
+    r"index\.sqlite(-wal|-shm|-journal)?|writer\.(lock|json)|results(-[\w.-]+)?\.json|metadata\.jsonl"
+)
+_OWN_FOLDERS = ("images", "results")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -271,12 +289,15 @@ def _advice(error: OSError | sqlite3.DatabaseError) -> str:
     again = "What was done before is kept"
     if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
         return f"the disk is full ({text}). {again}: free space and give the same command again"
+    if isinstance(error, PlaceError):
+        return text
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "readonly" in text:
         return (
             f"expected a folder that can be written ({text}). {again}: give this user the right to "
             "write there, and the same command again"
         )
-    if isinstance(error, (OSError, sqlite3.OperationalError)):
+    is_text = "Could not decode to UTF-8" in text  # that of a column, which is the index's damage
+    if isinstance(error, (OSError, sqlite3.OperationalError)) and not is_text:
         return f"{text}. {again}: see to the disk, and give the same command again"
     return (
         f"its index is damaged ({text}). Bring index.sqlite back from a copy, save what can be "
@@ -297,7 +318,9 @@ class RunFolder:
         self.path = path
         self.note: str | None = None
         self._lock: WriterLock | None = None
+        self._plain: set[Path] = set()
         try:
+            _check_own_files(path)
             if read_only:
                 self._db = _connected_to_read(path)
             else:
@@ -309,12 +332,14 @@ class RunFolder:
                 f"run folder {path}: expected no other writer, but {error} writes to it; wait "
                 "until it is done, stop it, or choose another folder with --run-dir"
             ) from error
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:  # ValueError: a NUL in the path
             self._release()
             raise self._unusable(error, read_only=read_only) from error
         try:
             self._db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
-            version = self._meta("schema_version") if self._has_table("meta") else None
+            self._db.execute("PRAGMA trusted_schema = OFF")
+            checked.check_tables(self._db, _SCHEMA)
+            version = self._meta("schema_version", int) if self._has_table("meta") else None
             if version not in (None, SCHEMA_VERSION):
                 raise StoreError(
                     f"run folder {path}: expected schema version {SCHEMA_VERSION}, got {version}; "
@@ -371,9 +396,9 @@ class RunFolder:
         query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
         return self._db.execute(query, (name,)).fetchone() is not None
 
-    def _meta(self, name: str) -> Any:
+    def _meta(self, name: str, kind: type[T]) -> T | None:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else checked.json(row[0], "meta.value", kind)
 
     def _set_meta(self, name: str, value: Any) -> None:
         self._db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
@@ -412,25 +437,25 @@ class RunFolder:
         ceilings = {}
         if self._has_table("ceilings"):
             ceilings = dict(self._db.execute("SELECT command, margins FROM ceilings"))
-        rows = self._db.execute(
+        found = self._db.execute(
             "SELECT digest, config, pairs, model, judge, scheduler, lora FROM commands "
             "ORDER BY digest = ? DESC, rowid DESC",
-            (self._meta("command"),),
+            (self._meta("command", str),),
         )
         try:
             return [
                 Command(
-                    RunConfig.from_dict(json.loads(config)),
-                    tuple(Pair(*pair) for pair in json.loads(pairs)),
-                    model,
-                    judge,
-                    scheduler,
-                    lora,
+                    RunConfig.from_dict(checked.json(config, "commands.config", dict)),
+                    checked.pairs(pairs, "commands.pairs"),
+                    checked.name(model, "commands.model"),
+                    checked.name(judge, "commands.judge"),
+                    checked.name(scheduler, "commands.scheduler"),
+                    None if lora is None else checked.text(lora, "commands.lora"),
                     None if name not in ceilings else _true_margins(ceilings[name]),
                 )
-                for name, config, pairs, model, judge, scheduler, lora in rows
+                for name, config, pairs, model, judge, scheduler, lora in found
             ]
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise StoreError(
                 f"run folder {self.path}: the configuration that its index keeps cannot be read "
                 f"({error}); give the run's command again, which keeps it anew"
@@ -446,8 +471,14 @@ class RunFolder:
     @_explained
     def image_rows(self) -> list[ImageRow]:
         """All images that the index names."""
-        query = "SELECT key, what, path, sha256 FROM images ORDER BY rowid"
-        return [ImageRow(*row) for row in self._db.execute(query)]
+        found = []
+        for key, what, path, sha256 in self._db.execute(
+            "SELECT key, what, path, sha256 FROM images ORDER BY rowid"
+        ):
+            checked.json(what, "images.what", dict)
+            path, sha256 = checked.text(path, "images.path"), checked.text(sha256, "images.sha256")
+            found.append(ImageRow(checked.key(key, "images.key"), what, path, sha256))
+        return found
 
     @_explained
     def without_owner(self) -> dict[str, int]:
@@ -501,7 +532,8 @@ class RunFolder:
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
         """Those whose generation failed when it was last tried, each with the reason."""
         wanted = list(wanted)
-        reasons = dict(self._rows_of(wanted, "SELECT key, reason FROM failures WHERE"))
+        found = self._rows_of(wanted, "SELECT key, reason FROM failures WHERE")
+        reasons = {key: checked.text(reason, "failures.reason") for key, reason in found}
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
 
     def _rows_of(self, wanted: Iterable[Wanted], query: str, *values: Any) -> Iterator[Any]:
@@ -514,7 +546,8 @@ class RunFolder:
         for i in range(0, len(keys), _LOOKED_UP):
             some = keys[i : i + _LOOKED_UP]
             marks = ", ".join("?" * len(some))
-            yield from self._db.execute(f"{query} key IN ({marks})", (*values, *some))
+            # Whole, so that no reading is left open where what is read turns out to be damaged.
+            yield from self._db.execute(f"{query} key IN ({marks})", (*values, *some)).fetchall()
 
     @_explained
     def add_images(
@@ -551,35 +584,47 @@ class RunFolder:
         work that this is the outcome of. ``worker``: who did it, where there are several, and the
         seconds of its own that it took.
         """
-        rows, failed, touched = [], [], set()
+        made, failed, touched = [], [], set()
         for i, (each, data) in enumerate(zip(wanted, pngs, strict=True)):
             what = json.dumps(each.what, sort_keys=True, ensure_ascii=False)
             if data is None:
                 failed.append((each.key, what, faults[i], _now()))
                 continue
-            path = self._image_path(each.key)
+            name = image_name(each.key)
+            path = self.path / name
             path.parent.mkdir(exist_ok=True)
+            self._check_place(path)
             write_atomically(path, data)
             touched.add(path.parent)
-            name = path.relative_to(self.path).as_posix()
-            rows.append((each.key, what, name, hashlib.sha256(data).hexdigest(), _now()))
+            made.append((each.key, what, name, hashlib.sha256(data).hexdigest(), _now()))
         for parent in touched:
             flush_folder(parent)
         with self._db:
-            self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
-            self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in rows])
+            self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", made)
+            self._db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in made])
             self._db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
-            self._add_work(stage, len(rows), seconds, peak_bytes)
+            self._add_work(stage, len(made), seconds, peak_bytes)
             if worker is not None:
                 self._db.execute(
                     "INSERT INTO workers VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
                     "images = images + excluded.images, seconds = seconds + excluded.seconds",
-                    (worker[0], len(rows), worker[1]),
+                    (worker[0], len(made), worker[1]),
                 )
 
     def read_image(self, wanted: Wanted) -> Images:
-        """One image, uint8 HWC. A file that is missing or changed is a :class:`StoreError`."""
-        return from_png(self.read_png(wanted))
+        """One image, uint8 HWC. A file that is missing, changed or no PNG is a StoreError."""
+        data = self.read_png(wanted)
+        try:
+            return from_png(data)
+        except ImageError as error:
+            raise StoreError(
+                f"{self.path / image_name(wanted.key)}: expected a PNG file, got one that cannot "
+                f"be decoded ({error}); {self._repair}"
+            ) from error
+
+    def read_images(self, wanted: Sequence[Wanted]) -> Images:
+        """Images of one size, uint8 NHWC. Raises as :meth:`read_image`, and for other sizes."""
+        return stacked([self.read_image(each) for each in wanted], wanted)
 
     @_explained
     def read_png(self, wanted: Wanted) -> bytes:
@@ -589,9 +634,14 @@ class RunFolder:
         if row is None:
             what = ", ".join(f"{name} {value}" for name, value in wanted.what.items())
             raise StoreError(f"{self.path}: {what}: the index has no such image; generate it first")
-        path = self.path / row[0]
+        path = self.path / image_name(wanted.key)
+        if row[0] != image_name(wanted.key):
+            raise StoreError(
+                f"{self.path}: the index has {shown(row[0])} as the place of an image, where this "
+                f"suite writes none; {self._repair}"
+            )
         try:
-            data = path.read_bytes()
+            data = self.read_file(wanted.key)
         except OSError as error:
             raise StoreError(
                 f"{path}: the index names this image but it cannot be read ({error}); "
@@ -603,6 +653,28 @@ class RunFolder:
                 f"{self._repair}"
             )
         return data
+
+    def read_file(self, key: str) -> bytes:
+        """What the file of an image holds. Raises ``OSError`` if it is not a file of this folder.
+
+        Its place follows from its key, whatever the index says, and no link is followed to it.
+        """
+        path = self.path / image_name(key)
+        self._check_place(path)
+        check_regular(path, most=MAX_IMAGE_BYTES)
+        return path.read_bytes()
+
+    def remove_file(self, key: str) -> None:
+        """Remove the file of an image, if there is one and it lies in this folder."""
+        path = self.path / image_name(key)
+        self._check_place(path)
+        path.unlink(missing_ok=True)
+
+    def _check_place(self, path: Path) -> None:
+        """Have no link lead out of the folder on the way to an image."""
+        if path.parent not in self._plain:
+            check_own(self.path, path.parent)
+            self._plain.add(path.parent)
 
     @_explained
     def add_scores(
@@ -634,7 +706,7 @@ class RunFolder:
         jobs = list(jobs)
         query = "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ? AND"
         scored = {row[0]: row[1:] for row in self._rows_of(jobs, query, judge)}
-        return pd.DataFrame(
+        table = pd.DataFrame(
             [
                 (job.pair.id, job.pair.category, job.alpha, job.seed, *scored[job.key])
                 for job in jobs
@@ -644,6 +716,8 @@ class RunFolder:
                 "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
             ],
         )  # fmt: skip
+        _check_scores(table)
+        return table
 
     @_explained
     def image_table(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
@@ -655,22 +729,23 @@ class RunFolder:
         metric that looks at features is of this judge.
         """
         found = self._db.execute(
-            "SELECT images.key, path, margin, cos_target, cos_source FROM images "
+            "SELECT images.key, margin, cos_target, cos_source FROM images "
             "LEFT JOIN scores ON scores.key = images.key AND scores.judge = ?",
             (judge,),
         )
-        rows = {key: rest for key, *rest in found}
+        scored = {key: rest for key, *rest in found}
         metrics: dict[str, dict[str, float]] = {}
         for key, metric, value in self._db.execute("SELECT key, metric, value FROM metrics"):
-            name, _, by = metric.partition("/")
+            name, _, by = checked.name(metric, "metrics.metric").partition("/")
             if by in ("", judge):  # a network of its own is named name-network@digest
-                metrics.setdefault(name.partition("@")[0], {})[key] = value
-        jobs = [job for job in jobs if job.key in rows]
+                of = metrics.setdefault(name.partition("@")[0], {})
+                of[key] = checked.metric(value, "metrics.value")
+        jobs = [job for job in jobs if job.key in scored]
         table = pd.DataFrame(
             [
                 (
                     job.key, *astuple(job.pair), job.alpha, job.seed,
-                    job.what.get("method"), *rows[job.key],
+                    job.what.get("method"), image_name(job.key), *scored[job.key],
                 )
                 for job in jobs
             ],
@@ -680,6 +755,7 @@ class RunFolder:
                 "cos_source",
             ],
         )  # fmt: skip
+        _check_scores(table[table["margin"].notna()])
         for name in sorted(metrics):
             table[name] = table["key"].map(metrics[name])
         numbers = ["alpha", "margin", "cos_target", "cos_source", *metrics]
@@ -688,17 +764,15 @@ class RunFolder:
     @_explained
     def provenance(self) -> dict[str, Any]:
         """What made the latest command's figures; empty in a folder without a command."""
-        return dict(self._meta("provenance") or {})
+        return dict(self._meta("provenance", dict) or {})
 
     @_explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
         """What this judge saw of those images that it has scored: key to ``(dim,)``."""
         wanted = list(wanted)
         query = "SELECT key, vector FROM features WHERE judge = ? AND"
-        have = dict(self._rows_of(wanted, query, judge))
-        return {
-            each.key: np.frombuffer(have[each.key], "<f4") for each in wanted if each.key in have
-        }
+        have = checked.vectors(self._rows_of(wanted, query, judge), "features.vector")
+        return {each.key: have[each.key] for each in wanted if each.key in have}
 
     @_explained
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
@@ -712,7 +786,8 @@ class RunFolder:
         """The values that are kept, by key."""
         wanted = list(wanted)
         query = "SELECT key, value FROM metrics WHERE metric = ? AND"
-        have = dict(self._rows_of(wanted, query, metric))
+        found = self._rows_of(wanted, query, metric)
+        have = {key: checked.metric(value, "metrics.value") for key, value in found}
         return {each.key: have[each.key] for each in wanted if each.key in have}
 
     @_explained
@@ -721,23 +796,25 @@ class RunFolder:
         images, seconds = self._db.execute(
             "SELECT TOTAL(images), TOTAL(seconds) FROM work WHERE stage = ?", (stage,)
         ).fetchone()
-        return images / seconds if seconds else None
+        return checked.rate(images, seconds, "work")
 
     @_explained
     def worker_rates(self) -> dict[str, float]:
         """Images per second of each worker; empty where there was but one, or none yet."""
         if not self._has_table("workers"):
             return {}
-        rows = self._db.execute(
-            "SELECT name, images / seconds FROM workers WHERE seconds > 0 ORDER BY name"
-        )
-        return dict(rows)
+        found = self._db.execute("SELECT name, images, seconds FROM workers ORDER BY name")
+        rates = {
+            checked.name(name, "workers.name"): checked.rate(images, seconds, "workers")
+            for name, images, seconds in found
+        }
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     @_explained
     def peak_memory(self) -> int | None:
         """The most bytes of a device that generating took, None where that was not measured."""
         (most,) = self._db.execute("SELECT MAX(peak_bytes) FROM work").fetchone()
-        return most
+        return None if most is None else checked.count(most, "work.peak_bytes")
 
     def _add_work(
         self, stage: str, images: int, seconds: float, peak_bytes: int | None = None
@@ -745,36 +822,75 @@ class RunFolder:
         row = (stage, images, seconds, peak_bytes, _now())
         self._db.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?)", row)
 
-    def _image_path(self, key: str) -> Path:
-        return self.path / "images" / key[:2] / f"{key}.png"
+
+def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
+    """Images of one size as one array. Raises StoreError if they have several sizes."""
+    first = images[0].shape
+    for image, each in zip(images, wanted, strict=True):
+        if image.shape != first:
+            height, width, _ = image.shape
+            raise StoreError(
+                f"image {each.key}: expected {first[1]} x {first[0]} pixels as others of its run, "
+                f"got {width} x {height}; repair the run folder with: "
+                "python -m analogy verify RUN --repair"
+            )
+    return np.stack(images)
 
 
-def _true_margins(text: str) -> TrueMargins:
-    """A command's own ceiling as the index keeps it. Raises ``ValueError`` if it is damaged."""
+def image_name(key: str) -> str:
+    """The file of an image, relative to its run folder."""
+    return f"images/{key[:2]}/{key}.png"
 
-    def side(value: Any) -> tuple[float, ...]:
-        if not isinstance(value, list) or not value:
-            raise ValueError(f"ceilings: expected a list of margins, got {value!r:.80}")
-        for margin in value:
-            if type(margin) not in (int, float) or not -2 <= margin <= 2:  # false for NaN
-                raise ValueError(f"ceilings: expected a margin in -2..2, got {margin!r:.80}")
-        return tuple(float(margin) for margin in value)
 
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"ceilings: expected an object by pair, got {found!r:.80}")
-    made = {}
-    for pair, sides in found.items():
-        if not isinstance(sides, list) or len(sides) != 2 or len({*map(len, sides)}) > 1:
-            raise ValueError(f"ceilings: expected two equally long lists, got {sides!r:.80}")
-        made[pair] = (side(sides[0]), side(sides[1]))
+def _check_scores(table: pd.DataFrame) -> None:
+    """Raises DamageError if scores are not numbers such as a judge gives."""
+    for column in ("margin", "cos_target", "cos_source"):
+        values = table[column]
+        if values.dtype != np.float64 or not (values.abs() <= MARGIN_LIMIT).all():
+            for value in values:
+                checked.number(value, f"scores.{column}", -MARGIN_LIMIT, MARGIN_LIMIT)
+
+
+def _true_margins(value: Any) -> TrueMargins:
+    """A command's own ceiling as the index keeps it. Raises DamageError if it is anything else."""
+    place, made = "ceilings.margins", {}
+
+    def margins(side: Any) -> tuple[float, ...]:
+        if not isinstance(side, list) or not side:
+            raise checked.damage(place, "a list of margins", side)
+        return tuple(checked.number(one, place, -MARGIN_LIMIT, MARGIN_LIMIT) for one in side)
+
+    for pair, sides in checked.json(value, place, dict).items():
+        if not isinstance(sides, list) or len(sides) != 2:
+            raise checked.damage(place, "two lists of margins for each pair", sides)
+        target, source = map(margins, sides)
+        if len(target) != len(source):
+            raise checked.damage(place, "two equally long lists of margins", sides)
+        made[checked.text(pair, place)] = (target, source)
     return made
 
 
 def _compared(row: ImageRow) -> tuple[Any, Any]:
     """What an image's comparison with its control goes by: its pair and seed."""
-    what = json.loads(row.what)
+    what = json.loads(row.what)  # an object: image_rows looked
     return what.get("pair_id"), what.get("seed")
+
+
+def _check_own_files(path: Path) -> None:
+    """Have what the suite writes in a run folder be its own: no link out of it, no pipe."""
+    if not path.is_dir():
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            is_file = _OWN_FILES.fullmatch(entry.name) is not None
+            if not is_file and entry.name not in _OWN_FOLDERS:
+                continue
+            expected = entry.is_file if is_file else entry.is_dir
+            if not expected(follow_symlinks=False):
+                raise PlaceError(
+                    f"{entry.name} is no {'file' if is_file else 'folder'} of its own but a link "
+                    "or something else, which this suite does not make"
+                )
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
@@ -782,7 +898,7 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
     index = path / "index.sqlite"
     if not index.is_file():
         raise FileNotFoundError(f"there is no {index.name} in it")
-    uri = f"file:{quote(str(index.absolute()))}?mode=ro"
+    uri = f"file:{quote(os.fsencode(index.absolute()))}?mode=ro"  # a path need not be UTF-8
     db = sqlite3.connect(uri, uri=True, timeout=30.0)
     try:
         db.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()

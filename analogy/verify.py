@@ -6,10 +6,12 @@ latest command to what is there. Repairing takes out what is damaged and makes e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +22,18 @@ from typing import Any
 
 from analogy import lock
 from analogy.clip import JudgeSource, find_judge
-from analogy.images import from_png
+from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
+from analogy.images import ImageError, from_png
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import DTYPES, Cell, is_imported
-from analogy.store import LOST, Command, ImageRow, Job, RunFolder
+from analogy.store import (
+    LOST,
+    Command,
+    ImageRow,
+    Job,
+    RunFolder,
+    image_name,
+)
 from analogy.study import Study
 from analogy.text import analogy_command, command_line
 
@@ -31,8 +41,10 @@ from analogy.text import analogy_command, command_line
 CHUNK = 1000
 SHOWN = 20
 
-# What this suite writes below images/; anything else there is the user's own.
-_OURS = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}\.png(\.\d+\.partial)?")
+# What this suite writes below images/, and the files that it writes beside that. Anything else is
+# the user's own.
+_IMAGE = re.compile(r"images/([0-9a-f]{2})/(\1[0-9a-f]{30})\.png(\.\d{1,10}\.partial)?")
+_OUTPUT = re.compile(r"results(-[\w.-]+)?\.json|writer\.json|metadata\.jsonl|report\.html")
 
 Report = Callable[[int], object]
 
@@ -149,14 +161,15 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
     """
     folder.check_index()
     rows = folder.image_rows()
+    commands = folder.commands()
+    sizes = {job.key: command.config.size for command in commands for job in command.jobs()}
     damaged = []
     with ThreadPoolExecutor() as threads:
         for i in range(0, len(rows), CHUNK):
             chunk = rows[i : i + CHUNK]
-            reasons = threads.map(lambda row: _fault(folder.path, row), chunk)
+            reasons = threads.map(lambda row: _fault(folder, row, sizes.get(row.key)), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
             report(len(chunk))
-    commands = folder.commands()
     jobs = commands[0].jobs() if commands else []
     unscored = {
         (job.key, command.judge): job
@@ -182,29 +195,62 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
     )
 
 
-def _fault(folder: Path, row: ImageRow) -> str | None:
-    """Why a file is not the image that was written, None if it is."""
-    if not _OURS.fullmatch(row.path.removeprefix("images/")):
+def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
+    """Why a file is not the image that was written, None if it is.
+
+    ``size``: pixels a side, None if no command says.
+    """
+    if row.path != image_name(row.key):
         return "the index names a place where this suite writes no images"
     try:
-        data = (folder / row.path).read_bytes()
+        data = folder.read_file(row.key)
     except FileNotFoundError:
         return "there is no such file"
+    except PlaceError as error:
+        return str(error)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     if hashlib.sha256(data).hexdigest() != row.sha256:
         return f"it is not what was written (SHA-256 differs; {len(data):,} bytes)"
     try:
-        from_png(data)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damage
+        height, width, _ = from_png(data).shape
+    except ImageError as error:
         return f"it is no PNG that decodes ({error})"
+    if size is not None and (height, width) != (size, size):
+        return f"it has {width} x {height} pixels, where its run has {size} x {size}"
     return None
 
 
 def _leftovers(folder: Path, named: set[str]) -> list[str]:
-    found = (path for path in (folder / "images").rglob("*") if not path.is_dir())
-    names = (path.relative_to(folder).as_posix() for path in chain(found, folder.glob("*.partial")))
+    """What lies where the suite keeps images and no row names, and what processes left unfinished.
+
+    Files that the suite did not make are among them: they are told, and never removed.
+    """
+    images = folder / "images"
+    found = () if images.is_symlink() else images.rglob("*")
+    files = (path for path in found if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in chain(files, folder.glob("*.partial")))
     return sorted(name for name in names if name not in named)
+
+
+def _remove_leftover(folder: RunFolder, name: str) -> bool:
+    """Remove a file that no row names if the suite made it; whether it did.
+
+    Proof is the name of an image, in the folder that its key asks for, below a folder that this
+    process alone writes to; or the name of a results file or a report with the number of a process
+    that is gone. Links, folders and devices were not made by the suite.
+    """
+    path = folder.path / name
+    is_image = _IMAGE.fullmatch(name) is not None
+    if not is_image and ("/" in name or not is_left_by_the_dead(name, _OUTPUT)):
+        return False
+    try:
+        check_own(folder.path, path)
+        check_regular(path, most=sys.maxsize)
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +326,10 @@ def repair(
     was = {each.row.key: each.row.sha256 for each in found.damaged}
     if was or found.strays:
         folder.remove((each.row, each.reason) for each in found.damaged)
-    removed = 0
-    for name in [*found.leftovers, *(each.row.path for each in found.damaged)]:
-        if _OURS.fullmatch(name.removeprefix("images/")) or name.endswith(".partial"):
-            (folder.path / name).unlink(missing_ok=True)
-            removed += name in found.leftovers
+    for each in found.damaged:
+        with contextlib.suppress(OSError):  # a link on the way: not the suite's to remove
+            folder.remove_file(each.row.key)
+    removed = sum(_remove_leftover(folder, name) for name in found.leftovers)
     for task in tasks:
         _make_again(folder, task, device=device)
     now = {row.key: row.sha256 for row in folder.image_rows()}

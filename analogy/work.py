@@ -19,13 +19,13 @@ from torch import Tensor
 
 from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
-from analogy.images import from_png, to_png
+from analogy.images import ImageError, from_png, to_png
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import Job, W
+from analogy.store import Job, StoreError, W, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
@@ -95,7 +95,14 @@ class Worker:
         judge = self.judge
 
         def look(part: slice) -> Features:
-            return judge.image_features(np.stack([from_png(png) for png in pngs[part]]))
+            try:
+                images = [from_png(png) for png in pngs[part]]
+            except ImageError as error:
+                raise StoreError(
+                    f"images of the run: expected PNG files, got one that cannot be decoded "
+                    f"({error}); repair the run folder with: python -m analogy verify RUN --repair"
+                ) from error
+            return judge.image_features(stacked(images, jobs[part]))
 
         features = np.concatenate(self._look_in_parts(look, len(pngs)))
         return Seen(self._cosines(jobs, features), features)

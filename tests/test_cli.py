@@ -201,7 +201,7 @@ def test_a_place_that_cannot_be_written_is_wrong_usage(run, old, tmp_path):
     for option in ("--json", "--junit"):
         result = run("compare", old, old, option, old / "below" / "file")
         assert result.exit_code == 2
-        assert "expected files that can be written" in result.stderr
+        assert "expected a file that can be written, got" in result.stderr
 
 
 # --- compare: JSON and JUnit

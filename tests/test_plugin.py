@@ -340,7 +340,7 @@ def test_results_that_cannot_be_written_are_no_pass(bench, eight, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("analogy.recorded.write_atomically", full)
+    monkeypatch.setattr("analogy.recorded.write_output", full)
     result = bench(*eight)
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["results   NOT written: *No space left on device*"])

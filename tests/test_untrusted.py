@@ -12,6 +12,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 import warnings
 
@@ -20,8 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planted import results, small
+from verbs import verb
 
-from analogy import baseline, recorded
+from analogy import baseline, ceiling, lock, recorded
+from analogy.evaluation import Report
 from analogy.pairs import (
     COLUMNS,
     MAX_FILE_BYTES,
@@ -31,6 +35,7 @@ from analogy.pairs import (
     load_pairs,
 )
 from analogy.recorded import RecordedError, read, write_results
+from analogy.strict_json import parse
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 HEADER = ",".join(COLUMNS) + "\n"
@@ -272,3 +277,103 @@ def test_any_baseline_is_compared_or_refused(tmp_path_factory, changes):
         baseline.compare(old, new)
     with contextlib.suppress(RecordedError, baseline.BaselineError):
         baseline.check_replaceable(file, new)
+
+
+# --- nesting, sizes and kinds that no reader expects
+
+NESTED = {
+    "deep": "[" * 200_000 + "]" * 200_000,
+    "nested": '{"a": ' * 500 + "0" + "}" * 500,  # which Python reads, and cannot write again
+    "digits": "9" * 5000,
+    "twice": '{"a": 1, "a": 2}',
+    "nan": '{"a": NaN}',
+    "beyond": '{"a": 1e999}',
+}
+
+
+@pytest.mark.parametrize("text", NESTED.values(), ids=NESTED)
+def test_json_is_a_value_or_a_value_error(text):
+    with pytest.raises(ValueError, match=r"nested too deeply|digits|twice|no JSON|beyond float64"):
+        parse(text)
+    assert parse(json.dumps(GOOD)) == GOOD
+    assert parse("[" * 100 + "]" * 100)
+
+
+def test_a_key_given_twice_among_many_is_found_at_once():
+    text = "{" + "".join(f'"k{i}": 0, ' for i in range(200_000)) + '"k199999": 0}'
+    with pytest.raises(ValueError, match="the key 'k199999' twice"):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", [NESTED["deep"], NESTED["nested"]], ids=["deep", "nested"])
+def test_nesting_is_refused_wherever_json_is_read(tmp_path, text):
+    """In every file that a verb reads, with its name, and never by an error of Python's own."""
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    write_results(GOOD, good)
+    bad.write_text(text)
+    extra = tmp_path / "extra.json"
+    extra.write_text(json.dumps(GOOD)[:-1] + f', "extra": {text}}}')
+    for file in (bad, extra):
+        for command in (
+            ("compare", file, good),
+            ("compare", good, file),
+            ("baseline", file, "-o", tmp_path / "new.json"),
+            ("report", file, "-o", tmp_path / "new.html"),
+            ("report", good, "--baseline", file, "-o", tmp_path / "new.html"),
+        ):
+            result = verb(*command)
+            assert result.exit_code == 2, command
+            assert f"{file}: expected the JSON of a results file" in result.stderr
+            assert "nested too deeply" in result.stderr
+    with pytest.raises(
+        ceiling.CeilingError, match=r"bad\.json: expected a JSON file, got .*nested"
+    ):
+        ceiling.load(bad)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        Report.from_json(text)
+    with pytest.raises(ValueError, match=r"expected what Report\.to_json wrote"):
+        Report.from_json('{"schema_version": 1, "results": [7]}')
+    (tmp_path / "writer.json").write_text(text)
+    assert lock.owner(tmp_path) is None
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(ceiling.CeilingError, match="got a device or a pipe"):
+        ceiling.load(pipe)
+    with pytest.raises(RecordedError, match="got a device or a pipe"):
+        read(pipe)
+    os.rename(pipe, tmp_path / "writer.json")
+    assert lock.owner(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"pid": 10**30}, {"pid": -1}, {"pid": "7"}, {"pid": True}, {"host": 7}, {"user": None}],
+    ids=str,
+)
+def test_an_owner_that_no_writer_recorded_is_none(tmp_path, changed):
+    owner = {"host": "h", "pid": 7, "user": "u", "started": "2026-01-01"}
+    (tmp_path / "writer.json").write_text(json.dumps(owner))
+    assert lock.owner(tmp_path) == lock.Owner(**owner)
+    (tmp_path / "writer.json").write_text(json.dumps({**owner, **changed}))
+    assert lock.owner(tmp_path) is None
+
+
+def test_memory_that_is_full_is_said_in_a_sentence(tmp_path):
+    """A process that may have little memory, and a file that needs more."""
+    big = tmp_path / "big.json"
+    big.write_text('{"a": [' + "[1],[2]," * 6_000_000 + "0]}")
+    code = (
+        "import resource, psutil; from analogy.cli import base, compare; import analogy.baseline;"
+        "size = psutil.Process().memory_info().vms + 300_000_000;"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size)); base.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", big, big], capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("analogy: memory is full; what a run folder has is kept. Free ")
+    assert "Traceback" not in done.stderr

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from typer.testing import CliRunner
 from analogy import cli, work
 from analogy.images import from_png, to_png
 from analogy.models import ModelSource
-from analogy.store import LOST, RunFolder
+from analogy.store import LOST, MAX_IMAGE_BYTES, RunFolder, StoreError
 from analogy.study import Study
 from analogy.verify import repair, verify
 
@@ -111,6 +115,13 @@ def delete(file):
     file.unlink()
 
 
+def gone():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def test_a_whole_run_is_whole(run, path):
     before = hashes_of(path)
     result = run()
@@ -192,17 +203,100 @@ def test_rows_of_no_image_are_named_and_removed(run, path):
 
 
 def test_leftovers_are_named_and_removed_and_the_users_files_are_not(run, path):
-    ours = [f"images/aa/{'a' * 32}.png", f"images/aa/{'a' * 32}.png.7.partial", "x.json.7.partial"]
-    for name in [*ours, "images/notes.txt"]:
+    key, dead = "a" * 32, gone()
+    ours = [
+        f"images/aa/{key}.png", f"images/aa/{key}.png.1.partial",
+        *(f"{name}.{dead}.partial" for name in ("results.json", "results-a-b.json", "report.html")),
+    ]  # fmt: skip
+    theirs = [
+        "notes.partial", "images/thesis.partial", f"notes.txt.{dead}.partial",
+        f"results.json.{os.getppid()}.partial", "results.json.partial", "images/notes.txt",
+        f"images/aa/{'b' * 32}.png", f"images/{key}.png", f"images/aa/{key}.png.x.partial",
+        f"images/aa/{key}.png.1.partial.partial",
+    ]  # fmt: skip
+    for name in [*ours, *theirs]:
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).touch()
     found = run()
     assert found.exit_code == 0
-    for name in [*ours, "images/notes.txt"]:
-        assert f"leftover  {name}" in found.stdout
-    assert "3 leftovers removed" in run("--repair").stdout
+    assert f"leftover  {ours[0]}" in found.stdout
+    assert json.loads(run("--json", "-").stdout)["leftovers"] == sorted([*ours, *theirs])
+    assert f"{len(ours)} leftovers removed" in run("--repair").stdout
     assert not any((path / name).exists() for name in ours)
-    assert (path / "images/notes.txt").exists()
+    assert all((path / name).exists() for name in theirs)
+
+
+@pytest.mark.parametrize("name", ["/outside.partial", "../outside.partial", "x/../../outside.png"])
+def test_a_repair_removes_nothing_outside_of_its_folder(run, path, tmp_path, name):
+    outside = tmp_path / Path(name).name
+    outside.write_bytes(b"precious")
+    planted = str(outside) if name.startswith("/") else name
+    change(path, "UPDATE images SET path = ? WHERE rowid = 1", planted)
+    found = run()
+    assert found.exit_code == 1
+    assert "the index names a place where this suite writes no images" in found.stdout
+    assert run("--repair").exit_code == 0
+    assert outside.read_bytes() == b"precious"
+    assert run().exit_code == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3], ids=["images", "folder", "file"])
+def test_links_out_of_the_folder_are_not_followed(run, path, tmp_path, depth):
+    """A stranger's folder has a link where the suite writes: nothing behind it is touched."""
+    image = images_of(path)[0]
+    place = path.joinpath(*image.relative_to(path).parts[:depth])
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    if depth < 3:
+        image.with_name(f"{image.name[:2]}{'0' * 30}.png.1.partial").touch()
+    outside = tmp_path / "outside"
+    files = [file for file in (outside, *outside.rglob("*")) if file.is_file()]
+    before = {file: file.read_bytes() for file in files}
+    assert before
+    found, repaired = run(), run("--repair")
+    if depth == 1:
+        assert (found.exit_code, repaired.exit_code) == (4, 4)
+        assert "images is no folder of its own but a link" in repaired.stderr
+    else:
+        assert found.exit_code == 1
+        # A link in an image's place is replaced; one on the way to it is the user's to remove.
+        assert repaired.exit_code == (0 if depth == 3 else 4)
+    assert {file: file.read_bytes() for file in before} == before
+    assert len([file for file in (outside, *outside.rglob("*")) if file.is_file()]) == len(before)
+
+
+def test_no_link_or_pipe_is_opened_in_place_of_the_suites_own_files(run, path, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("writer.lock", "writer.json", "results.json", "index.sqlite-wal", "results"):
+        place = path / name
+        place.unlink(missing_ok=True)
+        for plant in (lambda place: place.symlink_to(victim), os.mkfifo):
+            plant(place)
+            for options in ((), ("--repair",)):
+                result = run(*options)
+                assert result.exit_code == 4, name
+                assert f"{name} is no {'folder' if name == 'results' else 'file'} of its own" in (
+                    result.stderr
+                )
+            place.unlink()
+    assert victim.read_text() == "precious"
+    assert run().exit_code == 0
+
+
+def test_an_image_that_is_a_pipe_or_endless_is_damaged_and_not_read(run, path):
+    first, second, third = images_of(path)[:3]
+    first.unlink()
+    os.mkfifo(first)
+    os.truncate(second, MAX_IMAGE_BYTES + 1)  # a hole, that takes no disk
+    third.unlink()
+    third.mkdir()
+    found = run()
+    assert found.exit_code == 1
+    for said in ("got a named pipe", "expected at most 1,073,741,824 bytes", "got a folder"):
+        assert f"regular file, {said}" in found.stdout or said in found.stdout
+    third.rmdir()
+    assert run("--repair").exit_code == 0
 
 
 def test_what_is_missing_of_the_grid_and_what_failed_is_told(run, path, opened):
@@ -230,6 +324,20 @@ def test_a_file_with_the_recorded_sum_that_is_no_png_is_damaged(path, opened):
     change(path, "UPDATE images SET sha256 = ? WHERE path = ?", sha256, name)
     [damage] = verify(opened(read_only=True)).damaged
     assert "no PNG that decodes" in damage.reason
+
+
+def test_an_image_of_another_size_is_damaged_and_never_stacked(path, opened):
+    """With its recorded sum: nobody but who made the folder can have put it there."""
+    file = images_of(path)[0]
+    file.write_bytes(to_png(np.zeros((8, 8, 3), np.uint8)))
+    name = file.relative_to(path).as_posix()
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    change(path, "UPDATE images SET sha256 = ? WHERE path = ?", sha256, name)
+    folder = opened(read_only=True)
+    [damage] = verify(folder).damaged
+    assert damage.reason == "it has 8 x 8 pixels, where its run has 64 x 64"
+    with pytest.raises(StoreError, match=r"expected \d+ x \d+ pixels as others of its run, got"):
+        folder.read_images(folder.commands()[0].jobs())
 
 
 def test_a_path_out_of_the_folder_is_neither_read_nor_removed(path, tmp_path, opened):

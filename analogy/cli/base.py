@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from analogy import kept, recorded
+from analogy import files, kept, recorded
 from analogy.options import OPTIONS, Option, OptionError, parse_options, parse_path
 from analogy.text import printable
 
@@ -91,6 +91,26 @@ option = functools.partial(typer.Option, show_envvar=False)
 """An option. That each may be an environment variable is said once, and not at each."""
 
 
+def checked_output(
+    context: typer.Context, option: typer.CallbackParam, value: Path | str | None
+) -> Path | str | None:
+    """Refuse a place where an output cannot go; typer calls it before the verb begins.
+
+    Every option that names a file to write has it as ``callback``.
+    """
+    if value not in (None, "-") and not context.resilient_parsing:
+        check_output(str(value), option.opts[-1])
+    return value
+
+
+def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
+    """Refuse a place where an output cannot go: see :func:`analogy.files.check_output`."""
+    try:
+        files.check_output(name, may_link=may_link)
+    except files.PlaceError as error:
+        refuse(Exit.USAGE, f"{flag}: {error}")
+
+
 def a_path(text: str) -> str:
     """A path that is an option's text; see :func:`~analogy.options.parse_path`."""
     try:
@@ -101,7 +121,12 @@ def a_path(text: str) -> str:
 
 Json = Annotated[
     str | None,
-    option(metavar="FILE", help="Write it as JSON, too; - is stdout.", parser=a_path),
+    option(
+        metavar="FILE",
+        help="Write it as JSON, too; - is stdout.",
+        parser=a_path,
+        callback=checked_output,
+    ),
 ]
 """What a verb that prints a table has as ``json``; on stdout it is alone there."""
 
@@ -135,6 +160,13 @@ def main() -> None:
         if ended.code == Exit.INTERRUPTED and not isinstance(ended.code, Exit):
             say("interrupted; a run folder keeps what was done, and the same command goes on there")
         raise
+    except MemoryError:
+        # Python's own, of what is read and computed here; a device's is said where it happens.
+        say(
+            "memory is full; what a run folder has is kept. Free memory, or give the same command "
+            "with a smaller file or fewer pairs (--limit N)"
+        )
+        sys.exit(Exit.UNREADABLE)
     except Exception:
         traceback.print_exc()
         say("an error of the suite's own, and no verdict; please report it")
@@ -220,8 +252,8 @@ def write(
     try:
         if junit is not None and report is not None:
             ElementTree.indent(report)
-            junit.parent.mkdir(parents=True, exist_ok=True)
-            junit.write_bytes(ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n")
+            xml = ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n"
+            files.write_output(junit, xml)
         if json_file not in (None, "-"):
             recorded.write_results(data, Path(str(json_file)))
     except OSError as error:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import recorded
-from analogy.cli.base import LOOK, Exit, Json, app, option, refuse, say_which, show, write
+from analogy.cli.base import (
+    LOOK,
+    Exit,
+    Json,
+    app,
+    checked_output,
+    option,
+    refuse,
+    say_which,
+    show_lines,
+    write,
+)
 from analogy.options import OPTIONS, parse_tolerance
 from analogy.text import printable
 
@@ -33,7 +44,10 @@ def compare(
     ] = TOLERANCE,
     json: Json = None,
     junit: Annotated[
-        Path | None, option(metavar="FILE", help="Write it as JUnit XML, a case per cell.")
+        Path | None,
+        option(
+            metavar="FILE", help="Write it as JUnit XML, a case per cell.", callback=checked_output
+        ),
     ] = None,
 ) -> None:
     """Compare two runs cell by cell and pair by pair, without generating anything.
@@ -61,14 +75,17 @@ def compare(
         refuse(Exit.NOT_COMPARABLE, error)
     code = _code(comparison)
     write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
-    show(table(comparison), to_stderr=json == "-")
+    show_lines(table(comparison).removesuffix("\n").split("\n"), json)
     raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=LOOK)
 def baseline(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
-    output: Annotated[Path, option("--output", "-o", metavar="FILE", help="Where to.")],
+    output: Annotated[
+        Path,
+        option("--output", "-o", metavar="FILE", help="Where to.", callback=checked_output),
+    ],
 ) -> None:
     """Make a run the baseline that later runs are compared with.
 
@@ -82,7 +99,7 @@ def baseline(
     except ValueError as error:
         refuse(Exit.USAGE, error)
     say_which(run)
-    show(f"baseline {output} written\n")
+    show_lines([f"baseline {output} written"])
 
 
 def table(comparison: Comparison) -> str:

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy import kept, recorded
-from analogy.cli.base import KEEP, Exit, Json, a_path, app, option, refuse, say, show_lines, write
+from analogy.cli.base import (
+    KEEP,
+    Exit,
+    Json,
+    a_path,
+    app,
+    check_output,
+    checked_output,
+    option,
+    refuse,
+    say,
+    show_lines,
+    write,
+)
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -93,7 +106,11 @@ def score(
     offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
     results: Annotated[
         Path | None,
-        option(metavar="FILE", help="Where to [default: RUN/results-JUDGE.json]."),
+        option(
+            metavar="FILE",
+            help="Where to [default: RUN/results-JUDGE.json].",
+            callback=checked_output,
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
@@ -123,6 +140,9 @@ def score(
                 f"{judge.fingerprint!r}; rename it"
             )
         chosen = None if run == place else kept.Measured.of(recorded.load(run), run).results
+        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+        if results is None:  # a stranger's link may lead anywhere
+            check_output(place / f"results-{name}.json", "--results", may_link=False)
         folder = RunFolder(place)
     except StoreError as error:
         refuse(Exit.UNREADABLE, error)
@@ -139,7 +159,6 @@ def score(
         count = study.score(study.jobs())
         study.record(command.lora)
         analysis = study.analysis()
-        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
         outcome = kept.keep(study.results(analysis), place, name=f"results-{name}.json")
         found = dict(outcome.results)
         scopes = {str(scope_of(each, is_finished=True)) for each in folder.commands()}

@@ -15,17 +15,19 @@ from analogy.cli.base import (
     Exit,
     Json,
     app,
+    check_output,
+    checked_output,
     code_of_fault,
     option,
     refuse,
     say_which,
-    show,
     show_lines,
     with_options,
     write,
 )
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
+from analogy.report.pictures import picture_format, save
 from analogy.words import folded, has_word
 
 STEERED_VERSION = 1
@@ -44,7 +46,14 @@ def steer(
     source_prompt: Annotated[str, typer.Argument(help="The prompt to start from: 'a red car'.")],
     target_prompt: Annotated[str, typer.Argument(help="The prompt to come to: 'a blue car'.")],
     output: Annotated[
-        Path, option("--output", "-o", metavar="FILE.png", help="Where the strip goes.")
+        Path,
+        option(
+            "--output",
+            "-o",
+            metavar="FILE.png",
+            help="Where the strip goes.",
+            callback=checked_output,
+        ),
     ] = Path("steer.png"),
     words: Annotated[
         tuple[str, str] | None,
@@ -66,8 +75,10 @@ def steer(
 
     try:
         pair = pair_of(source_prompt, target_prompt, words)
-        if not output.suffix:
-            raise ValueError(f"-o: expected a name such as steer.png, got {str(output)!r}")
+        try:
+            picture_format(output)
+        except ValueError as error:
+            raise ValueError(f"-o: {error}") from None
     except ValueError as error:
         refuse(Exit.USAGE, error)
 
@@ -90,14 +101,11 @@ def steer(
             refuse(Exit.USAGE, error)
         try:
             shots = shoot(study, pair, study.config.seeds)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            draw_strip(study, pair, shots).save(output, optimize=True)
+            save(draw_strip(study, pair, shots), output)
         except OSError as error:
             refuse(Exit.UNREADABLE, error)
         except faults() as error:
             refuse(code_of_fault(error), error)
-        except ValueError as error:  # Pillow's, of a name that ends like no picture's
-            refuse(Exit.USAGE, f"-o: {error}")
         finally:
             study.close()
     config = study.config
@@ -195,7 +203,13 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
     output: Annotated[
         Path | None,
-        option("--output", "-o", metavar="FILE", help="Where to [RUN/report.html]."),
+        option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to [RUN/report.html].",
+            callback=checked_output,
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -219,7 +233,9 @@ def report(
         refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip
     folder = kept.folder_of(run)
-    output = output or folder / _report_name(run)
+    if output is None:
+        output = folder / _report_name(run)
+        check_output(output, "-o", may_link=False)  # a stranger's link may lead anywhere
     try:
         results = recorded.load(run)
         old = None if baseline is None else recorded.read(baseline)
@@ -231,7 +247,7 @@ def report(
         refuse(Exit.USAGE, error)
     for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
         say_which(path)
-    show(f"report {output} written\n")
+    show_lines([f"report {output} written"])
 
 
 def _report_name(run: Path) -> str:

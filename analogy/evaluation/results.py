@@ -12,6 +12,7 @@ import pandas as pd
 
 from analogy.evaluation.protocol import near
 from analogy.records import Figures
+from analogy.strict_json import parse
 
 EVALUATION_VERSION = 1
 """The schema version of what ``Report.to_json`` writes."""
@@ -112,15 +113,22 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that ``to_json`` wrote; of another version a ``ValueError``."""
-        whole = json.loads(text)
-        if whole.get("schema_version") != EVALUATION_VERSION:
+        """The report that ``to_json`` wrote. Raises ``ValueError`` for any other text."""
+        whole = parse(text)
+        version = whole.get("schema_version") if isinstance(whole, dict) else None
+        if version != EVALUATION_VERSION:
             raise ValueError(
-                f"report: expected schema version {EVALUATION_VERSION}, "
-                f"got {whole.get('schema_version')!r}; evaluate again"
+                f"report: expected schema version {EVALUATION_VERSION}, got {version!r}; evaluate "
+                "again"
             )
-        results = tuple(MetricResult.from_dict(row) for row in whole["results"])
-        return cls(results, whole["config"], whole["left_out"])
+        try:
+            results = tuple(MetricResult.from_dict(row) for row in whole["results"])
+            return cls(results, whole["config"], whole["left_out"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"report: expected what Report.to_json wrote, got another JSON ({error}); evaluate "
+                "again"
+            ) from error
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

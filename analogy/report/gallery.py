@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from analogy.files import check_own, write_atomically
 from analogy.images import Images, to_png
 from analogy.recorded import Recorded
 from analogy.records import Pair, RunConfig, is_imported
@@ -247,7 +248,8 @@ def _pictured(shot: Shot, store: RunFolder, job: Job, full_images: Path | None) 
     href = ""
     if full_images is not None:
         full_images.mkdir(parents=True, exist_ok=True)
-        (full_images / f"{job.key}.png").write_bytes(to_png(image))
+        check_own(full_images.parent, full_images)  # in a stranger's folder it may lead anywhere
+        write_atomically(full_images / f"{job.key}.png", to_png(image))
         href = f"{quote(full_images.name)}/{job.key}.png"
     src, width, height = data_uri(image)
     return replace(shot, src=src, width=width, height=height, href=href)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from analogy import recorded, records
 from analogy.baseline import Comparison, Outcome
-from analogy.files import write_atomically
+from analogy.files import check_output, write_output
 from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
 from analogy.records import IMPORTED, Verdict, is_imported
@@ -110,10 +110,10 @@ def write_report(
     the page that its thumbnails link to. Results that are none are a
     :class:`~analogy.recorded.RecordedError`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_output(path)
     beside = path.with_name(f"{path.stem}_images") if full_images else None
     page = render(results, folder=folder, comparison=comparison, full_images=beside)
-    write_atomically(path, page.encode("utf-8", "backslashreplace"))
+    write_output(path, page.encode("utf-8", "backslashreplace"))
 
 
 def render(

@@ -16,9 +16,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from analogy.files import PlaceError, check_output
 from analogy.images import Images
 from analogy.options import OPTIONS, parse_options
 from analogy.records import Pair, plain
+from analogy.report.pictures import picture_format, save
 from analogy.store import plan
 from analogy.study import Study
 
@@ -209,13 +211,18 @@ def main() -> None:
     parser.add_argument("--nth", type=int, default=1, help="which pair of each category (from 1)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    try:  # before the work, not after it
+        check_output(options.output)
+        picture_format(options.output)
+    except (PlaceError, ValueError) as error:
+        parser.error(f"-o: {error}")
     defaults = {option.name: option.default for option in OPTIONS}
     study = Study.open(parse_options(defaults.__getitem__))
     pairs = [
         [pair for pair in study.pairs if pair.category == category][options.nth - 1]
         for category in study.categories
     ]
-    draw_strips(study, pairs, options.seed).save(options.output, optimize=True)
+    save(draw_strips(study, pairs, options.seed), options.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Drawings saved where a user asked for them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analogy.files import is_device, write_output
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: The formats that a drawing is saved in, by the end of the file's name.
+FORMATS = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP",
+    ".tif": "TIFF", ".tiff": "TIFF", ".pdf": "PDF",
+}  # fmt: skip
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that a file's name asks for; PNG for a device.
+
+    Raises ``ValueError`` if the name asks for none.
+    """
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None and is_device(path):
+        return "PNG"
+    if kind is None:
+        raise ValueError(
+            f"expected a name such as steer.png, got {str(path)!r}; end it in one of "
+            f"{', '.join(FORMATS)}"
+        )
+    return kind
+
+
+def save(drawing: Image.Image, path: Path) -> None:
+    """Save a drawing as :func:`analogy.files.write_output` writes. Raises ``OSError``."""
+    stream = io.BytesIO()
+    drawing.save(stream, picture_format(path), optimize=True)
+    write_output(path, stream.getvalue())

@@ -1,0 +1,66 @@
+"""JSON that may come from anywhere: a value, or a ``ValueError`` that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any, NoReturn
+
+MAX_DEPTH = 100
+"""Lists and objects within one another: more than any file of this suite has, and few enough for
+everything that walks through them."""
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises ``ValueError`` if it is invalid, and for what strict JSON does not have, however it is
+    spelled: NaN and infinities, a key given twice, and values nested more than `MAX_DEPTH` deep.
+    """
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_once_each,
+        )
+        if not _is_deep(value):
+            return value
+    except RecursionError:
+        pass
+    raise ValueError(f"nested too deeply, more than {MAX_DEPTH} levels")
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            one
+            for each in level
+            if isinstance(each, (list, dict))
+            for one in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is beyond float64")
+    return value
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {twice[:80]!r} twice in one object")
+    return made
