@@ -173,7 +173,7 @@ def test_a_folder_that_is_no_run_is_said(tmp_path):
 
 def test_a_run_that_has_written_nothing_says_how_to_continue(tmp_path):
     (tmp_path / "index.sqlite").touch()
-    with pytest.raises(RecordedError, match=rf"continue it .*--run-dir {re.escape(str(tmp_path))}"):
+    with pytest.raises(RecordedError, match=rf"continue it .*--run-dir={re.escape(str(tmp_path))}"):
         read(tmp_path)
 
 
