@@ -44,7 +44,10 @@ SHOWN = 20
 # What this suite writes below images/, and the files that it writes beside that. Anything else is
 # the user's own.
 _IMAGE = re.compile(r"images/([0-9a-f]{2})/(\1[0-9a-f]{30})\.png(\.\d{1,10}\.partial)?")
-_OUTPUT = re.compile(r"results(-[\w.-]+)?\.json|writer\.json|metadata\.jsonl|report\.html")
+_OUTPUT = re.compile(
+    r"results(-[\w.-]+)?\.json|results/[0-9a-f]{12}\.json|writer\.json|metadata\.jsonl"
+    r"|report(-[\w.-]+)?\.html"
+)
 
 Report = Callable[[int], object]
 
@@ -229,7 +232,8 @@ def _leftovers(folder: Path, named: set[str]) -> list[str]:
     images = folder / "images"
     found = () if images.is_symlink() else images.rglob("*")
     files = (path for path in found if path.is_symlink() or not path.is_dir())
-    names = (path.relative_to(folder).as_posix() for path in chain(files, folder.glob("*.partial")))
+    partial = chain(folder.glob("*.partial"), (folder / "results").glob("*.partial"))
+    names = (path.relative_to(folder).as_posix() for path in chain(files, partial))
     return sorted(name for name in names if name not in named)
 
 
@@ -242,7 +246,7 @@ def _remove_leftover(folder: RunFolder, name: str) -> bool:
     """
     path = folder.path / name
     is_image = _IMAGE.fullmatch(name) is not None
-    if not is_image and ("/" in name or not is_left_by_the_dead(name, _OUTPUT)):
+    if not is_image and not is_left_by_the_dead(name, _OUTPUT):
         return False
     try:
         check_own(folder.path, path)

@@ -315,6 +315,21 @@ def test_every_output_is_written_through_a_link_and_to_a_device(tmp_path, run, i
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_an_output_below_the_home_is_checked_there(tmp_path, run, monkeypatch, option):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert verb("compare", run, run, option, "~/new/it.json").exit_code == 0
+    assert (home / "new" / "it.json").is_file()
+    assert not (tmp_path / "~").exists()
+    os.mkfifo(home / "pipe")
+    result = verb("compare", run, run, option, "~/pipe")
+    assert result.exit_code == 2
+    assert f"{option}: expected a file that can be written, got {home}/pipe, which" in result.stderr
+
+
 def test_a_default_place_in_a_strangers_folder_is_no_link(tmp_path, run):
     victim = tmp_path / "victim"
     victim.write_text("precious")

@@ -70,7 +70,8 @@ def whole(tmp_path_factory, config, pairs, model_source, judge_source):
     folder, judge = study.folder, study.judge.fingerprint
     pngs = [folder.read_png(job) for job in jobs[:2]]
     folder.add_pngs(jobs[:2], pngs, 1.0, faults={}, worker=("worker 1", 1.0))
-    seen = np.random.default_rng(0).standard_normal((len(jobs), 5), np.float32)
+    # As many numbers as the judge gives: what a later command scores stands beside them.
+    seen = np.random.default_rng(0).standard_normal((len(jobs), 128), np.float32)
     there = [job for i, job in enumerate(jobs) if i != 3]
     scores = [(0.2, 0.1, 0.1 + 0.001 * i) for i in range(len(there))]
     folder.add_scores(there, judge, scores, 0.5, features=seen[: len(there)])

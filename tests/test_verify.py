@@ -206,7 +206,8 @@ def test_leftovers_are_named_and_removed_and_the_users_files_are_not(run, path):
     key, dead = "a" * 32, gone()
     ours = [
         f"images/aa/{key}.png", f"images/aa/{key}.png.1.partial",
-        *(f"{name}.{dead}.partial" for name in ("results.json", "results-a-b.json", "report.html")),
+        f"results.json.{dead}.partial", f"results-a-b.json.{dead}.partial",
+        f"report.html.{dead}.partial", f"results/{'0' * 12}.json.{dead}.partial",
     ]  # fmt: skip
     theirs = [
         "notes.partial", "images/thesis.partial", f"notes.txt.{dead}.partial",

@@ -98,8 +98,13 @@ def checked_output(
 
     Every option that names a file to write has it as ``callback``.
     """
-    if value not in (None, "-") and not context.resilient_parsing:
-        check_output(str(value), option.opts[-1])
+    if value in (None, "-") or context.resilient_parsing:
+        return value
+    try:
+        path = parse_path(str(value))  # typer calls this before a verb's paths are read
+    except ValueError as error:
+        refuse(Exit.USAGE, f"{option.opts[-1]}: {error}")
+    check_output(path, option.opts[-1])
     return value
 
 
