@@ -121,11 +121,12 @@ class Quality:
 
     def _in_order(self, cell: Cell) -> list[Cell]:
         """What has been asked for, and ``cell``, in the order of the run, whatever was first."""
-        categories = list(dict.fromkeys(job.pair.category for job in self._jobs))
+        categories = dict.fromkeys(job.pair.category for job in self._jobs)
+        places = {category: i for i, category in enumerate(categories)}
         alphas = {alpha: i for i, alpha in enumerate(self._config.alphas)}
         return sorted(
             {*self.cells, cell},
-            key=lambda each: (categories.index(each.category), alphas.get(each.alpha, -1)),
+            key=lambda each: (places.get(each.category, -1), alphas.get(each.alpha, -1)),
         )
 
     def alpha(self, alpha: float) -> dict[str, SetScore]:
