@@ -101,6 +101,7 @@ class Bench:
         self.kept: Kept | None = None
         self.stays: str | None = None
         self._bar: tqdm[Any] | None = None
+        self._lpips: Lpips | str | None = None
 
     @property
     def results(self) -> Path:
@@ -114,6 +115,24 @@ class Bench:
         if self.baseline is None or self.is_strict:
             return None
         return known_not_to_succeed(self.baseline, cell, self.study.categories)
+
+    def prepare(self) -> None:
+        """Load what the planned cells still need; with LPIPS's weights where they were named.
+
+        Raises what :meth:`Study.prepare` does.
+        """
+        study = self.study
+        jobs = {job.key: job for cell in self.planned for job in study.cell_jobs(*cell)}
+        study.prepare(list(jobs.values()))
+        if self.values["lpips_weights"]:
+            self._lpips = load_lpips(self)
+
+    @property
+    def lpips(self) -> Lpips | str:
+        """LPIPS's network, loaded once, or the reason why there is none."""
+        if self._lpips is None:
+            self._lpips = load_lpips(self)
+        return self._lpips
 
     def report(self, count: int) -> None:
         """Advance the progress bar; its total is what all planned cells still lack."""

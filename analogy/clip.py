@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ from analogy.models import (
     fingerprint,
     refuse_pickles,
     shipped,
+)
+from analogy.networks import (
+    check_weights,
+    loading,
+    read_object,
+    refuse_resized,
+    shapes_in,
 )
 from analogy.text import command_line
 from analogy.trust import (
@@ -53,12 +61,36 @@ PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a judge's images go through before its network, in open_clip's words, but for the size.
+
+    ``mean`` and ``std`` by channel, of values from 0 to 1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    resize_mode: str
+
+    def __str__(self) -> str:
+        mean, std = ("/".join(f"{x:.4g}" for x in of) for of in (self.mean, self.std))
+        return f"mean {mean}, std {std}, {self.interpolation}, {self.resize_mode}"
+
+
+#: open_clip's own, of which a fingerprint says nothing.
+USUAL = Preprocessing(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", "shortest"
+)
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeSource:
     """What open_clip is asked for, and the fingerprint of what it gives.
 
     ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``; ``pretrained``: the tag
     of the weights, or None where the name says it all. ``dtype``: what it computes in; another than
-    float32 gives other scores, and so is in the fingerprint. ``snapshot``: where the files of an
+    float32 gives other scores, and so is in the fingerprint. ``preprocessing``: of images, where
+    the weights are a file, which does not say it. ``snapshot``: where the files of an
     ``hf-hub:`` repository are, of the commit in the fingerprint. ``recorded``: known from a run
     folder alone, which no one has confirmed; loading it is an error.
     """
@@ -67,6 +99,7 @@ class JudgeSource:
     pretrained: str | None
     fingerprint: str
     dtype: str = "float32"
+    preprocessing: Preprocessing | None = None
     snapshot: Path | None = None
     recorded: bool = False
 
@@ -92,8 +125,9 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
 
     ``name`` is ``embedded``, a folder in open_clip's format, ``hf-hub:<id>`` (its weights are
     fetched, to tell which commit they are), or one of open_clip's architectures together with one
-    of its weights' tags or a ``.safetensors`` file. ``offline``: files that are not on this machine
-    are a :class:`ModelError`.
+    of its weights' tags, a ``.safetensors`` file, or ``TAG:FILE``: a file whose images are
+    preprocessed as for this tag's weights. ``offline``: files that are not on this machine are a
+    :class:`ModelError`.
     """
     folder = shipped("models/clip-tiny") if name == EMBEDDED else Path(expanduser(name))
     if folder.is_dir():
@@ -101,7 +135,7 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
             raise ModelError(
                 f"{folder}: expected a judge in open_clip's format, with {OPEN_CLIP_CONFIG}"
             )
-        check_judge(folder)
+        _check_judge(folder)
         return JudgeSource(f"{FOLDER}{folder.resolve()}", None, fingerprint(folder))
     if name.startswith(HUB):
         place = _hub_judge(name.removeprefix(HUB), offline=offline)
@@ -119,16 +153,16 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
             f"open_clip's {len(architectures)} names, such as {', '.join(near)}"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained and pretrained not in tags and Path(pretrained).is_file():
-        file = Path(pretrained).absolute()
-        refuse_pickles([file])
-        if file.suffix != ".safetensors":
-            raise ModelError(f"--clip-pretrained {file}: expected a .safetensors file")
-        return JudgeSource(name, str(file), file_fingerprint(f"{name}/{file.stem}", file))
+    if pretrained and pretrained not in tags:
+        tag, colon, path = pretrained.partition(":")
+        is_told = bool(colon) and tag in tags
+        file = Path(expanduser(path if is_told else pretrained)).absolute()
+        if file.is_file():
+            return _judge_of_file(name, file, tags, [tag] if is_told else tags)
     if pretrained is None or pretrained not in tags:
         raise ModelError(
-            f"--clip-pretrained {pretrained!r} for {name}: expected a file or one of "
-            f"{', '.join(tags)}"
+            f"--clip-pretrained {pretrained!r} for {name}: expected a file, TAG:FILE, or one of "
+            f"{', '.join(tags) or 'no tags, since open_clip has none of it'}"
         )
     if offline:
         _expect_on_this_machine(name, pretrained)
@@ -154,8 +188,16 @@ def _hub_judge(repository: str, *, offline: bool) -> Path:
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         why = OSError(f"it has no {OPEN_CLIP_CONFIG}")
         raise absent(f"judge {HUB}{repository}", repository, "", why, offline=offline)
-    check_judge(folder, repository)
+    _check_judge(folder, repository)
     return folder
+
+
+def _check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
+    """The files of a judge's folder, if it may be loaded, is whole and says what it is."""
+    files = check_judge(folder, repository)
+    check_weights(folder, [files.weights])
+    _check_configuration(folder / OPEN_CLIP_CONFIG)
+    return files
 
 
 def _files(source: JudgeSource) -> JudgeFiles | None:
@@ -169,11 +211,11 @@ def _files(source: JudgeSource) -> JudgeFiles | None:
             "is loaded; name the judge"
         )
     if source.name.startswith(FOLDER):
-        return check_judge(Path(source.name.removeprefix(FOLDER)))
+        return _check_judge(Path(source.name.removeprefix(FOLDER)))
     if source.name.startswith(HUB):
         snapshot = source.snapshot or find_judge(source.name, None).snapshot
         assert snapshot is not None
-        return check_judge(snapshot, source.name.removeprefix(HUB))
+        return _check_judge(snapshot, source.name.removeprefix(HUB))
     return None
 
 
@@ -194,6 +236,72 @@ def _tokenizer(files: JudgeFiles) -> Any:
         trust_remote_code=False,
         **settings.get("tokenizer_kwargs", {}),
     )
+
+
+def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[str]) -> JudgeSource:
+    """Weights in a file: they do not say how images are preprocessed, so it must be known.
+
+    It is if the tags ``like`` agree: all of the architecture's, or the one that the user has named.
+    """
+    refuse_pickles([file])
+    if file.suffix != ".safetensors":
+        raise ModelError(f"--clip-pretrained {file}: expected a .safetensors file")
+    shapes_in(file)
+    ways: dict[Preprocessing, list[str]] = {}
+    for tag in like:
+        ways.setdefault(_preprocessing_of(name, tag), []).append(tag)
+    if len(ways) != 1:
+        known = "; ".join(f"{way}: {', '.join(of)}" for way, of in ways.items())
+        raise ModelError(
+            f"--clip-pretrained {file}: expected to know how images are preprocessed for these "
+            f"weights, and open_clip's tags of {name} "
+            + (f"differ ({known}); say which, as TAG:FILE" if tags else "are none")
+            + "; or put the file into a folder with an open_clip_config.json, whose preprocess_cfg "
+            "says mean, std, interpolation and resize_mode, and name that with --clip-model"
+        )
+    (way,) = ways
+    fingerprint = file_fingerprint(f"{name}/{file.stem}", file)
+    if way != USUAL:
+        fingerprint += f"+{hashlib.sha256(repr(way).encode()).hexdigest()[:8]}"
+    return JudgeSource(name, str(file), fingerprint, preprocessing=way)
+
+
+def _preprocessing_of(name: str, tag: str) -> Preprocessing:
+    import open_clip
+
+    settings = {**asdict(USUAL), **open_clip.get_pretrained_cfg(name, tag)}
+    return Preprocessing(
+        tuple(map(float, settings["mean"])),
+        tuple(map(float, settings["std"])),
+        settings["interpolation"],
+        settings["resize_mode"],
+    )
+
+
+def _check_configuration(file: Path) -> None:
+    """Raise :class:`ModelError` unless a judge's configuration says what it is, and its images'
+    mean and deviation.
+    """
+    found = read_object(file, "model_cfg", "preprocess_cfg", what="a judge's configuration")
+    for name, keys in (
+        ("model_cfg", ("embed_dim", "vision_cfg", "text_cfg")),
+        ("preprocess_cfg", ("mean", "std")),
+    ):
+        part = found[name]
+        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
+        if missing:
+            raise ModelError(
+                f"{file}: expected {name} as an object with {', '.join(keys)}, found no "
+                f"{missing[0]}; without it open_clip would take a value of its own"
+            )
+    for key in ("mean", "std"):
+        values = found["preprocess_cfg"][key]
+        is_numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+        if not is_numbers or len(values) != 3 or (key == "std" and not all(values)):
+            raise ModelError(
+                f"{file}: expected {key} as three numbers, one for each channel, none of std 0, "
+                f"got {values!r:.80}"
+            )
 
 
 def _expect_on_this_machine(name: str, tag: str) -> None:
@@ -249,12 +357,8 @@ def tokenizer_of(source: JudgeSource) -> Any:
     import open_clip
 
     files = _files(source)
-    try:
+    with loading(f"judge {source.name}", "a tokenizer that can be loaded"):
         return open_clip.get_tokenizer(source.name) if files is None else _tokenizer(files)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(
-            f"judge {source.name}: expected a tokenizer that can be loaded ({error})"
-        ) from error
 
 
 class Judge:
@@ -271,7 +375,12 @@ class Judge:
         self.device = device
         self._texts: dict[str, Features] = {}
         files = _files(source)
-        with nullcontext() if files is None else _unwarned():
+        way = source.preprocessing
+        what = f"judge {source.fingerprint}"
+        with (
+            loading(what, "one that open_clip can load with each of its weights"),
+            nullcontext() if files is None else _unwarned(),
+        ):
             self._model: Any = open_clip.create_model(
                 source.name if files is None else f"{FOLDER}{files.folder}",
                 pretrained=source.pretrained,
@@ -279,14 +388,20 @@ class Judge:
                 pretrained_text=files is None,
                 precision="fp32",
                 device=device,
+                force_preprocess_cfg=None if way is None else asdict(way),
+                require_pretrained=files is None,
             )
-        if files is not None:
-            # This file and no other: open_clip's own choice may be a pickle.
-            open_clip.load_checkpoint(self._model, str(files.weights))
+            if files is not None:
+                # This file and no other: open_clip's own choice may be a pickle.
+                open_clip.load_checkpoint(self._model, str(files.weights))
+        weights = source.pretrained if files is None else files.weights
+        if weights is not None and Path(weights).is_file():  # and no tag of open_clip's own
+            refuse_resized(Path(weights), self._model)
         self._dtype = getattr(torch, source.dtype)
         self._model.eval().requires_grad_(False).to(self._dtype)
         self.tokenize = tokenizer_of(source)
-        self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
+        with loading(what, "preprocessing by size, mean, std, interpolation and resize_mode"):
+            self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
 
     @torch.inference_mode()
     def image_features(self, images: Images, *, batch_size: int | None = None) -> Features:

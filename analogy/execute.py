@@ -146,6 +146,20 @@ class Execution:
         with memory_said("loading the judge"):
             return self._worker.judge
 
+    def prepare(self, jobs: Iterable[Job]) -> None:
+        """Load what these jobs need, and no more: nothing where all of them are done.
+
+        Before any of them is, so that a model or judge that cannot be loaded costs no image. Raises
+        ``ModelError``, ``MemoryFullError`` or :class:`ClusterError`.
+        """
+        jobs = list(jobs)
+        is_to_draw = bool(self.missing(jobs))
+        with memory_said("loading the models"):
+            if is_to_draw:
+                self.engine.prepare()
+            if is_to_draw or self._folder.without_score(jobs, self._judge):
+                self.engine.prepare_judge()
+
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that have no image, and which have not been tried here in vain."""
         return [job for job in self._folder.without_image(jobs) if job.key not in self._failed]

@@ -9,24 +9,39 @@ alone: a pickle may run any code when it is loaded.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import inspect
-import json
 import os
 import platform
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from analogy.families import Family
+from analogy.families import Family, family_of
+from analogy.memory import MemoryFullError, memory_said
+from analogy.networks import ModelError as ModelError
+from analogy.networks import (
+    check_adapter,
+    check_converted,
+    check_weights,
+    load_network,
+    loading,
+    quiet_libraries,
+    read_object,
+    reason,
+    refuse_odd_keys,
+    shapes_in,
+)
 from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
 from analogy.text import command_line, lines_of
-from analogy.trust import ModelError as ModelError
 from analogy.trust import check_lora, check_pipeline, pickled, read_index
 from analogy.trust import refuse_pickles as refuse_pickles
 
@@ -48,6 +63,7 @@ class ModelSource:
     ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
     weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
     hex>`` over all configuration and weight files for a folder and over the file for a file, with
+    ``+configuration@sha256:<16 hex>`` of the folder that configures a file, and
     ``+<lora>@sha256:<16 hex>`` for a LoRA. ``recorded``: known from a run folder alone, which no
     one has confirmed; loading it is an error.
     """
@@ -92,7 +108,29 @@ def find_pipeline(
         source = _file_source(path, offline=offline)
     else:
         source = _hub_source(model, dtype=dtype, offline=offline)
+    _check_parts(source, dtype=dtype)
     return source if lora is None else _with_lora(source, lora, offline=offline)
+
+
+def _check_parts(source: ModelSource, *, dtype: str) -> None:
+    """Raise :class:`ModelError` unless all that will be loaded is there and whole.
+
+    Reads configurations and headers alone; whether weights fit is known when they are loaded.
+    """
+    skipped = _family_of_folder(source.folder).load_options
+    files = weight_files(source, dtype=dtype)
+    for name in _parts(source.folder):
+        if name in skipped:
+            continue
+        folder = source.folder / name
+        if _NETWORK.fullmatch(name):
+            read_object(folder / "config.json", what="a network's configuration")
+            if source.file is None:
+                check_weights(folder, [file for file in files if file.parent == folder])
+        elif name == "scheduler":
+            scheduler_settings(source.folder)
+    if source.file is not None:
+        shapes_in(source.file)
 
 
 def _folder_source(folder: Path) -> ModelSource:
@@ -115,28 +153,27 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
     refuse_pickles([file])
     if file.suffix != ".safetensors":
         raise ModelError(f"{file}: expected a .safetensors file or a diffusers pipeline folder")
+    shapes_in(file)
     name = file_fingerprint(file.stem, file)
     for folder in (file.with_suffix(""), file.parent):
         if (folder / "model_index.json").is_file():
             check_pipeline(folder, weights=False)
-            return ModelSource(folder, name, file=file)
+            return ModelSource(folder, f"{name}+{_configuration(folder)}", file=file)
     from diffusers.loaders.single_file_utils import (
         fetch_diffusers_config,
         load_single_file_checkpoint,
     )
     from huggingface_hub import snapshot_download
-    from safetensors import SafetensorError
 
-    try:
+    with loading(file, "a checkpoint as a safetensors file"):
         alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: not a safetensors file ({error})") from error
     origin = alike["pretrained_model_name_or_path"]
     try:
         folder = Path(
             snapshot_download(origin, allow_patterns=CONFIG_FILES, local_files_only=offline)
         )
         check_pipeline(folder, weights=False)
+        configuration = _configuration(folder)
     except (OSError, ModelError) as error:
         patterns = [word for pattern in CONFIG_FILES for word in ("--include", pattern)]
         command = command_line("hf", "download", origin, *patterns)
@@ -146,7 +183,23 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
             f"needed), or that of {origin} on this machine ({error}); where there is a network, "
             f"fetch it with: {command}"
         ) from error
-    return ModelSource(folder, name, file=file)
+    return ModelSource(folder, f"{name}+{configuration}", file=file)
+
+
+def _configuration(folder: Path) -> str:
+    """``configuration@sha256:<16 hex>`` of a pipeline's folder, whatever weights are in it.
+
+    The same weights compute other images by another configuration or vocabulary.
+    """
+    files = [folder / "model_index.json"]
+    for name in sorted(_parts(folder)):
+        for pattern in CONFIG_FILES:
+            files += sorted((folder / name).glob(pattern))
+    whole = hashlib.sha256()
+    for file in files:
+        if not file.name.endswith(".safetensors.index.json"):
+            whole.update(f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n".encode())
+    return f"configuration@sha256:{whole.hexdigest()[:16]}"
 
 
 def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
@@ -212,6 +265,7 @@ def _with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
         file = _hub_lora(lora, offline=offline)
     if file.suffix != ".safetensors":
         raise ModelError(f"--lora {lora}: expected a .safetensors file, got {file.name}")
+    shapes_in(file)
     check_lora(file)
     name = file_fingerprint(f"{source.fingerprint}+{file.stem}", file)
     return replace(source, fingerprint=name, lora=file)
@@ -295,20 +349,25 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
         # Parts that the folder leaves out on purpose, such as SD3's T5 encoder, must be said.
         **{name: None for name, part in index.items() if part == [None, None]},
     }
+    what = f"a {family.pipeline} in the format of save_pretrained"
     with warnings.catch_warnings():
         # Weights saved as fp16 and computed in another dtype are what we mean to do.
         warnings.simplefilter("ignore")
         if source.file is not None:
-            pipeline = loader.from_single_file(
-                str(source.file), config=str(source.folder), **options
-            )
+            for name, (library, kind) in _parts(source.folder).items():
+                if library == "diffusers" and _NETWORK.fullmatch(name) and name not in options:
+                    found = getattr(diffusers, kind, None)
+                    check_converted(found, source.file, source.folder / name)
+            with loading(source.file, f"a {family.pipeline} in one file, as {source.folder} says"):
+                pipeline = loader.from_single_file(
+                    str(source.file), config=str(source.folder), **options
+                )
+            for name, part in _networks_of(pipeline).items():
+                refuse_odd_keys(f"{source.file}: {name}", part)
         else:
-            pipeline = loader.from_pretrained(
-                source.folder,
-                variant=_variant(source.folder, dtype),
-                use_safetensors=True,
-                **options,
-            )
+            networks = _load_networks(source, dtype=dtype, skipped=options)
+            with loading(source.folder, what):
+                pipeline = loader.from_pretrained(source.folder, **options, **networks)
         if source.lora is not None:
             _fuse(pipeline, source.lora)
     pipeline.set_progress_bar_config(disable=True)
@@ -316,7 +375,56 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
         # The layout that a card's convolutions are fastest in.
         for part in (getattr(pipeline, family.denoiser), pipeline.vae):
             part.to(memory_format=torch.channels_last)
-    return pipeline.to(device)
+    pipeline.to(device)
+    _check_fit(pipeline, source.folder)
+    return pipeline
+
+
+def _check_fit(pipeline: Any, folder: Path) -> None:
+    """Raise :class:`ModelError` unless a pipeline's parts fit each other: one prompt is encoded.
+
+    Each may be whole and of another model than the rest.
+    """
+    family = family_of(pipeline)
+    with torch.inference_mode(), loading(folder, "tokenizers that fit the text encoders"):
+        made = family.empty(pipeline)
+    denoiser = getattr(pipeline, family.denoiser).config
+    sizes = {
+        "text": ("cross_attention_dim", "joint_attention_dim", made.states.shape[-1]),
+        "latents": ("in_channels", "", pipeline.vae.config.latent_channels),
+    }
+    for of, (key, other, has) in sizes.items():
+        takes = denoiser.get(key, denoiser.get(other))
+        if isinstance(takes, int) and takes != has:
+            raise ModelError(
+                f"{folder}: expected {of} of {takes:,} channels, as {family.denoiser}/config.json "
+                f"says, got {has:,} of its other parts: they are of another model; fetch or save "
+                "the model again"
+            )
+
+
+def _load_networks(
+    source: ModelSource, *, dtype: str, skipped: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """The parts of a folder's pipeline that have weights, by name, each as its files have it."""
+    files = weight_files(source, dtype=dtype)
+    networks = {}
+    for name, (library, kind) in _parts(source.folder).items():
+        folder = source.folder / name
+        if name in skipped or not _NETWORK.fullmatch(name):
+            continue
+        with loading(source.folder / "model_index.json", f"a class of {library} for {name}"):
+            found = getattr(importlib.import_module(library), kind)
+        is_half = any(".fp16" in file.name for file in files if file.parent == folder)
+        networks[name] = load_network(
+            found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None
+        )
+    return networks
+
+
+def _networks_of(pipeline: Any) -> dict[str, nn.Module]:
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if isinstance(part, nn.Module)}
 
 
 def _refuse_recorded(source: ModelSource) -> None:
@@ -329,7 +437,8 @@ def _refuse_recorded(source: ModelSource) -> None:
 
 def _variant(folder: Path, dtype: str) -> str | None:
     """``fp16`` where the denoiser's half-precision files are the ones to load, else None."""
-    weights = {path.name for path in (folder / _family_of_folder(folder).denoiser).iterdir()}
+    denoiser = folder / _family_of_folder(folder).denoiser
+    weights = {path.name for path in denoiser.glob("*")}
     halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
     whole = {name for name in weights - halves if name.endswith(".safetensors")}
     return "fp16" if halves and not (whole and dtype == "float32") else None
@@ -347,9 +456,9 @@ def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
     variant = _variant(source.folder, dtype)
     skipped = _family_of_folder(source.folder).load_options
     files: list[Path] = []
-    for name, part in sorted(_index(source.folder).items()):
+    for name in sorted(_parts(source.folder)):
         folder = source.folder / name
-        if part == [None, None] or name in skipped or not folder.is_dir():
+        if name in skipped or not folder.is_dir():
             continue
         weights = sorted(folder.glob("*.safetensors"))
         # <name>[.<variant>][-<shard>].safetensors, or the shard before the variant
@@ -362,18 +471,23 @@ def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
 def _fuse(pipeline: Any, lora: Path) -> None:
     """Add the LoRA to the weights themselves, so that it costs nothing from here on."""
     try:
-        pipeline.load_lora_weights(
-            str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
+        with quiet_libraries(), memory_said("loading the LoRA"):
+            pipeline.load_lora_weights(
+                str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True
+            )
+    except MemoryFullError:
+        raise
+    except Exception as error:  # diffusers raises whatever its reader stumbled on
         raise ModelError(
-            f"--lora {lora}: does not fit a {type(pipeline).__name__} ({error})"
+            f"--lora {lora}: does not fit a {type(pipeline).__name__} ({reason(error)}); choose a "
+            "LoRA that was trained for this model"
         ) from error
     if not pipeline.get_active_adapters():
         raise ModelError(
             f"--lora {lora}: none of its weights belong to a {type(pipeline).__name__}; "
             "choose a LoRA that was trained for this model's family"
         )
+    check_adapter(pipeline, lora, getattr(pipeline, family_of(pipeline).denoiser).dtype)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
@@ -408,13 +522,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
-    expected = {}
-    for line in lines_of(listed.read_text("utf-8")):
-        digest, _, name = line.partition("  ")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"{listed}: expected names of files in {folder}, got {name!r:.200}")
-        expected[name] = digest
-    for name, digest in expected.items():
+    for name, digest in _read_sums(folder, listed).items():
         actual = found.get(name) or (_sha256(folder / name) if (folder / name).is_file() else None)
         if actual != digest:
             command = command_line("git", "checkout", "--", folder)
@@ -422,6 +530,34 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
                 f"{folder / name}: expected SHA-256 {digest} (from {CHECKSUMS}), "
                 f"got {actual or 'no such file'}; restore it with: {command}"
             )
+
+
+def _read_sums(folder: Path, listed: Path) -> dict[str, str]:
+    """The digest of each file that SHA256SUMS lists; all of them lie in the folder."""
+    try:
+        lines = list(lines_of(listed.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{listed}: expected lines of sha256sum, got {reason(error)}") from error
+    expected = {}
+    for i, line in enumerate(lines, start=1):
+        match = _SUM.fullmatch(line)
+        name = "" if match is None else match["name"]
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(
+                f"{listed}, line {i}: expected names of files in {folder}, got {name!r:.200}"
+            )
+        if match:
+            expected[name] = match["digest"]
+        elif line.strip():
+            raise ModelError(
+                f"{listed}, line {i}: expected '<64 hex digits>  <file in {folder}>' as sha256sum "
+                f"writes it, got {line[:80]!r}; write it anew, or remove {listed.name} to check "
+                "nothing"
+            )
+    return expected
+
+
+_SUM = re.compile(r"(?P<digest>[0-9a-f]+) [ *](?P<name>[^\0]+)")
 
 
 def file_fingerprint(name: str, path: Path) -> str:
@@ -442,6 +578,17 @@ def _index(folder: Path) -> dict[str, Any]:
     return read_index(folder)[1]
 
 
+#: The parts of a pipeline that have weights, by diffusers' names.
+_NETWORK = re.compile(r"unet|transformer|vae|text_encoder(_\d)?|image_encoder")
+
+
+def _parts(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts of a folder's pipeline that it does not leave out: library and class by name."""
+    index = _index(folder)
+    return {name: tuple(part) for name, part in index.items()
+            if isinstance(part, list) and part != [None, None]}  # fmt: skip
+
+
 def _family_of_folder(folder: Path) -> Family:
     return read_index(folder)[0]
 
@@ -449,9 +596,34 @@ def _family_of_folder(folder: Path) -> Family:
 def native_size(folder: Path) -> int:
     """Pixels a side of the images that a pipeline was trained for, from its configuration files."""
     denoiser = _family_of_folder(folder).denoiser
-    settings = json.loads((folder / denoiser / "config.json").read_text("utf-8"))
-    vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
-    return int(settings["sample_size"]) * int(2 ** (len(vae["block_out_channels"]) - 1))
+    what = "a network's configuration"
+    files = folder / denoiser / "config.json", folder / "vae" / "config.json"
+    side = read_object(files[0], "sample_size", what=what)["sample_size"]
+    blocks = read_object(files[1], "block_out_channels", what=what)["block_out_channels"]
+    if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
+        raise ModelError(
+            f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
+            f"{MOST_LATENTS:,}, got {side!r:.80}; mend it, or say --size"
+        )
+    if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
+        raise ModelError(
+            f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, got "
+            f"{blocks!r:.80}; mend it, or say --size"
+        )
+    return side * int(2 ** (len(blocks) - 1))
+
+
+#: More of either no image model has, and no memory has room for.
+MOST_LATENTS, MOST_BLOCKS = 4096, 8
+
+
+def scheduler_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a pipeline's scheduler, its class among them as ``_class_name``."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = read_object(file, "_class_name", what="a scheduler's configuration")
+    if not isinstance(settings["_class_name"], str):
+        raise ModelError(f"{file}: expected _class_name as text, got {settings['_class_name']!r}")
+    return settings
 
 
 def sampling(model: str, folder: Path) -> tuple[int, float]:

@@ -257,7 +257,8 @@ OPTIONS: tuple[Option, ...] = (
            "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
     Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id "
            "[default: embedded; with --gpu ViT-B-32]", parse=parse_path, metavar="CLIP"),
-    Option("--clip-pretrained", "open_clip's tag of the judge's weights "
+    Option("--clip-pretrained", "open_clip's tag of the judge's weights, a .safetensors file, or "
+           "TAG:FILE, a file whose images are preprocessed as for that tag "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=parse_path, metavar="TAG"),
     Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
            "is faster and moves the margins (docs/performance.md)", default="float32",

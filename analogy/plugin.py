@@ -288,6 +288,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
             made.planned |= {
                 Cell(c, a): None for c in study.categories for a in study.config.alphas
             }
+    _prepare(made)
     config.stash[_BENCH] = made
     yield made
     made.close()
@@ -299,6 +300,19 @@ def _open(config: pytest.Config) -> Bench:
     try:
         return open_bench(values, is_strict=bool(config.option.strict))
     except mendable as error:  # a filter of the user's raises that
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def _prepare(bench: Bench) -> None:
+    """Load the models that the cases need; one that cannot be ends the session, and no case."""
+    from analogy.models import ModelError
+
+    try:
+        bench.prepare()
+    except BaseException as error:
+        bench.study.close()
+        if not isinstance(error, ModelError):
+            raise
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
 

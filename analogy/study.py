@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from analogy.models import (
     native_dtype,
     native_size,
     sampling,
+    scheduler_settings,
     shipped,
 )
 from analogy.options import OptionError, csv_list, parse_device
@@ -252,6 +252,13 @@ class Study:
         """A cell's jobs, with those of its controls and of the category's target prompts."""
         targets = self._target_jobs.get(category, [])
         return _once(self.jobs(category, 0.0) + self.jobs(category, alpha) + targets)
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Load the models that these jobs still need: a fault in one is then said before any image.
+
+        Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
+        """
+        self.execution.prepare(jobs)
 
     def generate(
         self,
@@ -623,7 +630,7 @@ def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, schedul
 
 def scheduler_of(folder: Path) -> str:
     """The scheduler's class and a digest of its settings."""
-    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    settings = scheduler_settings(folder)
     return f"{settings['_class_name']}/{digest(settings)[:8]}"
 
 

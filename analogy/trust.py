@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from analogy.families import FAMILIES, Family
+from analogy.networks import ModelError, read_object
 
 #: Weights that are read by running a pickle.
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -138,17 +139,6 @@ _CONFIGURATIONS = (
 _SHARDS = re.compile(r".+\.safetensors\.index(\.\w+)?\.json|.+\.index\.\w+\.json")
 
 
-class ModelError(ValueError):
-    """A model cannot be used; the message says what was expected, what came and what to do.
-
-    ``command``: the command that fetches the missing files; empty if no command does.
-    """
-
-    def __init__(self, message: str, command: str = "") -> None:
-        super().__init__(message)
-        self.command = command
-
-
 @dataclass(frozen=True, slots=True)
 class JudgeFiles:
     """A judge's checked folder.
@@ -171,7 +161,10 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Any]]:
     index = _read(file, folder)
     name = index.get("_class_name")
     if name is None:
-        raise ModelError(f"{file}: not a pipeline's index (it has no _class_name)")
+        raise ModelError(
+            f"{file}: expected a pipeline's index, a JSON object with _class_name, found no such "
+            "key; save the model again with save_pretrained"
+        )
     if not isinstance(name, str):
         _refuse(file, "_class_name", name, f"the name of a pipeline. {_sentence(_NO_CODE)}")
     family = FAMILIES.get(name)
@@ -475,20 +468,13 @@ def _read(file: Path, root: Path) -> dict[str, Any]:
     """A JSON file's mapping. Raises ModelError if it is missing or anything else."""
     kind = "a pipeline's index" if file.name == "model_index.json" else "a file of settings"
     _check_place(file, root)
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            raise ModelError(f"{file}: expected at most {MOST_BYTES:,} bytes of settings")
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, RecursionError) as error:
-        raise ModelError(f"{file}: not {kind} ({error})") from None
-    except ModelError:
-        raise
-    except ValueError as error:
-        raise ModelError(f"{file}: not {kind} ({error})") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{file}: not {kind} (it holds {_shown(value)})")
+    if file.is_file() and file.stat().st_size > MOST_BYTES:
+        raise ModelError(f"{file}: expected at most {MOST_BYTES:,} bytes of settings")
+    value = read_object(file, what=kind)
     if _is_deeper(value, MOST_NESTED):
-        raise ModelError(f"{file}: not {kind} (it is nested more than {MOST_NESTED} deep)")
+        raise ModelError(
+            f"{file}: expected {kind}, got one that is nested more than {MOST_NESTED} deep"
+        )
     return value
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from analogy.bench import Bench, judge_quality, load_lpips, load_references
+from analogy.bench import Bench, judge_quality, load_references
 from analogy.plugin import measure, settle
 from analogy.records import PER_IMAGE, PER_SET, Cell
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def lpips(bench: Bench) -> Lpips | str:
     """LPIPS's network, or the reason why there is none."""
-    return load_lpips(bench)
+    return bench.lpips
 
 
 @pytest.fixture(scope="module")

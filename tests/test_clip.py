@@ -14,6 +14,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import save_file
 
 from analogy.clip import Judge, _preprocessing, find_judge
 from analogy.models import ModelError, shipped
@@ -170,7 +171,8 @@ def test_a_hub_judge_is_known_by_its_commit(tmp_path, monkeypatch):
     commit = "0123456789abcdef" + "0" * 24
     cached(tmp_path, "someone/model", "open_clip_model.safetensors", commit)
     folder = tmp_path / "models--someone--model" / "snapshots" / commit
-    shutil.copy(shipped("models/clip-tiny") / "open_clip_config.json", folder)
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        shutil.copy(shipped("models/clip-tiny") / name, folder)
     config = json.loads((folder / "open_clip_config.json").read_text())
     del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -228,7 +230,7 @@ def test_unknown_weights_bring_the_known_ones(tag):
 
 def test_weights_may_be_a_file(tmp_path):
     weights = tmp_path / "mine.safetensors"
-    weights.touch()
+    save_file({"logit_scale": torch.ones(())}, weights)
     source = find_judge("ViT-B-32", str(weights))
     assert source.pretrained == str(weights)
     assert re.fullmatch(r"ViT-B-32/mine@sha256:[0-9a-f]{16}", source.fingerprint)

@@ -252,11 +252,11 @@ JUDGES = {
     "nested deeply": (in_file("config.json", "a", to=nested(900)), "nested more than 20 deep"),
     "nested too deeply": (
         lambda folder, _: (folder / "config.json").write_text('{"a": ' + "[" * 100_000),
-        "not a file of settings",
+        "expected a file of settings",
     ),
     "an endless number": (
         lambda folder, _: (folder / "config.json").write_text('{"a": ' + "9" * 10_000 + "}"),
-        "not a file of settings",
+        "expected a file of settings",
     ),
     "checksums elsewhere": (
         lambda folder, _: (folder / "SHA256SUMS").write_text("0  ../../etc/hosts\n"),

@@ -83,6 +83,7 @@ def steer(
         refuse(Exit.USAGE, error)
 
     from analogy.bench import faults, refusals
+    from analogy.models import ModelError
     from analogy.report.strips import draw_strip, shoot
     from analogy.steering import OTHERS_MATTER
     from analogy.study import Study
@@ -100,8 +101,11 @@ def steer(
         except refusals() as error:
             refuse(Exit.USAGE, error)
         try:
+            study.prepare(study.jobs())
             shots = shoot(study, pair, study.config.seeds)
             save(draw_strip(study, pair, shots), output)
+        except ModelError as error:
+            refuse(Exit.USAGE, error)
         except OSError as error:
             refuse(Exit.UNREADABLE, error)
         except faults() as error:

@@ -55,6 +55,7 @@ def methods(
 
     from analogy.bench import faults, refusals, unread_lines
     from analogy.methods import all_jobs, open_methods, run_methods
+    from analogy.models import ModelError
     from analogy.report import text
     from analogy.steering import OTHERS_MATTER
     from analogy.store import StoreError
@@ -68,6 +69,10 @@ def methods(
     study = studies[0]
     try:
         jobs = all_jobs(studies)
+        try:
+            study.prepare(jobs)
+        except ModelError as error:
+            refuse(Exit.USAGE, error)
         left = len(study.folder.without_image(jobs))
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
 

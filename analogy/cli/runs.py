@@ -18,7 +18,6 @@ from analogy.bench import (
     judge_overall,
     judge_quality,
     judge_regression,
-    load_lpips,
     load_references,
     open_bench,
     refusals,
@@ -64,6 +63,7 @@ def run(
     lost, 130 interrupted.
     """
     from analogy.memory import memory_said
+    from analogy.models import ModelError
     from analogy.store import StoreError
 
     try:
@@ -74,8 +74,12 @@ def run(
         refuse(Exit.USAGE, error)
     code, fault, fault_code = Exit.OK, "", Exit.UNREADABLE
     failed: list[str] = []
+    bench.planned |= dict.fromkeys(_cells(bench))
     try:
         try:
+            is_ready = False
+            bench.prepare()
+            is_ready = True
             with memory_said("judging"):
                 for finding in _cases(bench):
                     if finding.outcome is Outcome.FAILED:
@@ -87,6 +91,8 @@ def run(
         except KeyboardInterrupt:
             code = Exit.INTERRUPTED
         except faults() as error:
+            if isinstance(error, ModelError) and not is_ready:
+                refuse(Exit.USAGE, error)
             fault, fault_code = str(error), code_of_fault(error)
         analysis = bench.study.analysis()
         results = bench.study.results(analysis)
@@ -115,14 +121,13 @@ def run(
 def _cases(bench: Bench) -> Iterator[Finding]:
     """What each case of ``pytest benchmarks`` finds, in its order, and so of the same batches."""
     study, strengths = bench.study, (0.0, *bench.study.config.alphas)
-    cells = [Cell(category, alpha) for category in study.categories for alpha in strengths[1:]]
-    bench.planned |= dict.fromkeys(cells)
+    cells = _cells(bench)
     for cell in cells:
         _measure(bench, study.cell_jobs(*cell))
         yield judge_cell(bench, cell)
     _measure(bench, study.jobs())
     yield judge_overall(bench)
-    study.quality.lpips = load_lpips(bench)
+    study.quality.lpips = bench.lpips
     for cell in cells:
         yield judge_quality(bench, str(cell), study.quality.cell(cell), PER_IMAGE)
     study.quality.references = load_references(bench)
@@ -131,6 +136,11 @@ def _cases(bench: Bench) -> Iterator[Finding]:
     if bench.baseline is not None:
         for each in (*cells, None):
             yield judge_regression(bench, each)
+
+
+def _cells(bench: Bench) -> list[Cell]:
+    study = bench.study
+    return [Cell(category, a) for category in study.categories for a in study.config.alphas]
 
 
 def _measure(bench: Bench, jobs: Sequence[Job]) -> None:

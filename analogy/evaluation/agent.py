@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from analogy import __version__
 from analogy.evaluation.data import Sample
+from analogy.evaluation.metrics import LazyJudge
 from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
@@ -80,6 +81,7 @@ class EvaluationAgent:
         metrics, left_out = self.task.choose("single", [subject])
         needs = _needs(metrics)
         self._check_references(metrics, subject.settings.get("size"))
+        self._prepare([subject], metrics, needs)
         gathered = self._gather(subject, metrics, needs)
         own = self._samples(gathered, gathered.keys, needs)
         results = [
@@ -87,6 +89,26 @@ class EvaluationAgent:
             for metric in _bar(metrics, "metrics")
         ]
         return self._report(results, {"model": subject}, [gathered], gathered.keys, left_out)
+
+    def _prepare(
+        self, subjects: Sequence[Subject], metrics: Sequence[Metric], needs: frozenset[str]
+    ) -> None:
+        """Load judge and models before the first image, where images are missing.
+
+        What cannot be loaded is then a ``ModelError`` that has cost no image. Of several models the
+        later ones are loaded once more when it is their turn.
+        """
+        task = self.task
+        sees = {getattr(metric, "judge", None) for metric in metrics}
+        if isinstance(task.judge, LazyJudge) and task.judge.fingerprint in sees:
+            task.judge.load()
+        if not _wants_images(metrics):
+            return
+        for subject in reversed(subjects):
+            if isinstance(subject, Model) and subject.lacks(self._wanted(needs)):
+                _ = subject.pipeline
+                if subject is not subjects[0]:
+                    subject.release()
 
     def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
         """Read what images are compared with: what is wrong is said before anything is made."""
@@ -123,6 +145,7 @@ class EvaluationAgent:
         needs = _needs(metrics) - _REFERENCES
         if _wants_images(metrics):
             self._check_sizes(metrics, [each.check(self._wanted(needs)) for each in (a, b)])
+        self._prepare([a, b], metrics, needs)
         parts = [self._gather(subject, metrics, needs) for subject in (a, b)]
         _check_same_names(*parts)
         keys = tuple(key for key in parts[0].keys if key in set(parts[1].keys))

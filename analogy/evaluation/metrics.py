@@ -55,6 +55,10 @@ class LazyJudge:
     def _judge(self) -> Judge:
         return Judge(self._source, device=self._device)
 
+    def load(self) -> None:
+        """Load the judge now: one that cannot be is then said before there is any image."""
+        self._judge  # noqa: B018
+
     def image_features(self, images: Images, *, batch_size: int) -> NDArray[np.float32]:
         """As the judge's."""
         return self._judge.image_features(images, batch_size=batch_size)

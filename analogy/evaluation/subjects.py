@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from analogy.evaluation.altered import UnknownError, alterations
 from analogy.evaluation.data import (
     METADATA,
     Line,
@@ -123,7 +125,8 @@ class Model:
     """A pipeline, named or live, that makes a task's images into its run folder.
 
     ``source``: its files, None for a live one, which is used as it is: on its device, in its dtype,
-    its own scheduler untouched.
+    its own scheduler untouched. One that is altered by code which has no name that stays makes its
+    images anew each time; ``settings`` then has the reason as ``not_kept``.
     """
 
     generates = True
@@ -133,6 +136,7 @@ class Model:
         self._task = task
         self.source: ModelSource | None = None
         self._live: Any = None
+        self._unknown: str | None = None
         if isinstance(given, (str, PathLike)):
             dtype = task.dtype or native_dtype(task.device)
             self.source = find_pipeline(str(given), dtype=dtype, offline=task.offline)
@@ -144,7 +148,7 @@ class Model:
         else:
             self._live = given
             denoiser = getattr(given, family_of(given).denoiser)
-            self.fingerprint = pipeline_fingerprint(given)
+            self.fingerprint, self._unknown = _known_or_new(given)
             self.scheduler = _settings(given.scheduler)
             steps, guidance = _sampling_of(given)
             size = int(denoiser.config.sample_size) * int(given.vae_scale_factor)
@@ -162,6 +166,8 @@ class Model:
             name: getattr(self.config, name)
             for name in ("steps", "guidance", "size", "dtype", "device")
         } | {"scheduler": self.scheduler}
+        if self._unknown is not None:
+            self.settings["not_kept"] = self._unknown
         same = {"model": self.fingerprint, "scheduler": self.scheduler,
                 "schema_version": SCHEMA_VERSION}  # fmt: skip
         # One file for each key: a pair steered by another method has the same.
@@ -196,6 +202,14 @@ class Model:
             self._describe(lines, wanted, {key: jobs[key] for key in made})
             lost = {key: failed[job.key] for key, job in jobs.items() if job.key in failed}
             return made, lost
+        finally:
+            folder.close()
+
+    def lacks(self, wanted: Sequence[Sample]) -> bool:
+        """Whether some of these images are not in the run folder."""
+        folder = RunFolder(self.folder)
+        try:
+            return bool(folder.without_image(self._jobs(wanted).values()))
         finally:
             folder.close()
 
@@ -337,11 +351,24 @@ def open_subject(given: Any, task: Task) -> Subject:
     return Model(given, task)
 
 
-def pipeline_fingerprint(pipeline: Any) -> str:
-    """``<class>@sha256:<16 hex>`` of a live pipeline: its weights, settings and vocabularies.
+def _known_or_new(pipeline: Any) -> tuple[str, str | None]:
+    """A live pipeline's fingerprint; one like no other, and the reason, where none can tell it.
 
-    The scheduler is not in it: results and keys have it beside it.
+    With that its images are found by nobody again, so that stale ones are not taken for them.
     """
+    try:
+        return pipeline_fingerprint(pipeline), None
+    except UnknownError as error:
+        return f"{type(pipeline).__name__}@once:{uuid.uuid4().hex[:16]}", str(error)
+
+
+def pipeline_fingerprint(pipeline: Any) -> str:
+    """``<class>@sha256:<16 hex>`` of a live pipeline: weights, settings, vocabularies, alterations.
+
+    The scheduler is not in it: results and keys have it beside it. Raises
+    :class:`~analogy.evaluation.altered.UnknownError` for what two pipelines may differ in unseen.
+    """
+    altered = alterations(pipeline)
     whole = hashlib.sha256(_settings(pipeline).encode())
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, nn.Module):
@@ -352,6 +379,8 @@ def pipeline_fingerprint(pipeline: Any) -> str:
                 whole.update(values.view(torch.uint8).numpy())
         elif hasattr(part, "get_vocab"):
             whole.update(f"{name} {digest(part.get_vocab())}\n".encode())
+    if altered:
+        whole.update(f"altered {digest(altered)}\n".encode())
     return f"{type(pipeline).__name__}@sha256:{whole.hexdigest()[:16]}"
 
 

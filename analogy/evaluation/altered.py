@@ -1,0 +1,192 @@
+"""How a live pipeline differs from what its configuration and weights alone would compute.
+
+Adapters, FreeU, attention processors, hooks, slicing and patched methods change images, and are in
+no weight and no configuration. So each part is held against one that is built anew, without
+weights, from its own configuration: whatever differs is part of the pipeline's fingerprint, and
+what has no name that stays (code of the user's own) means that its images are not kept for another
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What this code belongs to is known by its name: results have these libraries' versions.
+_LIBRARIES = frozenset({"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"})
+_PLAIN = frozenset({"builtins", "collections", "enum", "functools"})
+
+#: What every module has, and what libraries keep of how they loaded a part.
+_OF_ALL = frozenset(vars(nn.Module())) | {
+    "_weight_conversions", "_use_kernels", "_internal_dict", "_output_capturing_hooks_installed",
+}  # fmt: skip
+
+#: transformers collects hidden states by hooks, which it sets at the first call and leaves there.
+_OUTPUTS = "transformers.utils.output_capturing"
+
+#: Settings of a tokenizer that may be changed after it was loaded.
+_TOKENIZER = ("model_max_length", "padding_side", "truncation_side")
+
+_MOST_NESTED = 12
+
+
+class UnknownError(ValueError):
+    """Something that cannot be told from another of its kind; the message names it."""
+
+
+def alterations(pipeline: Any) -> dict[str, Any]:
+    """What is altered, in plain values by its place; empty for a pipeline as it was loaded.
+
+    Raises :class:`UnknownError` for code of the user's own, and for hooks.
+    """
+    _check_class(pipeline, type(pipeline).__name__)
+    _check_class(pipeline.scheduler, "scheduler")
+    for name, value in vars(pipeline).items():
+        if callable(value) and name not in pipeline.components:
+            raise UnknownError(f"its method {name} is another one")
+    found: dict[str, Any] = {}
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, nn.Module):
+            found |= _of_network(name, part)
+        elif hasattr(part, "init_kwargs"):
+            found |= {
+                f"{name}.{key}": getattr(part, key)
+                for key in _TOKENIZER
+                if getattr(part, key) != part.init_kwargs.get(key, getattr(part, key))
+            }
+    return found
+
+
+def _of_network(name: str, part: nn.Module) -> dict[str, Any]:
+    for inner, module in part.named_modules():
+        _check_module(module, f"{name}.{inner}" if inner else name)
+    try:
+        built = dict(_as_configured(part).named_modules())
+    except Exception as error:  # whatever a class of another kind takes
+        raise UnknownError(f"{name} cannot be built from its configuration ({error})") from error
+    found: dict[str, Any] = {}
+    modules = dict(part.named_modules())
+    if absent := sorted(built.keys() - modules.keys()):
+        found[f"{name}: without"] = absent
+    for inner, module in modules.items():
+        place = f"{name}.{inner}" if inner else name
+        like = built.get(inner)
+        if like is None or type(module) is not type(like):
+            found[place] = type(module).__qualname__
+        ours, theirs = _attributes(module), {} if like is None else _attributes(like)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) is None and theirs.get(key) is None:
+                continue  # what was switched on and off again
+            if key not in ours:
+                found[f"{place}.{key}"] = "absent"
+            elif key not in theirs or not _is_same(ours[key], theirs[key]):
+                described = _described(ours[key], f"{place}.{key}")
+                if key not in theirs or described != _described(theirs[key], f"{place}.{key}"):
+                    found[f"{place}.{key}"] = described
+    return found
+
+
+def _as_configured(part: Any) -> nn.Module:
+    """A part of the same class and configuration, its parameters without values."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        if hasattr(part, "from_config") and hasattr(part, "register_to_config"):
+            made = type(part).from_config(part.config)
+        else:
+            made = type(part)(part.config)
+    made.eval()
+    assert isinstance(made, nn.Module)
+    return made
+
+
+def _check_module(module: nn.Module, place: str) -> None:
+    """Refuse a module that computes what its class's own name does not say."""
+    _check_class(module, place)
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if any(getattr(hook, "__module__", None) != _OUTPUTS for hook in hooks):
+        raise UnknownError(f"{place} has a hook")
+    for name, value in vars(module).items():
+        if name in ("forward", "__call__") and callable(value):
+            raise UnknownError(f"the method {name} of {place} is another one")
+
+
+def _check_class(given: Any, place: str) -> None:
+    for function in (type(given), getattr(type(given), "forward", None)):
+        if not _is_known(function):
+            raise UnknownError(f"{place} is of the class {type(given).__name__}, of no library")
+
+
+def _is_known(function: Any) -> bool:
+    module = getattr(function, "__module__", None)
+    return module is None or module.partition(".")[0] in _LIBRARIES | _PLAIN
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module has beside its weights; buffers that no file of weights has among it."""
+    found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
+    if module.training and _drops(module):
+        found["training"] = True
+    for key in module._non_persistent_buffers_set:
+        found[key] = module._buffers[key]
+    return found
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module computes something else while it is trained."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    rates = [value for key, value in vars(module).items() if key == "p" or "dropout" in key]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        b = b.to(a.device, a.dtype)  # as the pipeline was cast and moved
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    plain = (bool, int, float, str, tuple, torch.dtype, type(None))
+    return isinstance(a, plain) and type(a) is type(b) and bool(a == b)
+
+
+def _described(value: Any, place: str, depth: int = 0) -> Any:
+    """A value in JSON, whatever its address: an object by its class and what it has."""
+    if depth > _MOST_NESTED:
+        raise UnknownError(f"{place} is nested too deeply")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(raw).hexdigest()]
+    if isinstance(value, Mapping):
+        return {
+            str(key): _described(each, f"{place}.{key}", depth + 1) for key, each in value.items()
+        }
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, Sequence):
+        return [_described(each, place, depth + 1) for each in value]
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        if not _is_known(value) or "<" in value.__qualname__ or hasattr(value, "__self__"):
+            raise UnknownError(f"{place} is code of no library")
+        return f"{value.__module__}.{value.__qualname__}"
+    _check_class(value, place)
+    if not isinstance(value, nn.Module) and not hasattr(value, "__dict__"):
+        raise UnknownError(f"{place} is a {type(value).__name__}, whose values cannot be seen")
+    return {
+        "class": type(value).__qualname__,
+        **{
+            key: _described(each, f"{place}.{key}", depth + 1)
+            for key, each in sorted(vars(value).items())
+        },
+    }
