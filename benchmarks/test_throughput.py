@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from analogy.clip import Judge, JudgeSource, find_judge
+from analogy.clip import find_judge
 from analogy.metrics import psnr
 from analogy.models import find_pipeline, native_dtype, native_size, shipped
 from analogy.options import EMBEDDED_SAMPLING
@@ -38,6 +38,7 @@ from fixtures.throughput import (
     intervals,
     margins,
     pictures,
+    vit_b_32,
 )
 
 pytestmark = [
@@ -178,15 +179,6 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
 
 
 # --- scoring
-
-
-def vit_b_32(device: str, dtype: str = "float32") -> Judge:
-    """ViT-B-32 at random weights, always the same."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Judge(
-            JudgeSource("ViT-B-32", None, "ViT-B-32/random").in_dtype(dtype), device=device
-        )
 
 
 def equal_scores(scoring: Scoring, n: int) -> None:

@@ -1,0 +1,49 @@
+"""``python -m tools.gpu_check``: run the steps, print how each ended, exit 0 if all is well."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tools.gpu_check.runner import run
+
+
+def main() -> int:
+    """Returns 0 if every step is done and every bar is reached, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=__doc__)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(os.environ.get("OUT", "gpu-check")),
+        help="folder for the results [default: $OUT, else gpu-check]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run every step in small on the CPU"
+    )
+    parser.add_argument("--only", metavar="TEXT", help="only steps whose name contains this text")
+    options = parser.parse_args()
+
+    import torch
+
+    if not options.rehearse and not torch.cuda.is_available():
+        parser.error(
+            f"expected a CUDA device, but torch {torch.__version__} finds none; --rehearse runs "
+            "every step in small on the CPU"
+        )
+    from tools.gpu_check.steps import PLANS
+
+    plans = [plan for plan in PLANS if options.only is None or options.only in plan.name]
+    if not plans:
+        parser.error(
+            f"--only: expected a part of one of {', '.join(plan.name for plan in PLANS)}; "
+            f"got {options.only!r}"
+        )
+    report = run(
+        plans, options.output, rehearse=options.rehearse, preload=["tools.gpu_check.steps"]
+    )
+    print(f"{options.output / 'gpu_check.md'}: {report.seconds:.0f} s")
+    return 0 if report.is_complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
