@@ -444,7 +444,7 @@ def test_a_ceiling_that_is_damaged_in_the_index_is_said(make_study, margins):
     with db:
         db.execute("INSERT INTO ceilings SELECT digest, ? FROM commands", (margins,))
     db.close()
-    with pytest.raises(StoreError, match="the configuration that its index keeps cannot be read"):
+    with pytest.raises(StoreError, match=r"its index is damaged \(ceilings\.margins: expected"):
         opened.folder.commands()
 
 
