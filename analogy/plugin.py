@@ -277,7 +277,8 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     with uncaptured(config):
         for line in unread_lines(made.study):  # before the work, not in the summary alone
-            reporter.write_line(f"\n{line}")
+            if reporter is not None:  # -p no:terminal
+                reporter.write_line(f"\n{line}")
     for item in request.session.items:
         callspec = getattr(item, "callspec", None)
         params = {} if callspec is None else callspec.params
