@@ -136,7 +136,11 @@ def test_one_folder_serves_all_runs_that_can_share_images(open_study, tmp_path, 
         ({"alphas": "1,1"}, OptionError, "--alphas: expected each value once"),
         ({"alphas": "nan"}, OptionError, "--alphas: expected a finite number"),
         ({"seeds": "1,1"}, OptionError, "--seeds: expected each value once"),
-        ({"guidance": "-1"}, OptionError, "--guidance: expected a finite number >= 0, got -1.0"),
+        (
+            {"guidance": "-1"},
+            OptionError,
+            r"--guidance: expected a finite number from 0 to 1e\+06, got -1.0",
+        ),
         ({"categories": "colour"}, PairsError, "unknown category 'colour'.*mean 'color'"),
         ({"pairs": "none.csv"}, PairsError, "none.csv: expected a CSV file of word pairs"),
         ({"model": "none"}, ModelError, "--model 'none': expected 'embedded', a folder"),
@@ -227,7 +231,7 @@ def test_a_cell_is_the_estimate_of_its_items(make_study, fill):
 
 def test_the_whole_leaves_the_control_out(make_study, fill):
     opened = make_study()
-    fill(opened, lambda job: 100.0 if job.alpha == 0.0 else spread(job))
+    fill(opened, lambda job: 2.0 if job.alpha == 0.0 else spread(job))
     figures = opened.overall().margin
     assert (figures.n, figures.n_items) == (12, 24)
     assert abs(figures.mean) < 0.02
