@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import diffusers
 import pytest
 import torch
 from broken import LFS, save
@@ -140,16 +139,18 @@ def test_an_alpha_without_its_matrices_is_refused(file):
 
 
 def test_ranks_that_differ_are_all_at_strength_one(file, pipeline):
-    """Or it is refused: diffusers 0.35 gives all of them the first one's scale."""
+    """Or it is refused: diffusers up to 0.38 gives all of them the most frequent one's scale."""
     state = peft(BLOCK) | peft(*LAYERS[1:3], rank=4)
     save(state, file)
-    if diffusers.__version__.startswith("0.35."):
-        with pytest.raises(ModelError, match=r"the scale .alpha. is lost"):
-            fused(file)
+    try:
+        steered = fused(file)
+    except ModelError as refusal:
+        said = str(refusal)
+    else:
+        down, up = list(state.values())[:2]
+        torch.testing.assert_close(weight(steered) - weight(pipeline), up @ down)
         return
-    steered = fused(file)
-    down, up = list(state.values())[:2]
-    torch.testing.assert_close(weight(steered) - weight(pipeline), up @ down)
+    assert "the scale (alpha) is lost" in said
 
 
 @pytest.mark.parametrize(
