@@ -203,7 +203,8 @@ def prepared(tmp_path_factory):
     shutil.copy(shipped("pairs.csv"), folder / "mine.csv")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "calibration.md", folder / "docs")
-    rows = sqlite3.connect(run / "index.sqlite").execute("SELECT what, path FROM images").fetchall()
+    with contextlib.closing(sqlite3.connect(run / "index.sqlite")) as db:
+        rows = db.execute("SELECT what, path FROM images").fetchall()
     lines = ["pair_id,alpha,seed,file"]
     for what, path in ((json.loads(what), path) for what, path in rows):
         if what.get("method") in (None, "word"):  # the control has none
