@@ -144,7 +144,11 @@ def _calmed(text: str) -> str:
 
 
 def _asks_for_bench(item: pytest.Item) -> bool:
-    return "bench" in getattr(item, "fixturenames", ())
+    """True if the item uses this plugin's ``bench``: others may call a fixture of theirs so."""
+    if "bench" not in getattr(item, "fixturenames", ()):
+        return False
+    defined = item._fixtureinfo.name2fixturedefs.get("bench", ())  # type: ignore[attr-defined]
+    return bool(defined) and defined[-1].func.__module__ == __name__
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
