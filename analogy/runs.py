@@ -416,10 +416,11 @@ def _cells(results: Mapping[str, Any]) -> pd.DataFrame:
         {**measured.get((row["category"], float(row["alpha"])), {}), **_flat(row)}
         for row in results["cells"]
     ]
-    cells = pd.DataFrame(rows)
+    cells = pd.DataFrame(rows, dtype=object)  # pandas 2 refuses an int beyond float64
     texts = ["category", *(name for name in map(str, cells) if name.endswith("verdict"))]
     for name in cells.columns.difference([*texts, "n", "n_items"]):
         cells[name] = [_number(value) for value in cells[name]]
+    cells = cells.infer_objects()
     first = ["category", "alpha", "verdict"]
     return cells[[*first, *(name for name in cells if name not in first)]]
 
