@@ -227,7 +227,7 @@ def test_a_part_of_the_cases_says_what_it_did_not_measure(bench, eight, judged):
 
 def test_it_runs_from_another_project(pytester, pipeline, judge, eight):
     shutil.copy(ROOT / "benchmarks" / "test_margin.py", pytester.path / "test_mine.py")
-    plugins = ["-p", "analogy.plugin", "-p", "no:hypothesispytest"]
+    plugins = ["-p", "analogy.plugin", "-p", "no:hypothesispytest", "-p", "no:randomly"]
     options = [*plugins, *eight, "--seeds=0", "--steps=2"]
     listed = pytester.runpytest_inprocess("--collect-only", "-q", *options)
     listed.stdout.fnmatch_lines(["test_mine.py::test_margin?color-1?", "*::test_overall"])
