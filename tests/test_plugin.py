@@ -683,7 +683,7 @@ def says(line: str, pattern: str) -> bool:
         (["--alphas=half"], "--alphas: expected a number, got 'half'"),
         (["--alphas=9"], "--alphas: expected a finite number from -5 to 5, got 9.0"),
         (["--steps=0"], "--steps: expected an integer >= 1, got 0"),
-        (["--guidance=-1"], "--guidance: expected a finite number >= 0, got -1.0"),
+        (["--guidance=-1"], "--guidance: expected a finite number from 0 to 1e+06, got -1.0"),
         (["--batch-size=0"], "--batch-size: expected an integer >= 1, got 0"),
         (["--limit=0"], "--limit: expected an integer >= 1, got 0"),
         (["--limit=1", "--method=category"], "--method: category needs 2 pairs or more *"),
