@@ -417,10 +417,10 @@ def intensity(country: str) -> float:
     return json.loads(table.read_text())[country]["carbon_intensity"] / 1000
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.6])
+@pytest.mark.parametrize("seconds", [1.0, 2.0])  # long beside what a busy machine adds
 def test_energy_is_power_times_time(known_watts, seconds):
     found = efficiency.energy(lambda: time.sleep(seconds), country="deu", n_images=4)
-    assert found.duration_s == pytest.approx(seconds, abs=0.1)
+    assert found.duration_s == pytest.approx(seconds, abs=0.25)
     slack = {"rel": 0.1, "abs": 1e-9}  # what the meter does between the clock's stop and its own
     ram = 36 * found.duration_s / JOULES_PER_KWH / 4
     cpu = 100 * (0.1 + 0.9 * 0.5**3) * found.duration_s / JOULES_PER_KWH / 4
