@@ -414,6 +414,8 @@ def reader(request, pytester, monkeypatch, prepared):
     shutil.copytree(prepared, pytester.path, dirs_exist_ok=True)
     for module in (study, subjects):  # bfloat16 prints other digits
         monkeypatch.setattr(module, "native_dtype", lambda device: "float32")
+    # `--install-completion` asks which shell runs it, and CI's may be none that typer knows.
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))
     return Reader(request.param, pytester, monkeypatch)
 
 
