@@ -525,7 +525,7 @@ def judge_quality(
 
 
 def _not_there(bench: Bench, found: Mapping[str, Mean | SetScore]) -> str:
-    """Why nothing is said of a cell or an alpha."""
+    """Why a cell or an alpha was not measured."""
     references = bench.study.quality.references
     if not found and isinstance(references, str):
         return f"nothing to compare with: {references}"

@@ -39,12 +39,12 @@ def display_width(text: str) -> int:
 
 
 def padded(text: str, width: int) -> str:
-    """The text with spaces after it, up to so many columns of a terminal."""
+    """The text padded with spaces to the given number of terminal columns."""
     return text + " " * (width - display_width(text))
 
 
 def shortened(text: str, width: int) -> str:
-    """The text in at most so many columns: of a longer one the beginning and the end."""
+    """The text shortened in its middle to at most the given number of columns."""
     if display_width(text) <= width:
         return text
     half, start, end = (width - 1) // 2, "", ""
