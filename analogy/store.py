@@ -908,6 +908,9 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
         if log.is_file() and log.stat().st_size:
             raise
         db = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -47,12 +48,13 @@ NOT_TEXT = "not utf-8"
 
 
 def columns():
-    db = sqlite3.connect(":memory:")
-    db.executescript(store._SCHEMA)
-    tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-    return [
-        (table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})")
-    ]
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(store._SCHEMA)
+        query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        tables = [name for (name,) in db.execute(query)]
+        return [
+            (table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})")
+        ]
 
 
 COLUMNS = columns()
