@@ -1,0 +1,64 @@
+"""The base of every error that a user can mend, with the exit code of a command that it ends."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line. Python's own for an error that nobody caught is 1, so the
+    command line gives that another.
+    """
+
+    OK = 0
+    FAILED = 1
+    """A cell did not succeed, a cell regressed, or a run folder is damaged."""
+    USAGE = 2
+    NOT_COMPARABLE = 3
+    UNREADABLE = 4
+    CLUSTER_LOST = 5
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+class AnalogyError(Exception):
+    """What a user can mend. Its text says what was expected, what came and what to do.
+
+    The command line catches this class and no other: an error of any other class is a fault of the
+    suite's own.
+
+    Give it either a whole ``message`` or its parts, of which the message is made as
+    ``place: expected ..., got ...; advice``:
+
+    - ``place``: the option, file or field that holds the value;
+    - ``expected``, ``got``: what was expected there and what came instead;
+    - ``advice``: what to do.
+
+    A part that was not given is None.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.USAGE
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        place: str | None = None,
+        expected: str | None = None,
+        got: str | None = None,
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(message or _message(place, expected, got, advice))
+        self.place = place
+        self.expected = expected
+        self.got = got
+        self.advice = advice
+
+
+def _message(place: str | None, expected: str | None, got: str | None, advice: str | None) -> str:
+    found = ", ".join(
+        f"{word} {text}" for word, text in (("expected", expected), ("got", got)) if text
+    )
+    text = f"{place}: {found}" if place else found
+    return f"{text}; {advice}" if advice else text
