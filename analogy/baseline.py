@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from analogy.errors import AnalogyError, ExitCode
 from analogy.files import PlaceError, check_output
 from analogy.recorded import (
     Header,
@@ -49,12 +50,14 @@ SAMPLING = ("method", "steps", "guidance", "scheduler")
 _ROUNDING = 1e-12
 
 
-class BaselineError(ValueError):
+class BaselineError(AnalogyError, ValueError):
     """A baseline cannot be written; the message says what to do."""
 
 
-class NotComparableError(ValueError):
+class NotComparableError(AnalogyError, ValueError):
     """Two results of different measurements; ``differences`` says in what, in words."""
+
+    exit_code = ExitCode.NOT_COMPARABLE
 
     def __init__(self, old: str, new: str, differences: Sequence[str]) -> None:
         self.old, self.new = old, new

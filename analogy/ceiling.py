@@ -20,6 +20,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from analogy.errors import AnalogyError
 from analogy.models import ModelError, shipped
 from analogy.records import Figures, Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
@@ -32,7 +33,7 @@ SCHEMA_VERSION = 1
 Margins = tuple[float, ...]
 
 
-class CeilingError(ValueError):
+class CeilingError(AnalogyError, ValueError):
     """A file of ground truth cannot be used; the message says what to do."""
 
 

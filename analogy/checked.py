@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.records import MAX_COUNT, MAX_TEXT, Pair, shown
+from analogy.fields import MAX_COUNT, MAX_TEXT, shown
+from analogy.records import Pair
 from analogy.strict_json import parse
 from analogy.text import is_printable
 

@@ -62,3 +62,10 @@ def _message(place: str | None, expected: str | None, got: str | None, advice: s
     )
     text = f"{place}: {found}" if place else found
     return f"{text}; {advice}" if advice else text
+
+
+class FieldError(AnalogyError, ValueError):
+    """A field of a configuration or of a record has a value that it must not have.
+
+    ``place`` is the field's name.
+    """

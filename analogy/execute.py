@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from analogy.clip import Judge, JudgeSource
+from analogy.errors import AnalogyError, ExitCode
 from analogy.memory import memory_said
 from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
@@ -35,12 +36,16 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 
-class ClusterError(RuntimeError):
+class ClusterError(AnalogyError, RuntimeError):
     """Workers on other processes or machines cannot do the work; the message says what to do."""
+
+    exit_code = ExitCode.UNREADABLE
 
 
 class ClusterLostError(ClusterError):
     """The cluster itself is gone in the middle of the work; what was done is kept."""
+
+    exit_code = ExitCode.CLUSTER_LOST
 
 
 class Engine(Protocol):

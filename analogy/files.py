@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from analogy.errors import AnalogyError
+
 #: Links that lead to one another before the path counts as a loop, as Linux has it.
 _MOST_LINKS = 40
 
@@ -32,7 +34,7 @@ _REFUSED = {
 }
 
 
-class PlaceError(OSError):
+class PlaceError(AnalogyError, OSError):
     """A file cannot be written, or must not be used, where it is; the message says what to do."""
 
 

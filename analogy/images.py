@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from analogy.errors import AnalogyError
 from analogy.files import read_regular
 
 Images = NDArray[np.uint8]
@@ -58,7 +59,7 @@ CLUTTER = frozenset(
 hidden, and count as such folders or files: ``.ipynb_checkpoints``, ``._x.png``."""
 
 
-class ImageError(ValueError):
+class ImageError(AnalogyError, ValueError):
     """An image file, or a folder of them, cannot be used; the message says what to do."""
 
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from analogy import recorded
+from analogy.fields import ALPHA_LIMIT
 from analogy.files import check_own, write_atomically
 from analogy.recorded import RESULTS_NAME, Recorded, RecordedError
-from analogy.records import ALPHA_LIMIT, Cell, Verdict
+from analogy.records import Cell, Verdict
 
 FOLDER_NAME = "results"
 """What holds the results of all measurements in a run folder."""

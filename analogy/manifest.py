@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from analogy.clip import JudgeSource
+from analogy.errors import AnalogyError
+from analogy.fields import ALPHA_LIMIT, MAX_SEED
 from analogy.files import read_regular
 from analogy.images import Images, read_image
 from analogy.models import ModelSource
-from analogy.records import ALPHA_LIMIT, IMPORTED, MAX_SEED, Pair, RunConfig
+from analogy.records import IMPORTED, Pair, RunConfig
 from analogy.store import Job, RunFolder, digest
 from analogy.study import Study
 from analogy.text import is_printable, lines_of
@@ -43,7 +45,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 REQUIRED = ("pair_id", "alpha", "seed", "file")
 
 
-class ManifestError(ValueError):
+class ManifestError(AnalogyError, ValueError):
     """A manifest, or a file that it names, cannot be used; the message says what to do."""
 
 

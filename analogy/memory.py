@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from analogy.errors import AnalogyError, ExitCode
+
 T = TypeVar("T")
 
 GIB = 2**30
@@ -26,8 +28,10 @@ DECODED_PIXELS = 1024**2
 PLANNED = 0.9
 
 
-class MemoryFullError(RuntimeError):
+class MemoryFullError(AnalogyError, RuntimeError):
     """Not even one image at a time fits; the message says what to do."""
+
+    exit_code = ExitCode.UNREADABLE
 
 
 class InParts:

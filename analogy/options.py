@@ -14,7 +14,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy import records
-from analogy.records import DTYPES, ENGINES, PER_SET, Limit
+from analogy.errors import AnalogyError
+from analogy.fields import DTYPES, ENGINES
+from analogy.records import PER_SET, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -32,7 +34,7 @@ CARD_SAMPLING: dict[str, tuple[int, float]] = {
 METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
 
 
-class OptionError(ValueError):
+class OptionError(AnalogyError, ValueError):
     """An option's value cannot be used; the message names the option and what is allowed."""
 
 

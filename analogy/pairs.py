@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
+from analogy.errors import AnalogyError
 from analogy.options import csv_list
 from analogy.records import Pair
 from analogy.text import is_printable
@@ -44,7 +45,7 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-class PairsError(ValueError):
+class PairsError(AnalogyError, ValueError):
     """A file of pairs, or a choice from it, that cannot be used; the message says what to do.
 
     ``problems``: all that is wrong with a file, each with its line; the message has the first of

@@ -16,19 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from analogy.errors import AnalogyError
+from analogy.fields import ALPHA_LIMIT, MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_TEXT, shown
 from analogy.files import write_output
-from analogy.records import (
-    ALPHA_LIMIT,
-    MARGIN_LIMIT,
-    MAX_COUNT,
-    MAX_GUIDANCE,
-    MAX_SEED,
-    MAX_TEXT,
-    Cell,
-    Compared,
-    Verdict,
-    shown,
-)
+from analogy.records import MARGIN_LIMIT, Cell, Compared, Verdict
 from analogy.strict_json import parse
 from analogy.text import command_line, is_printable
 
@@ -47,7 +38,7 @@ _SAME_MEAN = 1e-6
 T = TypeVar("T")
 
 
-class RecordedError(ValueError):
+class RecordedError(AnalogyError, ValueError):
     """A results file cannot be used; the message says what was expected, what came, what to do."""
 
 

@@ -9,40 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
-from analogy.text import is_printable
-
-ALPHA_LIMIT = 5.0
-"""Largest |alpha| accepted: far outside anything that still gives an image."""
-
-DTYPES = ("float32", "bfloat16", "float16")
-"""Names of the number formats a model may compute in."""
-
-ENGINES = ("serial", "ray")
-"""Who does the work of a run: this process, or workers of Ray's."""
-
-MAX_SEED = 2**63 - 1
-"""Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
-
-MAX_COUNT = 10**9
-"""Largest number of steps, pairs, images at once or workers: beyond any run."""
-
-MAX_GUIDANCE = 1e6
-"""Largest guidance scale: beyond any that still gives an image."""
+from analogy.errors import FieldError
+from analogy.fields import (
+    CHECKS,
+    ENGINES,
+    one_of,
+)
 
 MARGIN_LIMIT = 2.001
 """Largest |margin|: a difference of two cosines, with room for float32's rounding."""
-
-MAX_TEXT = 10_000
-"""Most characters of a name or a path."""
-
-MAX_SIZE = 16_384
-"""Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
 
 IMPORTED = "@imported:"
 """What the fingerprint of imported images has between the name and the digest."""
@@ -231,6 +211,13 @@ class Trend(Figures):
     p_page: float
 
 
+_OPTIONAL = frozenset({
+    "lora", "clip_pretrained", "ray_address", "categories", "batch_size", "num_workers", "memory",
+    "limit",
+})  # fmt: skip
+"""The fields of a configuration that may be None."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """All that determines a run's result, and all that is needed to repeat it.
@@ -251,7 +238,7 @@ class RunConfig:
     - `engine` (one of `ENGINES`), `num_workers` (None: as many as there are devices), `ray_address`
       (of a cluster, None for this machine): who computes it.
 
-    Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
+    Values are checked on construction; a wrong one is a `FieldError`. Alphas and guidance are kept
     as floats, so that equal configurations serialise equally.
     """
 
@@ -279,40 +266,11 @@ class RunConfig:
     lora: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "clip_model", "pairs"):  # these may be paths
-            _check_text(name, getattr(self, name))
-        if self.lora is not None:
-            _check_text("lora", self.lora)
-        for name in ("method", "device", "engine"):
-            _check_name(name, getattr(self, name))
-        for name in ("clip_pretrained", "ray_address"):
-            if getattr(self, name) is not None:
-                _check_name(name, getattr(self, name))
-        if self.categories is not None:
-            _check_each("categories", self.categories, _check_name)
-        _check_each("alphas", self.alphas, _check_alpha)
-        _check_each("seeds", self.seeds, _check_seed)
-        _check_integer("steps", self.steps, 1)
-        _check_number("guidance", self.guidance, 0.0, MAX_GUIDANCE)
-        _check_integer("size", self.size, 8)
-        if self.size % 8:
-            raise ValueError(f"size: expected a multiple of 8 pixels, got {self.size}")
-        if self.size > MAX_SIZE:
-            raise ValueError(f"size: expected at most {MAX_SIZE:,} pixels, got {self.size:,}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
-        for name in ("batch_size", "num_workers"):
-            if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
-        if self.memory is not None:
-            _check_number("memory", self.memory, 0.0, MAX_COUNT)
-        if self.limit is not None:
-            _check_integer("limit", self.limit, 1)
-        for name in ("control", "target"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        for name, check in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                check(name, value)
+        one_of(ENGINES)("engine", self.engine)
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))
@@ -342,7 +300,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration that `to_dict` wrote. Unknown and missing keys are a `ValueError`.
+        """The configuration that `to_dict` wrote. Unknown and missing keys are a `FieldError`.
 
         The key `scheduler` never chose one: it may be missing, and its value is ignored.
         """
@@ -355,7 +313,7 @@ class RunConfig:
             if name not in values and field.default is dataclasses.MISSING
         ]
         if unknown or missing:
-            raise ValueError(
+            raise FieldError(
                 f"configuration: expected the keys {', '.join(fields)}; "
                 f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
             )
@@ -377,63 +335,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}: expected a non-empty string, got {shown(value)}")
-    if len(value) > MAX_TEXT or "\0" in value:
-        raise ValueError(
-            f"{name}: expected at most {MAX_TEXT:,} characters and no NUL, got {shown(value)}"
-        )
-
-
-def _check_name(name: str, value: Any) -> None:
-    """A text that results hold and readers show: what they refuse is not written."""
-    _check_text(name, value)
-    if not is_printable(value):
-        raise ValueError(f"{name}: expected a text without control characters, got {shown(value)}")
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short and on one line, whatever it is."""
-    try:
-        return reprlib.repr(value)
-    except (ValueError, RecursionError):  # an integer with more digits than Python prints
-        return "a value that is too long to show"
-
-
-def _check_integer(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or not low <= value <= high:
-        raise ValueError(f"{name}: expected an integer in {low}..{high}, got {shown(value)}")
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:  # false for NaN
-        raise ValueError(
-            f"{name}: expected a finite number from {low:g} to {high:g}, got {shown(value)}"
-        )
-
-
-def _check_alpha(name: str, value: Any) -> None:
-    _check_number(name, value, -ALPHA_LIMIT, ALPHA_LIMIT)
-    if value == 0:
-        raise ValueError(
-            f"{name}: expected strengths other than 0, got {value!r}; "
-            "alpha 0 is the control and always in the grid, so leave it out"
-        )
-
-
-def _check_seed(name: str, value: Any) -> None:
-    _check_integer(name, value, 0, MAX_SEED)
-
-
-def _check_each(name: str, values: Any, check: Callable[[str, Any], None]) -> None:
-    if not isinstance(values, tuple) or not values:
-        raise ValueError(f"{name}: expected a non-empty tuple, got {shown(values)}")
-    for value in values:
-        check(name, value)
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected each value once, got {shown(values)}")

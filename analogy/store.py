@@ -32,6 +32,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy import checked
+from analogy.errors import AnalogyError, ExitCode
+from analogy.fields import MAX_SIZE, shown
 from analogy.files import (
     PlaceError,
     check_own,
@@ -41,7 +43,7 @@ from analogy.files import (
 )
 from analogy.images import ImageError, Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
-from analogy.records import MARGIN_LIMIT, MAX_SIZE, Pair, RunConfig, shown
+from analogy.records import MARGIN_LIMIT, Pair, RunConfig
 from analogy.steering import OTHERS_MATTER
 from analogy.text import analogy_command
 from analogy.words import folded
@@ -101,8 +103,10 @@ _CACHE_KB = 64_000
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
-class StoreError(RuntimeError):
+class StoreError(AnalogyError, RuntimeError):
     """A run folder cannot be used; the message says why and what to do."""
+
+    exit_code = ExitCode.UNREADABLE
 
 
 class Wanted(Protocol):

@@ -22,10 +22,12 @@ from typing import Any
 
 from analogy import lock
 from analogy.clip import JudgeSource, find_judge
+from analogy.errors import AnalogyError
+from analogy.fields import DTYPES
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.images import ImageError, from_png
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
-from analogy.records import DTYPES, Cell, is_imported
+from analogy.records import Cell, is_imported
 from analogy.store import (
     LOST,
     Command,
@@ -278,7 +280,7 @@ class Repaired:
             )
 
 
-class NotConfirmedError(ValueError):
+class NotConfirmedError(AnalogyError, ValueError):
     """A repair would load what only the run folder names; the message shows each path and id."""
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from analogy.errors import AnalogyError
 from analogy.evaluation.samples import Samples
 
 
-class TaskError(ValueError):
+class TaskError(AnalogyError, ValueError):
     """A task, or a model for it, that cannot be evaluated; the message says what to do."""
 
 
