@@ -1,25 +1,40 @@
-"""Finds out whether steering a text-to-image model by analogy works: where, and how surely."""
+"""Finds out whether steering a text-to-image model by analogy works: where, and how surely.
+
+``run`` does the main job, ``load_run`` reads what it left, ``compare`` holds one run against
+another.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from analogy._version import __version__
+
 if TYPE_CHECKING:
+    from analogy.front import compare, run
+    from analogy.request import RunRequest
     from analogy.runs import Run, load_run
 
-__version__ = "0.1.0"
-__all__ = ["Run", "__version__", "load_run"]
+__all__ = ["Run", "RunRequest", "__version__", "compare", "load_run", "run"]
+
+_HOMES = {
+    "Run": "analogy.runs",
+    "RunRequest": "analogy.request",
+    "compare": "analogy.front",
+    "load_run": "analogy.runs",
+    "run": "analogy.front",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What is loaded when it is first asked for, so that ``import analogy`` stays cheap."""
-    if name in ("Run", "load_run"):
-        from analogy import runs
+    """Import a name when it is first asked for, so that ``import analogy`` stays cheap."""
+    if name in _HOMES:
+        from importlib import import_module
 
-        return getattr(runs, name)
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """The names that are loaded on demand, too: they are what completion should offer."""
+    """The names that are imported on demand, too: completion should offer them."""
     return sorted({*globals(), *__all__})

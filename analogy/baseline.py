@@ -38,10 +38,8 @@ from analogy.recorded import (
     write_results,
 )
 from analogy.records import Cell, Figures, Verdict
+from analogy.request import TOLERANCE
 from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
-
-TOLERANCE = 0.005
-"""A loss of margin that is put up with, unless told otherwise."""
 
 SAMPLING = ("method", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""

@@ -28,7 +28,8 @@ import scipy
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from analogy import __version__, stats
+from analogy import stats
+from analogy._version import __version__
 from analogy.files import PlaceError, check_output, write_output
 from analogy.records import Verdict
 

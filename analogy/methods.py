@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from analogy.analysis import CONTROL
 from analogy.execute import Report
 from analogy.records import Estimate, Figures, Pair
+from analogy.request import RunRequest
 from analogy.stats import (
     MIN_DECISIVE,
     SIGNIFICANCE,
@@ -205,17 +206,17 @@ def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> l
     return [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
 
 
-def open_methods(values: Mapping[str, Any], names: Sequence[str]) -> list[Study]:
-    """A study for each of the methods, from parsed options; all in one run folder, which is open.
+def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
+    """A study for each of the methods, from one request; all in one run folder, which is open.
 
-    ``names``: two or more, as :func:`~analogy.options.parse_methods` reads them; the option
-    ``method`` is not looked at. Raises what :meth:`Study.open` does.
+    ``names``: two or more, as :func:`~analogy.options.parse_methods` reads them, in place of the
+    request's method. Raises what :meth:`Study.open` does.
     """
-    first = Study.open({**values, "method": names[0]})
+    first = Study.open(replace(request, method=names[0]))
     try:
         studies = [first, *(first.by(name) for name in names[1:])]
         for study in studies[1:]:
-            study.record(values["lora"])
+            study.record(request.lora)
     except BaseException:
         first.folder.close()
         raise

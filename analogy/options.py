@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy import records
-from analogy.errors import AnalogyError
+from analogy.errors import FieldError
 from analogy.fields import DTYPES, ENGINES
 from analogy.records import PER_SET, Limit
+from analogy.request import METHOD_NAMES, OptionError, RunRequest, option_error
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -31,34 +32,41 @@ CARD_SAMPLING: dict[str, tuple[int, float]] = {
     "stabilityai/sdxl-turbo": (1, 0.0),
     "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
 }
-METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
-
-
-class OptionError(AnalogyError, ValueError):
-    """An option's value cannot be used; the message names the option and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One command-line option: its flag, how its text is read, its default and its help."""
+    """One command-line option: its flag, how its text is read, and its help.
+
+    ``parse`` is None for a switch; else it raises ``OptionError`` for a text that it cannot read.
+    """
 
     flag: str
     help: str
-    default: Any = None
-    parse: Callable[[str], Any] | None = None  # None: a switch
+    parse: Callable[[str], Any] | None = None
     metavar: str | None = None
     choices: tuple[str, ...] = ()  # what a shell completes
 
     @property
     def key(self) -> str:
-        """The key of its parsed value."""
+        """The field of :class:`~analogy.request.RunRequest` that it sets."""
         return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def default(self) -> str | bool | None:
+        """The field's default as the option's text, or of a switch."""
+        value = getattr(_DEFAULTS, self.key)
+        if isinstance(value, tuple):
+            return ",".join(map(str, value)) or None
+        return value if value is None or isinstance(value, bool) else str(value)
 
     @property
     def name(self) -> str:
         """Its name among pytest's options."""
         return f"analogy_{self.key}"
 
+
+_DEFAULTS = RunRequest()
 
 MAX_INTEGER = 2**63 - 1
 """Largest integer that an option takes."""
@@ -75,11 +83,11 @@ def _integer(low: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         given = text.strip()
         if not _INTEGER.fullmatch(given) or len(given) > 20:
-            raise ValueError(f"expected an integer >= {low}, got {text!r}{_plainly(given, int)}")
+            raise OptionError(f"expected an integer >= {low}, got {text!r}{_plainly(given, int)}")
         value = int(given)
         if not low <= value <= MAX_INTEGER:
             most = f" and <= {MAX_INTEGER}" if value > MAX_INTEGER else ""
-            raise ValueError(f"expected an integer >= {low}{most}, got {value}")
+            raise OptionError(f"expected an integer >= {low}{most}, got {value}")
         return value
 
     return parse
@@ -94,10 +102,10 @@ def parse_number(text: str) -> float:
 def _finite(text: str, expected: str) -> float:
     given = text.strip()
     if not _NUMBER.fullmatch(given):
-        raise ValueError(f"expected {expected}, got {text!r}{_plainly(given, float)}")
+        raise OptionError(f"expected {expected}, got {text!r}{_plainly(given, float)}")
     value = float(given)
     if math.isinf(value):
-        raise ValueError(f"expected {expected}, got {text!r}, which is too large")
+        raise OptionError(f"expected {expected}, got {text!r}, which is too large")
     return value
 
 
@@ -115,17 +123,17 @@ def _plainly(text: str, kind: type[int] | type[float]) -> str:
 
 
 def parse_tolerance(text: str) -> float:
-    """A finite number >= 0; another text is a ``ValueError``."""
+    """A finite number >= 0; another text is an ``OptionError``."""
     value = _finite(text, "a finite number >= 0")
     if value < 0:
-        raise ValueError(f"expected a finite number >= 0, got {text!r}")
+        raise OptionError(f"expected a finite number >= 0, got {text!r}")
     return value
 
 
 def _above_zero(text: str) -> float:
     value = _finite(text, "a finite number > 0")
     if value <= 0:
-        raise ValueError(f"expected a finite number > 0, got {text!r}")
+        raise OptionError(f"expected a finite number > 0, got {text!r}")
     return value
 
 
@@ -134,10 +142,10 @@ def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
         items = [item.strip() for item in text.split(",")]
         try:
             if not all(items):
-                raise ValueError(f"expected values separated by commas, got {text!r}")
+                raise OptionError(f"expected values separated by commas, got {text!r}")
             return tuple(parse(item) for item in items)
-        except ValueError as error:
-            raise ValueError(f"{error}{_with_commas(text, parse)}") from None
+        except OptionError as error:
+            raise OptionError(f"{error}{_with_commas(text, parse)}") from None
 
     return parse_list
 
@@ -155,7 +163,7 @@ def _with_commas(text: str, parse: Callable[[str], Any]) -> str:
     try:
         for item in items:
             parse(item)
-    except ValueError:
+    except OptionError:
         return ""
     return f"; write {','.join(items)}" if items else ""
 
@@ -163,16 +171,16 @@ def _with_commas(text: str, parse: Callable[[str], Any]) -> str:
 def parse_names(text: str) -> tuple[str, ...]:
     """Names separated by commas, as one record of CSV: one that holds a comma is in double quotes.
 
-    Raises ``ValueError`` if a name is empty, or a quote is not closed.
+    Raises ``OptionError`` if a name is empty, or a quote is not closed.
     """
     expected = "expected values separated by commas, those that hold a comma in double quotes"
     try:
         records = list(csv.reader(io.StringIO(text), strict=True, skipinitialspace=True))
     except csv.Error as error:
-        raise ValueError(f"{expected}, got {text!r} ({error})") from None
+        raise OptionError(f"{expected}, got {text!r} ({error})") from None
     names = tuple(name.strip() for name in records[0]) if len(records) == 1 else ()
     if not names or not all(names):
-        raise ValueError(f"expected values separated by commas, got {text!r}")
+        raise OptionError(f"expected values separated by commas, got {text!r}")
     return names
 
 
@@ -188,17 +196,17 @@ def csv_list(names: Iterable[str], separator: str = ",") -> str:
 def parse_path(text: str) -> str:
     """A path, ``~`` and ``~user`` expanded: no shell expands the one in ``--run-dir=~/a``.
 
-    What exists under its own name, tilde and all, is that. Raises ``ValueError`` if the text is
+    What exists under its own name, tilde and all, is that. Raises ``OptionError`` if the text is
     empty, or the user has no home.
     """
     if not text.strip():
-        raise ValueError(f"expected a path, got {text!r}")
+        raise OptionError(f"expected a path, got {text!r}")
     if not text.startswith("~") or os.path.lexists(text):
         return text
     path = os.path.expanduser(text)
     if path.startswith("~"):
         name = text.partition("/")[0]
-        raise ValueError(
+        raise OptionError(
             f"expected a user of this machine after the ~, got {name!r}; for a file of that name "
             f"write ./{text}"
         )
@@ -206,9 +214,9 @@ def parse_path(text: str) -> str:
 
 
 def parse_device(text: str) -> str:
-    """The name of a device; another text is a ``ValueError``."""
+    """The name of a device; another text is an ``OptionError``."""
     if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", text):
-        raise ValueError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
+        raise OptionError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
     return text
 
 
@@ -217,17 +225,17 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
         if text not in names:
             near = get_close_matches(text, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"expected one of {', '.join(names)}, got {text!r}{hint}")
+            raise OptionError(f"expected one of {', '.join(names)}, got {text!r}{hint}")
         return text
 
     return parse
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Two or more different steering methods; another text is a ``ValueError``."""
+    """Two or more different steering methods; another text is an ``OptionError``."""
     names: tuple[str, ...] = _list_of(_one_of(METHOD_NAMES))(text)
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(
+        raise OptionError(
             f"expected two or more different ones of {', '.join(METHOD_NAMES)}, got {text!r}"
         )
     return names
@@ -238,7 +246,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*", part)
         if not found:
-            raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
+            raise OptionError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
         name = _one_of((*records.PER_IMAGE, *PER_SET))(metric)
         limits.append(Limit(name, sign == ">=", parse_number(value)))
@@ -247,11 +255,11 @@ def _limits(text: str) -> tuple[Limit, ...]:
 
 OPTIONS: tuple[Option, ...] = (
     Option("--gpu", "run on CUDA; the model is then segmind/SSD-1B and the judge open_clip's "
-           "ViT-B-32 laion2b_s34b_b79k unless given", default=False),
+           "ViT-B-32 laion2b_s34b_b79k unless given"),
     Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]",
            parse=parse_device, metavar="DEVICE", choices=("cpu", "mps", "cuda")),
     Option("--offline", "never touch the network; a file that is not on this machine is an error "
-           "that names the command that fetches it", default=False),
+           "that names the command that fetches it"),
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
            "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=parse_path,
            metavar="MODEL"),
@@ -263,22 +271,21 @@ OPTIONS: tuple[Option, ...] = (
            "TAG:FILE, a file whose images are preprocessed as for that tag "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=parse_path, metavar="TAG"),
     Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
-           "is faster and moves the margins (docs/performance.md)", default="float32",
+           "is faster and moves the margins (docs/performance.md)",
            parse=_one_of(DTYPES), metavar="DTYPE", choices=DTYPES),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=parse_path,
            metavar="FILE"),
     Option("--categories", "only these, separated by commas, one that holds a comma in double "
            "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
     Option("--alphas", "steering strengths, separated by commas; the control 0 is always there",
-           default="0.5,0.8,1.0", parse=_list_of(parse_number), metavar="LIST"),
+           parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
-           default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
-    Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
+           parse=_list_of(_integer(0)), metavar="LIST"),
+    Option("--method", f"steering method: {', '.join(METHOD_NAMES)}",
            parse=_one_of(METHOD_NAMES), metavar="NAME", choices=METHOD_NAMES),
-    Option("--control", "measure the null control, the method random, beside the method",
-           default=False),
+    Option("--control", "measure the null control, the method random, beside the method"),
     Option("--target", "also draw each target prompt itself: what the model can do at best, and "
-           "the report's last column [default: on with --report]", default=False),
+           "the report's last column [default: on with --report]"),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "
            "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
            metavar="N"),
@@ -298,7 +305,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
     Option("--engine", f"who does the work: {', '.join(ENGINES)}; ray has workers on all "
-           "devices of this machine or of a cluster", default="serial", parse=_one_of(ENGINES),
+           "devices of this machine or of a cluster", parse=_one_of(ENGINES),
            metavar="NAME", choices=ENGINES),
     Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
            "machine, which they share out]", parse=_integer(1), metavar="N"),
@@ -314,14 +321,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
            "downloads]", parse=parse_path, metavar="FILE"),
     Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
-           "if its whole interval is beyond [default: recorded, never failed]", default=None,
+           "if its whole interval is beyond [default: recorded, never failed]",
            parse=_limits, metavar="LIST"),
     Option("--baseline", "results of an earlier run: no cell may fall below them, and cells that "
            "did not succeed there are expected not to [default: the suite's own for the embedded "
            "model, else none]", parse=parse_path, metavar="FILE"),
-    Option("--tolerance", "how far below the baseline a mean margin may be", default="0.005",
+    Option("--tolerance", "how far below the baseline a mean margin may be",
            parse=parse_tolerance, metavar="MARGIN"),
-    Option("--update-baseline", "write this run's results as the baseline", default=False),
+    Option("--update-baseline", "write this run's results as the baseline"),
     Option("--results", "where to write the results [default: results.json, unless that has those "
            "of a larger run]", parse=parse_path, metavar="FILE"),
     Option("--report", "write the report, one HTML file with every image and figure",
@@ -329,11 +336,11 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
-    """Every option's parsed value, by the option's key.
+def parse_options(get: Callable[[str], Any]) -> RunRequest:
+    """The request of all options.
 
-    ``get`` gives an option's raw text (or bool) by its name. A wrong value is an
-    :class:`OptionError` that names the option and what is allowed.
+    ``get`` gives an option's raw text (or bool) by its name, None for the default. Raises
+    ``OptionError``, which names the option and what is allowed.
     """
     values: dict[str, Any] = {}
     for option in OPTIONS:
@@ -341,7 +348,11 @@ def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
         if isinstance(raw, str) and option.parse is not None:
             try:
                 raw = option.parse(raw)
-            except ValueError as error:
+            except OptionError as error:
                 raise OptionError(f"{option.flag}: {error}") from None
-        values[option.key] = raw
-    return values
+        if raw is not None:
+            values[option.key] = raw
+    try:
+        return RunRequest(**values)
+    except FieldError as error:
+        raise option_error(error) from None

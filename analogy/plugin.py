@@ -7,36 +7,26 @@ imported before a benchmark asks for the study.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from analogy.bench import (
-    BASELINE,
-    Bench,
-    Finding,
-    Outcome,
-    chosen_pairs,
-    faults,
-    gates,
-    interrupted,
-    open_bench,
-    refusals,
-    summary,
-    unmeasured,
-    unread_lines,
-    write_outputs,
-)
-from analogy.options import OPTIONS, OptionError, parse_options
+from analogy.errors import AnalogyError, ExitCode
+from analogy.options import OPTIONS, parse_options
 from analogy.pairs import PairsWarning, categories
 from analogy.records import Cell
+from analogy.request import OptionError, RunRequest
+from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
 from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
+    from analogy.sessions.cases import Case
+    from analogy.sessions.findings import Finding
+    from analogy.sessions.session import Session
     from analogy.store import Job
 
 _XDIST = (
@@ -49,8 +39,8 @@ _REFUSED = "analogy_refused"
 _CASES = Path(__file__).resolve().parents[1] / "benchmarks"
 """The suite's own cases, in a checkout."""
 
-_VALUES = pytest.StashKey[dict[str, Any]]()
-_BENCH = pytest.StashKey[Bench]()
+_REQUEST = pytest.StashKey[RunRequest]()
+_SESSION: pytest.StashKey[Session] = pytest.StashKey()
 _ANALYSIS: pytest.StashKey[Analysis] = pytest.StashKey()
 
 
@@ -206,12 +196,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     measured = {name for mark in marks if mark is not None for name in mark.args}
     if None in marks:  # somebody's own case, which may measure anything
         return
-    values = config.stash[_VALUES]
-    for gate, needs in gates(values):
+    for bar, needs in bars(config.stash[_REQUEST]):
         if needs not in measured:
             of = "test_regression.py" if needs == BASELINE else "test_quality.py"
             raise pytest.UsageError(
-                f"{printable(gate)}: expected a case that measures it, got none among the "
+                f"{printable(bar)}: expected a case that measures it, got none among the "
                 f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
             )
 
@@ -242,9 +231,9 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.filterwarnings("default", category=PytestBenchmarkWarning)
     try:
         with calm():
-            values = config.stash[_VALUES] = parse_options(config.getoption)
-            if values["pairs"] or values["categories"]:
-                chosen_pairs(values)
+            request = config.stash[_REQUEST] = parse_options(config.getoption)
+            if request.pairs or request.categories:
+                chosen_pairs(request)
     except OptionError as error:
         raise pytest.UsageError(printable(str(error))) from None
 
@@ -258,64 +247,66 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = {"cell", "category", "strength"} & set(metafunc.fixturenames)
     if not names or "bench" not in metafunc.fixturenames:
         return
-    values = metafunc.config.stash[_VALUES]
+    request = metafunc.config.stash[_REQUEST]
     try:
         with calm():
-            chosen = categories(chosen_pairs(values))
+            chosen = categories(chosen_pairs(request))
     except OptionError as error:
         raise pytest.UsageError(printable(str(error))) from None
     if "category" in names:
         metafunc.parametrize("category", chosen)
     if "strength" in names:
-        metafunc.parametrize("strength", (0.0, *values["alphas"]), ids="alpha-{:g}".format)
+        metafunc.parametrize("strength", (0.0, *request.alphas), ids="alpha-{:g}".format)
     if "cell" in names:
-        cells = [Cell(category, alpha) for category in chosen for alpha in values["alphas"]]
+        cells = [Cell(category, alpha) for category in chosen for alpha in request.alphas]
         metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])
 
 
 @pytest.fixture(scope="session")
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """The session's study, opened at the first case that asks for it."""
+def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """The session with its study, opened at the first case that asks for it."""
     config = request.config
-    made = _open(config)
+    session = _open(config)
+    from analogy.sessions.summary import unread_lines
+
     reporter = config.pluginmanager.getplugin("terminalreporter")
     with uncaptured(config):
-        for line in unread_lines(made.study):  # before the work, not in the summary alone
+        for line in unread_lines(session.study):  # before the work, not in the summary alone
             if reporter is not None:  # -p no:terminal
                 reporter.write_line(f"\n{line}")
     for item in request.session.items:
         callspec = getattr(item, "callspec", None)
         params = {} if callspec is None else callspec.params
         if "cell" in params:
-            made.planned[params["cell"]] = None
+            session.planned[params["cell"]] = None
         elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
-            study = made.study
-            made.planned |= {
+            study = session.study
+            session.planned |= {
                 Cell(c, a): None for c in study.categories for a in study.config.alphas
             }
-    _prepare(made)
-    config.stash[_BENCH] = made
-    yield made
-    made.close()
+    _prepare(session)
+    config.stash[_SESSION] = session
+    yield session
+    session.close()
 
 
-def _open(config: pytest.Config) -> Bench:
-    values = config.stash[_VALUES]
-    mendable: tuple[type[Exception], ...] = (*refusals(), PairsWarning)
+def _open(config: pytest.Config) -> Session:
+    from analogy.sessions.session import Session
+
     try:
-        return open_bench(values, is_strict=bool(config.option.strict))
-    except mendable as error:  # a filter of the user's raises that
+        return Session.open(config.stash[_REQUEST], is_strict=bool(config.option.strict))
+    except (AnalogyError, PairsWarning) as error:  # a filter of the user's raises the warning
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
-def _prepare(bench: Bench) -> None:
+def _prepare(session: Session) -> None:
     """Load the models that the cases need; one that cannot be ends the session, and no case."""
     from analogy.models import ModelError
 
     try:
-        bench.prepare()
+        session.prepare()
     except BaseException as error:
-        bench.study.close()
+        session.study.close()
         if not isinstance(error, ModelError):
             raise
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
@@ -332,7 +323,13 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
         yield
 
 
-def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> None:
+def conduct(bench: Session, case: Case, request: pytest.FixtureRequest) -> None:
+    """Measure a case of the run's and end the test as it ends."""
+    measure(bench, case.jobs, request)
+    settle(case.decide(), request)
+
+
+def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest) -> None:
     """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
     study = bench.study
     with uncaptured(request.config):
@@ -356,11 +353,13 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
     said = request.node.user_properties
     said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
     said.extend(finding.figures.items())
-    if finding.outcome is Outcome.SKIPPED:
+    from analogy.sessions.findings import CaseOutcome
+
+    if finding.outcome is CaseOutcome.SKIPPED:
         pytest.skip(finding.message)
-    if finding.outcome is Outcome.KNOWN:
+    if finding.outcome is CaseOutcome.KNOWN:
         pytest.xfail(finding.message)
-    if finding.outcome is Outcome.FAILED:
+    if finding.outcome is CaseOutcome.FAILED:
         pytest.fail(finding.message, pytrace=False)
 
 
@@ -380,14 +379,15 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
         yield
         return
     from analogy.memory import memory_said
+    from analogy.models import ModelError
 
     try:
         with memory_said("judging"):
             yield
-    except faults() as error:
-        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.INTERNAL_ERROR)
-    except refusals() as error:
-        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+    except AnalogyError as error:
+        is_usage = error.exit_code is ExitCode.USAGE and not isinstance(error, ModelError)
+        code = pytest.ExitCode.USAGE_ERROR if is_usage else pytest.ExitCode.INTERNAL_ERROR
+        pytest.exit(printable(str(error)), returncode=code)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -417,7 +417,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     try:
         return (yield)
     finally:
-        if _BENCH in session.config.stash:
+        if _SESSION in session.config.stash:
             _calm_from_here(session.config)
 
 
@@ -428,15 +428,14 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     Before other plugins write theirs, which may fail.
     """
     config = session.config
-    bench = config.stash.get(_BENCH, None)
+    bench = config.stash.get(_SESSION, None)
     if bench is not None:
         from analogy.memory import memory_said
 
-        unwritten: tuple[type[Exception], ...] = (*faults(), OSError)
         try:
             with _calm_and_shown(config), memory_said("judging"):
                 _write_results(bench, session)
-        except unwritten as error:
+        except (AnalogyError, OSError) as error:
             bench.lost = str(error)
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     if session.exitstatus == pytest.ExitCode.OK and list(_unmeasured(config)):
@@ -447,11 +446,17 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 def _unmeasured(config: pytest.Config) -> Iterable[str]:
     if config.option.collectonly or hasattr(config, "workerinput") or _is_distributed(config):
         return ()
-    values = config.stash[_VALUES]
-    return unmeasured(values, config.stash.get(_BENCH, None))
+    request = config.stash[_REQUEST]
+    if not request.limits and not request.gates:
+        return ()
+    from analogy.sessions.findings import unmeasured
+
+    return unmeasured(request, config.stash.get(_SESSION, None))
 
 
-def _write_results(bench: Bench, session: pytest.Session) -> None:
+def _write_results(bench: Session, session: pytest.Session) -> None:
+    from analogy.sessions.outputs import write_outputs
+
     analysis = session.config.stash[_ANALYSIS] = bench.study.analysis()
     if not write_outputs(bench, bench.study.results(analysis)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -459,7 +464,7 @@ def _write_results(bench: Bench, session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Let others write to the run folder."""
-    bench = config.stash.get(_BENCH, None)
+    bench = config.stash.get(_SESSION, None)
     if bench is not None:
         bench.study.close()
 
@@ -468,7 +473,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """The table: category x alpha, the control among them, and the whole; or how to go on."""
     config = terminalreporter.config
-    bench, analysis = config.stash.get(_BENCH, None), config.stash.get(_ANALYSIS, None)
+    bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         for line in _unmeasured(config):
             terminalreporter.write_line(printable(line), red=True)
@@ -477,6 +482,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if bench.lost is not None:
         lost = printable(f"results   NOT written: {bench.lost}")
         terminalreporter.write_line(lost, red=True)
+    from analogy.sessions.summary import interrupted, summary
+
     if exitstatus == pytest.ExitCode.INTERRUPTED:
         terminalreporter.write_line(printable(interrupted(bench)))
     if analysis is None:

@@ -9,42 +9,33 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from analogy import __version__
 from analogy import ceiling as ceilings
+from analogy._version import __version__
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
-from analogy.clip import JudgeSource, find_judge, tokenizer_of
+from analogy.clip import JudgeSource, tokenizer_of
 from analogy.execute import Execution, Report
 from analogy.models import (
-    DEFAULT_GPU_CLIP,
-    DEFAULT_GPU_MODEL,
-    EMBEDDED,
     ModelSource,
-    find_pipeline,
-    go_offline,
     machine,
-    native_dtype,
-    native_size,
-    sampling,
     scheduler_settings,
-    shipped,
 )
-from analogy.options import OptionError, csv_list, parse_device
+from analogy.options import csv_list, parse_device
 from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, select
 from analogy.quality import Quality
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
+from analogy.request import OptionError, RunRequest
+from analogy.resolve import check_device, resolve
 from analogy.stats import items_from_margins
 from analogy.steering import OTHERS_MATTER
 from analogy.store import (
@@ -130,29 +121,29 @@ class Study:
         return _by_category(plan(config, fingerprint, self.scheduler, self.pairs, alphas))
 
     @classmethod
-    def open(cls, values: Mapping[str, Any], pairs: Sequence[Pair] | None = None) -> Study:
-        """From parsed options. Loads the pairs and verifies the models' files; loads no model.
+    def open(cls, request: RunRequest, pairs: Sequence[Pair] | None = None) -> Study:
+        """From a request. Loads the pairs and verifies the models' files; loads no model.
 
         ``pairs``: these instead of a file's.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
-        config, model, judge = _resolve(values)
+        config, model, judge = resolve(request)
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
         _refuse_lone_pairs(config.method, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
-        truth = _ground_truth(values["ceiling"], judge)
+        truth = _ground_truth(request.ceiling, judge)
         scheduler = scheduler_of(model.folder)
-        path = values["run_dir"] or Path(".analogy") / "runs" / _run_name(
+        path = request.run_dir or Path(".analogy") / "runs" / _run_name(
             config, model, judge, scheduler
         )
         study = cls(
             config, pairs, model, judge, RunFolder(Path(path)), truth,
             unread=unread, unsteered=left,
         )  # fmt: skip
-        study.record(values["lora"])
+        study.record(request.lora)
         return study
 
     @classmethod
@@ -177,11 +168,10 @@ class Study:
         alone = {"engine": "serial", "num_workers": None, "ray_address": None}
         config = replace(command.config, **{**alone, **changed})
         try:
-            _device(parse_device(config.device), gpu=False, engine=config.engine)
-        except OptionError:
-            raise
-        except ValueError as error:
+            device = parse_device(config.device)
+        except OptionError as error:
             raise OptionError(f"--device: {error}") from None
+        check_device(device, gpu=False, engine=config.engine)
         judge = judge or JudgeSource(
             config.clip_model, config.clip_pretrained, command.judge, recorded=True
         )
@@ -420,102 +410,6 @@ class Study:
             },
             "peak_memory_bytes": self.folder.peak_memory(),
         }
-
-
-def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
-    """The configuration with the defaults of its device filled in, and where its models are."""
-    gpu = bool(values["gpu"])
-    device = _device(values["device"], gpu=gpu, engine=values["engine"])
-    _check_engine(values)
-    dtype = values["dtype"] or native_dtype(device)
-    name = values["model"] or (DEFAULT_GPU_MODEL if gpu else EMBEDDED)
-    clip, tag = values["clip_model"], values["clip_pretrained"]
-    if clip is None:
-        clip, default_tag = DEFAULT_GPU_CLIP if gpu else (EMBEDDED, None)
-        tag = tag or default_tag
-    offline = bool(values["offline"])
-    if offline:
-        go_offline()
-    judge = find_judge(clip, tag, offline=offline).in_dtype(values["clip_dtype"])
-    model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
-    steps, guidance = sampling(name, model.folder)
-    try:
-        config = RunConfig(
-            model=name if values["lora"] is None else f"{name}+{values['lora']}",
-            clip_model=clip,
-            clip_pretrained=tag,
-            pairs=values["pairs"] or str(shipped("pairs.csv")),
-            categories=values["categories"],
-            alphas=values["alphas"],
-            seeds=values["seeds"],
-            method=values["method"],
-            steps=steps if values["steps"] is None else values["steps"],
-            guidance=guidance if values["guidance"] is None else values["guidance"],
-            size=values["size"] or native_size(model.folder),
-            dtype=dtype,
-            device=device,
-            batch_size=values["batch_size"],
-            memory=values["memory"],
-            engine=values["engine"],
-            num_workers=values["num_workers"],
-            ray_address=values["ray_address"],
-            limit=values["limit"],
-            control=values["control"],
-            target=values["target"] or bool(values["report"]),
-            lora=values["lora"],
-        )
-    except ValueError as error:
-        option, _, rest = str(error).partition(":")
-        raise OptionError(f"--{option.replace('_', '-')}:{rest}") from None
-    return config, model, judge
-
-
-def _check_engine(values: Mapping[str, Any]) -> None:
-    """Ray is an extra, and its options are of no use without it."""
-    if values["engine"] == "ray":
-        if find_spec("ray") is None:
-            raise OptionError(
-                "--engine ray: expected the package ray, got none; install it with "
-                "pip install 'analogy-bench[ray]'"
-            )
-        return
-    for flag in ("--num-workers", "--ray-address"):
-        if values[flag[2:].replace("-", "_")] is not None:
-            raise OptionError(f"{flag}: expected --engine ray with it, got --engine serial")
-
-
-def _device(device: str | None, *, gpu: bool, engine: str = "serial") -> str:
-    """The device to run on; one that this machine lacks is an ``OptionError``."""
-    flag = f"--device {device}" if device else "--gpu"
-    device = device or ("cuda" if gpu else "cpu")
-    kind, _, index = device.partition(":")
-    if gpu and kind != "cuda":
-        raise OptionError(f"--device: expected cuda or cuda:N with --gpu, got {device!r}")
-    if engine == "ray":  # its workers have the devices, this machine need not
-        if device not in ("cpu", "cuda"):
-            raise OptionError(
-                f"--device: expected cpu or cuda with --engine ray, which gives each worker a "
-                f"device of its own, got {device!r}"
-            )
-        return device
-    if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise OptionError(
-                f"{flag}: expected a CUDA device, but torch {torch.__version__} sees none; check "
-                "nvidia-smi and CUDA_VISIBLE_DEVICES, or leave it out to run on the CPU"
-            )
-        count = torch.cuda.device_count()
-        if index and int(index) >= count:
-            raise OptionError(
-                f"{flag}: expected one of the {count} CUDA devices that torch sees, cuda:0 to "
-                f"cuda:{count - 1}"
-            )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise OptionError(
-            f"{flag}: expected Apple's Metal, but torch {torch.__version__} sees none; it needs "
-            "macOS on Apple silicon"
-        )
-    return device
 
 
 def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:

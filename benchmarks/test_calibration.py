@@ -29,7 +29,7 @@ from analogy.calibration import (
     type_one_error,
 )
 from analogy.ceiling import GroundTruth
-from analogy.plugin import Bench
+from analogy.sessions.session import Session
 from fixtures.ceiling import measure
 
 # A library's deprecation warning is no verdict on a judge.
@@ -83,7 +83,9 @@ def test_power(record_property: Callable[[str, object], None]) -> None:
 
 
 @pytest.mark.measures("judge")
-def test_judge(category: str, bench: Bench, record_property: Callable[[str, object], None]) -> None:
+def test_judge(
+    category: str, bench: Session, record_property: Callable[[str, object], None]
+) -> None:
     """The judge tells drawings of the targets from drawings of the sources, as is on record."""
     study = bench.study
     if study.truth is None or study.ceiling(category) is None:

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import pytest
 
-from analogy.bench import Bench, judge_cell, judge_overall
-from analogy.plugin import measure, settle
+from analogy.plugin import conduct
 from analogy.records import Cell
+from analogy.sessions import cases
+from analogy.sessions.session import Session
 
 pytestmark = pytest.mark.measures("margin")
 
 
-def test_margin(cell: Cell, bench: Bench, request: pytest.FixtureRequest) -> None:
+def test_margin(cell: Cell, bench: Session, request: pytest.FixtureRequest) -> None:
     """Steering succeeds in this category at this alpha."""
-    measure(bench, bench.study.cell_jobs(*cell), request)
-    settle(judge_cell(bench, cell), request)
+    conduct(bench, cases.margin(bench, cell), request)
 
 
-def test_overall(bench: Bench, request: pytest.FixtureRequest) -> None:
+def test_overall(bench: Session, request: pytest.FixtureRequest) -> None:
     """Steering succeeds over all categories and alphas together."""
-    measure(bench, bench.study.jobs(), request)
-    settle(judge_overall(bench), request)
+    conduct(bench, cases.overall(bench), request)

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import pytest
 
-from analogy.bench import Bench, judge_regression
-from analogy.plugin import measure, settle
+from analogy.plugin import conduct
 from analogy.records import Cell
+from analogy.sessions import cases
+from analogy.sessions.session import Session
 
 pytestmark = pytest.mark.measures("baseline")
 
 
 @pytest.fixture
-def compared(bench: Bench) -> Bench:
-    """The bench, if it has a baseline that is comparable."""
+def compared(bench: Session) -> Session:
+    """The session, if it has a baseline that is comparable."""
     if bench.baseline is None:
         pytest.skip(f"nothing to compare with: {bench.note}")
     return bench
 
 
 def test_regression(
-    cell: Cell, compared: Bench, bench: Bench, request: pytest.FixtureRequest
+    cell: Cell, compared: Session, bench: Session, request: pytest.FixtureRequest
 ) -> None:
     """The cell is no worse than in the baseline."""
-    measure(bench, bench.study.cell_jobs(*cell), request)
-    settle(judge_regression(bench, cell), request)
+    conduct(bench, cases.regression(bench, cell), request)
 
 
-def test_overall_regression(compared: Bench, bench: Bench, request: pytest.FixtureRequest) -> None:
+def test_overall_regression(
+    compared: Session, bench: Session, request: pytest.FixtureRequest
+) -> None:
     """All cells together are no worse than in the baseline."""
-    measure(bench, bench.study.jobs(), request)
-    settle(judge_regression(bench, None), request)
+    conduct(bench, cases.regression(bench, None), request)

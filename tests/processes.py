@@ -23,6 +23,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["processes", "served"])
 
 from analogy import execute, options, recorded  # noqa: E402
+from analogy.request import RunRequest  # noqa: E402
 from analogy.store import RunFolder, StoreError  # noqa: E402
 from analogy.study import Study  # noqa: E402
 
@@ -92,8 +93,8 @@ def write_pairs(path: Path) -> None:
     (path / "pairs.csv").write_text(HEADER + "".join(rows))
 
 
-def values(path: Path, **given: str) -> dict[str, Any]:
-    """Options of a small run in ``path``'s folder ``run``: 2 steps, batches of 2."""
+def values(path: Path, **given: str) -> RunRequest:
+    """A small run in ``path``'s folder ``run``: 2 steps, batches of 2."""
     texts = {option.name.removeprefix("analogy_"): option.default for option in options.OPTIONS}
     texts |= {
         "pairs": str(path / "pairs.csv"), "run_dir": str(path / "run"), "steps": "2",

@@ -343,7 +343,7 @@ def test_an_error_of_the_suite_is_no_verdict(monkeypatch, capsys, old):
     monkeypatch.setattr(sys, "argv", ["analogy", "compare", str(old), str(old)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.Exit.INTERNAL
+    assert ended.value.code == cli.ExitCode.INTERNAL
     assert ended.value.code not in {0, 1, 2, 3}
     assert "ZeroDivisionError: a bug" in capsys.readouterr().err
 
@@ -386,5 +386,5 @@ def test_the_workflow_is_one_that_a_user_can_take():
 def test_the_documentation_names_the_exit_codes():
     text = (ROOT / "docs" / "ci.md").read_text("utf-8")
     assert len(text.splitlines()) < 80
-    for code in cli.Exit:
+    for code in cli.ExitCode:
         assert f"| {int(code)} |" in text

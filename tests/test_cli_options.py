@@ -15,7 +15,8 @@ from verbs import verb
 
 from analogy import cli
 from analogy.cli import base, look, runs
-from analogy.options import METHOD_NAMES, OPTIONS, parse_options
+from analogy.options import OPTIONS, parse_options
+from analogy.request import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,7 +159,7 @@ def test_the_documentation_has_every_verb_and_exit_code():
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     for name in typer.main.get_command(cli.app).commands:
         assert f"`{name}" in text
-    for code in cli.Exit:
+    for code in cli.ExitCode:
         assert f"| {int(code)} |" in text
 
 
@@ -211,7 +212,7 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["analogy", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.Exit.INTERRUPTED
+    assert ended.value.code == cli.ExitCode.INTERRUPTED
     said = capsys.readouterr().err
     assert said.startswith("analogy: interrupted; ")
     assert said.count("\n") == 1
@@ -219,13 +220,13 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
 
 def test_a_verb_that_said_so_itself_is_not_said_again(monkeypatch, capsys):
     def said(*_, **__):
-        raise typer.Exit(cli.Exit.INTERRUPTED)
+        raise typer.Exit(cli.ExitCode.INTERRUPTED)
 
     monkeypatch.setattr(runs, "open_bench", said)
     monkeypatch.setattr(sys, "argv", ["analogy", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.Exit.INTERRUPTED
+    assert ended.value.code == cli.ExitCode.INTERRUPTED
     assert capsys.readouterr().err == ""
 
 

@@ -17,7 +17,7 @@ from broken import LFS, save
 from safetensors.torch import load_file
 from verbs import verb
 
-from analogy.cli.base import Exit
+from analogy.errors import ExitCode
 from analogy.evaluation import EvaluationAgent, Task
 from analogy.models import ModelError, shipped
 
@@ -113,7 +113,7 @@ def nothing_was_made(folder: Path) -> bool:
 
 def test_run_refuses_it(faulty, tmp_path):
     done = verb("run", *SMALL, "--run-dir=run", *faulty)
-    assert done.exit_code == Exit.USAGE
+    assert done.exit_code == ExitCode.USAGE
     assert done.stdout == ""
     assert "\nanalogy: " in f"\n{done.stderr}"
     assert nothing_was_made(tmp_path)
@@ -121,9 +121,9 @@ def test_run_refuses_it(faulty, tmp_path):
 
 def test_methods_and_steer_refuse_it(faulty, tmp_path):
     done = verb("methods", *SMALL, "--methods=word,lerp", "--run-dir=run", *faulty)
-    assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     done = verb("steer", "a red car", "a blue car", "--alphas=1", "--steps=1", *faulty)
-    assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     assert nothing_was_made(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_named_weights_of_lpips_are_read_before_the_first_image(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     Path("lpips.pth").write_bytes(b"no weights")
     done = verb("run", *SMALL, "--run-dir=run", "--lpips-weights=lpips.pth")
-    assert done.exit_code == Exit.USAGE
+    assert done.exit_code == ExitCode.USAGE
     assert "lpips.pth: expected a state dict" in done.stderr
     assert nothing_was_made(tmp_path)
 
@@ -180,10 +180,10 @@ def test_named_weights_of_lpips_are_read_before_the_first_image(tmp_path, monkey
 def test_score_refuses_a_faulty_judge(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = verb("run", *SMALL, "--run-dir=run")
-    assert made.exit_code in (Exit.OK, Exit.NOT_SUCCEEDED)
+    assert made.exit_code in (ExitCode.OK, ExitCode.FAILED)
     for options in (_judge_that_cannot_be_fetched(), _judge_of_another_architecture()):
         done = verb("score", "run", *options)
-        assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
+        assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     # A run that is whole loads no model; the judge sees the references of its set metrics.
     monkeypatch.setattr("analogy.work.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     assert verb("run", *SMALL, "--run-dir=run").exit_code == made.exit_code
@@ -196,5 +196,5 @@ def test_models_names_what_is_broken(tmp_path, monkeypatch):
     (place / "model_index.json").write_text("[" * 100_000)
     monkeypatch.setattr("analogy.models.shipped", lambda name: place)
     done = verb("models")
-    assert (done.exit_code, done.stdout) == (Exit.USAGE, "")
+    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     assert "model_index.json: expected a pipeline's index" in done.stderr

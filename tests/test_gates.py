@@ -13,7 +13,7 @@ import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run i
 from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
-from analogy import analysis, baseline, bench, execute, quality, study  # noqa: F401  likewise
+from analogy import analysis, baseline, execute, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.models import shipped
 from analogy.report import html, text  # noqa: F401  likewise
@@ -130,7 +130,7 @@ def test_what_this_run_cannot_measure_is_refused(cases, no_work, options, messag
 
 def test_a_metric_that_is_missing_breaks_its_limit(cases, monkeypatch):
     """Whatever the reason: here the weights vanish after the check."""
-    monkeypatch.setattr(bench, "_check_gates", lambda *_: None)
+    monkeypatch.setattr("analogy.sessions.requirements.check_gates", lambda *_: None)
     monkeypatch.setenv("TORCH_HOME", "nowhere")
     run = cases("--limits=ssim>=0,lpips<=9", cases=("test_quality",))
     run.assert_outcomes(failed=1, passed=2)
@@ -142,7 +142,7 @@ def test_a_metric_that_is_missing_breaks_its_limit(cases, monkeypatch):
 
 
 def test_references_that_are_missing_break_their_limit(cases, monkeypatch):
-    monkeypatch.setattr(bench, "_check_gates", lambda *_: None)
+    monkeypatch.setattr("analogy.sessions.requirements.check_gates", lambda *_: None)
     model = f"--model={shipped('models/sdxl-tiny')}"
     run = cases("--limits=cmmd<=1e-7", model, cases=("test_quality",))
     run.assert_outcomes(failed=2, passed=1)

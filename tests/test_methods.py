@@ -21,9 +21,10 @@ from analogy.methods import (
     open_methods,
     run_methods,
 )
-from analogy.options import OptionError, parse_methods, parse_options
+from analogy.options import parse_methods, parse_options
 from analogy.records import Verdict
 from analogy.report.text import method_tables
+from analogy.request import OptionError
 from analogy.stats import bootstrap_ci, bootstrap_test
 
 ALPHAS = (0.0, 0.5, 1.0)

@@ -159,17 +159,17 @@ import socket, sys
 def refuse(*given, **more):
     print("CONNECTED", given); raise OSError("no network")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from analogy.options import OPTIONS, parse_options
+from analogy.request import RunRequest
 from analogy.study import Study
-wanted = {"analogy_offline": True, "analogy_limit": "2", "analogy_run_dir": sys.argv[1]}
 for model, clip, tag in (
     ("no-such/model", None, None), (None, "hf-hub:no/judge", None),
     (None, "ViT-B-32", "laion2b_s34b_b79k"), (None, "ViT-B-32", "laion400m_e31"),
 ):
-    given = {"analogy_model": model, "analogy_clip_model": clip, "analogy_clip_pretrained": tag}
-    values = {option.name: option.default for option in OPTIONS} | wanted | given
     try:
-        Study.open(parse_options(values.__getitem__))
+        Study.open(RunRequest(
+            model=model, clip_model=clip, clip_pretrained=tag, offline=True, limit=2,
+            run_dir=sys.argv[1],
+        ))
     except Exception as error:
         print(type(error).__name__, error)
 """

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy.options import (
-    METHOD_NAMES,
-    OPTIONS,
-    OptionError,
-    csv_list,
-    parse_names,
-    parse_options,
-    parse_path,
-)
+from analogy.options import OPTIONS, csv_list, parse_names, parse_options, parse_path
 from analogy.records import Limit
+from analogy.request import METHOD_NAMES, OptionError
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
@@ -31,12 +24,12 @@ def parse(**given):
 
 def test_the_defaults_are_the_studys():
     values = parse()
-    assert values["alphas"] == (0.5, 0.8, 1.0)
-    assert values["seeds"] == (0, 1, 2)
-    assert values["method"] == "word"
-    assert values["clip_dtype"] == "float32"
-    assert values["results"] is None  # results.json, unless that has those of a larger run
-    assert values["gpu"] is values["update_baseline"] is values["offline"] is False
+    assert values.alphas == (0.5, 0.8, 1.0)
+    assert values.seeds == (0, 1, 2)
+    assert values.method == "word"
+    assert values.clip_dtype == "float32"
+    assert values.results is None  # results.json, unless that has those of a larger run
+    assert values.gpu is values.update_baseline is values.offline is False
     for name in (
         "model",
         "clip_model",
@@ -48,7 +41,7 @@ def test_the_defaults_are_the_studys():
         "device",
         "lora",
     ):
-        assert values[name] is None
+        assert getattr(values, name) is None
 
 
 def test_every_option_has_a_name_of_its_own_and_a_help():

@@ -525,7 +525,7 @@ def test_the_command_repeats_the_run(study):
     first, second, *given = shlex.split(html.command(config))
     assert (first, second) == ("pytest", "benchmarks")
     raw = dict(argument.partition("=")[::2] for argument in given)
-    values = parse_options(
+    request = parse_options(
         lambda name: (
             next(
                 (raw[o.flag] if o.parse else True)
@@ -536,10 +536,10 @@ def test_the_command_repeats_the_run(study):
             else None
         )
     )
-    assert (values["model"], values["lora"]) == ("a+model", "my lora.safetensors")
+    assert (request.model, request.lora) == ("a+model", "my lora.safetensors")
     for name, value in config.items():
         if name not in ("model", "scheduler"):
-            found = values[name]
+            found = getattr(request, name)
             assert (list(found) if isinstance(found, tuple) else found) == value, name
 
 
@@ -642,7 +642,7 @@ def test_another_measurement_is_no_baseline(run, tmp_path):
     write_results(planted_results(small(20), size=128), tmp_path / "old.json")
     out = tmp_path / "r.html"
     result = run(tmp_path / "new.json", "-o", out, "--baseline", tmp_path / "old.json")
-    assert result.exit_code == cli.Exit.NOT_COMPARABLE
+    assert result.exit_code == cli.ExitCode.NOT_COMPARABLE
     assert "size: baseline 128, this run 64" in result.stderr
     assert not out.exists()
 
@@ -653,5 +653,5 @@ def test_files_that_cannot_be_are_wrong_usage(run, tmp_path, wrong):
     if wrong == "output":
         write_results(planted_results(small(20)), file)
     result = run(file, "-o", tmp_path)
-    assert result.exit_code == cli.Exit.USAGE
+    assert result.exit_code == cli.ExitCode.USAGE
     assert result.stderr.startswith("analogy: ")

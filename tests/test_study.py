@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import build
 
-from analogy import options, study
+from analogy import options, resolve, study
 from analogy.ceiling import CeilingError
 from analogy.models import (
     DEFAULT_GPU_CLIP,
@@ -20,10 +20,10 @@ from analogy.models import (
     native_dtype,
     sampling,
 )
-from analogy.options import OptionError
 from analogy.pairs import PairsError
 from analogy.recorded import RESULTS_VERSION, write_results
 from analogy.records import Verdict
+from analogy.request import OptionError, RunRequest
 from analogy.stats import estimate
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
@@ -161,7 +161,7 @@ def test_wrong_values_are_refused_before_anything_is_made(
 
 
 def test_gpu_needs_a_cuda_device(open_study, monkeypatch):
-    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: False)
     with pytest.raises(OptionError, match=r"--gpu: expected a CUDA device, but torch .* sees none"):
         open_study(gpu=True)
 
@@ -176,18 +176,19 @@ def test_gpu_needs_a_cuda_device(open_study, monkeypatch):
     ],
 )
 def test_an_absent_device_is_refused(open_study, monkeypatch, given, message):
-    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(study.torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(OptionError, match=message):
         open_study(**given)
 
 
 def test_a_device_beyond_the_last_is_refused(monkeypatch):
-    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
-    assert study._device("cuda:1", gpu=True) == study._device("cuda:1", gpu=False) == "cuda:1"
+    monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(resolve.torch.cuda, "device_count", lambda: 2)
+    for gpu in (True, False):
+        assert resolve.check_device("cuda:1", gpu=gpu) == "cuda:1"
     with pytest.raises(OptionError, match="one of the 2 CUDA devices that torch sees, cuda:0 to"):
-        study._device("cuda:2", gpu=False)
+        resolve.check_device("cuda:2", gpu=False)
 
 
 def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
@@ -197,11 +198,9 @@ def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
         asked.append((*arguments, *settings.values()))
         return model_source
 
-    monkeypatch.setattr(study.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(study, "find_pipeline", found)
-    defaults = {option.name: option.default for option in options.OPTIONS}
-    values = options.parse_options({**defaults, "analogy_gpu": True}.__getitem__)
-    config, _, judge = study._resolve(values)
+    monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(resolve, "find_pipeline", found)
+    config, _, judge = resolve.resolve(RunRequest(gpu=True))
     assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None)]
     assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
     assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)

@@ -10,8 +10,8 @@ import sys
 import traceback
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Collection, Iterable
-from enum import IntEnum
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -20,7 +20,9 @@ from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from analogy import files, kept, recorded
-from analogy.options import OPTIONS, Option, OptionError, parse_options, parse_path
+from analogy.errors import AnalogyError, ExitCode
+from analogy.options import OPTIONS, Option, parse_options, parse_path
+from analogy.request import OptionError
 from analogy.text import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,9 +52,16 @@ class _Command(TyperCommand):
             if isinstance(value, Path):
                 try:
                     ctx.params[name] = Path(parse_path(str(value)))
-                except ValueError as error:
-                    refuse(Exit.USAGE, f"{name}: {error}")
+                except OptionError as error:
+                    refuse(ExitCode.USAGE, f"{name}: {error}")
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. What a user can mend ends it with a line and the error's exit code."""
+        try:
+            return super().invoke(ctx)
+        except AnalogyError as error:
+            refuse(error.exit_code, error)
 
 
 class _Group(TyperGroup):
@@ -102,8 +111,8 @@ def checked_output(
         return value
     try:
         path = parse_path(str(value))  # typer calls this before a verb's paths are read
-    except ValueError as error:
-        refuse(Exit.USAGE, f"{option.opts[-1]}: {error}")
+    except OptionError as error:
+        refuse(ExitCode.USAGE, f"{option.opts[-1]}: {error}")
     check_output(path, option.opts[-1])
     return value
 
@@ -113,14 +122,14 @@ def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
     try:
         files.check_output(name, may_link=may_link)
     except files.PlaceError as error:
-        refuse(Exit.USAGE, f"{flag}: {error}")
+        refuse(ExitCode.USAGE, f"{flag}: {error}")
 
 
 def a_path(text: str) -> str:
     """A path that is an option's text; see :func:`~analogy.options.parse_path`."""
     try:
         return parse_path(text)
-    except ValueError as error:
+    except OptionError as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -136,21 +145,6 @@ Json = Annotated[
 """What a verb that prints a table has as ``json``; on stdout it is alone there."""
 
 
-class Exit(IntEnum):
-    """Exit codes. Python's own for an error nobody caught is 1, so ``main`` gives that another."""
-
-    OK = 0
-    NOT_SUCCEEDED = 1  # these three: the same code, of different verbs
-    REGRESSED = 1
-    NOT_WHOLE = 1
-    USAGE = 2
-    NOT_COMPARABLE = 3
-    UNREADABLE = 4
-    CLUSTER_LOST = 5
-    INTERNAL = 70
-    INTERRUPTED = 130
-
-
 def main() -> None:
     """Run a verb. An error of the suite's own is never taken for a verdict."""
     for stream in (sys.stdout, sys.stderr):
@@ -162,7 +156,7 @@ def main() -> None:
             app(prog_name="analogy")
     except SystemExit as ended:
         # Typer's answer to Ctrl-C is a plain number; a verb that caught it has said so itself.
-        if ended.code == Exit.INTERRUPTED and not isinstance(ended.code, Exit):
+        if ended.code == ExitCode.INTERRUPTED and not isinstance(ended.code, ExitCode):
             say("interrupted; a run folder keeps what was done, and the same command goes on there")
         raise
     except MemoryError:
@@ -171,11 +165,11 @@ def main() -> None:
             "memory is full; what a run folder has is kept. Free memory, or give the same command "
             "with a smaller file or fewer pairs (--limit N)"
         )
-        sys.exit(Exit.UNREADABLE)
+        sys.exit(ExitCode.UNREADABLE)
     except Exception:
         traceback.print_exc()
         say("an error of the suite's own, and no verdict; please report it")
-        sys.exit(Exit.INTERNAL)
+        sys.exit(ExitCode.INTERNAL)
 
 
 def _say_warnings_plainly() -> None:
@@ -198,8 +192,9 @@ def with_options(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options of the table, which pytest has too: all of them, or those ``names``.
 
-    ``defaults``: those that are this verb's own. The verb gets every option's parsed value as one
-    mapping, its parameter ``values``; those that it does not have are at the table's defaults.
+    ``defaults``: those that are this verb's own. The verb gets all of them as one
+    :class:`~analogy.request.RunRequest`, its parameter ``request``; those that it does not have are
+    at the table's defaults.
     """
     table = {each.key: each for each in OPTIONS}
     own = {key: defaults.get(key, each.default) for key, each in table.items()}
@@ -209,15 +204,11 @@ def with_options(
         @functools.wraps(verb)
         def parsed(**given: Any) -> None:
             raw = {table[key].name: given.pop(key) if key in chosen else own[key] for key in table}
-            try:
-                values = parse_options(raw.__getitem__)
-            except OptionError as error:
-                refuse(Exit.USAGE, error)
-            verb(**given, values=values)
+            verb(**given, request=parse_options(raw.__getitem__))
 
         # What typer reads: the verb's own parameters, then those of the table.
         parameters = dict(inspect.signature(verb, eval_str=True).parameters)
-        del parameters["values"]
+        del parameters["request"]
         parameters |= {key: _parameter(table[key], own[key]) for key in chosen}
         keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters.values()]
         parsed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
@@ -262,7 +253,7 @@ def write(
         if json_file not in (None, "-"):
             recorded.write_results(data, Path(str(json_file)))
     except OSError as error:
-        refuse(Exit.USAGE, f"expected files that can be written, got: {error}; name others")
+        refuse(ExitCode.USAGE, f"expected files that can be written, got: {error}; name others")
     if json_file == "-":
         show(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
@@ -293,14 +284,16 @@ def say_which(path: Path) -> None:
     show_lines(kept.notes(path), "-")
 
 
-def code_of_fault(error: Exception) -> Exit:
-    """The exit code of a machine's fault in the middle of the work: of `analogy.bench.faults`."""
-    from analogy.execute import ClusterLostError
+@contextmanager
+def exit_code(code: ExitCode) -> Iterator[None]:
+    """End a command with this code on any error that a user can mend, whatever its own code is."""
+    try:
+        yield
+    except AnalogyError as error:
+        refuse(code, error)
 
-    return Exit.CLUSTER_LOST if isinstance(error, ClusterLostError) else Exit.UNREADABLE
 
-
-def refuse(code: Exit, error: object) -> NoReturn:
+def refuse(code: ExitCode, error: object) -> NoReturn:
     """End a verb with the reason in one line."""
     say(error)
     raise typer.Exit(code)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from analogy.cli.base import KEEP, Exit, Json, Verbs, app, refuse, show_lines, with_options, write
+from analogy.cli.base import KEEP, Json, Verbs, app, show_lines, with_options, write
+from analogy.errors import ExitCode
 from analogy.pairs import (
     WEAK_PAIRS,
     PairsError,
@@ -21,6 +21,7 @@ from analogy.pairs import (
     named,
 )
 from analogy.records import Pair
+from analogy.request import RunRequest
 from analogy.text import display_width, padded
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _verbs() -> None:
 @pairs_app.command()
 @with_options(CHECK_OPTIONS)
 def check(
-    values: Mapping[str, Any],
+    request: RunRequest,
     file: Annotated[Path, typer.Argument(help="A CSV file of word pairs.")],
     json: Json = None,
 ) -> None:
@@ -69,8 +70,8 @@ def check(
     except PairsError as error:
         problems = error.problems
     counts = Counter(pair.category for pair in pairs)
-    found = _doubtful(pairs, values)
-    code = Exit.USAGE if problems else Exit.OK
+    found = _doubtful(pairs, request)
+    code = ExitCode.USAGE if problems else ExitCode.OK
     write(
         {
             "schema_version": PAIRS_VERSION,
@@ -108,7 +109,7 @@ class _Doubtful(NamedTuple):
     note: str
 
 
-def _doubtful(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
+def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
     """What there is to say of the pairs, the models that were named among it."""
     differing = differing_pairs(pairs)
     found = [
@@ -118,25 +119,22 @@ def _doubtful(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
             differing_note(differing, len(pairs)) if differing else "",
         )
     ]
-    if values["offline"]:
+    if request.offline:
         from analogy.models import go_offline
 
         go_offline()
-    try:
-        if values["clip_model"]:
-            found.append(_unread(pairs, values))
-        if values["model"]:
-            found += _unsteered(pairs, values)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+    if request.clip_model is not None:
+        found.append(_unread(pairs, request.clip_model, request))
+    if request.model is not None:
+        found += _unsteered(pairs, request.model, request)
     return found
 
 
-def _unread(pairs: list[Pair], values: Mapping[str, Any]) -> _Doubtful:
+def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtful:
     from analogy.clip import find_judge, tokenizer_of
     from analogy.reading import read_by_judge, same_to_judge
 
-    judge = find_judge(values["clip_model"], values["clip_pretrained"], offline=values["offline"])
+    judge = find_judge(clip_model, request.clip_pretrained, offline=request.offline)
     same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
     note = (
         f"{len(same):,} of {len(pairs):,} pairs: the judge reads both prompts as one, and cannot "
@@ -145,12 +143,12 @@ def _unread(pairs: list[Pair], values: Mapping[str, Any]) -> _Doubtful:
     return _Doubtful("unread", same, note)
 
 
-def _unsteered(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
+def _unsteered(pairs: list[Pair], model: str, request: RunRequest) -> list[_Doubtful]:
     """By what methods steer between: the two prompts, and the two words."""
     from analogy.models import find_pipeline
     from analogy.reading import readers_of, unsteered
 
-    source = find_pipeline(values["model"], dtype="float32", offline=values["offline"])
+    source = find_pipeline(model, dtype="float32", offline=request.offline)
     readers = readers_of(source.folder)
     found = []
     for name, method, what in (
@@ -190,11 +188,8 @@ def models(json: Json = None) -> None:
     )
 
     go_offline()
-    try:
-        model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)
-        sizes = [_bytes_of(shipped(name)) for name in ("models/sdxl-tiny", "models/clip-tiny")]
-    except ModelError as error:
-        refuse(Exit.USAGE, error)
+    model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)
+    sizes = [_bytes_of(shipped(name)) for name in ("models/sdxl-tiny", "models/clip-tiny")]
     found: list[dict[str, Any]] = [
         _entry("model", EMBEDDED, model.fingerprint, sizes[0]),
         _entry("judge", EMBEDDED, judge.fingerprint, sizes[1]),

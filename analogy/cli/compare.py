@@ -11,7 +11,6 @@ import typer
 from analogy import recorded
 from analogy.cli.base import (
     LOOK,
-    Exit,
     Json,
     app,
     checked_output,
@@ -21,7 +20,9 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.options import OPTIONS, parse_tolerance
+from analogy.errors import ExitCode
+from analogy.options import parse_tolerance
+from analogy.request import TOLERANCE, OptionError
 from analogy.text import printable
 
 if TYPE_CHECKING:
@@ -32,16 +33,14 @@ COMPARISON_VERSION = 1
 
 UNDECIDED = "no cell has enough pairs and all its images"
 
-TOLERANCE: str = next(option.default for option in OPTIONS if option.key == "tolerance")
-
 
 @app.command(rich_help_panel=LOOK)
 def compare(
     old: Annotated[Path, typer.Argument(help="The baseline: a results file or a run folder.")],
     new: Annotated[Path, typer.Argument(help="What is held against it: likewise.")],
     tolerance: Annotated[
-        str, option(metavar="T", help="Loss of margin that is put up with.")
-    ] = TOLERANCE,
+        str, option(metavar="T", help="Largest loss of margin that is no regression.")
+    ] = str(TOLERANCE),
     json: Json = None,
     junit: Annotated[
         Path | None,
@@ -60,19 +59,16 @@ def compare(
 
     try:
         most = parse_tolerance(tolerance)
-    except ValueError as error:
-        refuse(Exit.USAGE, f"--tolerance: {error}")
-    try:
-        sides = recorded.read(old), recorded.read(new)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+    except OptionError as error:
+        refuse(ExitCode.USAGE, f"--tolerance: {error}")
+    sides = recorded.read(old), recorded.read(new)
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
         comparison = baselines.compare(*sides, tolerance=most)
     except NotComparableError as error:
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
-        refuse(Exit.NOT_COMPARABLE, error)
+        refuse(ExitCode.NOT_COMPARABLE, error)
     code = _code(comparison)
     write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
     show_lines(table(comparison).removesuffix("\n").split("\n"), json)
@@ -94,10 +90,7 @@ def baseline(
     """
     from analogy import baseline as baselines
 
-    try:
-        baselines.write(recorded.load(run), output)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+    baselines.write(recorded.load(run), output)
     say_which(run)
     show_lines([f"baseline {output} written"])
 
@@ -154,16 +147,16 @@ def _throughput(comparison: Comparison) -> str:
     return ", ".join(f"{stage} x {ratio:.2f}" for stage, ratio in ratios)
 
 
-def _code(comparison: Comparison) -> Exit:
+def _code(comparison: Comparison) -> ExitCode:
     """A regression is one whatever else is missing; what is missing is no pass."""
     if comparison.regressed:
-        return Exit.REGRESSED
+        return ExitCode.FAILED
     if comparison.incomplete or not comparison.is_decided:
-        return Exit.NOT_COMPARABLE
-    return Exit.OK
+        return ExitCode.NOT_COMPARABLE
+    return ExitCode.OK
 
 
-def _json(comparison: Comparison, code: Exit) -> dict[str, Any]:
+def _json(comparison: Comparison, code: ExitCode) -> dict[str, Any]:
     return {
         "schema_version": COMPARISON_VERSION,
         "comparable": True,
@@ -176,7 +169,7 @@ def _refused_json(error: NotComparableError) -> dict[str, Any]:
     return {
         "schema_version": COMPARISON_VERSION,
         "comparable": False,
-        "exit_code": int(Exit.NOT_COMPARABLE),
+        "exit_code": int(ExitCode.NOT_COMPARABLE),
         "old": error.old,
         "new": error.new,
         "measurement_differences": error.differences,
@@ -211,7 +204,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
             ElementTree.SubElement(case, "failure", message=change.message(), type="regressed")
         elif not change.is_decided:
             ElementTree.SubElement(case, "skipped", message=change.message(), type=change.outcome)
-    if _code(comparison) is Exit.NOT_COMPARABLE:
+    if _code(comparison) is ExitCode.NOT_COMPARABLE:
         _error_case(suite, "; ".join(one.message() for one in comparison.incomplete) or UNDECIDED)
     return _counted(suite)
 

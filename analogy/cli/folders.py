@@ -12,7 +12,6 @@ import typer
 from analogy import kept, recorded
 from analogy.cli.base import (
     KEEP,
-    Exit,
     Json,
     a_path,
     app,
@@ -24,6 +23,8 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
+from analogy.errors import AnalogyError, ExitCode
+from analogy.request import OptionError
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def verify(
     only the folder names, 4 it cannot be read, or not repaired.
     """
     from analogy import verify as verifying
-    from analogy.memory import MemoryFullError
-    from analogy.store import RunFolder, StoreError
+    from analogy.store import RunFolder
 
     folder: RunFolder | None = None
     done = None
@@ -79,14 +79,14 @@ def verify(
                 folder, found, device=device, offline=offline, confirmed=confirmed, say=say
             )
             found = _verified(folder)
-    except verifying.NotConfirmedError as error:
-        refuse(Exit.USAGE, error)
-    except (StoreError, MemoryFullError, ValueError) as error:
-        refuse(Exit.UNREADABLE, error)
+    except verifying.NotConfirmedError:
+        raise
+    except AnalogyError as error:
+        refuse(ExitCode.UNREADABLE, error)
     finally:
         if folder is not None:
             folder.close()
-    code = Exit.OK if found.is_whole else Exit.NOT_WHOLE
+    code = ExitCode.OK if found.is_whole else ExitCode.FAILED
     data = {"schema_version": VERIFICATION_VERSION, "exit_code": int(code), **found.to_dict()}
     write(data, json)
     show_lines([*([] if done is None else done.lines()), *found.lines()], json)
@@ -121,33 +121,27 @@ def score(
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
     from analogy.clip import find_judge
-    from analogy.memory import MemoryFullError
     from analogy.models import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
-    from analogy.store import RunFolder, StoreError
+    from analogy.store import RunFolder
     from analogy.study import Study, unread_pairs
 
     place = kept.folder_of(run)
-    try:
-        RunFolder(place, read_only=True).close()
-        if offline:
-            go_offline()
-        judge = find_judge(clip_model, clip_pretrained, offline=offline)
-        if not is_printable(judge.fingerprint):
-            raise ValueError(
-                "--clip-model: expected a folder whose name has no control characters, got "
-                f"{judge.fingerprint!r}; rename it"
-            )
-        chosen = None if run == place else kept.Measured.of(recorded.load(run), run).results
-        name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
-        if results is None:  # a stranger's link may lead anywhere
-            check_output(place / f"results-{name}.json", "--results", may_link=False)
-        folder = RunFolder(place)
-    except StoreError as error:
-        refuse(Exit.UNREADABLE, error)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+    RunFolder(place, read_only=True).close()
+    if offline:
+        go_offline()
+    judge = find_judge(clip_model, clip_pretrained, offline=offline)
+    if not is_printable(judge.fingerprint):
+        raise OptionError(
+            "--clip-model: expected a folder whose name has no control characters, got "
+            f"{judge.fingerprint!r}; rename it"
+        )
+    chosen = None if run == place else kept.Measured.of(recorded.load(run), run).results
+    name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
+    if results is None:  # a stranger's link may lead anywhere
+        check_output(place / f"results-{name}.json", "--results", may_link=False)
+    folder = RunFolder(place)
     try:
         changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
         if device is not None:
@@ -167,10 +161,8 @@ def score(
             recorded.write_results(found, results)
         elif outcome.why is not None or outcome.has_more:
             file = outcome.file
-    except (StoreError, MemoryFullError, OSError) as error:
-        refuse(Exit.UNREADABLE, error)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+    except OSError as error:
+        refuse(ExitCode.UNREADABLE, error)
     finally:
         folder.close()
     lines = [
@@ -217,7 +209,7 @@ def import_(
     from analogy.manifest import bring_in, read_manifest
     from analogy.models import shipped
     from analogy.pairs import load_pairs
-    from analogy.store import RunFolder, StoreError
+    from analogy.store import RunFolder
 
     folder: RunFolder | None = None
     try:
@@ -229,10 +221,6 @@ def import_(
             folder, entries, known, judge, name=model_name, pairs_file=source,
             clip_model=clip_model, clip_pretrained=clip_pretrained,
         )  # fmt: skip
-    except StoreError as error:
-        refuse(Exit.UNREADABLE, error)
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
     finally:
         if folder is not None:
             folder.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,12 +12,11 @@ from analogy import kept, recorded
 from analogy.cli.base import (
     LOOK,
     MAKE,
-    Exit,
     Json,
     app,
     check_output,
     checked_output,
-    code_of_fault,
+    exit_code,
     option,
     refuse,
     say_which,
@@ -25,9 +24,11 @@ from analogy.cli.base import (
     with_options,
     write,
 )
+from analogy.errors import ExitCode, FieldError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
+from analogy.request import OptionError, RunRequest
 from analogy.words import folded, has_word
 
 STEERED_VERSION = 1
@@ -42,7 +43,7 @@ STEER_OPTIONS = (
 @app.command(rich_help_panel=MAKE)
 @with_options(STEER_OPTIONS, seeds="0")
 def steer(
-    values: Mapping[str, Any],
+    request: RunRequest,
     source_prompt: Annotated[str, typer.Argument(help="The prompt to start from: 'a red car'.")],
     target_prompt: Annotated[str, typer.Argument(help="The prompt to come to: 'a blue car'.")],
     output: Annotated[
@@ -73,43 +74,35 @@ def steer(
     """
     import tempfile
 
+    pair = pair_of(source_prompt, target_prompt, words)
     try:
-        pair = pair_of(source_prompt, target_prompt, words)
-        try:
-            picture_format(output)
-        except ValueError as error:
-            raise ValueError(f"-o: {error}") from None
-    except ValueError as error:
-        refuse(Exit.USAGE, error)
+        picture_format(output)
+    except FieldError as error:
+        refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.bench import faults, refusals
     from analogy.models import ModelError
     from analogy.report.strips import draw_strip, shoot
     from analogy.steering import OTHERS_MATTER
     from analogy.study import Study
 
-    if values["method"] in OTHERS_MATTER:
+    if request.method in OTHERS_MATTER:
         refuse(
-            Exit.USAGE,
-            f"--method: expected a method of one pair alone, got {values['method']}, which needs "
+            ExitCode.USAGE,
+            f"--method: expected a method of one pair alone, got {request.method}, which needs "
             "the category's other pairs; choose another, or write the pairs into a file and give "
             "it to 'analogy run --pairs FILE'",
         )
     with tempfile.TemporaryDirectory(prefix="analogy-steer-") as folder:
-        try:
-            study = Study.open({**values, "run_dir": folder}, [pair])
-        except refusals() as error:
-            refuse(Exit.USAGE, error)
+        with exit_code(ExitCode.USAGE):
+            study = Study.open(replace(request, run_dir=folder), [pair])
         try:
             study.prepare(study.jobs())
             shots = shoot(study, pair, study.config.seeds)
             save(draw_strip(study, pair, shots), output)
         except ModelError as error:
-            refuse(Exit.USAGE, error)
+            refuse(ExitCode.USAGE, error)
         except OSError as error:
-            refuse(Exit.UNREADABLE, error)
-        except faults() as error:
-            refuse(code_of_fault(error), error)
+            refuse(ExitCode.UNREADABLE, error)
         finally:
             study.close()
     config = study.config
@@ -152,17 +145,18 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
     """A pair of two prompts. Its words: those given, or what differs between the prompts.
 
     That is what is left of each once the words that both begin with, and those that both end with,
-    are taken away. A ``ValueError`` where the prompts do not differ or the words cannot be told.
+    are taken away. Raises ``OptionError`` if the prompts do not differ, or if it is not clear which
+    words do.
     """
     source, target = " ".join(source.split()), " ".join(target.split())
     if not source or not target:
-        raise ValueError("expected two prompts, got an empty one")
+        raise OptionError("expected two prompts, got an empty one")
     if (longest := max(len(source), len(target))) > MAX_FIELD_CHARACTERS:
-        raise ValueError(
+        raise OptionError(
             f"expected prompts of at most {MAX_FIELD_CHARACTERS:,} characters, got {longest:,}"
         )
     if folded(source) == folded(target):
-        raise ValueError(
+        raise OptionError(
             f"expected two prompts that differ, got {source!r} twice; a pair leads from one "
             "concept to another, such as 'a red car' to 'a blue car'"
         )
@@ -170,17 +164,17 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
         words = _difference(source.split(), target.split())
     for side, prompt, word in zip(("source", "target"), (source, target), words, strict=True):
         if not word:
-            raise ValueError(
+            raise OptionError(
                 f"expected words of the {side} prompt that stand where the other's do, got none in "
                 f"{prompt!r}; say which words are the pair with --words SOURCE TARGET"
             )
         if not has_word(prompt, word):
-            raise ValueError(
+            raise OptionError(
                 f"--words: expected whole words of the {side} prompt {prompt!r}, got {word!r}; "
                 "write them as they stand there"
             )
     if folded(words[0]) == folded(words[1]):
-        raise ValueError(
+        raise OptionError(
             f"--words: expected two that differ, got {words[0]!r} twice; say which words are the "
             "pair with --words SOURCE TARGET"
         )
@@ -234,7 +228,7 @@ def report(
         from analogy.report.html import write_report
         from analogy.store import StoreError
     except ImportError as error:
-        refuse(Exit.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
+        refuse(ExitCode.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip
     folder = kept.folder_of(run)
     if output is None:
@@ -246,9 +240,9 @@ def report(
         comparison = None if old is None else compare(old, recorded.of(results))
         write_report(results, output, folder=folder, comparison=comparison, full_images=full_images)
     except NotComparableError as error:
-        refuse(Exit.NOT_COMPARABLE, error)
+        refuse(ExitCode.NOT_COMPARABLE, error)
     except (recorded.RecordedError, StoreError, OSError) as error:
-        refuse(Exit.USAGE, error)
+        refuse(ExitCode.USAGE, error)
     for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
         say_which(path)
     show_lines([f"report {output} written"])

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from analogy.cli.base import (
-    MAKE,
-    Exit,
-    Json,
-    app,
-    code_of_fault,
-    option,
-    refuse,
-    show_lines,
-    with_options,
-    write,
-)
-from analogy.options import METHOD_NAMES, parse_methods
+from analogy.cli.base import MAKE, Json, app, option, refuse, show_lines, with_options, write
+from analogy.errors import AnalogyError, ExitCode
+from analogy.options import parse_methods
+from analogy.request import METHOD_NAMES, OptionError, RunRequest
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
@@ -32,7 +22,7 @@ METHODS_OPTIONS = (
 @app.command(rich_help_panel=MAKE)
 @with_options(METHODS_OPTIONS)
 def methods(
-    values: Mapping[str, Any],
+    request: RunRequest,
     names: Annotated[
         str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
     ] = ",".join(METHOD_NAMES),
@@ -48,42 +38,34 @@ def methods(
     """
     try:
         chosen = parse_methods(names)
-    except ValueError as error:
-        refuse(Exit.USAGE, f"--methods: {error}")
+    except OptionError as error:
+        refuse(ExitCode.USAGE, f"--methods: {error}")
 
     from tqdm import tqdm
 
-    from analogy.bench import faults, refusals, unread_lines
     from analogy.methods import all_jobs, open_methods, run_methods
-    from analogy.models import ModelError
     from analogy.report import text
+    from analogy.sessions.running import fault_code
+    from analogy.sessions.summary import unread_lines
     from analogy.steering import OTHERS_MATTER
-    from analogy.store import StoreError
 
-    try:
-        studies = open_methods(values, chosen)
-    except StoreError as error:
-        refuse(Exit.UNREADABLE, error)
-    except refusals() as error:
-        refuse(Exit.USAGE, error)
+    studies = open_methods(request, chosen)
     study = studies[0]
     try:
         jobs = all_jobs(studies)
-        try:
-            study.prepare(jobs)
-        except ModelError as error:
-            refuse(Exit.USAGE, error)
+        study.prepare(jobs)
         left = len(study.folder.without_image(jobs))
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)
 
-            found = run_methods(studies, advance)
+            try:
+                found = run_methods(studies, advance)
+            except AnalogyError as error:
+                refuse(fault_code(error), error)
         failures = study.failures(jobs)
         header = study.header()
-    except faults() as error:
-        refuse(code_of_fault(error), error)
     finally:
         study.close()
     config = study.config
@@ -92,7 +74,7 @@ def methods(
         {
             **header,
             "schema_version": METHODS_VERSION,
-            "exit_code": int(Exit.OK),
+            "exit_code": int(ExitCode.OK),
             "config": settings,
             "methods": list(chosen),
             **found.to_dict(),

@@ -1,53 +1,20 @@
-"""The verb ``run``: what ``pytest benchmarks`` does, without pytest and in the same run folder."""
+"""The command ``run``: what ``pytest benchmarks`` does, in the same run folder, without pytest."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from analogy.bench import (
-    Bench,
-    Finding,
-    Outcome,
-    faults,
-    interrupted,
-    judge_cell,
-    judge_overall,
-    judge_quality,
-    judge_regression,
-    load_references,
-    open_bench,
-    refusals,
-    summary,
-    unmeasured,
-    write_outputs,
-)
-from analogy.cli.base import (
-    MAKE,
-    Exit,
-    Json,
-    app,
-    code_of_fault,
-    option,
-    refuse,
-    say,
-    show_lines,
-    with_options,
-    write,
-)
-from analogy.records import PER_IMAGE, PER_SET, Cell
-
-if TYPE_CHECKING:
-    from analogy.store import Job
+from analogy.cli.base import MAKE, Json, app, option, refuse, say, show_lines, with_options, write
+from analogy.errors import ExitCode
+from analogy.request import RunRequest
 
 
 @app.command(rich_help_panel=MAKE)
 @with_options()
 def run(
-    values: Mapping[str, Any],
+    request: RunRequest,
     strict: Annotated[
         bool, option("--strict", help="Expect no cell to fail, whatever the baseline has.")
     ] = False,
@@ -62,90 +29,32 @@ def run(
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
-    from analogy.memory import memory_said
-    from analogy.models import ModelError
+    from analogy.sessions.running import fault_code, finish, run_cases
+    from analogy.sessions.session import Session
+    from analogy.sessions.summary import interrupted, summary
     from analogy.store import StoreError
 
+    session = Session.open(request, is_strict=strict)
     try:
-        bench = open_bench(values, is_strict=strict)
-    except StoreError as error:
-        refuse(Exit.UNREADABLE, error)
-    except refusals() as error:
-        refuse(Exit.USAGE, error)
-    code, fault, fault_code = Exit.OK, "", Exit.UNREADABLE
-    failed: list[str] = []
-    bench.planned |= dict.fromkeys(_cells(bench))
-    try:
+        ending = run_cases(session)
         try:
-            is_ready = False
-            bench.prepare()
-            is_ready = True
-            with memory_said("judging"):
-                for finding in _cases(bench):
-                    if finding.outcome is Outcome.FAILED:
-                        code = Exit.NOT_SUCCEEDED
-                        failed.append(finding.message)
-            for line in unmeasured(values, bench):
-                code = Exit.NOT_SUCCEEDED
-                failed.append(line)
-        except KeyboardInterrupt:
-            code = Exit.INTERRUPTED
-        except faults() as error:
-            if isinstance(error, ModelError) and not is_ready:
-                refuse(Exit.USAGE, error)
-            fault, fault_code = str(error), code_of_fault(error)
-        analysis = bench.study.analysis()
-        results = bench.study.results(analysis)
-        try:
-            if not write_outputs(bench, results):
-                code = code or Exit.NOT_SUCCEEDED
-        except (StoreError, OSError) as error:
-            fault = fault or f"results NOT written: {error}"
-        lines = list(summary(bench, analysis))
-    except StoreError as error:
-        refuse(fault_code, fault or error)
+            analysis, results = finish(session, ending)
+            lines = list(summary(session, analysis))
+        except StoreError:
+            if ending.fault is None:
+                raise
+            refuse(fault_code(ending.fault), ending.fault)
     finally:
-        bench.close()
-        bench.study.close()
+        session.close()
+        session.study.close()
     write(results, json)
     show_lines(lines, json)
-    for message in failed:
+    for message in ending.failed:
         say(message)
-    if code is Exit.INTERRUPTED:
-        say(interrupted(bench))
-    if fault:
-        refuse(fault_code, fault)
-    raise typer.Exit(code)
-
-
-def _cases(bench: Bench) -> Iterator[Finding]:
-    """What each case of ``pytest benchmarks`` finds, in its order, and so of the same batches."""
-    study, strengths = bench.study, (0.0, *bench.study.config.alphas)
-    cells = _cells(bench)
-    for cell in cells:
-        _measure(bench, study.cell_jobs(*cell))
-        yield judge_cell(bench, cell)
-    _measure(bench, study.jobs())
-    yield judge_overall(bench)
-    study.quality.lpips = bench.lpips
-    for cell in cells:
-        yield judge_quality(bench, str(cell), study.quality.cell(cell), PER_IMAGE)
-    study.quality.references = load_references(bench)
-    for alpha in strengths:
-        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha), PER_SET)
-    if bench.baseline is not None:
-        for each in (*cells, None):
-            yield judge_regression(bench, each)
-
-
-def _cells(bench: Bench) -> list[Cell]:
-    study = bench.study
-    return [Cell(category, a) for category in study.categories for a in study.config.alphas]
-
-
-def _measure(bench: Bench, jobs: Sequence[Job]) -> None:
-    """Generate what is missing, with a bar on a terminal, and score it."""
-    study = bench.study
-    report = bench.report if sys.stderr.isatty() else lambda n: None
-    study.generate(jobs, report, ahead=(study.cell_jobs(*cell) for cell in bench.planned))
-    study.score(jobs)
+    if ending.code is ExitCode.INTERRUPTED:
+        say(interrupted(session))
+    if ending.fault is not None:
+        refuse(fault_code(ending.fault), ending.fault)
+    if ending.lost is not None:
+        refuse(ExitCode.UNREADABLE, f"results NOT written: {ending.lost}")
+    raise typer.Exit(ending.code)

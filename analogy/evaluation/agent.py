@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from analogy import __version__
+from analogy._version import __version__
 from analogy.evaluation.data import Sample
 from analogy.evaluation.metrics import LazyJudge
 from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of

@@ -28,8 +28,8 @@ from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models import EMBEDDED, ModelError, go_offline
-from analogy.options import METHOD_NAMES
 from analogy.records import RunConfig
+from analogy.request import METHOD_NAMES
 
 RUNS = Path(".analogy") / "evaluations"
 

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analogy.errors import FieldError
 from analogy.files import is_device, write_output
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def picture_format(path: Path) -> str:
     if kind is None and is_device(path):
         return "PNG"
     if kind is None:
-        raise ValueError(
+        raise FieldError(
             f"expected a name such as steer.png, got {str(path)!r}; end it in one of "
             f"{', '.join(FORMATS)}"
         )

@@ -21,9 +21,9 @@ from analogy.generator import Generator, latents_for
 from analogy.memory import GIB
 from analogy.metrics import psnr
 from analogy.models import ModelSource, find_pipeline, load_pipeline, native_size, shipped
-from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair, RunConfig
+from analogy.request import RunRequest, request_of
 from analogy.store import plan
 from analogy.study import Study
 from analogy.work import Worker
@@ -92,10 +92,8 @@ def grid(check: Recorder) -> None:
 
 def _study(check: Recorder, device: str, dtype: str, settings: dict[str, Any]) -> Study:
     """A finished study of the embedded models."""
-    values = parse_options({option.name: option.default for option in OPTIONS}.get)
     run_dir = str(check.setting.work / f"grid-{device}-{dtype}-{len(settings)}")
-    values |= {"device": device, "dtype": dtype, "run_dir": run_dir, **settings}
-    study = Study.open(values)
+    study = Study.open(request_of(device=device, dtype=dtype, run_dir=run_dir, **settings))
     study.generate(study.jobs())
     study.score(study.jobs())
     return study
@@ -397,12 +395,11 @@ def methods(check: Recorder) -> None:
     check.add("nothing is left of the LoRA", bool(torch.equal(forward(), plain)))
 
 
-def _embedded_values(check: Recorder, **changed: Any) -> dict[str, Any]:
-    """Options of a small run of the embedded models in a folder of its own."""
-    values = parse_options({option.name: option.default for option in OPTIONS}.get)
+def _embedded_request(check: Recorder, **changed: Any) -> RunRequest:
+    """A small run of the embedded models in a folder of its own."""
     small = {"limit": 2, "alphas": (1.0,), "seeds": (0,), "categories": ("color",)}
     name = "-".join(["run", *map(str, changed.values())])
-    return {**values, **small, "run_dir": str(check.setting.work / name), **changed}
+    return request_of(**{**small, "run_dir": str(check.setting.work / name), **changed})
 
 
 def ray_engine(check: Recorder) -> None:
@@ -411,11 +408,11 @@ def ray_engine(check: Recorder) -> None:
         raise NotRunError("the package ray is not installed on this machine")
     images = []
     for engine in ("serial", "ray"):
-        values = _embedded_values(
+        request = _embedded_request(
             check, engine=engine, device=check.setting.device, dtype="float32", steps=2
         )
-        workers = {"num_workers": 1} if engine == "ray" else {}
-        study = Study.open({**values, **workers})
+        num_workers = 1 if engine == "ray" else None
+        study = Study.open(replace(request, num_workers=num_workers))
         start = time.perf_counter()
         study.generate(study.jobs())
         study.score(study.jobs())

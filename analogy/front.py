@@ -1,0 +1,79 @@
+"""The suite in Python: one call runs a grid, another compares two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from analogy import baseline as baselines
+from analogy import recorded
+from analogy.baseline import Comparison
+from analogy.errors import ExitCode
+from analogy.fields import check_number
+from analogy.records import Pair
+from analogy.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
+from analogy.runs import Run, load_run
+from analogy.sessions.running import finish, run_cases
+from analogy.sessions.session import Session
+
+
+def run(
+    request: RunRequest | None = None, *, pairs: Sequence[Pair] | str | Path | None = None,
+    strict: bool = False, **options: Any,
+) -> Run:  # fmt: skip
+    """Generate, score and judge a grid, as ``analogy run`` does.
+
+    ``request``: everything at once; or ``options``: fields of :class:`RunRequest`, such as
+    ``model="embedded", method="word", limit=6``. ``pairs``: a CSV file, or pairs in memory.
+    ``strict``: no cell is expected to fail, whatever the baseline has.
+
+    What an earlier run has left in the run folder is not done again. Returns the finished run, as
+    :func:`load_run` reads it. A cell that fails raises nothing: its verdict is in what is returned.
+
+    Raises an ``AnalogyError`` for an option that cannot be used, before any model is loaded, and
+    for a fault that stopped the run; what was done until then is kept.
+    """
+    if isinstance(pairs, (str, Path)):
+        options["pairs"], pairs = str(pairs), None
+    request = request_of(**{**_fields(request or RunRequest()), **options})
+    session = Session.open(request, pairs, is_strict=strict)
+    try:
+        ending = run_cases(session)
+        finish(session, ending, shows_results=False)
+    finally:
+        session.close()
+        session.study.close()
+    if ending.code is ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    if ending.fault is not None:
+        raise ending.fault
+    if ending.lost is not None:
+        raise ending.lost
+    return load_run(session.study.folder.path)
+
+
+def compare(
+    old: Run | str | Path, new: Run | str | Path, *, tolerance: float = TOLERANCE
+) -> Comparison:
+    """Compare two runs cell by cell and pair by pair, as ``analogy compare`` does.
+
+    ``old``, ``new``: runs, run folders or results files; ``tolerance``: how far the mean margin of
+    ``new`` may be below that of ``old``.
+
+    Raises ``RecordedError`` for a file that cannot be used, ``NotComparableError`` if they are not
+    of the same measurement.
+    """
+    check_number("tolerance", tolerance, 0.0, MAX_TOLERANCE)
+    return baselines.compare(_recorded(old), _recorded(new), tolerance=tolerance)
+
+
+def _recorded(run: Run | str | Path) -> recorded.Recorded:
+    if isinstance(run, Run):
+        return recorded.of(run.results, run.path)
+    return recorded.read(Path(run))
+
+
+def _fields(request: RunRequest) -> dict[str, Any]:
+    return {field.name: getattr(request, field.name) for field in fields(request)}

@@ -1,0 +1,157 @@
+"""What a user asks of a run: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from analogy.errors import AnalogyError, FieldError
+from analogy.fields import CHECKS, DTYPES, ENGINES, check_number, check_text, one_of
+from analogy.records import Limit
+
+METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
+
+TOLERANCE = 0.005
+"""How far below the baseline a mean margin may be."""
+
+MAX_TOLERANCE = 1e9
+
+
+class OptionError(AnalogyError, ValueError):
+    """An option's value cannot be used; ``place`` is the option."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """Everything that the options of a run say. None: what the device or the model asks for.
+
+    Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
+    ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
+    ``ceiling``: the file of its margins on ground truth.
+
+    Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``alphas``,
+    ``seeds``, ``method``; ``control``: the null control as well; ``target``: the target prompts'
+    own images as well.
+
+    Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
+
+    Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
+    ``num_workers``, ``ray_address``.
+
+    Judgement: ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``,
+    ``tolerance`` (margin), ``update_baseline``.
+
+    Outputs: ``run_dir``, ``results``, ``report``.
+
+    Paths may be given as ``Path``, and lists for tuples. Raises ``FieldError`` for a value that no
+    run can have; it names the field.
+    """
+
+    gpu: bool = False
+    device: str | None = None
+    offline: bool = False
+    model: str | None = None
+    lora: str | None = None
+    clip_model: str | None = None
+    clip_pretrained: str | None = None
+    clip_dtype: str = "float32"
+    pairs: str | None = None
+    categories: tuple[str, ...] | None = None
+    alphas: tuple[float, ...] = (0.5, 0.8, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    method: str = "word"
+    control: bool = False
+    target: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    dtype: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    memory: float | None = None
+    engine: str = "serial"
+    num_workers: int | None = None
+    ray_address: str | None = None
+    run_dir: str | None = None
+    ceiling: str | None = None
+    reference: str | None = None
+    lpips_weights: str | None = None
+    limits: tuple[Limit, ...] = ()
+    baseline: str | None = None
+    tolerance: float = TOLERANCE
+    update_baseline: bool = False
+    results: str | None = None
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, field.name, value)
+        for name, check in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value)
+        _check_choice("method", self.method, METHOD_NAMES)
+        one_of(ENGINES)("engine", self.engine)
+        one_of(DTYPES)("clip_dtype", self.clip_dtype)
+        check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
+        for name in ("run_dir", "ceiling", "reference", "lpips_weights", "baseline", "results",
+                     "report"):  # fmt: skip
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        _check_limits(self.limits)
+
+    @property
+    def gates(self) -> bool:
+        """True if the run is held to a baseline that was named."""
+        return self.baseline is not None and not self.update_baseline
+
+
+def request_of(**options: Any) -> RunRequest:
+    """The request with these fields; the others have their defaults.
+
+    Raises ``OptionError`` for a name that is no field, with the nearest one, and ``FieldError`` for
+    a value that its field must not have.
+    """
+    known = [field.name for field in dataclasses.fields(RunRequest)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise OptionError(
+                place=name,
+                expected="an option of a run",
+                got="none of this name",
+                advice=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}",
+            )
+    return RunRequest(**options)
+
+
+def option_error(error: FieldError) -> OptionError:
+    """A field's error in the words of the option that has its name."""
+    flag = f"--{(error.place or '').replace('_', '-')}"
+    return OptionError(place=flag, expected=error.expected, got=error.got, advice=error.advice)
+
+
+def _check_choice(name: str, value: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if value not in names:
+        near = get_close_matches(value, names, n=1)
+        raise FieldError(
+            place=name,
+            expected=f"one of {', '.join(names)}",
+            got=repr(value),
+            advice=f"did you mean {near[0]!r}?" if near else None,
+        )
+
+
+def _check_limits(limits: Any) -> None:
+    if not isinstance(limits, tuple) or not all(isinstance(one, Limit) for one in limits):
+        raise FieldError(place="limits", expected="a tuple of Limit", got=repr(limits))

@@ -1,0 +1,175 @@
+"""How a case ends: the outcome, why, and the figures that belong to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from analogy import baseline as baselines
+from analogy import recorded
+from analogy.metrics import SetScore
+from analogy.quality import Mean
+from analogy.records import Cell, Estimate, Verdict
+from analogy.report import text
+from analogy.request import RunRequest
+from analogy.sessions.session import Session
+
+
+class CaseOutcome(Enum):
+    """How a case ends: a known failure was expected, a skipped one could not be decided."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    KNOWN = "known"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one case, why, and its figures as JUnit's properties."""
+
+    outcome: CaseOutcome
+    message: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def of_cell(session: Session, cell: Cell) -> Finding:
+    """Whether steering succeeds in this cell, whose images have been scored."""
+    study = session.study
+    figures, failed = study.cell(*cell), len(study.failures(study.cell_jobs(*cell)))
+    known = session.known_verdict(cell)
+    if known is not None:
+        session.known.add(cell)
+    more: dict[str, Any] = {}
+    if figures.gain is not None:
+        gain = figures.gain.to_dict()
+        more = {f"gain_{name}": gain[name] for name in ("mean", "ci_low", "ci_high", "p")}
+    if figures.share is not None:
+        more["share_of_ceiling"] = figures.share
+    return _of_margin(str(cell), figures.margin, known, failed, more)
+
+
+def of_overall(session: Session) -> Finding:
+    """Whether steering succeeds over all cells together."""
+    study = session.study
+    failed = len(study.failures(study.jobs()))
+    known = session.known_verdict(None)
+    return _of_margin("all categories and alphas", study.overall().margin, known, failed, {})
+
+
+def _of_margin(
+    what: str, figures: Estimate, known: str | None, failed: int, more: Mapping[str, Any]
+) -> Finding:
+    """``failed``: the number of failed images; ``more``: figures beside the margin's."""
+    facts = {**more, "failed_images": failed, **figures.to_dict()}
+    if figures.verdict in (Verdict.TOO_FEW, Verdict.INCOMPLETE, Verdict.BLIND):
+        why = text.failed_images(failed) if failed else text.figures_line(figures)
+        message = f"{figures.verdict}: {what} cannot be judged ({why})"
+        return Finding(CaseOutcome.SKIPPED, message, facts)
+    message = f"{what}: {figures.verdict}, {text.figures_line(figures)}"
+    if figures.verdict is Verdict.SUCCESS:
+        return Finding(CaseOutcome.PASSED, message, facts)
+    if known is not None:
+        return Finding(CaseOutcome.KNOWN, f"known {known}; now {message}", facts)
+    message += "; success needs the interval above 0 and p < 0.05"
+    return Finding(CaseOutcome.FAILED, message, facts)
+
+
+def of_quality(
+    session: Session,
+    what: str,
+    found: Mapping[str, Mean | SetScore],
+    metrics: Collection[str] | None = None,
+) -> Finding:
+    """Whether the quality metrics of a cell, or of an alpha, keep the user's limits.
+
+    ``metrics``: all that should have been measured; a limit on one that was not is broken.
+    """
+    values = {name: _interval(figures) for name, figures in found.items() if figures.n}
+    values = {name: value for name, value in values.items() if not math.isnan(value[0])}
+    broken = []
+    for limit in session.request.limits:
+        if limit.metric in values:
+            session.held.add(limit)
+            value, low, high = values[limit.metric]
+            if limit.is_broken(low, high):
+                broken.append(f"{limit.metric} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}")
+        elif limit.metric in (metrics or ()):
+            broken.append(f"{limit.metric} was not measured, limit {limit}")
+    facts: dict[str, Any] = {}
+    for name, (value, low, high) in values.items():
+        facts[name] = value
+        if low < high:
+            facts |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    if broken:
+        return Finding(CaseOutcome.FAILED, f"{what}: {'; '.join(broken)}", facts)
+    if not values or len(values) < len(found):
+        return Finding(CaseOutcome.SKIPPED, f"{what}: {_why_missing(session, found)}", facts)
+    return Finding(CaseOutcome.PASSED, what, facts)
+
+
+def _why_missing(session: Session, found: Mapping[str, Mean | SetScore]) -> str:
+    """Why a cell or an alpha was not measured."""
+    references = session.study.quality.references
+    if not found and isinstance(references, str):
+        return f"nothing to compare with: {references}"
+    return "images are missing"
+
+
+def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
+    """A value with its interval; one that has none is its own interval."""
+    if isinstance(figures, SetScore):
+        return figures.value, figures.value, figures.value
+    if math.isnan(figures.ci_low):
+        return figures.mean, figures.mean, figures.mean
+    return figures.mean, figures.ci_low, figures.ci_high
+
+
+def of_regression(session: Session, cell: Cell | None) -> Finding:
+    """Whether a cell, or the whole (None), is no worse than in the baseline, which must exist."""
+    study, old, tolerance = session.study, session.baseline, session.request.tolerance
+    if old is None:
+        raise ValueError("of_regression: expected a session with a baseline, got none")
+    if cell is None:
+        now = recorded.of(study.results())
+        change = baselines.compare_overall(old, now, tolerance=tolerance)
+    else:
+        change = baselines.compare_cell(
+            old,
+            recorded.of_cell(study.cell(*cell).to_dict()),
+            tolerance=tolerance,
+            comparisons=baselines.n_comparisons(recorded.of_header(study.header())),
+        )
+    session.changes[cell] = change
+    outcome = CaseOutcome.PASSED
+    if not change.is_decided:
+        outcome = CaseOutcome.SKIPPED
+    elif change.outcome is baselines.Outcome.REGRESSED:
+        outcome = CaseOutcome.FAILED
+    return Finding(outcome, change.message(), change.to_dict())
+
+
+def unmeasured(request: RunRequest, session: Session | None) -> Iterator[str]:
+    """Each bar that the user has set and that no case was held to, in a line: that is no pass.
+
+    ``session``: None if no case asked for it.
+    """
+    held = set() if session is None else session.held
+    changes = [] if session is None else list(session.changes.values())
+    for limit in request.limits:
+        if limit not in held:
+            yield f"limit     NOT measured, so no pass: {limit}"
+    if not request.gates:
+        return
+    lacking = sum(change.outcome is baselines.Outcome.INCOMPLETE for change in changes)
+    if not any(change.is_decided for change in changes):
+        of = f"of {len(changes)} comparisons none decides" if changes else "no case compared"
+        yield f"baseline  NOT compared with {request.baseline}, so no pass: {of}"
+    elif lacking:
+        yield (
+            f"baseline  NOT all compared with {request.baseline}, so no pass: of {len(changes)} "
+            f"comparisons {lacking} lack images"
+        )

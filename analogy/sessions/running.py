@@ -1,0 +1,96 @@
+"""A session from its first case to its files, without pytest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analogy.analysis import Analysis
+from analogy.errors import AnalogyError, ExitCode
+from analogy.execute import Report
+from analogy.memory import memory_said
+from analogy.models import ModelError
+from analogy.sessions import cases
+from analogy.sessions.findings import CaseOutcome, unmeasured
+from analogy.sessions.outputs import write_outputs
+from analogy.sessions.session import Session
+from analogy.store import Job
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run ended: its exit code, what failed, and what stopped it (None if nothing did)."""
+
+    code: ExitCode = ExitCode.OK
+    failed: list[str] = field(default_factory=list)
+    fault: AnalogyError | None = None
+    lost: Exception | None = None
+    """Why the results could not be written: an ``AnalogyError`` or ``OSError``."""
+
+    def fail(self, message: str) -> None:
+        """Note a case that failed, or a bar that no case was held to."""
+        self.code = ExitCode.FAILED
+        self.failed.append(message)
+
+
+def fault_code(error: AnalogyError) -> ExitCode:
+    """The exit code of what stopped a run in its middle, where nothing is wrong usage."""
+    return max(error.exit_code, ExitCode.UNREADABLE)
+
+
+def run_cases(session: Session) -> Ending:
+    """Generate, score and decide every case, whatever an earlier process left undone.
+
+    A fault of the machine, or Ctrl-C, ends the run and is in what is returned: what was done until
+    then is kept and can still be analysed.
+
+    Raises ``ModelError`` if a model cannot be loaded, before any image.
+    """
+    ending = Ending()
+    session.planned |= dict.fromkeys(cases.cells(session))
+    is_prepared = False
+    try:
+        session.prepare()
+        is_prepared = True
+        with memory_said("judging"):
+            for case in cases.all_cases(session):
+                _measure(session, case.jobs)
+                finding = case.decide()
+                if finding.outcome is CaseOutcome.FAILED:
+                    ending.fail(finding.message)
+        for line in unmeasured(session.request, session):
+            ending.fail(line)
+    except KeyboardInterrupt:
+        ending.code = ExitCode.INTERRUPTED
+    except AnalogyError as error:
+        if isinstance(error, ModelError) and not is_prepared:
+            raise
+        ending.fault = error
+    return ending
+
+
+def finish(
+    session: Session, ending: Ending, *, shows_results: bool = True
+) -> tuple[Analysis, dict[str, Any]]:
+    """Analyse what there is and write the files; returns the analysis and the results.
+
+    ``shows_results``: whether the default results file in the current folder is written.
+    """
+    analysis = session.study.analysis()
+    results = session.study.results(analysis)
+    try:
+        if not write_outputs(session, results, shows_results=shows_results):
+            ending.code = ending.code or ExitCode.FAILED
+    except (AnalogyError, OSError) as error:
+        ending.lost = error
+    return analysis, results
+
+
+def _measure(session: Session, jobs: Sequence[Job]) -> None:
+    """Generate what is missing, with a bar on a terminal, and score it."""
+    study = session.study
+    report: Report = session.report if sys.stderr.isatty() else lambda n: None
+    study.generate(jobs, report, ahead=(study.cell_jobs(*cell) for cell in session.planned))
+    study.score(jobs)

@@ -1,0 +1,212 @@
+"""A session: one run's study with its request, its baseline and its progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from analogy import baseline as baselines
+from analogy import recorded
+from analogy.images import ImageError
+from analogy.metrics import Lpips
+from analogy.models import ModelError
+from analogy.quality import References
+from analogy.records import Cell, Limit, Pair
+from analogy.request import OptionError, RunRequest
+from analogy.sessions import requirements
+from analogy.study import Study
+
+if TYPE_CHECKING:
+    from analogy.baseline import Change
+    from analogy.kept import Kept
+    from analogy.recorded import Recorded
+
+# What must be the shipped baseline's own before it is held against a run unasked.
+_OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
+
+
+class Session:
+    """What the cases of one run share.
+
+    - ``study``, ``request``: what is measured, and what the user asked for;
+    - ``baseline``: comparable results of an earlier run, or None; ``note`` says which, or why not;
+    - ``update``: where this run's results become the baseline, or None;
+    - ``is_strict``: no cell is expected to fail;
+    - ``planned``: the cells of the cases, in their order; ``known``: those that the baseline
+      expects not to succeed;
+    - ``held``: the limits that a case has held its cell or alpha to;
+    - ``changes``: against the baseline, of a cell or of the whole (None), the latest where a case
+      was run again;
+    - ``lost``: why results could not be written; ``kept``: what became of them in the run folder;
+      ``stays``: why the default results file has not got them. None until they are written.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        request: RunRequest,
+        *,
+        note: str,
+        baseline: Recorded | None = None,
+        update: Path | None = None,
+        is_strict: bool = False,
+    ) -> None:
+        self.study = study
+        self.request = request
+        self.note = note
+        self.baseline = baseline
+        self.update = update
+        self.is_strict = is_strict
+        self.planned: dict[Cell, None] = {}
+        self.known: set[Cell] = set()
+        self.held: set[Limit] = set()
+        self.changes: dict[Cell | None, Change] = {}
+        self.lost: str | None = None
+        self.kept: Kept | None = None
+        self.stays: str | None = None
+        self._bar: tqdm[Any] | None = None
+        self._lpips: Lpips | str | None = None
+        self._references: References | str | None = None
+
+    @classmethod
+    def open(
+        cls, request: RunRequest, pairs: Sequence[Pair] | None = None, *, is_strict: bool = False
+    ) -> Session:
+        """The study of a request with its baseline; loads no model.
+
+        ``pairs``: these instead of a file's.
+
+        Raises an ``AnalogyError`` for whatever would stop the run later and can be known now.
+        """
+        requirements.check_files(request)
+        study = Study.open(request, pairs)
+        try:
+            requirements.check_run_folder(study)
+            requirements.check_gates(study, request)
+            return _with_baseline(study, request, is_strict=is_strict)
+        except BaseException:
+            study.close()
+            raise
+
+    @property
+    def results(self) -> Path:
+        """Where the results go besides the run folder."""
+        return requirements.results_path(self.request)
+
+    def known_verdict(self, cell: Cell | None) -> str | None:
+        """The baseline's verdict on a cell, or on the whole, if that is no success; else None."""
+        if self.baseline is None or self.is_strict:
+            return None
+        return baselines.known_not_to_succeed(self.baseline, cell, self.study.categories)
+
+    def prepare(self) -> None:
+        """Load what the planned cells still need, and LPIPS's weights if they were named.
+
+        Raises what :meth:`Study.prepare` does.
+        """
+        jobs = {job.key: job for cell in self.planned for job in self.study.cell_jobs(*cell)}
+        self.study.prepare(list(jobs.values()))
+        if self.request.lpips_weights is not None:
+            self._lpips = self._load_lpips()
+
+    @property
+    def lpips(self) -> Lpips | str:
+        """LPIPS's network, loaded once, or the reason why there is none."""
+        if self._lpips is None:
+            self._lpips = self._load_lpips()
+        return self._lpips
+
+    def _load_lpips(self) -> Lpips | str:
+        """Weights that were named must be good; the default ones may be missing."""
+        weights = self.request.lpips_weights
+        try:
+            return Lpips("alex", weights=weights, device=self.study.config.device)
+        except ModelError as error:
+            if weights is not None:
+                raise
+            return str(error)
+
+    @property
+    def references(self) -> References | str:
+        """The images that the grid's should be distributed like, loaded once, or the reason why
+        there are none.
+        """
+        if self._references is None:
+            self._references = self._load_references()
+        return self._references
+
+    def _load_references(self) -> References | str:
+        folder, study = self.request.reference, self.study
+        missing = requirements.no_references(study, self.request)
+        if missing is not None:
+            return missing
+        if folder is not None:
+            try:
+                return References.of_folder(Path(folder), study.execution.judge)
+            except ImageError as error:
+                raise OptionError(f"--reference: {error}") from None
+        from fixtures.ceiling import drawings
+
+        drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
+        targets = np.stack([target for twins in drawn for _, target in twins])
+        features = study.execution.judge.image_features(targets)
+        return References("drawings of the pairs' targets", features)
+
+    def report(self, count: int) -> None:
+        """Advance the progress bar; its total is what all planned cells still lack."""
+        if self._bar is None:
+            study = self.study
+            jobs = {
+                job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
+            }.values()
+            left = len(study.execution.missing(jobs)) + count
+            is_terminal = sys.stderr.isatty()
+            self._bar = tqdm(
+                total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
+            )
+        self._bar.update(count)
+        if self._bar.n == self._bar.total:
+            self.close()
+
+    def close(self) -> None:
+        """Close the progress bar if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Session:
+    """The study with its baseline: one that was named must be comparable, the default need not."""
+    is_named = request.baseline is not None
+    path = baselines.default_path(study.config.model)
+    if request.baseline is not None:
+        path = Path(request.baseline)
+    now = recorded.of_header(study.header())
+    if request.update_baseline:
+        if path is None:
+            raise OptionError(place="--update-baseline", expected="--baseline FILE to say where")
+        baselines.check_replaceable(path, now)
+        return Session(study, request, note=f"to be written to {path}", update=path)
+    if path is None or (not is_named and not path.is_file()):
+        return Session(study, request, note="none for this model", is_strict=is_strict)
+    old = recorded.read(path)
+    path = old.path or path  # of a run folder, the file that it shows
+    different = baselines.measurement_differences(old, now)
+    if different and is_named:
+        raise OptionError(
+            f"--baseline {path}: expected results of the same measurement; "
+            f"different are {'; '.join(different)}; run with the baseline's options, or write "
+            "another baseline with --update-baseline"
+        )
+    if not is_named:  # nobody asked to compare two models or methods
+        different += baselines.subject_differences(old, now, of=_OWN_SUBJECT)
+    if different:
+        note = f"{path}: not of this run, so not used ({'; '.join(different)})"
+        return Session(study, request, note=note, is_strict=is_strict)
+    note = f"{path}, tolerance {request.tolerance:g}"
+    return Session(study, request, note=note, baseline=old, is_strict=is_strict)

@@ -1,0 +1,122 @@
+"""What a run prints at its end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+from analogy import baseline as baselines
+from analogy import recorded
+from analogy.analysis import Analysis
+from analogy.models import DEFAULT_GPU_MODEL, shipped
+from analogy.pairs import named
+from analogy.report import text
+from analogy.sessions.session import Session
+from analogy.study import Study
+
+
+def interrupted(session: Session) -> str:
+    """How to go on after Ctrl-C."""
+    return (
+        f"interrupted: what was done is kept in {session.study.folder.path}; the same command "
+        "goes on from there"
+    )
+
+
+def summary(session: Session, analysis: Analysis) -> Iterator[str]:
+    """The table (category x alpha, alpha 0 included, and the whole) and everything around it."""
+    study = session.study
+    for lines in (
+        _heading(session),
+        text.verdict_table(analysis, session.known),
+        text.failure_lines(study.failures(study.jobs())),
+        text.reading_notes(analysis),
+        text.trend_table(analysis),
+        text.null_table(analysis),
+        text.target_table(analysis),
+        text.quality_table(study.quality),
+        _against_published(session, analysis),
+        _against_baseline(session),
+        _rates(session),
+    ):
+        block = list(lines)
+        yield from block
+        if block:
+            yield ""
+
+
+def _heading(session: Session) -> Iterator[str]:
+    study, run = session.study, session.study.config
+    yield f"model     {study.model.fingerprint}"
+    yield f"judge     {study.judge.fingerprint}"
+    yield (
+        f"steering  {run.method}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "
+        f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
+    )
+    yield f"run       {study.folder.path}"
+    if study.folder.note:
+        yield f"note      {study.folder.note}"
+    yield f"baseline  {session.note}"
+    if session.baseline is not None:
+        now = recorded.of_header(study.header())
+        different = baselines.subject_differences(session.baseline, now)
+        if different:
+            yield f"differs   {'; '.join(different)}"
+    yield from unread_lines(study)
+    if session.is_strict:
+        yield "strict    no cell is expected to fail"
+    if run.limit is not None:
+        yield f"limit     {run.limit} pairs per category: not the whole measurement"
+
+
+def unread_lines(study: Study) -> Iterator[str]:
+    """The pairs that the judge or the model reads as one, for before the work and after."""
+    for name, ids, why in (
+        ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
+        ("unsteered", study.unsteered, "the model reads as one what the method steers between"),
+    ):
+        pairs = [pair for pair in study.pairs if pair.id in ids]
+        if pairs:
+            yield f"{name:<9} {len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
+
+
+def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:
+    if session.study.config.model.partition("@")[0] != DEFAULT_GPU_MODEL:
+        return
+    published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
+    yield from text.published_lines(published, analysis.overall)
+
+
+def _against_baseline(session: Session) -> Iterator[str]:
+    if not session.changes:
+        return
+    counts = Counter(change.outcome for change in session.changes.values())
+    yield "against the baseline: " + ", ".join(
+        f"{counts[outcome]} {outcome}" for outcome in baselines.Outcome if counts[outcome]
+    )
+    for change in session.changes.values():
+        if change.outcome in (baselines.Outcome.REGRESSED, baselines.Outcome.IMPROVED):
+            yield f"  {change.message()}"
+
+
+def _rates(session: Session) -> Iterator[str]:
+    folder = session.study.folder
+    for stage, verb in (("generate", "generated"), ("score", "scored")):
+        rate = folder.rate(stage)
+        yield f"{verb:<9} " + ("nothing yet" if rate is None else f"{rate:.1f} images/s")
+    for name, rate in folder.worker_rates().items():
+        yield f"  worker  {name}: {rate:.1f} images/s"
+    peak = folder.peak_memory()
+    if peak is not None:
+        yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
+    if session.kept is not None:
+        yield from session.kept.lines()
+    if session.kept is None or session.stays is None:
+        yield f"results   {session.results}"
+    else:
+        file = session.kept.file
+        yield f"results   {file}, but not {session.results}: --results FILE writes one;"
+        yield f"          {session.stays}"
+    if session.request.report is not None:
+        yield f"report    {session.request.report}"
