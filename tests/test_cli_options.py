@@ -14,9 +14,10 @@ import typer
 from verbs import verb
 
 from analogy import cli
-from analogy.cli import base, look, runs
+from analogy.cli import look
 from analogy.options import OPTIONS, parse_options
-from analogy.request import METHOD_NAMES
+from analogy.request import METHOD_NAMES, OptionError
+from analogy.sessions.session import Session
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +43,7 @@ def values(monkeypatch):
         def opened(values, *, is_strict):
             raise OpenedError(values)
 
-        monkeypatch.setattr(runs, "open_bench", opened)
+        monkeypatch.setattr(Session, "open", opened)
         with pytest.raises(OpenedError) as caught:
             verb("run", *arguments, env=env)
         return caught.value.args[0]
@@ -208,7 +209,7 @@ def test_ctrl_c_ends_with_130_and_one_line(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "open_bench", interrupted)
+    monkeypatch.setattr(Session, "open", interrupted)
     monkeypatch.setattr(sys, "argv", ["analogy", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -222,7 +223,7 @@ def test_a_verb_that_said_so_itself_is_not_said_again(monkeypatch, capsys):
     def said(*_, **__):
         raise typer.Exit(cli.ExitCode.INTERRUPTED)
 
-    monkeypatch.setattr(runs, "open_bench", said)
+    monkeypatch.setattr(Session, "open", said)
     monkeypatch.setattr(sys, "argv", ["analogy", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -235,14 +236,14 @@ def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys,
     from analogy.pairs import load_pairs
 
     def opened(values, *, is_strict):
-        load_pairs(values["pairs"])
-        raise base.OptionError("enough")
+        load_pairs(values.pairs)
+        raise OptionError("enough")
 
     rows = "id,category,source_word,target_word,source_prompt,target_prompt\n" + "".join(
         f"{i},color,red,blue,a red {noun},a blue {noun}\n" for i, noun in enumerate("abc")
     )
     (tmp_path / "three.csv").write_text(rows)
-    monkeypatch.setattr(runs, "open_bench", opened)
+    monkeypatch.setattr(Session, "open", opened)
     monkeypatch.setattr(sys, "argv", ["analogy", "run", f"--pairs={tmp_path / 'three.csv'}"])
     with pytest.raises(SystemExit):
         cli.main()

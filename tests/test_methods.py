@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -322,7 +323,7 @@ def test_the_default_folder_is_the_same_for_every_method(tmp_path, monkeypatch):
     paths = []
     for method in ("word", "lerp"):
         studies = open_methods(
-            {**open_values(tmp_path), "run_dir": None, "limit": 2}, (method, "random")
+            replace(open_values(tmp_path), run_dir=None, limit=2), (method, "random")
         )
         studies[0].folder.close()
         paths.append(studies[0].folder.path)
