@@ -479,8 +479,8 @@ def _no_references(study: Study, values: Mapping[str, Any]) -> str | None:
     if study.config.model != EMBEDDED:
         return "name some with --reference FOLDER"
     try:
+        from analogy.world import CaptionError
         from fixtures.ceiling import scenes
-        from fixtures.world import CaptionError
     except ImportError as error:
         return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
     try:

@@ -34,8 +34,7 @@ from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
-from fixtures import ceiling as command
-from fixtures.world import (
+from analogy.world import (
     ATTRIBUTES,
     CaptionError,
     Scene,
@@ -45,8 +44,9 @@ from fixtures.world import (
     read,
     sample_scene,
 )
-from fixtures.world.scene import ORDINARY, TYPICAL_COLOR, is_drawable
-from fixtures.world.vocabulary import PREFIXES
+from analogy.world.scene import ORDINARY, TYPICAL_COLOR, is_drawable
+from analogy.world.vocabulary import PREFIXES
+from fixtures import ceiling as command
 
 quick = settings(deadline=None, max_examples=100)
 seeds = st.integers(0, 2**32)
