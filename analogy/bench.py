@@ -462,7 +462,7 @@ def load_references(bench: Bench) -> References | str:
             return References.of_folder(Path(folder), study.execution.judge)
         except ValueError as error:  # of a file that cannot be read as an image
             raise OptionError(f"--reference: {error}") from None
-    from fixtures.ceiling import drawings
+    from analogy.world.drawings import drawings
 
     drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
     targets = np.stack([target for twins in drawn for _, target in twins])
@@ -478,11 +478,9 @@ def _no_references(study: Study, values: Mapping[str, Any]) -> str | None:
         return None
     if study.config.model != EMBEDDED:
         return "name some with --reference FOLDER"
-    try:
-        from analogy.world import CaptionError
-        from fixtures.ceiling import scenes
-    except ImportError as error:
-        return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
+    from analogy.world import CaptionError
+    from analogy.world.drawings import scenes
+
     try:
         for pair in study.pairs:
             scenes(pair, random.Random(0))

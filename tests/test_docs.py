@@ -47,7 +47,7 @@ import typer
 from extras import extra
 from verbs import verb
 
-import fixtures.ceiling  # noqa: F401
+import analogy.world.ceiling  # likewise
 from analogy import cli, study
 from analogy.evaluation import subjects
 from analogy.models import shipped
