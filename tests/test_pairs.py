@@ -27,7 +27,7 @@ from analogy.pairs import (
 from analogy.records import Pair
 from analogy.words import confusable, invisible
 from analogy.world import vocabulary
-from fixtures.build.pairs import PAIRS_CSV, PER_CATEGORY, all_pairs, as_csv
+from tools.training.pairs import PAIRS_CSV, PER_CATEGORY, all_pairs, as_csv
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "fish", "star", "tree")

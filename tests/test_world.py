@@ -25,7 +25,7 @@ from analogy.world import (
 )
 from analogy.world.scene import ORDINARY, is_drawable
 from analogy.world.vocabulary import COLORS, OBJECTS, SCENES
-from fixtures.build.tokenizer import CONTEXT, build_tokenizer, words
+from tools.training.tokenizer import CONTEXT, build_tokenizer, words
 
 quick = settings(deadline=None, max_examples=100)
 seeds = st.integers(0, 2**32)
