@@ -18,9 +18,9 @@ from analogy.metrics import psnr
 from analogy.pairs import load_pairs
 from analogy.world.ceiling import PAIRS
 from analogy.world.drawings import drawings
-from fixtures import pruna_compare, pruna_peer
-from fixtures.distort import noise
-from fixtures.pruna_compare import (
+from tools import pruna_compare, pruna_peer
+from tools.distort import noise
+from tools.pruna_compare import (
     ALEXNET,
     Row,
     inferred_ssim,
