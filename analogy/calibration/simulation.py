@@ -1,6 +1,4 @@
-"""Do the statistics hold what they promise? Simulations on data whose true mean is known.
-
-    python -m analogy.calibration -o docs/calibration.md
+"""Simulations on data whose true mean is known: coverage, errors of verdicts, power.
 
 Intervals, tests and verdicts come from `analogy.stats`, the functions that judge a run; only the
 data are drawn here. Every figure is a share of repetitions, of which it carries the Monte-Carlo
@@ -9,34 +7,21 @@ error, and depends on its arguments alone: neither on the order of calls nor on 
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache, partial
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from functools import cache
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from analogy import __version__, stats
-from analogy.files import PlaceError, check_output, write_output
+from analogy import stats
 from analogy.records import Verdict
-
-SIZES = (10, 20, 50, 200)
-"""Pairs: few, a small category, a cell of the suite, a large category."""
-
-FAMILIES = ("normal", "exponential", "mirrored exponential", "Student t(3)")
-FAMILY_SIZES = (10, 50, 200)
 
 CELLS = 24
 """Cells of one run: 8 categories at 3 strengths."""
@@ -49,12 +34,6 @@ ALPHAS = 3
 
 CORRELATION = 0.5
 """Between two items of a pair in clustered data."""
-
-MIN_REPETITIONS = 100
-"""With fewer the Monte-Carlo error of a coverage is above two points: nothing could be judged."""
-
-BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
-"""The lines of a document between which the command writes."""
 
 CalibratedMethod = Literal[stats.Method, "items"]
 """A bootstrap over pairs, or `stats.item_level`, which takes their items for independent."""
@@ -409,255 +388,3 @@ def _is_success(means: NDArray[np.float64], n_resamples: int, seed: int) -> bool
     low, high = stats.bootstrap_ci(means, n_resamples=n_resamples, seed=seed)
     verdict = stats.verdict(n=len(means), ci_low=low, ci_high=high, p=stats.t_test(means))
     return verdict is Verdict.SUCCESS
-
-
-# The command
-
-
-class Report(NamedTuple):
-    """All figures of the committed tables."""
-
-    coverages: list[Coverage]
-    type_one_errors: list[TypeOneError]
-    items: list[Coverage]
-    families: list[FamilyWiseError]
-    powers: list[Power]
-    more_resamples: list[Coverage]  # in twos: few resamples, then 10,000
-
-
-def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> Report:
-    """All figures: those of the default method from `repetitions`.
-
-    Families, powers and the comparison of resamples are from half as many, other methods from a
-    quarter. With one worker everything runs in this process.
-    """
-    half, few = repetitions // 2, repetitions // 4
-    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
-    cells = [
-        partial(_cell, name, n, method=method, repetitions=of, **settings)
-        for method, of in zip(get_args(stats.Method), (repetitions, few, few), strict=True)
-        for n in reversed(SIZES)  # the longest first: no worker is left with one at the end
-        for name in DISTRIBUTIONS
-    ]
-    items = [
-        partial(coverage, "clustered", n, method="items", repetitions=few, **settings)
-        for n in SIZES
-    ]
-    families = [
-        partial(family_wise_error, name, n, repetitions=half, **settings)
-        for name in FAMILIES
-        for n in FAMILY_SIZES
-    ]
-    powers = [partial(power, n, repetitions=half, **settings) for n in SIZES]
-    more = [
-        partial(coverage, name, n, repetitions=half, n_resamples=resamples, seed=seed)
-        for name, n in (("normal", 50), ("exponential", 10))
-        for resamples in (n_resamples, 10_000)
-    ]
-    jobs: list[Callable[[], Any]] = [*cells, *items, *families, *powers, *more]
-    made = iter(_run(jobs, workers))
-    pairs = [next(made) for _ in cells]
-    return Report(
-        [first for first, _ in pairs],
-        [second for _, second in pairs],
-        *([next(made) for _ in group] for group in (items, families, powers, more)),
-    )
-
-
-def _cell(distribution: str, n: int, **settings: Any) -> tuple[Coverage, TypeOneError]:
-    """Both figures of one configuration, which share their intervals."""
-    return coverage(distribution, n, **settings), type_one_error(distribution, n, **settings)
-
-
-def _run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
-    bar = partial(tqdm, total=len(jobs), desc="simulating", disable=None)  # only in a terminal
-    if workers == 1:
-        return [job() for job in bar(jobs)]
-    # Spawned, because forking a process that has threads may hang (Python 3.12 warns of it).
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        return [future.result() for future in bar(futures)]
-
-
-def tables(report: Report) -> str:
-    """The report as markdown, each figure that has a bar marked against it."""
-    parts = {
-        "95% intervals that hold the true mean": _coverage_table(report),
-        "Wrong verdicts on cells whose true mean is 0": _type_one_table(report),
-        f"{ALPHAS} items a pair, correlation {CORRELATION:g}": _items_table(report),
-        f"{CELLS} cells whose true mean is 0, at least one a success": _family_table(report),
-        "Successes at the smallest detectable margin": _power_table(report),
-        "More resamples": _resamples_lines(report),
-    }
-    return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())
-
-
-def _coverage_table(report: Report) -> str:
-    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
-    default, *contrasts = get_args(stats.Method)
-    head = ["data", "pairs", default, "too low / too high", "width"]
-    lines = []
-    for name, n in _cases():
-        bar, own = _coverage_bar(name, n), rows[default, name, n]
-        misses = f"{_percent(own.below)} / {_percent(own.above)}"
-        line = [name, n, _judged(own.held, bar), misses, f"{own.width:.2f}"]
-        for other in (rows[method, name, n] for method in contrasts):
-            line += [_judged(other.held, bar), f"{other.width:.2f}"]
-        lines.append(line)
-    return _table([*head, *(title for method in contrasts for title in (method, "width"))], lines)
-
-
-def _type_one_table(report: Report) -> str:
-    rows = {(row.method, row.distribution, row.n): row for row in report.type_one_errors}
-    methods = get_args(stats.Method)
-    lines = [
-        [name, n]
-        + [
-            _judged(share, ERROR_BAR)
-            for row in (rows[method, name, n] for method in methods)
-            for share in (row.success, row.failure)
-        ]
-        for name, n in _cases()
-    ]
-    heads = (f"{method}: {kind}" for method in methods for kind in ("success", "failure"))
-    return _table(["data", "pairs", *heads], lines)
-
-
-def _items_table(report: Report) -> str:
-    default = get_args(stats.Method)[0]
-    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
-    lines = []
-    for naive in report.items:
-        own = rows[default, naive.distribution, naive.n]
-        shares = (_judged(own.held), f"{own.width:.2f}", _judged(naive.held), f"{naive.width:.2f}")
-        lines.append([naive.n, *shares])
-    return _table(["pairs", "pairs resampled", "width", "items resampled", "width"], lines)
-
-
-def _family_table(report: Report) -> str:
-    lines = [
-        [row.distribution, row.n, _judged(row.raw), _judged(row.holm, ERROR_BAR)]
-        for row in report.families
-    ]
-    return _table(["data", "pairs", "by the verdicts alone", "after Holm"], lines)
-
-
-def _power_table(report: Report) -> str:
-    lines = [
-        [row.n, f"{row.effect:.3f}", f"{100 * stats.POWER:.1f}", _judged(row.success)]
-        for row in report.powers
-    ]
-    return _table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)
-
-
-def _resamples_lines(report: Report) -> str:
-    rows = report.more_resamples
-    return "\n".join(
-        f"- {few.distribution}, {few.n} pairs: {_judged(few.held)} with the resamples above, "
-        f"{_percent(many.held)} with 10,000 on the same samples."
-        for few, many in zip(rows[::2], rows[1::2], strict=True)
-    )
-
-
-def _cases() -> list[tuple[str, int]]:
-    return [(name, n) for name in DISTRIBUTIONS for n in SIZES]
-
-
-def _coverage_bar(distribution: str, n: int) -> Bar | None:
-    if DISTRIBUTIONS[distribution].is_skewed:
-        return SKEWED_BAR
-    return COVERAGE_BAR if n == 50 and distribution in ("normal", "clustered") else None
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-
-
-def _percent(share: Share) -> str:
-    return f"{100 * share.value:.1f}"
-
-
-def _judged(share: Share, bar: Bar | None = None) -> str:
-    """A share with its Monte-Carlo error, in percent, and whether it holds its bar."""
-    text = f"{_percent(share)} ± {100 * share.error:.1f}"
-    if bar is None:
-        return text
-    return f"{text} {'✓' if bar.holds(share) else '≈' if bar.holds(share, errors=2) else '✗'}"
-
-
-def _integer(low: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {low}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analogy.calibration",
-        description="Do the statistics hold what they promise? Simulates it and makes the tables.",
-    )
-    for flag, low, default, text in (
-        ("--repetitions", MIN_REPETITIONS, 4_000, "samples of each configuration"),
-        ("--resamples", stats.MIN_RESAMPLES, 1_000, "bootstrap resamples of each sample"),
-        ("--seed", 0, 0, "the same seed gives the same figures"),
-        ("--workers", 1, 2, "processes"),
-    ):
-        parser.add_argument(
-            flag, type=_integer(low), default=default, metavar="N", help=f"{text} [{default}]"
-        )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE",
-        help=f"put the tables into this document, between its lines {BEGIN} and {END} [print them]",
-    )  # fmt: skip
-    return parser
-
-
-def _around_tables(path: Path) -> tuple[str, str]:
-    """What a document has before and after its tables."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected a document that can be read, got {path} ({error})") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the lines {BEGIN} and {END} in {path}; add them to it")
-    return before, after
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulate everything; print the tables, or put them into a document."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    before, after = "", "\n"
-    if options.output is not None:
-        try:  # before the work, not after it
-            before, after = _around_tables(options.output)
-            check_output(options.output)
-        except (PlaceError, ValueError) as error:
-            parser.error(f"-o: {error}")
-    report = measure(
-        repetitions=options.repetitions,
-        n_resamples=options.resamples,
-        seed=options.seed,
-        workers=options.workers,
-    )
-    made = (
-        f"`python -m analogy.calibration --repetitions {options.repetitions} "
-        f"--resamples {options.resamples} --seed {options.seed} -o docs/calibration.md`, "
-        f"analogy-bench {__version__}, Python {sys.version.split()[0]}, numpy {np.__version__}, "
-        f"scipy {scipy.__version__}."
-    )
-    text = f"{before}{BEGIN}\n\n{made}\n\n{tables(report)}\n\n{END}{after}"
-    if options.output is None:
-        sys.stdout.write(text)
-    else:
-        write_output(options.output, text.encode())
-
-
-if __name__ == "__main__":
-    main()
