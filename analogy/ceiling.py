@@ -2,8 +2,8 @@
 
 A margin has no unit that means anything by itself: 0.031 is much where the judge gives 0.05 for an
 image that truly shows the target, and little where it gives 0.5. The embedded world knows what it
-drew, so `python -m fixtures.ceiling` renders both prompts of every pair, scores the drawings as
-any image is scored, and writes the margins; here they are read and put beside a cell.
+drew, so `python -m analogy.world.ceiling` renders both prompts of every pair, scores the drawings
+as any image is scored, and writes the margins; here they are read and put beside a cell.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def default_path() -> Path | None:
 
 
 def load(path: Path) -> GroundTruth:
-    """Read what `python -m fixtures.ceiling` wrote.
+    """Read what `python -m analogy.world.ceiling` wrote.
 
     A file that is missing, of another kind or version, or damaged is a `CeilingError`.
     """
@@ -217,7 +217,7 @@ def _refusal(path: Path, expected: str, got: str) -> CeilingError:
 
 
 def _command(path: Path) -> str:
-    return command_line("python", "-m", "fixtures.ceiling", "-o", path)
+    return command_line("python", "-m", "analogy.world.ceiling", "-o", path)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -313,7 +313,7 @@ OPTIONS: tuple[Option, ...] = (
            "this machine alone]", parse=str, metavar="ADDRESS"),
     Option("--run-dir", "where images and scores are kept and continued from "
            "[default: .analogy/runs/<config hash>]", parse=parse_path, metavar="FOLDER"),
-    Option("--ceiling", "the judge's margins on ground truth, by python -m fixtures.ceiling "
+    Option("--ceiling", "the judge's margins on ground truth, by python -m analogy.world.ceiling "
            "[default: the suite's own, for the embedded judge]", parse=parse_path, metavar="FILE"),
     Option("--reference", "images that those of the grid should be distributed like, for CMMD and "
            "KID [default: for the embedded model, drawings of the pairs' targets]",

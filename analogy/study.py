@@ -492,7 +492,7 @@ def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
         return None
     raise CeilingError(
         f"--ceiling {path}: expected the margins of the judge {judge.fingerprint}, got those of "
-        f"{truth.judge}; write them anew with python -m fixtures.ceiling"
+        f"{truth.judge}; write them anew with python -m analogy.world.ceiling"
     )
 
 

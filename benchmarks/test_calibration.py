@@ -30,7 +30,7 @@ from analogy.calibration import (
 )
 from analogy.ceiling import GroundTruth
 from analogy.sessions.session import Session
-from fixtures.ceiling import measure
+from analogy.world.ceiling import measure
 
 # A library's deprecation warning is no verdict on a judge.
 pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
@@ -91,7 +91,7 @@ def test_judge(
     if study.truth is None or study.ceiling(category) is None:
         pytest.skip(
             "no ground truth for this judge and these pairs; where their prompts are captions of "
-            "the rendered world, python -m fixtures.ceiling -o FILE and --ceiling FILE give it"
+            "the rendered world, python -m analogy.world.ceiling -o FILE and --ceiling FILE give it"
         )
     pairs = [pair for pair in study.pairs if pair.category == category]
     records = measure(pairs, study.execution.judge, renders=1)["pairs"]
@@ -101,7 +101,7 @@ def test_judge(
         if [side[0] for side in margins] != pytest.approx(recorded, abs=0.01):
             pytest.fail(
                 f"pair {records[key]['id']}: its drawings score other margins than "
-                f"{study.truth.path} has; write it anew with python -m fixtures.ceiling",
+                f"{study.truth.path} has; write it anew with python -m analogy.world.ceiling",
                 pytrace=False,
             )
     found = ceilings.ceiling(GroundTruth(study.truth.path, study.judge.fingerprint, drawn), pairs)

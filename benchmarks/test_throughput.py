@@ -24,9 +24,9 @@ from analogy.options import EMBEDDED_SAMPLING
 from analogy.pairs import load_pairs, select
 from analogy.plugin import uncaptured
 from analogy.records import Pair, RunConfig
-from fixtures import ssd1b
-from fixtures.side_by_side import Row, Side, Table, compare, in_turn, wall_rate
-from fixtures.throughput import (
+from tools import ssd1b
+from tools.side_by_side import Row, Side, Table, compare, in_turn, wall_rate
+from tools.throughput import (
     Generation,
     Scoring,
     analysis_of,

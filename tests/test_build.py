@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from fixtures.build import loop
-from fixtures.build.data import decode, encode, sample_training_scene, sample_twins
-from fixtures.build.loop import Average, learning_rate, save_atomically, train
-from fixtures.build.text import contrast
-from fixtures.build.vae import LATENT_CHANNELS, build_vae, normalise
-from fixtures.world import ATTRIBUTES, is_held_out
+from analogy.world import ATTRIBUTES, is_held_out
+from tools.training import loop
+from tools.training.data import decode, encode, sample_training_scene, sample_twins
+from tools.training.loop import Average, learning_rate, save_atomically, train
+from tools.training.text import contrast
+from tools.training.vae import LATENT_CHANNELS, build_vae, normalise
 
 SAMPLES, BATCH = 40, 4
 

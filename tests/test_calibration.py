@@ -13,29 +13,27 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analogy import calibration, stats
-from analogy.calibration import (
-    BEGIN,
+from analogy import stats
+from analogy.calibration import __main__ as command
+from analogy.calibration import report as reports
+from analogy.calibration import simulation
+from analogy.calibration.__main__ import BEGIN, END, main
+from analogy.calibration.report import SIZES, Report, measure, tables
+from analogy.calibration.simulation import (
     COVERAGE_BAR,
     DISTRIBUTIONS,
-    END,
     ERROR_BAR,
-    SIZES,
     SKEWED_BAR,
     Bar,
     Coverage,
     FamilyWiseError,
     Power,
-    Report,
     Share,
     TypeOneError,
     coverage,
     coverage_of,
     family_wise_error,
-    main,
-    measure,
     power,
-    tables,
     type_one_error,
 )
 from analogy.records import Verdict
@@ -65,11 +63,11 @@ def _no_collection(monkeypatch):
 @pytest.fixture
 def exact(monkeypatch):
     """Student's interval in the bootstrap's place: quick, and what it does is known exactly."""
-    calibration._intervals.cache_clear()
+    simulation._intervals.cache_clear()
     monkeypatch.setattr(stats, "bootstrap_ci", lambda values, **_: t_interval(values))
     monkeypatch.setattr(stats, "bootstrap_test", lambda values, **_: stats.t_test(values))
     yield
-    calibration._intervals.cache_clear()
+    simulation._intervals.cache_clear()
 
 
 def is_near(share, truth, errors=4.0):
@@ -172,7 +170,7 @@ def test_width_is_in_units_of_the_normal_theorys(name):
 
 @pytest.mark.parametrize("method", ["studentized", "BCa", "percentile"])
 def test_coverage_is_of_the_suites_interval(method):
-    samples, seeds = calibration._samples("exponential", 10, 40, seed=3)
+    samples, seeds = simulation._samples("exponential", 10, 40, seed=3)
     held = 0
     for items, seed in zip(samples[:, :, 0], seeds, strict=True):
         low, high = stats.bootstrap_ci(items, n_resamples=200, seed=seed, method=method)
@@ -196,7 +194,7 @@ def test_items_taken_for_independent_cover_too_little(exact):
 
 @pytest.mark.parametrize("name", ["exponential", "mirrored exponential"])
 def test_verdicts_are_the_suites(name):
-    samples, seeds = calibration._samples(name, 8, 40, seed=0)
+    samples, seeds = simulation._samples(name, 8, 40, seed=0)
     verdicts = [
         stats.estimate(items, n_resamples=100, seed=seed).verdict
         for items, seed in zip(samples[:, :, 0], seeds, strict=True)
@@ -208,8 +206,8 @@ def test_verdicts_are_the_suites(name):
 
 
 def test_families_are_judged_by_the_suites_verdicts_and_holm(monkeypatch):
-    monkeypatch.setattr(calibration, "FAR_RESAMPLES", 1000)
-    samples, seeds = calibration._samples("mirrored exponential", 8, 60, seed=9)
+    monkeypatch.setattr(simulation, "FAR_RESAMPLES", 1000)
+    samples, seeds = simulation._samples("mirrored exponential", 8, 60, seed=9)
     cells = [
         stats.estimate(items, n_resamples=1000, seed=seed)
         for items, seed in zip(samples[:, :, 0], seeds, strict=True)
@@ -281,7 +279,7 @@ def test_an_effect_is_in_standard_deviations(exact):
 def test_the_seed_decides(simulate):
     settings = {"repetitions": 30, "n_resamples": 100}
     first = simulate(**settings, seed=1)
-    calibration._intervals.cache_clear()
+    simulation._intervals.cache_clear()
     assert simulate(**settings, seed=1) == first
     assert any(simulate(**settings, seed=seed) != first for seed in (2, 3))
 
@@ -306,7 +304,7 @@ def test_wrong_arguments_are_refused(arguments, settings, message):
 @pytest.fixture
 def report(monkeypatch):
     """Figures of 50 pairs that hold every bar, planted."""
-    monkeypatch.setattr(calibration, "SIZES", (50,))
+    monkeypatch.setattr(reports, "SIZES", (50,))
     good, few = Share(3800, 4000), Share(80, 4000)
     cases = [(name, 50, method) for name in DISTRIBUTIONS for method in get_args(stats.Method)]
     covered = [Coverage(*case, good, few, Share(120, 4000), 1.25) for case in cases]
@@ -352,8 +350,8 @@ def test_a_missed_bar_is_marked(report, hits, mark):
 
 
 def test_everything_is_measured(exact, monkeypatch):
-    monkeypatch.setattr(calibration, "SIZES", (6, 10))
-    monkeypatch.setattr(calibration, "FAMILY_SIZES", (6,))
+    monkeypatch.setattr(reports, "SIZES", (6, 10))
+    monkeypatch.setattr(reports, "FAMILY_SIZES", (6,))
     report = measure(repetitions=40, n_resamples=100, seed=2, workers=1)
     settings = {"n_resamples": 100, "seed": 2}
     for method, of in (("studentized", 40), ("BCa", 10), ("percentile", 10)):
@@ -364,7 +362,7 @@ def test_everything_is_measured(exact, monkeypatch):
     assert [figures.n for figures in report.items] == [6, 10]
     assert report.items[0] == coverage("clustered", 6, method="items", repetitions=10, **settings)
     assert report.powers == [power(n, repetitions=20, **settings) for n in (6, 10)]
-    assert [figures.distribution for figures in report.families] == list(calibration.FAMILIES)
+    assert [figures.distribution for figures in report.families] == list(reports.FAMILIES)
     assert report.families[0] == family_wise_error("normal", 6, repetitions=20, **settings)
     assert len(report.more_resamples) == 4
 
@@ -372,11 +370,11 @@ def test_everything_is_measured(exact, monkeypatch):
 @pytest.mark.slow
 def test_another_process_changes_nothing():
     jobs = [partial(type_one_error, "normal", 6, repetitions=10, n_resamples=100)]
-    assert calibration._run(jobs, workers=2) == calibration._run(jobs, workers=1)
+    assert reports._run(jobs, workers=2) == reports._run(jobs, workers=1)
 
 
 def test_the_command_replaces_the_tables_and_nothing_else(report, monkeypatch, tmp_path):
-    monkeypatch.setattr(calibration, "measure", lambda **settings: report)
+    monkeypatch.setattr(command, "measure", lambda **settings: report)
     document = tmp_path / "calibration.md"
     document.write_text(f"# Title\n\nbefore\n{BEGIN}\n12 stale figures\n{END}\nafter ±\n", "utf-8")
     main(["--repetitions", "100", "-o", str(document)])
@@ -389,7 +387,7 @@ def test_the_command_replaces_the_tables_and_nothing_else(report, monkeypatch, t
 
 
 def test_the_command_prints_without_a_document(report, monkeypatch, capsys):
-    monkeypatch.setattr(calibration, "measure", lambda **settings: report)
+    monkeypatch.setattr(command, "measure", lambda **settings: report)
     main([])
     assert tables(report) in capsys.readouterr().out
 
@@ -406,7 +404,7 @@ def test_the_command_prints_without_a_document(report, monkeypatch, capsys):
     ],
 )
 def test_the_command_refuses_before_it_works(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr(calibration, "measure", lambda **settings: pytest.fail("it worked"))
+    monkeypatch.setattr(command, "measure", lambda **settings: pytest.fail("it worked"))
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
@@ -419,6 +417,6 @@ def test_the_committed_tables_are_of_what_is_simulated_now():
         for n in SIZES:
             assert len(row(sections[1], f"| {name} | {n} |")) == 9
             assert len(row(sections[2], f"| {name} | {n} |")) == 8
-    for name in calibration.FAMILIES:
-        for n in calibration.FAMILY_SIZES:
+    for name in reports.FAMILIES:
+        for n in reports.FAMILY_SIZES:
             assert len(row(sections[4], f"| {name} | {n} |")) == 4

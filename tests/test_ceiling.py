@@ -34,8 +34,7 @@ from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
-from fixtures import ceiling as command
-from fixtures.world import (
+from analogy.world import (
     ATTRIBUTES,
     CaptionError,
     Scene,
@@ -45,8 +44,10 @@ from fixtures.world import (
     read,
     sample_scene,
 )
-from fixtures.world.scene import ORDINARY, TYPICAL_COLOR, is_drawable
-from fixtures.world.vocabulary import PREFIXES
+from analogy.world import ceiling as command
+from analogy.world.drawings import drawings, scenes
+from analogy.world.scene import ORDINARY, TYPICAL_COLOR, is_drawable
+from analogy.world.vocabulary import PREFIXES
 
 quick = settings(deadline=None, max_examples=100)
 seeds = st.integers(0, 2**32)
@@ -188,32 +189,32 @@ def test_any_words_are_a_scene_or_a_caption_error(words):
 def test_both_scenes_of_every_pair_differ_in_its_categorys_attribute_alone(shipped_pairs):
     for pair in shipped_pairs:
         for i in range(3):
-            source, target = command.scenes(pair, random.Random(i))
+            source, target = scenes(pair, random.Random(i))
             changed = [n for n in ATTRIBUTES if getattr(source, n) != getattr(target, n)]
             assert changed == [pair.category]
 
 
 def test_a_colour_that_neither_prompt_says_is_typical_of_either_object():
     pair = Pair("x", "object", "cup", "hat", "a cup", "a hat")
-    drawn = {command.scenes(pair, random.Random(i))[0].color for i in range(20)}
+    drawn = {scenes(pair, random.Random(i))[0].color for i in range(20)}
     assert drawn == {TYPICAL_COLOR["cup"], TYPICAL_COLOR["hat"]}
     said = replace(pair, target_prompt="a pink hat")
-    assert [scene.color for scene in command.scenes(said, random.Random(0))] == ["white", "pink"]
+    assert [scene.color for scene in scenes(said, random.Random(0))] == ["white", "pink"]
 
 
 def test_prompts_that_describe_one_scene_are_refused():
     pair = Pair("mine", "color", "a red", "the red", "a red car", "the red car")
     with pytest.raises(CaptionError, match="pair mine: expected prompts that describe different"):
-        command.scenes(pair, random.Random(0))
+        scenes(pair, random.Random(0))
 
 
 def test_twins_are_laid_out_alike_and_renders_are_not(shipped_pairs):
     for pair in shipped_pairs[:200:5]:  # colour, object, pattern, count
-        [(source, target), (other, _)] = command.drawings(pair, 2)
+        [(source, target), (other, _)] = drawings(pair, 2)
         assert (source != target).any()
         assert (source != other).any()
         assert (source[[0, -1]] == target[[0, -1]]).mean() > 0.9  # the background's edge
-    red, blue = command.drawings(Pair("", "", "", "", "a red car", "a blue car"), 1)[0]
+    red, blue = drawings(Pair("", "", "", "", "a red car", "a blue car"), 1)[0]
     outlines = [(drawing == (40, 35, 45)).all(axis=-1) for drawing in (red, blue)]
     assert outlines[0].sum() > 20
     assert (outlines[0] == outlines[1]).all()
@@ -458,7 +459,7 @@ def test_the_command_says_what_it_cannot_use(
     output = tmp_path / "other.json"
     with pytest.raises(SystemExit, match="2"):
         command.main(["--pairs", str(few_csv), "-o", str(output), *options])
-    assert re.search(rf"python -m fixtures\.ceiling: .*{message}", capsys.readouterr().err)
+    assert re.search(rf"python -m analogy\.world\.ceiling: .*{message}", capsys.readouterr().err)
     assert not output.exists()
 
 
@@ -531,7 +532,7 @@ def test_a_damaged_file_is_refused(tmp_path, data, message):
     path.write_text(json.dumps(whole()))
     assert load(path) == GroundTruth(path, "j", {"0a" * 16: ((0.2, 1.0), (-0.1, -2.0))})
     path.write_text(json.dumps(data))
-    with pytest.raises(CeilingError, match=rf"ground truth .*{message}.*fixtures\.ceiling -o"):
+    with pytest.raises(CeilingError, match=rf"ground truth .*{message}.*world\.ceiling -o"):
         load(path)
 
 
@@ -541,13 +542,13 @@ def test_a_damaged_file_is_refused(tmp_path, data, message):
 def test_what_is_no_json_is_refused(tmp_path, text):
     path = tmp_path / "truth.json"
     path.write_bytes(text)
-    with pytest.raises(CeilingError, match=r"expected .*, got .*fixtures\.ceiling -o"):
+    with pytest.raises(CeilingError, match=r"expected .*, got .*analogy\.world\.ceiling -o"):
         load(path)
 
 
 def test_a_missing_file_is_said(tmp_path):
     for path in (tmp_path / "none.json", tmp_path, tmp_path / "none" / "none.json"):
-        with pytest.raises(CeilingError, match=r"cannot be read .*fixtures\.ceiling -o"):
+        with pytest.raises(CeilingError, match=r"cannot be read .*analogy\.world\.ceiling -o"):
             load(path)
 
 

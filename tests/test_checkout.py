@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import filecmp
 import re
 import shutil
@@ -40,6 +41,20 @@ def test_a_checkout_by_git_for_windows_has_the_same_bytes(tmp_path):
     assert (different, failed) == ([], [])
     # and so the checksums of the embedded models hold
     fingerprint(tmp_path / "windows" / "fixtures" / "models" / "sdxl-tiny")
+
+
+def test_the_package_imports_nothing_that_a_wheel_lacks():
+    """Of the checkout's other folders a wheel has only data, by `shipped`."""
+    lacking = {"benchmarks", "fixtures", "tests", "tools"}
+    imported = set()
+    for path in (ROOT / "analogy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {(name.name.partition(".")[0], path) for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add((node.module.partition(".")[0], path))
+    assert "analogy" in {name for name, _ in imported}
+    assert [(name, path) for name, path in imported if name in lacking] == []
 
 
 def test_what_is_promised_of_python_is_one_promise():

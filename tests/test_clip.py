@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from analogy.clip import Judge, _preprocessing, find_judge
 from analogy.models import ModelError, shipped
-from fixtures.world import Scene, render
+from analogy.world import Scene, render
 
 
 @pytest.fixture(scope="module")

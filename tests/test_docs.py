@@ -47,7 +47,7 @@ import typer
 from extras import extra
 from verbs import verb
 
-import fixtures.ceiling  # noqa: F401
+import analogy.world.ceiling  # likewise
 from analogy import cli, study
 from analogy.evaluation import subjects
 from analogy.models import shipped
@@ -81,8 +81,8 @@ EXACT = {"docs/verdict.md"}
 #: Options of programs that would take minutes, before those that the documentation gives.
 QUICK = {
     "analogy.calibration": "--repetitions=100 --resamples=100 --workers=1",
-    "fixtures.distort": "-n=8",
-    "fixtures.metric_timing": "-n=8 --inception=2 --repeat=1",
+    "tools.distort": "-n=8",
+    "tools.metric_timing": "-n=8 --inception=2 --repeat=1",
 }
 #: Verbs whose exit code 1 is a verdict.
 VERDICTS = {"run", "compare"}
@@ -479,7 +479,7 @@ def test_output_is_held_to_what_is_shown(shown, printed, agrees):
 @pytest.mark.parametrize(
     "command",
     ["analogy fly", "analogy run --stepz 3", "analogy run --steps x", "python -m analogy.nothing",
-     "python -m fixtures.distort --what", "tox -e nothing", "frobnicate"],
+     "python -m tools.distort --what", "tox -e nothing", "frobnicate"],
 )  # fmt: skip
 def test_a_command_that_is_not_run_is_checked(command, pytester, monkeypatch):
     reader = Reader("README.md", pytester, monkeypatch)

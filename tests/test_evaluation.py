@@ -47,8 +47,8 @@ from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.stats import bootstrap_ci, cluster_bootstrap_ci
 from analogy.store import RunFolder
-from fixtures.distort import drawings, random_backbone
-from fixtures.distort import noise as grain
+from tools.distort import drawings, random_backbone
+from tools.distort import noise as grain
 
 PROMPTS = ("a red car", "two blue cups", "a green hat")
 SEEDS = (0, 1)

@@ -26,8 +26,8 @@ from analogy.pairs import (
 )
 from analogy.records import Pair
 from analogy.words import confusable, invisible
-from fixtures.build.pairs import PAIRS_CSV, PER_CATEGORY, all_pairs, as_csv
-from fixtures.world import vocabulary
+from analogy.world import vocabulary
+from tools.training.pairs import PAIRS_CSV, PER_CATEGORY, all_pairs, as_csv
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "fish", "star", "tree")

@@ -21,7 +21,7 @@ from analogy.records import Pair
 from analogy.report.html import command
 from analogy.text import display_width, padded, shortened
 from analogy.words import confusable, differs_in_more, folded, has_word, invisible
-from fixtures.build.pairs import PAIRS_CSV
+from tools.training.pairs import PAIRS_CSV
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 

@@ -16,10 +16,11 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from analogy.images import to_tensor
 from analogy.metrics import psnr
 from analogy.pairs import load_pairs
-from fixtures import pruna_compare, pruna_peer
-from fixtures.ceiling import PAIRS, drawings
-from fixtures.distort import noise
-from fixtures.pruna_compare import (
+from analogy.world.ceiling import PAIRS
+from analogy.world.drawings import drawings
+from tools import pruna_compare, pruna_peer
+from tools.distort import noise
+from tools.pruna_compare import (
     ALEXNET,
     Row,
     inferred_ssim,

@@ -24,7 +24,7 @@ from analogy.pairs import load_pairs
 from analogy.recorded import RecordedError, write_results
 from analogy.records import Pair
 from analogy.report import gallery as galleries
-from fixtures.ceiling import drawings
+from analogy.world.drawings import drawings
 
 plots = extra("analogy.report.plots", of="matplotlib")
 html = extra("analogy.report.html", of="matplotlib")

@@ -16,7 +16,7 @@ import pytest
 from analogy import verify as verifying
 from analogy.records import Pair
 from analogy.store import Command, RunFolder, plan
-from fixtures import scale
+from tools import scale
 
 MODEL, SCHEDULER, JUDGE = "model@sha256:1", "Euler/1", "judge@sha256:1"
 FEW, MANY = 40, 400  # pairs; 6 images each

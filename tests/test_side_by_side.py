@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fixtures.side_by_side import Row, Table, compare, in_turn, rate
+from tools.side_by_side import Row, Table, compare, in_turn, rate
 
 
 def test_a_rate_is_the_count_over_the_clocks_time():

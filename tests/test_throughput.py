@@ -10,8 +10,8 @@ import torch
 
 from analogy.models import find_pipeline
 from analogy.store import RunFolder
-from fixtures import ssd1b
-from fixtures.throughput import (
+from tools import ssd1b
+from tools.throughput import (
     Generation,
     Scoring,
     analysis_of,

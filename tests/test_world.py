@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures.build.tokenizer import CONTEXT, build_tokenizer, words
-from fixtures.world import (
+from analogy.world import (
     ATTRIBUTES,
     VALUES,
     Scene,
@@ -24,8 +23,9 @@ from fixtures.world import (
     sample_scene,
     twin,
 )
-from fixtures.world.scene import ORDINARY, is_drawable
-from fixtures.world.vocabulary import COLORS, OBJECTS, SCENES
+from analogy.world.scene import ORDINARY, is_drawable
+from analogy.world.vocabulary import COLORS, OBJECTS, SCENES
+from tools.training.tokenizer import CONTEXT, build_tokenizer, words
 
 quick = settings(deadline=None, max_examples=100)
 seeds = st.integers(0, 2**32)

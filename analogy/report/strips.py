@@ -1,37 +1,29 @@
 """Strips: a pair's images from the control over the strengths to the target prompt's own.
 
-``analogy steer`` draws one of a pair of prompts; ``python -m analogy.report.strips -o strips.png``
-one pair of each category, one below the other.
+``analogy steer`` draws one of a pair of prompts.
 """
 
 from __future__ import annotations
 
-import argparse
-import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analogy.files import PlaceError, check_output
 from analogy.images import Images
-from analogy.options import OPTIONS, parse_options
 from analogy.records import Pair, plain
-from analogy.report.pictures import picture_format, save
 from analogy.store import plan
 from analogy.study import Study
-
-SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
-"""Of the sheet of several pairs, in pixels."""
 
 LARGE, EDGE, SPACE, MAX_LINES = 192, 28, 14, 4
 """Of one pair's strip: an image, the edge, between images; the lines that a prompt may have."""
 
+TOWARDS, AWAY = "#0072b2", "#d55e00"
+"""Of a margin above 0 and of any other, as in the report: safe for the colour-blind."""
+
 _INK, _GREY, _RULE = "#1b1f24", "#68707a", "#d8dde3"
-_TOWARDS, _AWAY = "#0072b2", "#d55e00"  # as in the report: safe for the colour-blind
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +138,9 @@ def _draw_shot(
         draw.rectangle(frame, "#f2f4f6", _RULE)
         draw.text((middle, y + LARGE // 2), "no picture", _GREY, font, anchor="mm")
         return
-    sheet.paste(_scaled(shot.image, LARGE), place)
+    sheet.paste(scaled(shot.image, LARGE), place)
     draw.rectangle(frame, None, _RULE)
-    color = _TOWARDS if shot.margin > 0 else _AWAY
+    color = TOWARDS if shot.margin > 0 else AWAY
     draw.text((middle, below + 18), f"margin {shot.margin:+.3f}", color, font, anchor="mm")
     end = middle + (round(shot.margin / reach * LARGE / 2) if reach else 0)
     draw.line([(x, below + 38), (x + LARGE - 1, below + 38)], _RULE)
@@ -156,7 +148,8 @@ def _draw_shot(
     draw.line([(middle, below + 31), (middle, below + 45)], _GREY)
 
 
-def _scaled(image: Images, side: int) -> Image.Image:
+def scaled(image: Images, side: int) -> Image.Image:
+    """An image, uint8 HWC, as a square of ``side`` pixels."""
     return Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
 
 
@@ -175,55 +168,3 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
             lines[-1] = lines[-1][:-1]
         lines[-1] += "..."
     return lines
-
-
-def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
-    """One row a pair: its prompts, the image at each alpha with its margin, the target's own."""
-    rows = [shoot(study, pair, [seed]) for pair in pairs]
-    width = TEXT_WIDTH + len(rows[0]) * (SIDE + GAP) + GAP
-    height = HEAD + len(pairs) * (SIDE + 26 + GAP)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    for i, shot in enumerate(rows[0]):
-        draw.text((TEXT_WIDTH + i * (SIDE + GAP), 10), shot.title, "black", small)
-    for row, (pair, shots) in enumerate(zip(pairs, rows, strict=True)):
-        y = HEAD + row * (SIDE + 26 + GAP)
-        draw.text((GAP, y), pair.category, "#666666", small)
-        prompts = [*textwrap.wrap(pair.source_prompt, 30), "->"]
-        prompts += textwrap.wrap(pair.target_prompt, 30)
-        draw.multiline_text((GAP, y + 22), "\n".join(prompts), "black", font, spacing=5)
-        for i, shot in enumerate(shots):
-            x = TEXT_WIDTH + i * (SIDE + GAP)
-            if shot.image is None:
-                draw.text((x, y + SIDE // 2), "no picture", "#666666", small)
-                continue
-            sheet.paste(_scaled(shot.image, SIDE), (x, y))
-            color = _TOWARDS if shot.margin > 0 else _AWAY
-            draw.text((x, y + SIDE + 4), f"margin {shot.margin:+.3f}", color, small)
-    return sheet
-
-
-def main() -> None:
-    """Draw one pair of each category from the default run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, default=Path("strips.png"))
-    parser.add_argument("--nth", type=int, default=1, help="which pair of each category (from 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    try:  # before the work, not after it
-        check_output(options.output)
-        picture_format(options.output)
-    except (PlaceError, ValueError) as error:
-        parser.error(f"-o: {error}")
-    defaults = {option.name: option.default for option in OPTIONS}
-    study = Study.open(parse_options(defaults.__getitem__))
-    pairs = [
-        [pair for pair in study.pairs if pair.category == category][options.nth - 1]
-        for category in study.categories
-    ]
-    save(draw_strips(study, pairs, options.seed), options.output)
-
-
-if __name__ == "__main__":
-    main()

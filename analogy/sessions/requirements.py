@@ -133,11 +133,9 @@ def no_references(study: Study, request: RunRequest) -> str | None:
         return None
     if study.config.model != EMBEDDED:
         return "name some with --reference FOLDER"
-    try:
-        from fixtures.ceiling import scenes
-        from fixtures.world import CaptionError
-    except ImportError as error:
-        return f"drawings are made in a checkout only ({error}); or name --reference FOLDER"
+    from analogy.world import CaptionError
+    from analogy.world.drawings import scenes
+
     try:
         for pair in study.pairs:
             scenes(pair, random.Random(0))

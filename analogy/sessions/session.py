@@ -150,7 +150,7 @@ class Session:
                 return References.of_folder(Path(folder), study.execution.judge)
             except ImageError as error:
                 raise OptionError(f"--reference: {error}") from None
-        from fixtures.ceiling import drawings
+        from analogy.world.drawings import drawings
 
         drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
         targets = np.stack([target for twins in drawn for _, target in twins])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.distort import drawings, noise, random_backbone
+from tools.distort import drawings, noise, random_backbone
 
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 

@@ -126,7 +126,7 @@ def test_towards_the_targets_picture_it_is_positive(judge):
     """What it is for: a red car's picture that becomes a blue car's."""
     import random
 
-    from fixtures.world import Scene, render
+    from analogy.world import Scene, render
 
     red, blue = (
         np.stack([render(Scene(color=c), random.Random(seed)) for seed in range(4)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analogy.metrics import Lpips, psnr, ssim
-from fixtures.distort import (
+from tools.distort import (
     DISTORTIONS,
     blur,
     image_response,

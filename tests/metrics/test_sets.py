@@ -32,7 +32,7 @@ from analogy.metrics import (
     set_features,
 )
 from analogy.metrics.kernel import CMMD_JUDGE
-from fixtures.distort import DISTORTIONS, drawings, set_response
+from tools.distort import DISTORTIONS, drawings, set_response
 
 quick = settings(deadline=None, max_examples=30)
 

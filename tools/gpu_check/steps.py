@@ -27,10 +27,10 @@ from analogy.request import RunRequest, request_of
 from analogy.store import plan
 from analogy.study import Study
 from analogy.work import Worker
-from fixtures import ssd1b
-from fixtures.side_by_side import Row
-from fixtures.throughput import Generation, Scoring, generation_rows, pictures, vit_b_32, wait
+from tools import ssd1b
 from tools.gpu_check.runner import NotRunError, Plan, Recorder
+from tools.side_by_side import Row
+from tools.throughput import Generation, Scoring, generation_rows, pictures, vit_b_32, wait
 
 #: The tests marked ``gpu`` that need no minutes; those of the throughput benchmark are steps here.
 GPU_TESTS = "tests/test_gpu.py"

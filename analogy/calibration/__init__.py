@@ -1,0 +1,31 @@
+"""Do the statistics hold what they promise? Simulations on data whose true mean is known.
+
+    python -m analogy.calibration -o docs/calibration.md
+
+:mod:`~analogy.calibration.simulation` makes one figure, :mod:`~analogy.calibration.report` all
+figures of the document and its tables.
+"""
+
+from analogy.calibration.simulation import (
+    COVERAGE_BAR,
+    ERROR_BAR,
+    SKEWED_BAR,
+    Bar,
+    Share,
+    coverage,
+    family_wise_error,
+    power,
+    type_one_error,
+)
+
+__all__ = [
+    "COVERAGE_BAR",
+    "ERROR_BAR",
+    "SKEWED_BAR",
+    "Bar",
+    "Share",
+    "coverage",
+    "family_wise_error",
+    "power",
+    "type_one_error",
+]

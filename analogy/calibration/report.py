@@ -1,0 +1,210 @@
+"""All figures of docs/calibration.md, and their tables in markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, NamedTuple, get_args
+
+from tqdm import tqdm
+
+from analogy import stats
+from analogy.calibration.simulation import (
+    ALPHAS,
+    CELLS,
+    CORRELATION,
+    COVERAGE_BAR,
+    DISTRIBUTIONS,
+    ERROR_BAR,
+    SKEWED_BAR,
+    Bar,
+    Coverage,
+    FamilyWiseError,
+    Power,
+    Share,
+    TypeOneError,
+    coverage,
+    family_wise_error,
+    power,
+    type_one_error,
+)
+
+SIZES = (10, 20, 50, 200)
+"""Pairs: few, a small category, a cell of the suite, a large category."""
+
+FAMILIES = ("normal", "exponential", "mirrored exponential", "Student t(3)")
+FAMILY_SIZES = (10, 50, 200)
+
+
+class Report(NamedTuple):
+    """All figures of the committed tables."""
+
+    coverages: list[Coverage]
+    type_one_errors: list[TypeOneError]
+    items: list[Coverage]
+    families: list[FamilyWiseError]
+    powers: list[Power]
+    more_resamples: list[Coverage]  # in twos: few resamples, then 10,000
+
+
+def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> Report:
+    """All figures: those of the default method from `repetitions`.
+
+    Families, powers and the comparison of resamples are from half as many, other methods from a
+    quarter. With one worker everything runs in this process.
+    """
+    half, few = repetitions // 2, repetitions // 4
+    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    cells = [
+        partial(_cell, name, n, method=method, repetitions=of, **settings)
+        for method, of in zip(get_args(stats.Method), (repetitions, few, few), strict=True)
+        for n in reversed(SIZES)  # the longest first: no worker is left with one at the end
+        for name in DISTRIBUTIONS
+    ]
+    items = [
+        partial(coverage, "clustered", n, method="items", repetitions=few, **settings)
+        for n in SIZES
+    ]
+    families = [
+        partial(family_wise_error, name, n, repetitions=half, **settings)
+        for name in FAMILIES
+        for n in FAMILY_SIZES
+    ]
+    powers = [partial(power, n, repetitions=half, **settings) for n in SIZES]
+    more = [
+        partial(coverage, name, n, repetitions=half, n_resamples=resamples, seed=seed)
+        for name, n in (("normal", 50), ("exponential", 10))
+        for resamples in (n_resamples, 10_000)
+    ]
+    jobs: list[Callable[[], Any]] = [*cells, *items, *families, *powers, *more]
+    made = iter(_run(jobs, workers))
+    pairs = [next(made) for _ in cells]
+    return Report(
+        [first for first, _ in pairs],
+        [second for _, second in pairs],
+        *([next(made) for _ in group] for group in (items, families, powers, more)),
+    )
+
+
+def _cell(distribution: str, n: int, **settings: Any) -> tuple[Coverage, TypeOneError]:
+    """Both figures of one configuration, which share their intervals."""
+    return coverage(distribution, n, **settings), type_one_error(distribution, n, **settings)
+
+
+def _run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
+    bar = partial(tqdm, total=len(jobs), desc="simulating", disable=None)  # only in a terminal
+    if workers == 1:
+        return [job() for job in bar(jobs)]
+    # Spawned, because forking a process that has threads may hang (Python 3.12 warns of it).
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        futures = [pool.submit(job) for job in jobs]
+        return [future.result() for future in bar(futures)]
+
+
+def tables(report: Report) -> str:
+    """The report as markdown, each figure that has a bar marked against it."""
+    parts = {
+        "95% intervals that hold the true mean": _coverage_table(report),
+        "Wrong verdicts on cells whose true mean is 0": _type_one_table(report),
+        f"{ALPHAS} items a pair, correlation {CORRELATION:g}": _items_table(report),
+        f"{CELLS} cells whose true mean is 0, at least one a success": _family_table(report),
+        "Successes at the smallest detectable margin": _power_table(report),
+        "More resamples": _resamples_lines(report),
+    }
+    return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())
+
+
+def _coverage_table(report: Report) -> str:
+    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
+    default, *contrasts = get_args(stats.Method)
+    head = ["data", "pairs", default, "too low / too high", "width"]
+    lines = []
+    for name, n in _cases():
+        bar, own = _coverage_bar(name, n), rows[default, name, n]
+        misses = f"{_percent(own.below)} / {_percent(own.above)}"
+        line = [name, n, _judged(own.held, bar), misses, f"{own.width:.2f}"]
+        for other in (rows[method, name, n] for method in contrasts):
+            line += [_judged(other.held, bar), f"{other.width:.2f}"]
+        lines.append(line)
+    return _table([*head, *(title for method in contrasts for title in (method, "width"))], lines)
+
+
+def _type_one_table(report: Report) -> str:
+    rows = {(row.method, row.distribution, row.n): row for row in report.type_one_errors}
+    methods = get_args(stats.Method)
+    lines = [
+        [name, n]
+        + [
+            _judged(share, ERROR_BAR)
+            for row in (rows[method, name, n] for method in methods)
+            for share in (row.success, row.failure)
+        ]
+        for name, n in _cases()
+    ]
+    heads = (f"{method}: {kind}" for method in methods for kind in ("success", "failure"))
+    return _table(["data", "pairs", *heads], lines)
+
+
+def _items_table(report: Report) -> str:
+    default = get_args(stats.Method)[0]
+    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
+    lines = []
+    for naive in report.items:
+        own = rows[default, naive.distribution, naive.n]
+        shares = (_judged(own.held), f"{own.width:.2f}", _judged(naive.held), f"{naive.width:.2f}")
+        lines.append([naive.n, *shares])
+    return _table(["pairs", "pairs resampled", "width", "items resampled", "width"], lines)
+
+
+def _family_table(report: Report) -> str:
+    lines = [
+        [row.distribution, row.n, _judged(row.raw), _judged(row.holm, ERROR_BAR)]
+        for row in report.families
+    ]
+    return _table(["data", "pairs", "by the verdicts alone", "after Holm"], lines)
+
+
+def _power_table(report: Report) -> str:
+    lines = [
+        [row.n, f"{row.effect:.3f}", f"{100 * stats.POWER:.1f}", _judged(row.success)]
+        for row in report.powers
+    ]
+    return _table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)
+
+
+def _resamples_lines(report: Report) -> str:
+    rows = report.more_resamples
+    return "\n".join(
+        f"- {few.distribution}, {few.n} pairs: {_judged(few.held)} with the resamples above, "
+        f"{_percent(many.held)} with 10,000 on the same samples."
+        for few, many in zip(rows[::2], rows[1::2], strict=True)
+    )
+
+
+def _cases() -> list[tuple[str, int]]:
+    return [(name, n) for name in DISTRIBUTIONS for n in SIZES]
+
+
+def _coverage_bar(distribution: str, n: int) -> Bar | None:
+    if DISTRIBUTIONS[distribution].is_skewed:
+        return SKEWED_BAR
+    return COVERAGE_BAR if n == 50 and distribution in ("normal", "clustered") else None
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def _percent(share: Share) -> str:
+    return f"{100 * share.value:.1f}"
+
+
+def _judged(share: Share, bar: Bar | None = None) -> str:
+    """A share with its Monte-Carlo error, in percent, and whether it holds its bar."""
+    text = f"{_percent(share)} ± {100 * share.error:.1f}"
+    if bar is None:
+        return text
+    return f"{text} {'✓' if bar.holds(share) else '≈' if bar.holds(share, errors=2) else '✗'}"

@@ -1,0 +1,390 @@
+"""Simulations on data whose true mean is known: coverage, errors of verdicts, power.
+
+Intervals, tests and verdicts come from `analogy.stats`, the functions that judge a run; only the
+data are drawn here. Every figure is a share of repetitions, of which it carries the Monte-Carlo
+error, and depends on its arguments alone: neither on the order of calls nor on the processes.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from analogy import stats
+from analogy.records import Verdict
+
+CELLS = 24
+"""Cells of one run: 8 categories at 3 strengths."""
+
+FAR_RESAMPLES = 10_000
+"""For a p that is to be below 0.05 / 24: as many as a run takes."""
+
+ALPHAS = 3
+"""Items of a pair in clustered data."""
+
+CORRELATION = 0.5
+"""Between two items of a pair in clustered data."""
+
+CalibratedMethod = Literal[stats.Method, "items"]
+"""A bootstrap over pairs, or `stats.item_level`, which takes their items for independent."""
+
+IntervalOf = Callable[[NDArray[np.float64], int], tuple[float, float]]
+"""An interval of the mean from (clusters, items per cluster) and the bootstrap's seed."""
+
+_LOGNORMAL_SIGMA = 0.5
+_Z = 1.959964  # of a two-sided 95% interval of normal data with a known standard deviation
+
+
+class Share(NamedTuple):
+    """`hits` of `of` repetitions."""
+
+    hits: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        """The share, 0..1."""
+        return self.hits / self.of
+
+    @property
+    def error(self) -> float:
+        """Its Monte-Carlo standard error, by Agresti and Coull (1998): above 0 even at 0 and 1."""
+        share = (self.hits + 2) / (self.of + 4)
+        return math.sqrt(share * (1 - share) / (self.of + 4))
+
+
+class Bar(NamedTuple):
+    """What a share is asked to be: from `low` to `high`, 0..1."""
+
+    low: float
+    high: float
+
+    def holds(self, share: Share, *, errors: float = 0.0) -> bool:
+        """Whether the share is within the bar widened by so many Monte-Carlo errors."""
+        slack = errors * share.error
+        return self.low - slack <= share.value <= self.high + slack
+
+
+COVERAGE_BAR = Bar(0.94, 0.96)
+"""Of 95% intervals of 50 normal or clustered values."""
+
+SKEWED_BAR = Bar(0.92, 1.0)
+"""Of 95% intervals of skewed values, any number."""
+
+ERROR_BAR = Bar(0.0, 0.05)
+"""Of the type I error of a verdict, and of a family of them after Holm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Items around a true mean of 0.
+
+    `draw(rng, (repetitions, pairs))` gives (repetitions, pairs, items per pair); `sd` is the true
+    standard deviation of a pair's mean.
+    """
+
+    draw: Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
+    sd: float
+    is_skewed: bool = False
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    return rng.standard_normal((*shape, 1))
+
+
+def _exponential(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    return rng.standard_exponential((*shape, 1)) - 1
+
+
+def _mirrored(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    return -_exponential(rng, shape)
+
+
+def _lognormal(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    return rng.lognormal(0, _LOGNORMAL_SIGMA, (*shape, 1)) - math.exp(_LOGNORMAL_SIGMA**2 / 2)
+
+
+def _student(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    return rng.standard_t(3, (*shape, 1))
+
+
+def _clustered(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    pair = math.sqrt(CORRELATION) * rng.standard_normal((*shape, 1))
+    return pair + math.sqrt(1 - CORRELATION) * rng.standard_normal((*shape, ALPHAS))
+
+
+_VARIANCE = math.exp(_LOGNORMAL_SIGMA**2)
+
+DISTRIBUTIONS: Mapping[str, Distribution] = {
+    "normal": Distribution(_normal, 1.0),
+    "clustered": Distribution(_clustered, math.sqrt((1 + (ALPHAS - 1) * CORRELATION) / ALPHAS)),
+    "exponential": Distribution(_exponential, 1.0, is_skewed=True),
+    "mirrored exponential": Distribution(_mirrored, 1.0, is_skewed=True),
+    "lognormal": Distribution(_lognormal, math.sqrt(_VARIANCE * (_VARIANCE - 1)), is_skewed=True),
+    "Student t(3)": Distribution(_student, math.sqrt(3.0)),
+}
+"""Exponential: skewness 2. Lognormal: sigma 0.5, skewness 1.75. Clustered: items of variance 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often 95% intervals hold the true mean.
+
+    `below` and `above`: how often the whole interval lies below and above the true mean; `width`:
+    the mean width of the intervals, in units of the normal theory's with a known standard
+    deviation.
+    """
+
+    distribution: str
+    n: int
+    method: str
+    held: Share
+    below: Share
+    above: Share
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class TypeOneError:
+    """How often a cell whose true mean is 0 is called a success, and how often a failure."""
+
+    distribution: str
+    n: int
+    method: str
+    success: Share
+    failure: Share
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyWiseError:
+    """How often a family of cells whose true mean is 0 has a success.
+
+    `raw`: by the verdicts; `holm`: by the verdicts whose Holm-adjusted p is below 0.05 too.
+    """
+
+    distribution: str
+    n: int
+    cells: int
+    raw: Share
+    holm: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """How often a true mean of `effect` standard deviations is called a success."""
+
+    distribution: str
+    n: int
+    effect: float
+    success: Share
+
+
+def coverage(
+    distribution: str,
+    n: int,
+    *,
+    repetitions: int = 1_000,
+    n_resamples: int = 1_000,
+    method: CalibratedMethod = "studentized",
+    seed: int = 0,
+) -> Coverage:
+    """Coverage of a method's 95% intervals over samples of `n` pairs."""
+    intervals = _intervals(distribution, n, repetitions, n_resamples, method, seed)
+    return _coverage(distribution, n, method, intervals)
+
+
+def coverage_of(
+    interval: IntervalOf, distribution: str, n: int, *, repetitions: int = 1_000, seed: int = 0
+) -> Coverage:
+    """Coverage of any other interval, by the same way as `coverage`: a check of the way itself."""
+    samples, seeds = _samples(distribution, n, repetitions, seed)
+    intervals = np.array([interval(table, at) for table, at in zip(samples, seeds, strict=True)])
+    return _coverage(distribution, n, "given", intervals)
+
+
+def type_one_error(
+    distribution: str,
+    n: int,
+    *,
+    repetitions: int = 1_000,
+    n_resamples: int = 1_000,
+    method: stats.Method = "studentized",
+    seed: int = 0,
+) -> TypeOneError:
+    """Wrong verdicts on cells of `n` pairs whose true mean is 0, with intervals by `method`."""
+    samples, _ = _samples(distribution, n, repetitions, seed)
+    intervals = _intervals(distribution, n, repetitions, n_resamples, method, seed)
+    verdicts = Counter(
+        # p takes half the time and matters only where the interval is above 0.
+        stats.verdict(n=n, ci_low=low, ci_high=high, p=stats.t_test(means) if low > 0 else math.nan)
+        for means, (low, high) in zip(samples.mean(axis=2), intervals.tolist(), strict=True)
+    )
+    return TypeOneError(
+        distribution,
+        n,
+        method,
+        success=Share(verdicts[Verdict.SUCCESS], repetitions),
+        failure=Share(verdicts[Verdict.FAILURE], repetitions),
+    )
+
+
+def family_wise_error(
+    distribution: str,
+    n: int,
+    *,
+    cells: int = CELLS,
+    repetitions: int = 1_000,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> FamilyWiseError:
+    """Families of independent `cells` of `n` pairs each, all of true mean 0, with a success.
+
+    A repetition is a family.
+    """
+    samples, seeds = _samples(distribution, n, repetitions * cells, seed)
+    means = samples.mean(axis=2)
+    p_values = _t_tests(means)
+    is_success = np.zeros(p_values.size, dtype=bool)
+    for i in np.flatnonzero(p_values < stats.SIGNIFICANCE):
+        is_success[i] = _is_success(means[i], n_resamples, seeds[i])
+    # As in analogy.analysis, Holm adjusts the larger p of two tests, with a run's own resamples: a
+    # p of 0.002 needs more of them than an interval. A cell can be the first of its family to pass
+    # only with p below 0.05 / cells in both tests, so the second is asked of few.
+    for i in np.flatnonzero(p_values < stats.SIGNIFICANCE / cells):
+        p = stats.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
+        p_values[i] = max(p_values[i], p)
+    p_values = p_values.reshape(repetitions, cells)
+    successes = is_success.reshape(repetitions, cells)
+    has_success = successes.any(axis=1)
+    # Where Bonferroni lets none pass Holm lets none pass either; statsmodels takes 50 ms a family.
+    is_candidate = has_success & (p_values.min(axis=1) * cells < stats.SIGNIFICANCE)
+    survivors = sum(
+        (successes[i] & (stats.holm(p_values[i].tolist()) < stats.SIGNIFICANCE)).any()
+        for i in np.flatnonzero(is_candidate)
+    )
+    return FamilyWiseError(
+        distribution,
+        n,
+        cells,
+        raw=Share(int(has_success.sum()), repetitions),
+        holm=Share(int(survivors), repetitions),
+    )
+
+
+def power(
+    n: int,
+    *,
+    effect: float | None = None,
+    distribution: str = "normal",
+    repetitions: int = 1_000,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> Power:
+    """Successes among cells of `n` pairs whose true mean is `effect`, in standard deviations.
+
+    By default the effect that `stats.min_detectable` says is found in `stats.POWER` of runs.
+    """
+    effect = stats.min_detectable(1.0, n) if effect is None else effect
+    samples, seeds = _samples(distribution, n, repetitions, seed)
+    means = samples.mean(axis=2) + effect * DISTRIBUTIONS[distribution].sd
+    hits = sum(
+        _is_success(means[i], n_resamples, seeds[i])
+        for i in np.flatnonzero(_t_tests(means) < stats.SIGNIFICANCE)
+    )
+    return Power(distribution, n, effect, Share(hits, repetitions))
+
+
+def _samples(
+    distribution: str, n: int, repetitions: int, seed: int
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Items, (repetitions, pairs, items per pair), and the bootstrap's seed for each repetition.
+
+    The seeds differ, or all intervals would share the bootstrap's own chance.
+    """
+    if distribution not in DISTRIBUTIONS:
+        near = get_close_matches(distribution, DISTRIBUTIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}{hint}"
+        )
+    if n < stats.MIN_DECISIVE:
+        raise ValueError(
+            f"n: expected at least {stats.MIN_DECISIVE}, got {n}: fewer pairs have no verdict"
+        )
+    if repetitions < 1:
+        raise ValueError(f"repetitions: expected at least 1, got {repetitions}")
+    rng = np.random.default_rng([seed, zlib.crc32(distribution.encode()), n])
+    samples = DISTRIBUTIONS[distribution].draw(rng, (repetitions, n))
+    return samples, rng.integers(2**32, size=repetitions).tolist()
+
+
+@cache
+def _intervals(
+    distribution: str, n: int, repetitions: int, n_resamples: int, method: str, seed: int
+) -> NDArray[np.float64]:
+    """95% intervals, (repetitions, 2), kept: coverage and verdicts are of the same ones."""
+    samples, seeds = _samples(distribution, n, repetitions, seed)
+    interval = _interval_of(method, n_resamples)
+    intervals = np.array([interval(table, at) for table, at in zip(samples, seeds, strict=True)])
+    intervals.setflags(write=False)
+    return intervals
+
+
+def _interval_of(method: str, n_resamples: int) -> IntervalOf:
+    if method == "items":
+
+        def of_items(table: NDArray[np.float64], seed: int) -> tuple[float, float]:
+            figures = stats.item_level(table, n_resamples=n_resamples, seed=seed)
+            return figures.ci_low, figures.ci_high
+
+        return of_items
+    if method not in get_args(stats.Method):
+        expected = ", ".join((*get_args(stats.Method), "items"))
+        raise ValueError(f"method: expected one of {expected}, got {method!r}")
+
+    def of_pairs(table: NDArray[np.float64], seed: int) -> tuple[float, float]:
+        return stats.cluster_bootstrap_ci(
+            table,
+            n_resamples=n_resamples,
+            seed=seed,
+            method=method,  # type: ignore[arg-type]
+        )
+
+    return of_pairs
+
+
+def _coverage(distribution: str, n: int, method: str, intervals: NDArray[np.float64]) -> Coverage:
+    low, high = intervals.T
+    below, above = int((high < 0).sum()), int((low > 0).sum())
+    of = len(intervals)
+    normal_width = 2 * _Z * DISTRIBUTIONS[distribution].sd / math.sqrt(n)
+    return Coverage(
+        distribution,
+        n,
+        method,
+        held=Share(of - below - above, of),
+        below=Share(below, of),
+        above=Share(above, of),
+        width=float((high - low).mean() / normal_width),
+    )
+
+
+def _t_tests(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`stats.t_test` of each row, at once: most rows are no success by it and need no interval."""
+    return np.asarray(scipy.stats.ttest_1samp(means, 0.0, axis=1, alternative="greater").pvalue)
+
+
+def _is_success(means: NDArray[np.float64], n_resamples: int, seed: int) -> bool:
+    low, high = stats.bootstrap_ci(means, n_resamples=n_resamples, seed=seed)
+    verdict = stats.verdict(n=len(means), ci_low=low, ci_high=high, p=stats.t_test(means))
+    return verdict is Verdict.SUCCESS

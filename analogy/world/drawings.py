@@ -1,0 +1,60 @@
+"""Drawings of a word pair's prompts, where both are captions of the rendered world."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+
+from analogy.records import Pair
+from analogy.store import content, digest
+from analogy.world import CaptionError, Scene, read, render
+from analogy.world.scene import TYPICAL_COLOR
+
+SEED = "ceiling"
+
+
+def scenes(pair: Pair, rng: random.Random) -> tuple[Scene, Scene]:
+    """The scenes that a pair's prompts describe, source and target.
+
+    What is not said is ordinary, in both alike. A colour that neither prompt says is the typical
+    one, of the source's object or of the target's, drawn from ``rng``: drawing each in its own
+    would change two things at once, and always taking one side's would favour that side.
+
+    Raises ``CaptionError``, naming the pair, where a prompt is no caption of the world or both
+    describe one scene.
+    """
+    try:
+        (source, source_said), (target, target_said) = map(
+            read, (pair.source_prompt, pair.target_prompt)
+        )
+    except CaptionError as error:
+        raise CaptionError(f"pair {pair.id}: {error}") from None
+    typical = rng.choice([TYPICAL_COLOR[source.object], TYPICAL_COLOR[target.object]])
+    if "color" not in source_said | target_said:
+        source, target = replace(source, color=typical), replace(target, color=typical)
+    if source == target:
+        raise CaptionError(
+            f"pair {pair.id}: expected prompts that describe different scenes, got "
+            f"{pair.source_prompt!r} and {pair.target_prompt!r}, both {source}; change one of them"
+        )
+    return source, target
+
+
+def drawings(pair: Pair, renders: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Twins, drawings of a pair's source and target, each uint8 HWC of the world's size.
+
+    Twins share the state of their jitter: they are laid out alike unless the category itself asks
+    for another number of draws (counts, scenes, weathers). The jitter comes from the pair's content
+    and the twin's number alone, so that a pair is drawn the same in any file and company.
+    """
+    twins = []
+    for i in range(renders):
+        rng = random.Random(f"{SEED}/{digest(content(pair))}/{i}")
+        source, target = scenes(pair, rng)
+        state = rng.getstate()
+        source_drawing = render(source, rng)
+        rng.setstate(state)
+        twins.append((source_drawing, render(target, rng)))
+    return twins
