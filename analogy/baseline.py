@@ -42,7 +42,7 @@ from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
 TOLERANCE = 0.005
 """A loss of margin that is put up with, unless told otherwise."""
 
-SAMPLING = ("method", "steps", "guidance", "scheduler")
+SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""
 
 # Differences below this are rounding of float64 margins: they are on neither side of a limit.

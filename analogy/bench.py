@@ -219,9 +219,10 @@ def faults() -> tuple[type[Exception], ...]:
     from analogy.execute import ClusterError
     from analogy.memory import MemoryFullError
     from analogy.models import ModelError
+    from analogy.registry import ExtensionError
     from analogy.store import StoreError
 
-    return (ClusterError, MemoryFullError, ModelError, StoreError)
+    return (ClusterError, ExtensionError, MemoryFullError, ModelError, StoreError)
 
 
 def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) -> Bench:

@@ -15,6 +15,7 @@ from typing import Any
 
 from analogy import records
 from analogy.records import DTYPES, ENGINES, PER_SET, Limit
+from analogy.steering.base import DEFAULT_METHOD, METHODS
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -29,7 +30,6 @@ CARD_SAMPLING: dict[str, tuple[int, float]] = {
     "stabilityai/sdxl-turbo": (1, 0.0),
     "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
 }
-METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
 
 
 class OptionError(ValueError):
@@ -45,7 +45,12 @@ class Option:
     default: Any = None
     parse: Callable[[str], Any] | None = None  # None: a switch
     metavar: str | None = None
-    choices: tuple[str, ...] = ()  # what a shell completes
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """The values that a shell offers; those of installed packages are looked for here."""
+        return self.choices() if callable(self.choices) else self.choices
 
     @property
     def key(self) -> str:
@@ -223,10 +228,10 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 def parse_methods(text: str) -> tuple[str, ...]:
     """Two or more different steering methods; another text is a ``ValueError``."""
-    names: tuple[str, ...] = _list_of(_one_of(METHOD_NAMES))(text)
+    names: tuple[str, ...] = _list_of(METHODS.check)(text)
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
-            f"expected two or more different ones of {', '.join(METHOD_NAMES)}, got {text!r}"
+            f"expected two or more different ones of {', '.join(METHODS.names())}, got {text!r}"
         )
     return names
 
@@ -271,8 +276,9 @@ OPTIONS: tuple[Option, ...] = (
            default="0.5,0.8,1.0", parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
-    Option("--method", f"steering method: {', '.join(METHOD_NAMES)}", default="word",
-           parse=_one_of(METHOD_NAMES), metavar="NAME", choices=METHOD_NAMES),
+    Option("--method", f"steering method: {', '.join(METHODS.builtin)}, one that an installed "
+           "package adds, or package.module:name", default=DEFAULT_METHOD, parse=METHODS.check,
+           metavar="NAME", choices=METHODS.names),
     Option("--control", "measure the null control, the method random, beside the method",
            default=False),
     Option("--target", "also draw each target prompt itself: what the model can do at best, and "

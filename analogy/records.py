@@ -53,6 +53,17 @@ def is_imported(model: str) -> bool:
     return IMPORTED in model
 
 
+class Need(StrEnum):
+    """What a steering method looks at, besides the source prompt."""
+
+    TARGET = "target"
+    """The target prompt."""
+    WORDS = "words"
+    """The pair's two words, each encoded alone."""
+    OTHERS = "others"
+    """The category's other pairs. Only a method that needs them is given them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A word pair: source concept A, target concept T, and the prompt that holds each."""
@@ -242,7 +253,9 @@ class RunConfig:
       many pairs per category, None for all;
     - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
     - `seeds`: one image per pair, alpha and seed;
-    - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width):
+    - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
+      built in, `method_version` and `method_needs` are what its images' keys depend on besides;
+    - `steps`, `guidance`, `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null control, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
@@ -277,6 +290,8 @@ class RunConfig:
     ray_address: str | None = None
     target: bool = False
     lora: str | None = None
+    method_version: str = ""
+    method_needs: tuple[Need, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("model", "clip_model", "pairs"):  # these may be paths
@@ -285,6 +300,8 @@ class RunConfig:
             _check_text("lora", self.lora)
         for name in ("method", "device", "engine"):
             _check_name(name, getattr(self, name))
+        if self.method_version:
+            _check_name("method_version", self.method_version)
         for name in ("clip_pretrained", "ray_address"):
             if getattr(self, name) is not None:
                 _check_name(name, getattr(self, name))
@@ -316,6 +333,7 @@ class RunConfig:
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))
+        object.__setattr__(self, "method_needs", _needs(self.method_needs))
 
     @property
     def base_model(self) -> str:
@@ -335,6 +353,8 @@ class RunConfig:
         """
         made: dict[str, Any] = {}
         for field in dataclasses.fields(self):
+            if field.name in ("method_version", "method_needs") and not getattr(self, field.name):
+                continue  # as in configurations of before, on which digests rest as well
             made[field.name] = plain(getattr(self, field.name))
             if field.name == "limit":  # its place of old, on which the digests of commands rest
                 made["scheduler"] = None
@@ -415,6 +435,15 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(
             f"{name}: expected a finite number from {low:g} to {high:g}, got {shown(value)}"
         )
+
+
+def _needs(values: Any) -> tuple[Need, ...]:
+    try:
+        return tuple(sorted({Need(value) for value in values}))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"method_needs: expected some of {', '.join(Need)}, got {shown(values)}"
+        ) from None
 
 
 def _check_alpha(name: str, value: Any) -> None:

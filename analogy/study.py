@@ -46,7 +46,7 @@ from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.stats import items_from_margins
-from analogy.steering import OTHERS_MATTER
+from analogy.steering.base import METHODS, NULL_METHOD, Identity, Need, with_method
 from analogy.store import (
     SCHEMA_VERSION,
     Command,
@@ -117,7 +117,7 @@ class Study:
         )
         self._null_jobs: dict[str | None, list[Job]] = {}
         if config.control:  # the random control's, whose alpha 0 is the method's own
-            null = replace(config, method="random")
+            null = replace(config, method=NULL_METHOD)
             self._null_jobs = self._plan(null, sorted(config.alphas))
         self._target_jobs: dict[str | None, list[Job]] = {}
         if config.target:  # by lerp, whose own grid may have them too
@@ -140,7 +140,7 @@ class Study:
         config, model, judge = _resolve(values)
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
-        _refuse_lone_pairs(config.method, pairs)
+        _refuse_lone_pairs(config, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
         truth = _ground_truth(values["ceiling"], judge)
@@ -199,9 +199,10 @@ class Study:
 
     def by(self, method: str) -> Study:
         """The same study by another steering method, in the same open run folder."""
-        _refuse_lone_pairs(method, self.pairs)
+        config = _with_method(self.config, method)
+        _refuse_lone_pairs(config, self.pairs)
         return Study(
-            replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
+            config, self.pairs, self.model, self.judge, self.folder,
             self.truth, scheduler=self.scheduler, unread=self.unread,
             unsteered=_unsteered(self.model, self.pairs, method),
         )  # fmt: skip
@@ -424,6 +425,7 @@ class Study:
 
 def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
     """The configuration with the defaults of its device filled in, and where its models are."""
+    _check_method(values["method"])
     gpu = bool(values["gpu"])
     device = _device(values["device"], gpu=gpu, engine=values["engine"])
     _check_engine(values)
@@ -467,7 +469,15 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     except ValueError as error:
         option, _, rest = str(error).partition(":")
         raise OptionError(f"--{option.replace('_', '-')}:{rest}") from None
-    return config, model, judge
+    return _with_method(config, config.method), model, judge
+
+
+def _check_method(name: str) -> None:
+    """Import the method, before any model is looked for."""
+    try:
+        Identity.of(METHODS.get(name))
+    except ValueError as error:
+        raise OptionError(f"--method: {error}") from error
 
 
 def _check_engine(values: Mapping[str, Any]) -> None:
@@ -518,13 +528,20 @@ def _device(device: str | None, *, gpu: bool, engine: str = "serial") -> str:
     return device
 
 
-def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
+def _with_method(config: RunConfig, name: str) -> RunConfig:
+    try:
+        return with_method(config, name)
+    except ValueError as error:
+        raise OptionError(f"--method: {error}") from error
+
+
+def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
     """A method that looks at a pair's neighbours needs some."""
     counts = Counter(pair.category for pair in pairs)
     lone = [category for category, count in counts.items() if count < 2]
-    if method in OTHERS_MATTER and lone:
+    if lone and Need.OTHERS in Identity.in_config(config).needs:
         raise OptionError(
-            f"--method: {method} needs 2 pairs or more in each category, got 1 in "
+            f"--method: {config.method} needs 2 pairs or more in each category, got 1 in "
             f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
         )
 

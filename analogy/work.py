@@ -24,7 +24,9 @@ from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
-from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
+from analogy.registry import ExtensionError
+from analogy.steering.base import METHODS, Need
+from analogy.steering.conditioning import Conditioning, Edit, Words
 from analogy.store import Job, StoreError, W, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
@@ -166,7 +168,7 @@ class Encoded:
     def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
         """The conditioning of what these jobs need. Called by painters' threads."""
         with self._lock, no_dropped_ends():
-            if self._all is None and any(job.method in OTHERS_MATTER for job in jobs):
+            if self._all is None and any(_needs_others(job) for job in jobs):
                 self._all = self._generator.encode(texts(self._pairs))
             if self._all is not None:
                 return self._all
@@ -262,8 +264,9 @@ def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]
     pair = job.pair
     if job.alpha == 0.0:
         return encoded[pair.source_prompt]
+    method = METHODS.get(job.method)
     others: tuple[Words, ...] = ()
-    if job.method in OTHERS_MATTER:
+    if Need.OTHERS in method.needs:
         others = tuple(
             Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
             for o in pairs
@@ -278,7 +281,18 @@ def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]
         others=others,
         seed=_seed_of(pair),
     )
-    return METHODS[job.method](edit, job.alpha)
+    made = method.condition(edit, job.alpha)
+    if not isinstance(made, Conditioning) or made.shapes() != edit.source.shapes():
+        raise ExtensionError(
+            place=f"method {method.name}",
+            expected=f"a conditioning of the source's shapes, {edit.source.shapes()}",
+            got=str(made.shapes() if isinstance(made, Conditioning) else type(made).__name__),
+        )
+    return made
+
+
+def _needs_others(job: Job) -> bool:
+    return job.alpha != 0.0 and Need.OTHERS in METHODS.get(job.method).needs
 
 
 def texts(pairs: Iterable[Pair]) -> list[str]:

@@ -15,7 +15,8 @@ from verbs import verb
 
 from analogy import cli
 from analogy.cli import base, look, runs
-from analogy.options import METHOD_NAMES, OPTIONS, parse_options
+from analogy.options import OPTIONS, parse_options
+from analogy.steering.base import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -179,7 +180,7 @@ def complete(*words, **environment):
 def test_a_shell_completes_verbs_options_and_values():
     assert complete("st") == ["steer"]
     assert complete("run", "--clip-p") == ["--clip-pretrained"]
-    assert complete("run", "--method", "") == list(METHOD_NAMES)
+    assert complete("run", "--method", "") == list(METHODS.names())
     assert complete("steer", "--dtype", "fl") == ["float32", "float16"]
 
 

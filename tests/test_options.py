@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analogy.options import (
-    METHOD_NAMES,
     OPTIONS,
     OptionError,
     csv_list,
@@ -20,6 +19,7 @@ from analogy.options import (
     parse_path,
 )
 from analogy.records import Limit
+from analogy.steering.base import METHODS
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
@@ -87,7 +87,7 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
             (Limit("lpips", False, 0.3), Limit("kid", False, -1)),
         ),
         ("clip_dtype", "bfloat16", "bfloat16"),
-        *[("method", name, name) for name in METHOD_NAMES],
+        *[("method", name, name) for name in METHODS.builtin],
     ],
 )
 def test_text_is_read(name, text, value):

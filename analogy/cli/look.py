@@ -25,9 +25,11 @@ from analogy.cli.base import (
     with_options,
     write,
 )
+from analogy.errors import AnalogyError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
+from analogy.steering.base import METHODS, Need
 from analogy.words import folded, has_word
 
 STEERED_VERSION = 1
@@ -85,10 +87,13 @@ def steer(
     from analogy.bench import faults, refusals
     from analogy.models import ModelError
     from analogy.report.strips import draw_strip, shoot
-    from analogy.steering import OTHERS_MATTER
     from analogy.study import Study
 
-    if values["method"] in OTHERS_MATTER:
+    try:
+        needs = METHODS.get(values["method"]).needs
+    except AnalogyError as error:
+        refuse(Exit.USAGE, f"--method: {error}")
+    if Need.OTHERS in needs:
         refuse(
             Exit.USAGE,
             f"--method: expected a method of one pair alone, got {values['method']}, which needs "

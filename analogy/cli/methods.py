@@ -17,7 +17,8 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.options import METHOD_NAMES, parse_methods
+from analogy.options import parse_methods
+from analogy.steering.base import METHODS, Need
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
@@ -29,13 +30,17 @@ METHODS_OPTIONS = (
 )  # fmt: skip
 
 
+_OF_ONE = ("method", "method_version", "method_needs")
+"""Settings of a run by one method."""
+
+
 @app.command(rich_help_panel=MAKE)
 @with_options(METHODS_OPTIONS)
 def methods(
     values: Mapping[str, Any],
     names: Annotated[
         str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
-    ] = ",".join(METHOD_NAMES),
+    ] = ",".join(METHODS.builtin),
     json: Json = None,
 ) -> None:
     """Compare steering methods over one grid: paired differences, and a ranking.
@@ -57,7 +62,6 @@ def methods(
     from analogy.methods import all_jobs, open_methods, run_methods
     from analogy.models import ModelError
     from analogy.report import text
-    from analogy.steering import OTHERS_MATTER
     from analogy.store import StoreError
 
     try:
@@ -87,7 +91,7 @@ def methods(
     finally:
         study.close()
     config = study.config
-    settings = {name: value for name, value in header["config"].items() if name != "method"}
+    settings = {name: value for name, value in header["config"].items() if name not in _OF_ONE}
     write(
         {
             **header,
@@ -110,8 +114,8 @@ def methods(
     ]
     if config.limit is not None:
         limit = f"limit     {config.limit} pairs per category: not the whole measurement"
-        if OTHERS_MATTER & set(chosen):
-            limit += "; the method category looks at no other pairs"
+        if wide := [name for name in chosen if Need.OTHERS in METHODS.get(name).needs]:
+            limit += f"; the method {', '.join(wide)} looks at no other pairs"
         lines.append(limit)
     failed = text.failure_lines(failures)
     show_lines([*lines, *failed, "", *text.method_tables(found)], json)

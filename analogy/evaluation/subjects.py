@@ -53,7 +53,7 @@ from analogy.models import (
 )
 from analogy.options import CARD_SAMPLING
 from analogy.records import RunConfig
-from analogy.steering import Conditioning
+from analogy.steering.conditioning import Conditioning
 from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
 from analogy.study import scheduler_of
 from analogy.work import Painter, fit_batch_size, side_by_side, steered, texts
@@ -147,11 +147,12 @@ class Model:
             size, device = native_size(folder), task.device
         else:
             self._live = given
-            denoiser = getattr(given, family_of(given).denoiser)
+            family = family_of(given)
+            denoiser = getattr(given, family.denoiser)
             self.fingerprint, self._unknown = _known_or_new(given)
             self.scheduler = _settings(given.scheduler)
             steps, guidance = _sampling_of(given)
-            size = int(denoiser.config.sample_size) * int(given.vae_scale_factor)
+            size = family.size_of(given)
             device = str(denoiser.device)
             dtype = str(denoiser.dtype).removeprefix("torch.")
         self.config: RunConfig = replace(
@@ -343,10 +344,10 @@ def open_subject(given: Any, task: Task) -> Subject:
         if path.is_dir() and not (path / "model_index.json").is_file():
             return Folder(path, task)
         return Model(given, task)
-    if type(given).__name__ not in FAMILIES:
+    if not FAMILIES.is_installed(type(given).__name__):
         raise ModelError(
             "model: expected a name, a folder of images, or a diffusers pipeline of the families "
-            f"supported ({', '.join(FAMILIES)}), got {type(given).__name__}"
+            f"supported ({', '.join(FAMILIES.names())}), got {type(given).__name__}"
         )
     return Model(given, task)
 
