@@ -6,6 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from analogy.families import Sampling, family_of
 from analogy.images import Images, faults, from_unit
 from analogy.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
 from analogy.records import Pair
+from analogy.steering.base import Intervention
 from analogy.steering.conditioning import Conditioning
 
 
@@ -104,6 +106,10 @@ class Generator:
         for name in self._pipeline.components:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
+
+    def changed(self, method: Intervention, alpha: float) -> AbstractContextManager[object]:
+        """The context in which ``method`` has changed this generator's pipeline."""
+        return method.applied(self._pipeline, alpha)
 
     @torch.inference_mode()
     def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:

@@ -14,8 +14,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy import records
+from analogy.errors import AnalogyError
 from analogy.records import DTYPES, ENGINES, PER_SET, Limit
-from analogy.steering.base import DEFAULT_METHOD, METHODS
+from analogy.steering.base import DEFAULT_ALPHAS, DEFAULT_METHOD, METHODS, default_alphas
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -272,8 +273,9 @@ OPTIONS: tuple[Option, ...] = (
            metavar="FILE"),
     Option("--categories", "only these, separated by commas, one that holds a comma in double "
            "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
-    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there",
-           default="0.5,0.8,1.0", parse=_list_of(parse_number), metavar="LIST"),
+    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there "
+           f"[default: {','.join(map(str, DEFAULT_ALPHAS))}, or the method's own]",
+           parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            default="0,1,2", parse=_list_of(_integer(0)), metavar="LIST"),
     Option("--method", f"steering method: {', '.join(METHODS.builtin)}, one that an installed "
@@ -348,4 +350,9 @@ def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
             except ValueError as error:
                 raise OptionError(f"{option.flag}: {error}") from None
         values[option.key] = raw
+    if values["alphas"] is None:
+        try:
+            values["alphas"] = default_alphas(values["method"])
+        except AnalogyError as error:
+            raise OptionError(f"--method: {error}") from error
     return values

@@ -17,7 +17,7 @@ import torch
 
 from analogy.models import ModelError
 from analogy.records import Pair
-from analogy.steering.base import METHODS, Need
+from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning
 from analogy.store import Job
 from analogy.work import steered, texts
@@ -95,8 +95,8 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     Every reading gets a vector of its own in the place of its encoding, and the method steers
     between those: what it leaves where it was, it would leave with any encoder.
     """
-    if not readers:
-        return []
+    if not readers or isinstance(METHODS.get(method), Intervention):
+        return []  # what an intervention changes is not in the text
     ids = _readings(readers, texts(pairs))
     needs = METHODS.get(method).needs
     suspects = {pair.category for pair in pairs if _has_equal(pair, ids)}

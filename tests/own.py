@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from analogy.families import CLIP_TOKENIZER, SCHEDULER, PipelineFamily
 from analogy.steering.base import Need, steering_method
-from analogy.steering.conditioning import Conditioning, Edit
+from analogy.steering.conditioning import Conditioning, Edit, Words, mean
 from analogy.steering.words import category_direction, word_direction
 
 
@@ -34,6 +35,54 @@ def others(edit: Edit, alpha: float) -> Conditioning:
 def short(edit: Edit, alpha: float) -> Conditioning:
     """One that loses a token."""
     return Conditioning({name: states[1:] for name, states in edit.source.states.items()})
+
+
+class Directions:
+    """Learns the mean direction of the pairs it is given; counts its fits."""
+
+    name, version, needs = "directions", "", frozenset({Need.OTHERS})
+
+    def __init__(self, direction: Conditioning | None = None) -> None:
+        self.direction = direction
+        self.fits = 0
+
+    def fit(self, others: tuple[Words, ...]) -> Directions:
+        self.fits += 1
+        return Directions(mean([other.target.minus(other.source) for other in others]))
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        return edit.source.plus(self.direction, alpha)
+
+
+directions = Directions()
+
+
+class Louder:
+    """Scales what the denoiser predicts by 1 + alpha / 4, by a hook on it."""
+
+    name, version, needs, exclusive = "louder", "", frozenset(), True
+    default_alphas = (1.0, 2.0)
+    at_work = 0
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        return edit.source
+
+    @contextmanager
+    def applied(self, pipeline: Any, alpha: float) -> Iterator[None]:
+        def scaled(module: Any, given: Any, made: Any) -> Any:
+            return (made[0] * (1 + alpha / 4), *made[1:])
+
+        assert not self.at_work  # no other's change is seen
+        self.at_work += 1
+        handle = pipeline.unet.register_forward_hook(scaled)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.at_work -= 1
+
+
+louder = Louder()
 
 
 class WithoutCondition:

@@ -9,19 +9,24 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import own
 import pytest
+import torch
 from verbs import verb
 
 from analogy import study as studies
 from analogy.evaluation import Task
 from analogy.evaluation.protocol import TaskError
+from analogy.generator import Generator
+from analogy.memory import MemoryFullError
 from analogy.options import OPTIONS, OptionError, parse_options
 from analogy.records import Need, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import DEFAULT_METHOD, METHODS, Identity, with_method
+from analogy.steering.conditioning import mean
 from analogy.store import plan
 from analogy.study import Study
-from analogy.work import steered, texts
+from analogy.work import changed_alike, steered, texts
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -136,6 +141,21 @@ def test_a_conditioning_of_another_shape_is_an_error_of_the_method(config, pairs
         steered(job, pairs, encoded)
 
 
+def test_a_methods_own_strengths_are_the_default():
+    raw = {option.name: option.default for option in OPTIONS}
+    assert parse_options(raw.get)["alphas"] == (0.5, 0.8, 1.0)
+    raw["analogy_method"] = "own:pooled"
+    assert parse_options(raw.get)["alphas"] == (0.5, 0.8, 1.0)
+    raw["analogy_method"] = "own:louder"
+    assert parse_options(raw.get)["alphas"] == (1.0, 2.0)
+    raw["analogy_alphas"] = "0.5"
+    assert parse_options(raw.get)["alphas"] == (0.5,)
+    del raw["analogy_alphas"]
+    raw["analogy_method"] = "own:missing"
+    with pytest.raises(OptionError, match="--method: method own:missing: expected"):
+        parse_options(raw.get)
+
+
 # --- the whole way
 
 
@@ -181,3 +201,88 @@ def test_pytest_takes_a_method_by_its_module(tmp_path):
     assert (written["config"]["method"], written["config"]["method_needs"]) == (
         "own:pooled", ["words"],
     )  # fmt: skip
+
+
+# --- methods that learn, and methods that change the pipeline
+
+
+def test_a_method_learns_once_for_each_pair_and_never_from_it(
+    make_study, pairs, generator, monkeypatch
+):
+    given = []
+
+    def fit(self, others):
+        given.append({(other.source_word, other.target_word) for other in others})
+        return own.Directions(mean([other.target.minus(other.source) for other in others]))
+
+    monkeypatch.setattr(own.Directions, "fit", fit)
+    mine = with_method(make_study().config, "own:directions")
+    study = make_study(pairs=pairs[:3], **{n: getattr(mine, n) for n in ("method", "method_needs")})
+    study.generate(study.jobs())
+    words = {(pair.source_word, pair.target_word) for pair in pairs[:3]}
+    assert len(study.folder.image_rows()) == 3 * 2 * 3
+    assert sorted(map(len, given)) == [2, 2, 2]
+    assert {frozenset(words - each) for each in given} == {frozenset({word}) for word in words}
+
+
+def test_a_change_of_the_pipeline_is_seen_by_its_own_batches_alone(make_study, pairs):
+    """With two generators on the same weights, each in a thread of its own."""
+    before = torch.get_num_threads()
+    images = []
+    try:
+        for threads, batch_size in ((1, 1), (2, 4)):
+            torch.set_num_threads(threads)
+            study = make_study(
+                pairs=pairs[:4], method="own:louder", control=True, batch_size=batch_size
+            )
+            study.generate(study.jobs())
+            assert own.louder.at_work == 0
+            painter = study.execution._worker._painter
+            assert len(painter.generators) == threads
+            assert not painter.generators[0]._denoiser._forward_hooks
+            jobs = study.jobs()
+            images.append({job.key: study.folder.read_image(job).astype(int) for job in jobs})
+    finally:
+        torch.set_num_threads(before)
+    alone, together = images
+    assert len(alone) == 4 * 2 * (3 + 2)
+    assert max(abs(alone[key] - together[key]).max() for key in alone) <= 1
+    by_place = {(job.pair.id, job.seed, job.method, job.alpha): alone[job.key] for job in jobs}
+    for pair in pairs[:4]:
+        control = next(alone[j.key] for j in jobs if j.pair == pair and j.alpha == j.seed == 0)
+        for alpha in (0.5, 1.0):
+            assert abs(by_place[pair.id, 0, "own:louder", alpha] - control).max() > 1
+
+
+def test_a_change_is_undone_after_an_error(make_study, pairs, monkeypatch):
+    study = make_study(pairs=pairs[:1], method="own:louder", seeds=(0,))
+    hooked = []
+
+    def fail(generator, *_):
+        hooked.append(bool(generator._denoiser._forward_hooks))
+        raise MemoryFullError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate", fail)
+        for job in study.jobs():
+            with pytest.raises(MemoryFullError):
+                study.generate([job])
+    assert hooked == [False, True, True]
+    assert not study.execution._worker._painter.generators[0]._denoiser._forward_hooks
+    study.generate(study.jobs())
+    assert len(study.folder.image_rows()) == 3
+
+
+def test_batches_are_of_one_change(config, pairs):
+    louder = replace(config, method="own:louder")
+    jobs = plan(louder, "model", "Euler/1", pairs[:2], louder.grid_alphas)
+    jobs += plan(replace(config, method="random"), "model", "Euler/1", pairs[:2], (0.5, 1.0))
+    groups = changed_alike(jobs)
+    assert [{(job.method, job.alpha) for job in group} for group in groups] == [
+        {("own:louder", 0.0), ("random", 0.5), ("random", 1.0)},
+        {("own:louder", 0.5)},
+        {("own:louder", 1.0)},
+    ]
+    assert sorted(job.key for group in groups for job in group) == sorted(job.key for job in jobs)
+    plain = plan(config, "model", "Euler/1", pairs, config.grid_alphas)
+    assert changed_alike(plain) == [plain]

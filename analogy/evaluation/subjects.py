@@ -56,7 +56,15 @@ from analogy.records import RunConfig
 from analogy.steering.conditioning import Conditioning
 from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
 from analogy.study import scheduler_of
-from analogy.work import Painter, fit_batch_size, side_by_side, steered, texts
+from analogy.work import (
+    Fitted,
+    Painter,
+    changed_alike,
+    fit_batch_size,
+    side_by_side,
+    steered,
+    texts,
+)
 
 Report: TypeAlias = Callable[[int], object]
 """Called with a number of images that are done."""
@@ -243,11 +251,12 @@ class Model:
         first = self.generator
         encoded = first.encode([*texts(pairs), *sorted(prompts)])
         shape = first.latent_shape
+        fitted = Fitted()
 
         def given(job: AnyJob) -> tuple[Conditioning, Tensor]:
             if isinstance(job, PromptJob):
                 return encoded[job.prompt], noise(shape, job.prompt, str(job.seed))
-            return steered(job, pairs, encoded), latents_for(job.pair, job.seed, shape)
+            return steered(job, pairs, encoded, fitted), latents_for(job.pair, job.seed, shape)
 
         def inputs(batch: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
             conditionings, latents = zip(*map(given, batch), strict=True)
@@ -256,7 +265,11 @@ class Model:
         device = self.config.device
         generators = side_by_side(first, device)
         painter = Painter(generators, inputs, device=device)
-        batches = even_batches(missing, first.batch_size)
+        batches = [
+            batch
+            for alike in changed_alike(missing)
+            for batch in even_batches(alike, first.batch_size)
+        ]
         clock = time.perf_counter()
         with closing(in_threads(painter, batches, len(generators), device)) as results:
             for batch, (made, _) in results:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from analogy.records import Need as Need  # part of what a method is
 from analogy.records import RunConfig
 from analogy.registry import ExtensionError, Registry
 
 if TYPE_CHECKING:
-    from analogy.steering.conditioning import Conditioning, Edit
+    from analogy.steering.conditioning import Conditioning, Edit, Words
 
 
 @runtime_checkable
@@ -41,6 +42,51 @@ class Method(Protocol):
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
         """The conditioning at strength ``alpha``, of the shapes of ``edit.source``."""
+        ...
+
+
+@runtime_checkable
+class ScaledMethod(Method, Protocol):
+    """A method with strengths of its own: alpha is a method's own unit."""
+
+    @property
+    def default_alphas(self) -> tuple[float, ...]:
+        """The strengths that are measured unless others are asked for; not 0."""
+        ...
+
+
+@runtime_checkable
+class LearningMethod(Method, Protocol):
+    """A method that learns from pairs. It needs ``Need.OTHERS``."""
+
+    def fit(self, others: tuple[Words, ...]) -> Method:
+        """The method as learned from a category's pairs.
+
+        Called once for each pair that is steered, with the category's other pairs: no pair is ever
+        among those that its own method learns from.
+        """
+        ...
+
+
+@runtime_checkable
+class Intervention(Method, Protocol):
+    """A method that changes the pipeline while its images are generated.
+
+    Its images are generated in batches of one strength.
+    """
+
+    @property
+    def exclusive(self) -> bool:
+        """True if it changes what generators in other threads share, such as the denoiser's
+        modules: none of them is at work meanwhile.
+        """
+        ...
+
+    def applied(self, pipeline: Any, alpha: float) -> AbstractContextManager[object]:
+        """Within this context the pipeline is changed; on exit it is as before, whatever happened.
+
+        Never called at alpha 0.
+        """
         ...
 
 
@@ -85,11 +131,30 @@ METHODS: Registry[Method] = Registry(
 #: The default: see "Which method" in the README for the measurement behind the choice.
 DEFAULT_METHOD = "word"
 
+#: The strengths that are measured unless others are asked for, or the method has its own.
+DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
+
 #: The null control.
 NULL_METHOD = "random"
 
 #: The method that gives the target prompt's own conditioning at alpha 1.
 TARGET_METHOD = "lerp"
+
+
+def default_alphas(name: str) -> tuple[float, ...]:
+    """The strengths of a method that are measured unless others are asked for.
+
+    Imports a method that is not built in. Raises ``UnknownNameError`` or ``ExtensionError`` if it
+    cannot be used.
+    """
+    method = None if METHODS.is_builtin(name) else METHODS.get(name)
+    return tuple(method.default_alphas) if isinstance(method, ScaledMethod) else DEFAULT_ALPHAS
+
+
+def intervention(name: str, alpha: float) -> Intervention | None:
+    """The method of this name if it changes the pipeline at this strength, else None."""
+    method = METHODS.get(name) if alpha else None
+    return method if isinstance(method, Intervention) else None
 
 
 @dataclass(frozen=True, slots=True)
