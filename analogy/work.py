@@ -141,10 +141,8 @@ class Worker:
 
         def inputs(jobs: Sequence[Job]) -> tuple[list[Conditioning], Tensor]:
             texts_of_jobs = encoded.of(jobs)
-            noise = [latents_for(job.pair, job.seed, shape) for job in jobs]
-            return [steered(job, self._pairs, texts_of_jobs, fitted) for job in jobs], torch.stack(
-                noise
-            )
+            noise = torch.stack([latents_for(job.pair, job.seed, shape) for job in jobs])
+            return [steered(job, self._pairs, texts_of_jobs, fitted) for job in jobs], noise
 
         return Painter(side_by_side(first, config.device), inputs, device=config.device)
 

@@ -11,7 +11,13 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from analogy.families import CLIP_TOKENIZER, SCHEDULER, PipelineFamily
+from analogy.families import (
+    CLIP_IMAGE_ENCODER,
+    CLIP_IMAGE_PROCESSOR,
+    CLIP_TOKENIZER,
+    SCHEDULER,
+    PipelineFamily,
+)
 from analogy.steering.base import Need, steering_method
 from analogy.steering.conditioning import Conditioning, Edit, Words, mean
 from analogy.steering.words import category_direction, word_direction
@@ -109,6 +115,8 @@ class Flux(PipelineFamily):
         "tokenizer_2": ("transformers.T5TokenizerFast", *CLIP_TOKENIZER),
         "transformer": ("diffusers.FluxTransformer2DModel",),
         "scheduler": SCHEDULER,
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
     }
 
     def is_guided(self, guidance: float) -> bool:

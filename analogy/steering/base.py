@@ -168,7 +168,7 @@ class Identity:
     def of(cls, method: Method) -> Identity:
         """A method's. Raises ``ExtensionError`` if its version or needs are of a wrong type."""
         version, needs = method.version, method.needs
-        if not isinstance(version, str) or len(version) > 100 or not (version + "-").isprintable():
+        if not isinstance(version, str) or len(version) > 100 or not version.isprintable():
             raise ExtensionError(
                 place=f"method {method.name}", expected="a version that is a short printable text",
                 got=repr(version)[:200],
