@@ -41,7 +41,7 @@ from analogy.records import Cell, Figures, Verdict
 from analogy.request import TOLERANCE
 from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
 
-SAMPLING = ("method", "steps", "guidance", "scheduler")
+SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""
 
 # Differences below this are rounding of float64 margins: they are on neither side of a limit.

@@ -24,7 +24,7 @@ from analogy.memory import memory_said
 from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
 from analogy.store import Job, RunFolder, W
-from analogy.work import Drawn, Ready, Seen, Worker
+from analogy.work import Drawn, Ready, Seen, Worker, changed_alike
 
 #: Images that are read and scored at a time, and their pixels: 200 MB of them.
 SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
@@ -198,9 +198,8 @@ class Execution:
         batches = [
             batch
             for group in groups
-            for batch in even_batches(
-                [left.pop(job.key) for job in group if job.key in left], ready.batch_size
-            )
+            for alike in changed_alike(left.pop(job.key) for job in group if job.key in left)
+            for batch in even_batches(alike, ready.batch_size)
         ]
         clock = time.perf_counter()
         with closing(self.engine.draw(batches)) as results:

@@ -1,19 +1,26 @@
 """One adapter for each pipeline family: what differs between them is here and nowhere else.
 
-A family says which diffusers pipeline it is, how prompts become :class:`Conditioning`, how that
-becomes the pipeline's arguments, where the denoiser is, and how its latents become what the VAE
-decodes.
+:class:`Family` says what the suite asks of one; :class:`PipelineFamily` answers as most diffusers
+pipelines do, so that a new family is a class of a few lines. A pipeline's family is found by the
+name of its class, which a folder has in ``model_index.json``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from analogy.steering import Conditioning
+from analogy.networks import ModelError, read_object
+from analogy.registry import Registry
+from analogy.steering.conditioning import Conditioning
+
+#: More latents a side or blocks of a VAE no image model has, and no memory has room for.
+MOST_LATENTS, MOST_BLOCKS = 4096, 8
 
 CLIP_TOKENIZER = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
 CLIP_IMAGE_ENCODER = ("transformers.CLIPVisionModelWithProjection",)
@@ -25,18 +32,196 @@ CLIP_IMAGE_PROCESSOR = (
 SCHEDULER = ("diffusers.*Scheduler",)
 
 
-class SDXL:
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How images are sampled: denoising steps, guidance scale, pixels a side."""
+
+    steps: int
+    guidance: float
+    size: int
+
+
+@runtime_checkable
+class Family(Protocol):
+    """What the suite asks of a family of pipelines.
+
+    - ``pipeline``: the name of its class in diffusers; ``denoiser``: the pipeline's part that
+      denoises;
+    - ``load_options``: what ``from_pretrained`` is given beyond the usual; a part that is named
+      here is not loaded from the folder;
+    - ``parts``: each part that ``model_index.json`` may name, with the classes that may make it,
+      ``library.Class``. Anything else in a folder is refused.
+    """
+
+    pipeline: str
+    denoiser: str
+    load_options: Mapping[str, Any]
+    parts: Mapping[str, tuple[str, ...]]
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """Each prompt's conditioning, where and in what dtype the text encoders compute.
+
+        All conditionings of a pipeline have the same names and shapes.
+        """
+        ...
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """What the pipeline itself takes as the negative prompt when none is given."""
+        ...
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        """The shape of one image's starting noise, as the pipeline's call takes it."""
+        ...
+
+    def denoise(
+        self,
+        pipeline: Any,
+        conditionings: Sequence[Conditioning],
+        empty: Conditioning,
+        latents: Tensor,
+        sampling: Sampling,
+    ) -> Tensor:
+        """From noise to the latents that the pipeline would decode, one for each conditioning.
+
+        ``latents``: ``(n, *latent_shape)``, standard normal; ``empty``: what :meth:`empty` gave.
+        """
+        ...
+
+    def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """What the VAE makes of such latents: ``(n, 3, size, size)``, -1..1.
+
+        ``vae``: the pipeline's or a copy in another dtype, which ``latents`` have.
+        """
+        ...
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        """Channels that the denoiser takes and that the other parts give it, by what they are of.
+
+        They differ in a pipeline whose parts are of different models. ``made``: a conditioning.
+        """
+        ...
+
+    def native_size(self, folder: Path) -> int:
+        """Pixels a side of the images that a saved pipeline was trained for.
+
+        Raises ``ModelError`` if its configuration does not say.
+        """
+        ...
+
+    def size_of(self, pipeline: Any) -> int:
+        """The same of a loaded pipeline."""
+        ...
+
+
+class PipelineFamily:
+    """A :class:`Family` but for its parts and :meth:`encode` and :meth:`empty`.
+
+    For pipelines that take a conditioning's tensors by their names, the negative prompt's with
+    ``negative_`` before them, and guide if the scale is above 1.
+    """
+
+    pipeline: str
+    denoiser: str = "unet"
+    load_options: Mapping[str, Any] = {}
+    parts: Mapping[str, tuple[str, ...]]
+
+    def is_guided(self, guidance: float) -> bool:
+        """True if the pipeline needs the negative prompt's conditioning at this guidance scale."""
+        return guidance > 1.0
+
+    def arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of the pipeline's call that set the guidance."""
+        return {"guidance_scale": sampling.guidance}
+
+    def denoise(
+        self,
+        pipeline: Any,
+        conditionings: Sequence[Conditioning],
+        empty: Conditioning,
+        latents: Tensor,
+        sampling: Sampling,
+    ) -> Tensor:
+        """As :meth:`Family.denoise`, by the pipeline itself."""
+        denoiser = getattr(pipeline, self.denoiser)
+        place = (denoiser.device, denoiser.dtype)
+        given = stacked(conditionings, *place)
+        if self.is_guided(sampling.guidance):
+            for name, tensor in stacked([empty], *place).items():
+                shape = (len(conditionings), *tensor.shape[1:])
+                given[f"negative_{name}"] = tensor.expand(shape)
+        final: Tensor = pipeline(
+            **given,
+            **self.arguments(sampling),
+            latents=latents.to(*place),
+            num_inference_steps=sampling.steps,
+            height=sampling.size,
+            width=sampling.size,
+            output_type="latent",
+        ).images
+        return final
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        """Channels, height and width of the latents of one image of ``size`` pixels a side."""
+        side = size // pipeline.vae_scale_factor
+        return getattr(pipeline, self.denoiser).config.in_channels, side, side
+
+    def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """As :meth:`Family.decode`."""
+        images: Tensor = vae.decode(self.for_decoder(vae, latents, size), return_dict=False)[0]
+        return images
+
+    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """Latents as the denoiser leaves them, in the shape and on the scale of the VAE's own."""
+        mean = getattr(vae.config, "latents_mean", None)
+        deviation = getattr(vae.config, "latents_std", None)
+        if mean is None or deviation is None:
+            return latents / vae.config.scaling_factor
+        by_channel = latents.new_tensor([deviation, mean])[..., None, None]
+        return latents * by_channel[0] / vae.config.scaling_factor + by_channel[1]
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        """As :meth:`Family.widths`, of the text and of the latents."""
+        config = getattr(pipeline, self.denoiser).config
+        states = next(iter(made.states.values()))
+        text = config.get("cross_attention_dim", config.get("joint_attention_dim"))
+        return {
+            "text": (text, states.shape[-1]),
+            "latents": (config.get("in_channels"), pipeline.vae.config.latent_channels),
+        }
+
+    def native_size(self, folder: Path) -> int:
+        """As :meth:`Family.native_size`, from the denoiser's ``sample_size``."""
+        what = "a network's configuration"
+        files = folder / self.denoiser / "config.json", folder / "vae" / "config.json"
+        side = read_object(files[0], "sample_size", what=what)["sample_size"]
+        blocks = read_object(files[1], "block_out_channels", what=what)["block_out_channels"]
+        if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
+            raise ModelError(
+                f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
+                f"{MOST_LATENTS:,}, got {side!r:.80}; mend it, or say --size"
+            )
+        if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
+            raise ModelError(
+                f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, "
+                f"got {blocks!r:.80}; mend it, or say --size"
+            )
+        return side * int(2 ** (len(blocks) - 1))
+
+    def size_of(self, pipeline: Any) -> int:
+        """As :meth:`Family.size_of`."""
+        denoiser = getattr(pipeline, self.denoiser)
+        return int(denoiser.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+class SDXL(PipelineFamily):
     """Stable Diffusion XL: SSD-1B, SDXL base, Turbo, Vega and their fine-tunes.
 
     Token states of two text encoders side by side, and the second one's pooled vector.
     """
 
     pipeline = "StableDiffusionXLPipeline"
-    denoiser = "unet"
-    #: What ``from_pretrained`` is given beyond the usual.
-    load_options: dict[str, Any] = {"add_watermarker": False}  # noqa: RUF012
-    #: Each part of ``model_index.json`` with the classes that may make it, ``library.Class``.
-    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+    load_options: Mapping[str, Any] = {"add_watermarker": False}
+    parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
         "text_encoder": ("transformers.CLIPTextModel",),
         "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
@@ -49,53 +234,27 @@ class SDXL:
     }
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """Each prompt's conditioning, where and in what dtype the text encoders compute."""
+        """As :meth:`Family.encode`."""
         states, _, pooled, _ = pipeline.encode_prompt(
             list(prompts), device=pipeline.device, do_classifier_free_guidance=False
         )
-        return [Conditioning(*both) for both in zip(states, pooled, strict=True)]
+        return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
 
     def empty(self, pipeline: Any) -> Conditioning:
-        """What the pipeline itself takes as the negative prompt when none is given."""
+        """As :meth:`Family.empty`."""
         _, states, _, pooled = pipeline.encode_prompt(
             "", device=pipeline.device, do_classifier_free_guidance=True
         )
-        return Conditioning(states[0], pooled[0])
-
-    def arguments(
-        self, states: Tensor, pooled: Tensor, negative: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        """The pipeline's arguments: ``states (n, tokens, dim)`` and ``pooled (n, dim)`` of a batch.
-
-        ``negative``: the same for the branch without the prompt, None without guidance.
-        """
-        given = {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
-        if negative is not None:
-            given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"] = negative
-        return given
-
-    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of one image of ``size`` pixels a side."""
-        side = size // pipeline.vae_scale_factor
-        return getattr(pipeline, self.denoiser).config.in_channels, side, side
-
-    def for_decoder(self, vae: Any, latents: Tensor) -> Tensor:
-        """Latents as the denoiser leaves them, on the scale of the VAE's own."""
-        mean = getattr(vae.config, "latents_mean", None)
-        deviation = getattr(vae.config, "latents_std", None)
-        if mean is None or deviation is None:
-            return latents / vae.config.scaling_factor
-        by_channel = latents.new_tensor([deviation, mean])[..., None, None]
-        return latents * by_channel[0] / vae.config.scaling_factor + by_channel[1]
+        return _with_pooled(states[0], pooled[0])
 
 
-class SD(SDXL):
-    """Stable Diffusion 1.x and 2.x: token states alone; the pooled vector is empty, ``(0,)``."""
+class SD(PipelineFamily):
+    """Stable Diffusion 1.x and 2.x: token states alone."""
 
     pipeline = "StableDiffusionPipeline"
     #: The checker would put black pictures in the place of some, which the judge would score.
-    load_options = {"safety_checker": None, "requires_safety_checker": False}  # noqa: RUF012
-    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+    load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
         "text_encoder": ("transformers.CLIPTextModel",),
         "tokenizer": CLIP_TOKENIZER,
@@ -107,28 +266,19 @@ class SD(SDXL):
     }
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """As :meth:`SDXL.encode`."""
+        """As :meth:`Family.encode`."""
         states, _ = pipeline.encode_prompt(
             list(prompts), pipeline.device, 1, do_classifier_free_guidance=False
         )
-        return [Conditioning(each, each.new_zeros(0)) for each in states]
+        return [Conditioning({"prompt_embeds": each}) for each in states]
 
     def empty(self, pipeline: Any) -> Conditioning:
-        """As :meth:`SDXL.empty`."""
+        """As :meth:`Family.empty`."""
         _, states = pipeline.encode_prompt("", pipeline.device, 1, do_classifier_free_guidance=True)
-        return Conditioning(states[0], states.new_zeros(0))
-
-    def arguments(
-        self, states: Tensor, pooled: Tensor, negative: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        """As :meth:`SDXL.arguments`; ``pooled`` is ``(n, 0)`` and left out."""
-        given = {"prompt_embeds": states}
-        if negative is not None:
-            given["negative_prompt_embeds"] = negative[0]
-        return given
+        return Conditioning({"prompt_embeds": states[0]})
 
 
-class SD3(SDXL):
+class SD3(PipelineFamily):
     """Stable Diffusion 3 and 3.5: a transformer, conditioned as SDXL's UNet is, in one sequence.
 
     The T5 encoder may be missing, as its makers allow: its token states are then zeros.
@@ -136,8 +286,7 @@ class SD3(SDXL):
 
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"
-    load_options: dict[str, Any] = {}  # noqa: RUF012
-    parts: dict[str, tuple[str, ...]] = {  # noqa: RUF012
+    parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
         "text_encoder": ("transformers.CLIPTextModelWithProjection",),
         "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
@@ -154,40 +303,58 @@ class SD3(SDXL):
     }  # fmt: skip
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """As :meth:`SDXL.encode`; the other encoders' prompts are None: the same one."""
+        """As :meth:`Family.encode`; the other encoders' prompts are None: the same one."""
         states, _, pooled, _ = pipeline.encode_prompt(
             list(prompts), None, None, device=pipeline.device, do_classifier_free_guidance=False
         )
-        return [Conditioning(*both) for both in zip(states, pooled, strict=True)]
+        return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
 
     def empty(self, pipeline: Any) -> Conditioning:
-        """As :meth:`SDXL.empty`."""
+        """As :meth:`Family.empty`."""
         _, states, _, pooled = pipeline.encode_prompt(
             "", None, None, device=pipeline.device, do_classifier_free_guidance=True
         )
-        return Conditioning(states[0], pooled[0])
+        return _with_pooled(states[0], pooled[0])
 
-    def for_decoder(self, vae: Any, latents: Tensor) -> Tensor:
-        """As :meth:`SDXL.for_decoder`; its VAE's latents have an offset."""
+    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """As :meth:`PipelineFamily.for_decoder`; its VAE's latents have an offset."""
         return latents / vae.config.scaling_factor + vae.config.shift_factor
 
 
-Family = SDXL | SD | SD3
+def _with_pooled(states: Tensor, pooled: Tensor) -> Conditioning:
+    return Conditioning({"prompt_embeds": states}, {"pooled_prompt_embeds": pooled})
 
-#: By the name of their pipeline, as ``model_index.json`` has it.
-FAMILIES: dict[str, Family] = {family.pipeline: family for family in (SDXL(), SD(), SD3())}
+
+sdxl, sd, sd3 = SDXL(), SD(), SD3()
+
+#: By the name of their pipeline's class.
+FAMILIES: Registry[Family] = Registry(
+    kind="model family",
+    group="analogy.families",
+    builtin={
+        "StableDiffusionXLPipeline": "analogy.families:sdxl",
+        "StableDiffusionPipeline": "analogy.families:sd",
+        "StableDiffusion3Pipeline": "analogy.families:sd3",
+    },
+    protocol=Family,  # type: ignore[type-abstract]
+)
 
 
 def family_of(pipeline: Any) -> Family:
     """The family of a loaded pipeline."""
-    return FAMILIES[type(pipeline).__name__]
+    return FAMILIES.get(type(pipeline).__name__)
 
 
 def stacked(
     conditionings: Sequence[Conditioning], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """A batch: states ``(n, tokens, dim)`` and pooled ``(n, pooled_dim)`` in the place they run."""
-    return (
-        torch.stack([c.states for c in conditionings]).to(device=device, dtype=dtype),
-        torch.stack([c.pooled for c in conditionings]).to(device=device, dtype=dtype),
-    )
+) -> dict[str, Tensor]:
+    """A batch where it is computed: each tensor by name, ``(n, *shape)``.
+
+    What is steered has ``dtype``; masks of integers or truth values keep theirs.
+    """
+    batch = {}
+    for name in conditionings[0].tensors():
+        tensor = torch.stack([each.tensors()[name] for each in conditionings])
+        keeps_type = name in conditionings[0].carried and not tensor.is_floating_point()
+        batch[name] = tensor.to(device=device, dtype=tensor.dtype if keeps_type else dtype)
+    return batch

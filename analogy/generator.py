@@ -6,6 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analogy.families import family_of, stacked
+from analogy.families import Sampling, family_of
 from analogy.images import Images, faults, from_unit
 from analogy.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
 from analogy.records import Pair
-from analogy.steering import Conditioning
+from analogy.steering.base import Intervention
+from analogy.steering.conditioning import Conditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,7 @@ class Generator:
         for i in range(0, len(distinct), batch_size):
             chunk = distinct[i : i + batch_size]
             for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
-                encoded[prompt] = Conditioning(
-                    made.states.float().cpu().clone(), made.pooled.float().cpu().clone()
-                )
+                encoded[prompt] = made.kept()
         return encoded
 
     def drop_text_encoders(self) -> None:
@@ -106,6 +106,10 @@ class Generator:
         for name in self._pipeline.components:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
+
+    def changed(self, method: Intervention, alpha: float) -> AbstractContextManager[object]:
+        """The context in which ``method`` has changed this generator's pipeline."""
+        return method.applied(self._pipeline, alpha)
 
     @torch.inference_mode()
     def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:
@@ -157,22 +161,8 @@ class Generator:
         self, conditionings: Sequence[Conditioning], latents: Tensor, steps: int
     ) -> Tensor:
         """The pipeline itself, up to the latents that it would decode."""
-        place = (self._denoiser.device, self._denoiser.dtype)
-        states, pooled = stacked(conditionings, *place)
-        negative = None
-        if self._guidance > 1.0:
-            empty_states, empty_pooled = stacked([self._empty], *place)
-            negative = empty_states.expand_as(states), empty_pooled.expand_as(pooled)
-        final: Tensor = self._pipeline(
-            **self._family.arguments(states, pooled, negative),
-            latents=latents.to(*place),
-            num_inference_steps=steps,
-            guidance_scale=self._guidance,
-            height=self._size,
-            width=self._size,
-            output_type="latent",
-        ).images
-        return final
+        sampling = Sampling(steps, self._guidance, self._size)
+        return self._family.denoise(self._pipeline, conditionings, self._empty, latents, sampling)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Float NCHW 0..1, as the pipeline itself decodes; what is no picture twice, in float32."""
@@ -189,9 +179,7 @@ class Generator:
         return images
 
     def _decoded_by(self, vae: Any, latents: Tensor) -> Tensor:
-        images = vae.decode(
-            self._family.for_decoder(vae, latents.to(vae.dtype)), return_dict=False
-        )[0]
+        images = self._family.decode(vae, latents.to(vae.dtype), self._size)
         seen = images.where(images.isfinite(), torch.nan)  # infinity would be clamped to a colour
         given: Tensor = self._pipeline.image_processor.postprocess(seen, output_type="pt")
         return given

@@ -73,6 +73,7 @@ class Scope:
     limit: int | None
     categories: tuple[str, ...] | None
     is_finished: bool
+    method_version: str = ""
 
     @property
     def digest(self) -> str:
@@ -95,7 +96,8 @@ class Scope:
             "model", "judge", "scheduler", "method", "steps", "guidance", "size", "dtype",
             "ceiling",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        version = {"method_version": self.method_version} if self.method_version else {}
+        return {**{name: getattr(self, name) for name in names}, **version}
 
     @property
     def n_images(self) -> int:
@@ -435,6 +437,7 @@ def _scope(results: Mapping[str, Any], checked: Recorded) -> Scope:
         limit=measurement.limit,
         categories=tuple(map(str, categories)) if isinstance(categories, list) else None,
         is_finished=_is_finished(results, checked),
+        method_version=subject.method_version,
     )
 
 

@@ -388,13 +388,7 @@ def _check_fit(pipeline: Any, folder: Path) -> None:
     family = family_of(pipeline)
     with torch.inference_mode(), loading(folder, "tokenizers that fit the text encoders"):
         made = family.empty(pipeline)
-    denoiser = getattr(pipeline, family.denoiser).config
-    sizes = {
-        "text": ("cross_attention_dim", "joint_attention_dim", made.states.shape[-1]),
-        "latents": ("in_channels", "", pipeline.vae.config.latent_channels),
-    }
-    for of, (key, other, has) in sizes.items():
-        takes = denoiser.get(key, denoiser.get(other))
+    for of, (takes, has) in family.widths(pipeline, made).items():
         if isinstance(takes, int) and takes != has:
             raise ModelError(
                 f"{folder}: expected {of} of {takes:,} channels, as {family.denoiser}/config.json "
@@ -595,26 +589,7 @@ def _family_of_folder(folder: Path) -> Family:
 
 def native_size(folder: Path) -> int:
     """Pixels a side of the images that a pipeline was trained for, from its configuration files."""
-    denoiser = _family_of_folder(folder).denoiser
-    what = "a network's configuration"
-    files = folder / denoiser / "config.json", folder / "vae" / "config.json"
-    side = read_object(files[0], "sample_size", what=what)["sample_size"]
-    blocks = read_object(files[1], "block_out_channels", what=what)["block_out_channels"]
-    if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
-        raise ModelError(
-            f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
-            f"{MOST_LATENTS:,}, got {side!r:.80}; mend it, or say --size"
-        )
-    if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
-        raise ModelError(
-            f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, got "
-            f"{blocks!r:.80}; mend it, or say --size"
-        )
-    return side * int(2 ** (len(blocks) - 1))
-
-
-#: More of either no image model has, and no memory has room for.
-MOST_LATENTS, MOST_BLOCKS = 4096, 8
+    return _family_of_folder(folder).native_size(folder)
 
 
 def scheduler_settings(folder: Path) -> dict[str, Any]:

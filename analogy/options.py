@@ -14,10 +14,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy import records
-from analogy.errors import FieldError
+from analogy.errors import AnalogyError, FieldError
 from analogy.fields import DTYPES, ENGINES
 from analogy.records import PER_SET, Limit
-from analogy.request import METHOD_NAMES, OptionError, RunRequest, option_error
+from analogy.request import OptionError, RunRequest, option_error
+from analogy.steering.base import DEFAULT_ALPHAS, METHODS
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -45,7 +46,12 @@ class Option:
     help: str
     parse: Callable[[str], Any] | None = None
     metavar: str | None = None
-    choices: tuple[str, ...] = ()  # what a shell completes
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        """The values that a shell offers; those of installed packages are looked for here."""
+        return self.choices() if callable(self.choices) else self.choices
 
     @property
     def key(self) -> str:
@@ -55,6 +61,8 @@ class Option:
     @property
     def default(self) -> str | bool | None:
         """The field's default as the option's text, or of a switch."""
+        if self.key == "alphas":  # the method's own
+            return None
         value = getattr(_DEFAULTS, self.key)
         if isinstance(value, tuple):
             return ",".join(map(str, value)) or None
@@ -231,12 +239,20 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def _method(text: str) -> str:
+    """The name of a method that can be chosen; imports none."""
+    try:
+        return METHODS.check(text)
+    except AnalogyError as error:
+        raise OptionError(str(error)) from None
+
+
 def parse_methods(text: str) -> tuple[str, ...]:
     """Two or more different steering methods; another text is an ``OptionError``."""
-    names: tuple[str, ...] = _list_of(_one_of(METHOD_NAMES))(text)
+    names: tuple[str, ...] = _list_of(_method)(text)
     if len(names) < 2 or len(set(names)) < len(names):
         raise OptionError(
-            f"expected two or more different ones of {', '.join(METHOD_NAMES)}, got {text!r}"
+            f"expected two or more different ones of {', '.join(METHODS.names())}, got {text!r}"
         )
     return names
 
@@ -277,12 +293,14 @@ OPTIONS: tuple[Option, ...] = (
            metavar="FILE"),
     Option("--categories", "only these, separated by commas, one that holds a comma in double "
            "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
-    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there",
+    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there "
+           f"[default: {','.join(map(str, DEFAULT_ALPHAS))}, or the method's own]",
            parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
            parse=_list_of(_integer(0)), metavar="LIST"),
-    Option("--method", f"steering method: {', '.join(METHOD_NAMES)}",
-           parse=_one_of(METHOD_NAMES), metavar="NAME", choices=METHOD_NAMES),
+    Option("--method", f"steering method: {', '.join(METHODS.builtin)}, one that an installed "
+           "package adds, or package.module:name", parse=_method, metavar="NAME",
+           choices=METHODS.names),
     Option("--control", "measure the null control, the method random, beside the method"),
     Option("--target", "also draw each target prompt itself: what the model can do at best, and "
            "the report's last column [default: on with --report]"),

@@ -17,7 +17,8 @@ import torch
 
 from analogy.models import ModelError
 from analogy.records import Pair
-from analogy.steering import OTHERS_MATTER, Conditioning
+from analogy.steering.base import METHODS, Intervention, Need
+from analogy.steering.conditioning import Conditioning
 from analogy.store import Job
 from analogy.work import steered, texts
 
@@ -94,31 +95,31 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     Every reading gets a vector of its own in the place of its encoding, and the method steers
     between those: what it leaves where it was, it would leave with any encoder.
     """
-    if not readers:
-        return []
+    if not readers or isinstance(METHODS.get(method), Intervention):
+        return []  # what an intervention changes is not in the text
     ids = _readings(readers, texts(pairs))
-    suspects = {pair.category for pair in pairs if _has_equal(pair, ids, method)}
+    needs = METHODS.get(method).needs
+    suspects = {pair.category for pair in pairs if _has_equal(pair, ids)}
     stand_ins: dict[Any, Conditioning] = {}
     generator = torch.Generator().manual_seed(0)
     for reading in ids.values():
         if reading not in stand_ins:
             drawn = torch.randn(2, _STAND_IN, generator=generator)
-            stand_ins[reading] = Conditioning(drawn[:1], drawn[1])
+            stand_ins[reading] = Conditioning({"states": drawn[:1]}, {"pooled": drawn[1]})
     encoded = {text: stand_ins[reading] for text, reading in ids.items()}
     found = []
     for pair in pairs:
         if pair.category not in suspects:
             continue
-        if method not in OTHERS_MATTER and not _has_equal(pair, ids, method):
+        if Need.OTHERS not in needs and not _has_equal(pair, ids):
             continue
         made = steered(Job(pair, 0.5, 0, method, ""), pairs, encoded)
-        before = encoded[pair.source_prompt]
-        if torch.allclose(made.states, before.states, atol=1e-4):
+        if made.is_close(encoded[pair.source_prompt], atol=1e-4):
             found.append(pair)
     return found
 
 
-def _has_equal(pair: Pair, ids: Mapping[str, Any], method: str) -> bool:
+def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
     """True if one of the two differences that methods look at is none."""
     return (
         ids[pair.source_prompt] == ids[pair.target_prompt]

@@ -88,6 +88,7 @@ class Subject:
     suite: str
     commit: str | None
     packages: Mapping[str, str]
+    method_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +315,9 @@ def _header(results: Mapping[str, Any], path: Path | None) -> Header:
             suite=_in(provenance, "provenance", "suite", _text),
             commit=_in(provenance, "provenance", "git_commit", _optional(_text)),
             packages=_in(provenance, "provenance", "packages", _texts),
+            method_version=(
+                _in(config, "config", "method_version", _text) if "method_version" in config else ""
+            ),
         ),
         machine=_in(provenance, "provenance", "machine", _machine),
         provenance=provenance,

@@ -15,11 +15,7 @@ from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from analogy.errors import FieldError
-from analogy.fields import (
-    CHECKS,
-    ENGINES,
-    one_of,
-)
+from analogy.fields import CHECKS, ENGINES, check_name, one_of, shown
 
 MARGIN_LIMIT = 2.001
 """Largest |margin|: a difference of two cosines, with room for float32's rounding."""
@@ -31,6 +27,17 @@ IMPORTED = "@imported:"
 def is_imported(model: str) -> bool:
     """True if a model's fingerprint is of images that were imported: nothing generates them."""
     return IMPORTED in model
+
+
+class Need(StrEnum):
+    """What a steering method looks at, besides the source prompt."""
+
+    TARGET = "target"
+    """The target prompt."""
+    WORDS = "words"
+    """The pair's two words, each encoded alone."""
+    OTHERS = "others"
+    """The category's other pairs. Only a method that needs them is given them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +236,9 @@ class RunConfig:
       many pairs per category, None for all;
     - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
     - `seeds`: one image per pair, alpha and seed;
-    - `method`: the steering method's name; `steps`, `guidance`, `size` (pixels, height and width):
+    - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
+      built in, `method_version` and `method_needs` are what its images' keys depend on besides;
+    - `steps`, `guidance`, `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null control, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
@@ -264,6 +273,8 @@ class RunConfig:
     ray_address: str | None = None
     target: bool = False
     lora: str | None = None
+    method_version: str = ""
+    method_needs: tuple[Need, ...] = ()
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -271,9 +282,12 @@ class RunConfig:
             if value is not None or name not in _OPTIONAL:
                 check(name, value)
         one_of(ENGINES)("engine", self.engine)
+        if self.method_version:
+            check_name("method_version", self.method_version)
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         object.__setattr__(self, "guidance", float(self.guidance))
+        object.__setattr__(self, "method_needs", _needs(self.method_needs))
 
     @property
     def base_model(self) -> str:
@@ -293,6 +307,8 @@ class RunConfig:
         """
         made: dict[str, Any] = {}
         for field in dataclasses.fields(self):
+            if field.name in ("method_version", "method_needs") and not getattr(self, field.name):
+                continue  # as in configurations of before, on which digests rest as well
             made[field.name] = plain(getattr(self, field.name))
             if field.name == "limit":  # its place of old, on which the digests of commands rest
                 made["scheduler"] = None
@@ -335,3 +351,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _needs(values: Any) -> tuple[Need, ...]:
+    try:
+        return tuple(sorted({Need(value) for value in values}))
+    except (TypeError, ValueError):
+        expected = f"some of {', '.join(Need)}"
+        raise FieldError(place="method_needs", expected=expected, got=shown(values)) from None

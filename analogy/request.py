@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from analogy.errors import AnalogyError, FieldError
-from analogy.fields import CHECKS, DTYPES, ENGINES, check_number, check_text, one_of
+from analogy.fields import CHECKS, DTYPES, ENGINES, check_name, check_number, check_text, one_of
 from analogy.records import Limit
-
-METHOD_NAMES = ("lerp", "slerp", "word", "category", "random")
+from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
 
 TOLERANCE = 0.005
 """How far below the baseline a mean margin may be."""
@@ -33,9 +31,9 @@ class RunRequest:
     ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
     ``ceiling``: the file of its margins on ground truth.
 
-    Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``alphas``,
-    ``seeds``, ``method``; ``control``: the null control as well; ``target``: the target prompts'
-    own images as well.
+    Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
+    name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
+    the null control as well; ``target``: the target prompts' own images as well.
 
     Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
 
@@ -61,9 +59,9 @@ class RunRequest:
     clip_dtype: str = "float32"
     pairs: str | None = None
     categories: tuple[str, ...] | None = None
-    alphas: tuple[float, ...] = (0.5, 0.8, 1.0)
+    alphas: tuple[float, ...] = None  # type: ignore[assignment]  # the method's own
     seeds: tuple[int, ...] = (0, 1, 2)
-    method: str = "word"
+    method: str = DEFAULT_METHOD
     control: bool = False
     target: bool = False
     steps: int | None = None
@@ -88,8 +86,11 @@ class RunRequest:
     report: str | None = None
 
     def __post_init__(self) -> None:
+        _check_method(self.method)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "alphas" and value is None:
+                value = _default_alphas(self.method)
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)
             elif isinstance(value, list):
@@ -99,7 +100,6 @@ class RunRequest:
             value = getattr(self, name)
             if value is not None:
                 check(name, value)
-        _check_choice("method", self.method, METHOD_NAMES)
         one_of(ENGINES)("engine", self.engine)
         one_of(DTYPES)("clip_dtype", self.clip_dtype)
         check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
@@ -140,16 +140,23 @@ def option_error(error: FieldError) -> OptionError:
     return OptionError(place=flag, expected=error.expected, got=error.got, advice=error.advice)
 
 
-def _check_choice(name: str, value: str, names: Iterable[str]) -> None:
-    names = list(names)
-    if value not in names:
-        near = get_close_matches(value, names, n=1)
-        raise FieldError(
-            place=name,
-            expected=f"one of {', '.join(names)}",
-            got=repr(value),
-            advice=f"did you mean {near[0]!r}?" if near else None,
-        )
+def _check_method(name: Any) -> None:
+    check_name("method", name)
+    try:
+        METHODS.check(name)
+    except AnalogyError as error:
+        raise _of_method(error) from None
+
+
+def _default_alphas(method: str) -> tuple[float, ...]:
+    try:
+        return default_alphas(method)
+    except AnalogyError as error:
+        raise _of_method(error) from error
+
+
+def _of_method(error: AnalogyError) -> FieldError:
+    return FieldError(place="method", expected=error.expected, got=error.got, advice=error.advice)
 
 
 def _check_limits(limits: Any) -> None:

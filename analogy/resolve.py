@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from analogy.clip import JudgeSource, find_judge
-from analogy.errors import FieldError
+from analogy.errors import AnalogyError, FieldError
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -23,6 +23,7 @@ from analogy.models import (
 )
 from analogy.records import RunConfig
 from analogy.request import OptionError, RunRequest, option_error
+from analogy.steering.base import METHODS, Identity, with_method
 
 
 class Resolved(NamedTuple):
@@ -38,6 +39,7 @@ def resolve(request: RunRequest) -> Resolved:
 
     Loads no model. Raises ``OptionError`` or ``ModelError``.
     """
+    _check_method(request.method)
     device = check_device(request.device, gpu=request.gpu, engine=request.engine)
     _check_engine(request)
     dtype = request.dtype or native_dtype(device)
@@ -78,7 +80,15 @@ def resolve(request: RunRequest) -> Resolved:
         )
     except FieldError as error:
         raise option_error(error) from None
-    return Resolved(config, model, judge)
+    return Resolved(with_method(config, config.method), model, judge)
+
+
+def _check_method(name: str) -> None:
+    """Import the method, before any model is looked for."""
+    try:
+        Identity.of(METHODS.get(name))
+    except AnalogyError as error:
+        raise OptionError(f"--method: {error}") from error
 
 
 def _check_engine(request: RunRequest) -> None:

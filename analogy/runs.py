@@ -335,6 +335,7 @@ def scope_of(command: Command, is_finished: bool) -> kept.Scope:
         limit=config.limit,
         categories=config.categories,
         is_finished=is_finished,
+        method_version=config.method_version,
     )
 
 

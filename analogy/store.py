@@ -44,7 +44,7 @@ from analogy.files import (
 from analogy.images import ImageError, Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
 from analogy.records import MARGIN_LIMIT, Pair, RunConfig
-from analogy.steering import OTHERS_MATTER
+from analogy.steering.base import NULL_METHOD, TARGET_METHOD, Identity, Need
 from analogy.text import analogy_command
 from analogy.words import folded
 
@@ -52,9 +52,6 @@ SCHEMA_VERSION = 2
 
 #: What stands before the reason of an image that was there once and is to be made again.
 LOST = "lost: "
-
-#: The method that gives the target prompt's own conditioning at alpha 1.
-TARGET_METHOD = "lerp"
 
 #: A larger file is no image of this suite.
 MAX_IMAGE_BYTES = 4 * MAX_SIZE**2
@@ -158,8 +155,12 @@ def plan(
     """The grid's jobs for these pairs and alphas, in the order pair, alpha, seed.
 
     ``pairs`` are all pairs of the run: a method that looks at a pair's neighbours has them in the
-    key. The control, alpha 0, is the same image for every method and has none in its key.
+    key. The control, alpha 0, is the same image for every method and has none in its key. A method
+    without a version has none there.
     """
+    identity = Identity.in_config(config)
+    version = {"method_version": identity.version} if identity.version else {}
+    needs_others = Need.OTHERS in identity.needs
     subject = {
         "model": model_fingerprint,
         "steps": config.steps,
@@ -174,11 +175,13 @@ def plan(
     jobs = []
     for pair in pairs:
         others = []
-        if config.method in OTHERS_MATTER:
+        if needs_others:
             others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
         for alpha in alphas:
-            method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
-            if alpha != 0.0 and config.method in OTHERS_MATTER:
+            method: dict[str, Any] = {}
+            if alpha != 0.0:
+                method = {"method": config.method, **version, "alpha": alpha}
+            if alpha != 0.0 and needs_others:
                 method["others"] = others
                 if _has_cases(pair, by_category[pair.category]):
                     method["words"] = "folded"  # earlier suites compared these words as written
@@ -250,7 +253,7 @@ class Command:
         """The grid's jobs, with those of the controls that were asked for, each key once."""
         jobs = plan(self.config, self.model, self.scheduler, self.pairs, self.config.grid_alphas)
         if self.config.control:
-            null = replace(self.config, method="random")
+            null = replace(self.config, method=NULL_METHOD)
             jobs += plan(null, self.model, self.scheduler, self.pairs, null.grid_alphas)
         if self.config.target:
             jobs += plan_targets(self.config, self.model, self.scheduler, self.pairs)

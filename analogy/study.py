@@ -37,7 +37,7 @@ from analogy.records import Cell, Pair, RunConfig
 from analogy.request import OptionError, RunRequest
 from analogy.resolve import check_device, resolve
 from analogy.stats import items_from_margins
-from analogy.steering import OTHERS_MATTER
+from analogy.steering.base import NULL_METHOD, Identity, Need, with_method
 from analogy.store import (
     SCHEMA_VERSION,
     Command,
@@ -108,7 +108,7 @@ class Study:
         )
         self._null_jobs: dict[str | None, list[Job]] = {}
         if config.control:  # the random control's, whose alpha 0 is the method's own
-            null = replace(config, method="random")
+            null = replace(config, method=NULL_METHOD)
             self._null_jobs = self._plan(null, sorted(config.alphas))
         self._target_jobs: dict[str | None, list[Job]] = {}
         if config.target:  # by lerp, whose own grid may have them too
@@ -131,7 +131,7 @@ class Study:
         config, model, judge = resolve(request)
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
-        _refuse_lone_pairs(config.method, pairs)
+        _refuse_lone_pairs(config, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
         truth = _ground_truth(request.ceiling, judge)
@@ -189,9 +189,10 @@ class Study:
 
     def by(self, method: str) -> Study:
         """The same study by another steering method, in the same open run folder."""
-        _refuse_lone_pairs(method, self.pairs)
+        config = with_method(self.config, method)
+        _refuse_lone_pairs(config, self.pairs)
         return Study(
-            replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
+            config, self.pairs, self.model, self.judge, self.folder,
             self.truth, scheduler=self.scheduler, unread=self.unread,
             unsteered=_unsteered(self.model, self.pairs, method),
         )  # fmt: skip
@@ -412,13 +413,13 @@ class Study:
         }
 
 
-def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
+def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
     """A method that looks at a pair's neighbours needs some."""
     counts = Counter(pair.category for pair in pairs)
     lone = [category for category, count in counts.items() if count < 2]
-    if method in OTHERS_MATTER and lone:
+    if lone and Need.OTHERS in Identity.in_config(config).needs:
         raise OptionError(
-            f"--method: {method} needs 2 pairs or more in each category, got 1 in "
+            f"--method: {config.method} needs 2 pairs or more in each category, got 1 in "
             f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
         )
 

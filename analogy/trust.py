@@ -167,12 +167,12 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Any]]:
         )
     if not isinstance(name, str):
         _refuse(file, "_class_name", name, f"the name of a pipeline. {_sentence(_NO_CODE)}")
-    family = FAMILIES.get(name)
-    if family is None:
+    if not FAMILIES.is_installed(name):  # the index is a stranger's: nothing is imported for it
         raise ModelError(
             f"{folder}: expected a pipeline of the families supported "
-            f"({', '.join(FAMILIES)}), got {name}"
+            f"({', '.join(FAMILIES.names())}), got {name}"
         )
+    family = FAMILIES.get(name)
     for part, value in index.items():
         if part in family.parts:
             if value != [None, None]:

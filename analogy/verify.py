@@ -28,6 +28,7 @@ from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_d
 from analogy.images import ImageError, from_png
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell, is_imported
+from analogy.steering.base import METHODS, with_method
 from analogy.store import (
     LOST,
     Command,
@@ -286,10 +287,10 @@ class NotConfirmedError(AnalogyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What the user lets a repair load besides the embedded models.
+    """What the user lets a repair load besides the embedded models and what is installed.
 
-    ``everything``: whatever the run folder names. The others name models as the options of a run
-    do, and stand for the run folder's of the same fingerprint.
+    ``everything``: whatever the run folder names. The others name models and a method as the
+    options of a run do; a model stands for the run folder's of the same fingerprint.
     """
 
     everything: bool = False
@@ -297,6 +298,7 @@ class Confirmed:
     lora: str | None = None
     clip_model: str | None = None
     clip_pretrained: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,23 +372,28 @@ def _tasks(
         model = _model(command, confirmed, offline=offline) if needs_model else None
         named = _named_model(command) if needs_model and (model is None) else []
         named += _named_judge(command) if judge is None else []
+        code = _named_method(command) if needs_model else []
+        if command.config.method != confirmed.method and not confirmed.everything:
+            named += code
         if judge is None or named:
             unconfirmed += named
             continue
         _check_same("judge", judge.fingerprint, command.judge)
         if model is not None:
             _check_same("model", model.fingerprint, command.model)
+            _check_method(command)
         tasks.append(_Task(command, model, judge))
         if confirmed.everything:
             of_model = _named_model(command) if model is not None else []
-            for name in [*of_model, *_named_judge(command)]:
+            for name in [*of_model, *_named_judge(command), *code]:
                 say(f"trusted: {name}, named by {folder.path}")
     if unconfirmed:
         raise NotConfirmedError(
             f"{folder.path}: to repair it, what its index names would be loaded: "
             f"{'; '.join(dict.fromkeys(unconfirmed))}. If you trust each of these, give --trust; "
             "or name your own copies, whose fingerprints must be the run's, with --model, --lora, "
-            "--clip-model and --clip-pretrained. Nothing was changed"
+            "--clip-model and --clip-pretrained, and a method again with --method. Nothing was "
+            "changed"
         )
     return tasks
 
@@ -406,6 +413,24 @@ def _named_judge(command: Command) -> list[str]:
     tag = config.clip_pretrained
     of = "" if tag is None else f" with the weights {_place(tag)}"
     return [f"the judge {_place(config.clip_model)}{of}"]
+
+
+def _named_method(command: Command) -> list[str]:
+    """A command's method as its run folder names it; empty if it is installed."""
+    name = command.config.method
+    return [] if METHODS.is_installed(name) else [f"the method {name!r}"]
+
+
+def _check_method(command: Command) -> None:
+    """Refuse to make images by another version of a method. Imports it."""
+    config = command.config
+    now = with_method(config, config.method)
+    if (now.method_version, now.method_needs) != (config.method_version, config.method_needs):
+        raise ModelError(
+            f"expected the method {config.method} that the run was made with, version "
+            f"{config.method_version!r}, got version {now.method_version!r}; install that version "
+            "again, or start another run"
+        )
 
 
 def _place(name: str) -> str:

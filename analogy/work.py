@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from queue import SimpleQueue
@@ -24,8 +24,10 @@ from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models import ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
-from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import Job, StoreError, W, stacked
+from analogy.registry import ExtensionError
+from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
+from analogy.steering.conditioning import Conditioning, Edit, Words
+from analogy.store import Job, StoreError, W, Wanted, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
@@ -135,11 +137,12 @@ class Worker:
         if config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         shape = first.latent_shape
+        fitted = Fitted()
 
         def inputs(jobs: Sequence[Job]) -> tuple[list[Conditioning], Tensor]:
             texts_of_jobs = encoded.of(jobs)
-            noise = [latents_for(job.pair, job.seed, shape) for job in jobs]
-            return [steered(job, self._pairs, texts_of_jobs) for job in jobs], torch.stack(noise)
+            noise = torch.stack([latents_for(job.pair, job.seed, shape) for job in jobs])
+            return [steered(job, self._pairs, texts_of_jobs, fitted) for job in jobs], noise
 
         return Painter(side_by_side(first, config.device), inputs, device=config.device)
 
@@ -166,7 +169,7 @@ class Encoded:
     def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
         """The conditioning of what these jobs need. Called by painters' threads."""
         with self._lock, no_dropped_ends():
-            if self._all is None and any(job.method in OTHERS_MATTER for job in jobs):
+            if self._all is None and any(_needs_others(job) for job in jobs):
                 self._all = self._generator.encode(texts(self._pairs))
             if self._all is not None:
                 return self._all
@@ -191,6 +194,7 @@ class Painter(Generic[W]):
         self._free: SimpleQueue[Generator] = SimpleQueue()
         for generator in generators:
             self._free.put(generator)
+        self._taking_all = Lock()
         self._inputs = inputs
         self._device = device
 
@@ -199,12 +203,45 @@ class Painter(Generic[W]):
         if self._device == "cpu":
             torch.set_num_threads(1)  # this thread's own share
         conditionings, latents = self._inputs(batch)
-        generator = self._free.get()
-        try:
+        change, alpha = change_of(batch[0])
+        with self._generator(alone=change is not None and change.exclusive) as generator:
             clock = time.perf_counter()
-            return generator.generate(conditionings, latents), time.perf_counter() - clock
+            with nullcontext() if change is None else generator.changed(change, alpha):
+                made = generator.generate(conditionings, latents)
+            return made, time.perf_counter() - clock
+
+    @contextmanager
+    def _generator(self, *, alone: bool) -> Iterator[Generator]:
+        """One that is free; ``alone``: while no other is at work."""
+        with self._taking_all if alone else nullcontext():  # two that took some each would wait
+            taken = [self._free.get() for _ in range(len(self.generators) if alone else 1)]
+        try:
+            yield taken[0]
         finally:
-            self._free.put(generator)
+            for generator in taken:
+                self._free.put(generator)
+
+
+def change_of(job: Wanted) -> tuple[Intervention | None, float]:
+    """How the pipeline is changed for a job's image; a batch has one such change, or none."""
+    if not isinstance(job, Job):
+        return None, 0.0
+    return intervention(job.method, job.alpha), job.alpha
+
+
+def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
+    """Jobs in their order, those apart whose images need another change of the pipeline."""
+    found: dict[tuple[str, float] | None, list[W]] = {}
+    keys: dict[tuple[str, float], tuple[str, float] | None] = {}
+    for job in jobs:
+        key = None
+        if isinstance(job, Job):
+            place = (job.method, job.alpha)
+            if place not in keys:
+                keys[place] = None if intervention(*place) is None else place
+            key = keys[place]
+        found.setdefault(key, []).append(job)
+    return list(found.values())
 
 
 @contextmanager
@@ -255,15 +292,40 @@ def side_by_side(first: Generator, device: str) -> list[Generator]:
     return [first, *(first.twin() for _ in range(count - 1))]
 
 
-def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]) -> Conditioning:
+class Fitted:
+    """Methods as they were learned for each pair, so that its images need no more than one fit.
+
+    To be used with one list of pairs; called by several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._methods: dict[tuple[str, str], Method] = {}
+
+    def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
+        """The method for a job's pair."""
+        key = (job.method, job.pair.id)
+        with self._lock:
+            if key not in self._methods:
+                self._methods[key] = method.fit(others)
+            return self._methods[key]
+
+
+def steered(
+    job: Job,
+    pairs: Sequence[Pair],
+    encoded: Mapping[str, Conditioning],
+    fitted: Fitted | None = None,
+) -> Conditioning:
     """What a job's image is conditioned on; ``encoded`` has the :func:`texts` of its pair, and of
-    all ``pairs`` where the method looks at others.
+    all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned.
     """
     pair = job.pair
     if job.alpha == 0.0:
         return encoded[pair.source_prompt]
+    method = METHODS.get(job.method)
     others: tuple[Words, ...] = ()
-    if job.method in OTHERS_MATTER:
+    if Need.OTHERS in method.needs:
         others = tuple(
             Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
             for o in pairs
@@ -278,7 +340,20 @@ def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]
         others=others,
         seed=_seed_of(pair),
     )
-    return METHODS[job.method](edit, job.alpha)
+    if isinstance(method, LearningMethod):
+        method = (fitted or Fitted())(job, method, others)
+    made = method.condition(edit, job.alpha)
+    if not isinstance(made, Conditioning) or made.shapes() != edit.source.shapes():
+        raise ExtensionError(
+            place=f"method {method.name}",
+            expected=f"a conditioning of the source's shapes, {edit.source.shapes()}",
+            got=str(made.shapes() if isinstance(made, Conditioning) else type(made).__name__),
+        )
+    return made
+
+
+def _needs_others(job: Job) -> bool:
+    return job.alpha != 0.0 and Need.OTHERS in METHODS.get(job.method).needs
 
 
 def texts(pairs: Iterable[Pair]) -> list[str]:

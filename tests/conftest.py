@@ -19,6 +19,7 @@ from pathlib import Path
 import extras
 import pytest
 
+from analogy import registry
 from analogy.clip import Judge, find_judge
 from analogy.generator import Generator
 from analogy.models import find_pipeline, load_pipeline, shipped
@@ -145,6 +146,23 @@ def make_study(tmp_path, config, pairs, model_source, judge_source):
     yield build
     for study in made:
         study.folder.close()
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Have an installed package add a name to a seam, as ``pip install`` leaves it on the disk."""
+
+    def installed(group: str, name: str, spec: str) -> None:
+        folder = tmp_path / "packages" / f"{group.replace('.', '_')}_{name}-1.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (folder / "entry_points.txt").write_text(f"[{group}]\n{name} = {spec}\n")
+        monkeypatch.syspath_prepend(folder.parent)
+        registry._installed.cache_clear()
+
+    yield installed
+    monkeypatch.undo()
+    registry._installed.cache_clear()
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from verbs import verb
 from analogy import cli
 from analogy.cli import look
 from analogy.options import OPTIONS, parse_options
-from analogy.request import METHOD_NAMES, OptionError
+from analogy.request import OptionError
 from analogy.sessions.session import Session
+from analogy.steering.base import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,7 +100,7 @@ def test_steer_takes_those_that_matter_with_one_seed():
     for each in OPTIONS:
         assert (each.flag in found) == (each.key in look.STEER_OPTIONS)
     assert found["--seeds"].default == "0"
-    assert found["--alphas"].default == "0.5,0.8,1.0"
+    assert found["--alphas"].default is None  # the method says
 
 
 def test_the_help_shows_brackets_and_what_the_table_says():
@@ -181,7 +182,7 @@ def complete(*words, **environment):
 def test_a_shell_completes_verbs_options_and_values():
     assert complete("st") == ["steer"]
     assert complete("run", "--clip-p") == ["--clip-pretrained"]
-    assert complete("run", "--method", "") == list(METHOD_NAMES)
+    assert complete("run", "--method", "") == list(METHODS.names())
     assert complete("steer", "--dtype", "fl") == ["float32", "float16"]
 
 

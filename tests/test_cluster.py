@@ -14,6 +14,7 @@ from extras import extra
 
 from analogy.execute import ClusterError, Execution
 from analogy.models import ModelError, ModelSource
+from analogy.steering.base import with_method
 from analogy.store import RunFolder, plan
 
 ray = extra("ray")
@@ -261,6 +262,23 @@ def test_a_run_that_one_process_began_is_continued_by_a_worker(local, make_run, 
         run.close()
     assert sum(counts) == 60 - 24
     assert hashes(folder) == expected
+
+
+def test_workers_import_a_method_of_the_users(local, make_run, config, tmp_path):
+    """By its module and name; what they draw is what one process draws."""
+    mine = with_method(config, "own:pooled")
+    own = {name: getattr(mine, name) for name in ("method", "method_version", "method_needs")}
+    found = []
+    for name, engine in (("alone", {}), ("workers", {"engine": "ray", "num_workers": 2})):
+        run, jobs, folder = make_run(tmp_path / name, **own, **engine)
+        try:
+            run.generate(jobs[:12])
+        finally:
+            run.close()
+        found.append(hashes(folder))
+    assert len(found[0]) == 12
+    assert len(set(found[0].values())) == 12
+    assert found[0] == found[1]
 
 
 @pytest.fixture

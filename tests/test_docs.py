@@ -12,7 +12,9 @@
 
 A comment before a block says what else holds of it: ``<!-- needs a GPU -->`` and the other needs,
 whose commands, verbs and options are checked and not run; ``<!-- run by .ci/run -->``;
-``<!-- file: NAME -->``, under which the block is written for those after it.
+``<!-- file: NAME -->``, under which the block is written for those after it;
+``<!-- installed -->``:
+the entry points of the block's project are those of an installed package, whose files are here.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ import typer
 from extras import extra
 from verbs import verb
 
-import analogy.world.ceiling  # likewise
-from analogy import cli, study
+import analogy.world.ceiling
+from analogy import cli, registry, study
 from analogy.evaluation import subjects
 from analogy.models import shipped
 from analogy.options import OPTIONS, parse_options
@@ -233,6 +235,8 @@ class Reader:
         elif NEEDS.fullmatch(block.note):
             for words in commands(block.text):
                 self.check_command(words)
+        elif block.note == "installed":
+            self.install(tomllib.loads(block.text)["project"])
         elif block.language == "python":
             printed = io.StringIO()
             # Blank lines above, so that a traceback has the page's own line.
@@ -249,6 +253,20 @@ class Reader:
                 assert load_pairs("block.csv")
         elif block.language == "toml":
             assert tomllib.loads(block.text)
+
+    def install(self, project: dict) -> None:
+        """Leave on the disk what ``pip install -e .`` does."""
+        folder = Path(f"{project['name']}-{project['version']}.dist-info")
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        )
+        lines = [
+            f"[{group}]\n" + "".join(f"{name} = {spec}\n" for name, spec in entries.items())
+            for group, entries in project["entry-points"].items()
+        ]
+        (folder / "entry_points.txt").write_text("".join(lines))
+        registry._installed.cache_clear()
 
     def compare(self, block: Block, printed: str) -> None:
         if block.shown is not None:
@@ -412,11 +430,13 @@ def assert_tox(arguments: list[str]) -> None:
 def reader(request, pytester, monkeypatch, prepared):
     """What reads a page, in a new copy of the prepared folder."""
     shutil.copytree(prepared, pytester.path, dirs_exist_ok=True)
+    pytester.syspathinsert()  # as python -m has it
     for module in (study, subjects):  # bfloat16 prints other digits
         monkeypatch.setattr(module, "native_dtype", lambda device: "float32")
     # `--install-completion` asks which shell runs it, and CI's may be none that typer knows.
     monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))
-    return Reader(request.param, pytester, monkeypatch)
+    yield Reader(request.param, pytester, monkeypatch)
+    registry._installed.cache_clear()
 
 
 @pytest.mark.slow
@@ -434,7 +454,7 @@ def test_nothing_escapes(page):
         assert block.language in LANGUAGES, block
         is_known = (
             not block.note
-            or block.note == "run by .ci/run"
+            or block.note in ("run by .ci/run", "installed")
             or block.note.startswith("file: ")
             or NEEDS.fullmatch(block.note)
         )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from tiny import MODELS, SIZE, build, original_format
 
@@ -15,7 +14,7 @@ from analogy.families import FAMILIES, family_of
 from analogy.generator import Generator, latents_for
 from analogy.models import ModelError, find_pipeline, load_pipeline, native_size
 from analogy.records import Pair
-from analogy.steering import METHODS
+from analogy.steering.base import METHODS
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 STEPS, GUIDANCE = 2, 3.0
@@ -46,7 +45,7 @@ def test_the_native_size_is_read_from_the_folder(folder):
 
 
 def test_every_family_is_tested():
-    assert {family_of(build(name)).pipeline for name in MODELS} == set(FAMILIES)
+    assert {family_of(build(name)).pipeline for name in MODELS} == set(FAMILIES.builtin)
 
 
 @pytest.mark.parametrize("guidance", [GUIDANCE, 1.0])
@@ -78,7 +77,7 @@ def test_a_twin_draws_the_same(tiny_generator):
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.builtin)
 def test_the_whole_way_to_a_score(folder, make_study, method):
     """A study on the folder: load, encode, steer, generate, score with the embedded judge."""
     pairs = [
@@ -102,9 +101,40 @@ def test_a_step_along_the_difference_ends_at_the_target(tiny_generator):
     encoded = tiny_generator.encode([PAIR.source_prompt, PAIR.target_prompt])
     source, target = encoded[PAIR.source_prompt], encoded[PAIR.target_prompt]
     moved = source.plus(target.minus(source), 1.0)
-    torch.testing.assert_close(moved.states, target.states, atol=1e-5, rtol=0)
-    assert moved.pooled.shape == source.pooled.shape
-    assert (moved.pooled.numel() == 0) == (type(tiny_generator._pipeline).__name__ == SD_PIPELINE)
+    assert moved.shapes() == source.shapes()
+    assert moved.is_close(target, atol=1e-5)
+    assert (not moved.pooled) == (type(tiny_generator._pipeline).__name__ == SD_PIPELINE)
+
+
+def test_another_packages_family_is_one_class(tmp_path, install, make_study):
+    """FLUX, as a package may add it: embedded guidance, packed latents, no native size on file."""
+    folder = tmp_path / "flux"
+    build("flux").save_pretrained(folder)
+    with pytest.raises(ModelError, match="got FluxPipeline"):
+        find_pipeline(str(folder), dtype="float32")
+    install("analogy.families", "FluxPipeline", "own:flux")
+    source = find_pipeline(str(folder), dtype="float32")
+    assert native_size(folder) == 1024
+    loaded = load_pipeline(source, device="cpu", dtype="float32")
+    images = {}
+    for guidance in (GUIDANCE, 8.0):
+        generator = Generator(loaded, steps=STEPS, guidance=guidance, size=SIZE)
+        encoded = generator.encode([PAIR.source_prompt])[PAIR.source_prompt]
+        latents = latents_for(PAIR, 0, generator.latent_shape)[None]
+        plain = loaded(
+            PAIR.source_prompt, latents=latents.clone(), num_inference_steps=STEPS,
+            guidance_scale=guidance, height=SIZE, width=SIZE, output_type="np",
+        ).images[0]  # fmt: skip
+        images[guidance] = generator.generate([encoded], latents).images[0]
+        assert np.abs(images[guidance] / 255 - plain).max() <= 1 / 255
+    assert np.any(images[GUIDANCE] != images[8.0])
+    study = make_study(
+        model=source, pairs=[PAIR], method="lerp", seeds=(0,), alphas=(1.0,), size=SIZE,
+        steps=STEPS,
+    )  # fmt: skip
+    study.generate(study.jobs())
+    assert study.score(study.jobs()) == 2
+    assert len({study.folder.read_image(job).tobytes() for job in study.jobs()}) == 2
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -117,9 +117,9 @@ def test_each_distinct_prompt_is_encoded_once(generator, pipeline, monkeypatch):
 def test_encoding_is_float32_and_independent_of_the_batch(generator):
     whole = generator.encode(PROMPTS)
     for prompt, encoded in generator.encode(PROMPTS[::-1], batch_size=2).items():
-        assert encoded.states.dtype == encoded.pooled.dtype == torch.float32
-        torch.testing.assert_close(encoded.states, whole[prompt].states, atol=1e-5, rtol=0)
-        torch.testing.assert_close(encoded.pooled, whole[prompt].pooled, atol=1e-5, rtol=0)
+        assert {tensor.dtype for tensor in encoded.tensors().values()} == {torch.float32}
+        for name, tensor in encoded.tensors().items():
+            torch.testing.assert_close(tensor, whole[prompt].tensors()[name], atol=1e-5, rtol=0)
 
 
 # --- images

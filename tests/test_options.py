@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from analogy.options import OPTIONS, csv_list, parse_names, parse_options, parse_path
 from analogy.records import Limit
-from analogy.request import METHOD_NAMES, OptionError
+from analogy.request import OptionError
+from analogy.steering.base import METHODS
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 
@@ -80,7 +81,7 @@ def test_every_option_has_a_name_of_its_own_and_a_help():
             (Limit("lpips", False, 0.3), Limit("kid", False, -1)),
         ),
         ("clip_dtype", "bfloat16", "bfloat16"),
-        *[("method", name, name) for name in METHOD_NAMES],
+        *[("method", name, name) for name in METHODS.builtin],
     ],
 )
 def test_text_is_read(name, text, value):
@@ -90,7 +91,7 @@ def test_text_is_read(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("method", "wrod", "--method: expected one of lerp, slerp, word, category, random, got "),
+        ("method", "wrod", "--method: expected one of lerp, slerp, word, category, random, or "),
         ("method", "wrod", "did you mean 'word'?"),
         ("method", "", "--method: expected one of lerp"),
         ("alphas", "half", "--alphas: expected a number, got 'half'"),

@@ -910,6 +910,76 @@ def test_only_repairing_asks(run, stranger, monkeypatch):
     assert len(analogy.load_run(run).images)
 
 
+@pytest.fixture
+def method(tmp_path, monkeypatch):
+    """A module on the path whose method a run folder may name; importing it leaves a mark."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs.py").write_text(
+        f"open({str(tmp_path / 'mark')!r}, 'w').close()\nfrom own import pooled\n"
+    )
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    yield tmp_path / "mark"
+    sys.modules.pop("theirs", None)
+
+
+def lose_a_control(run: Path) -> None:
+    """Lose an image of alpha 0, which is in the grid of every method."""
+    folder = RunFolder(run, read_only=True)
+    job = next(job for job in folder.commands()[0].jobs() if job.alpha == 0.0)
+    folder.close()
+    (run / "images" / job.key[:2] / f"{job.key}.png").unlink()
+
+
+def test_a_method_that_a_run_folder_names_is_not_imported(run, method):
+    rename(run, method="theirs:pooled")
+    lose_a_control(run)
+    before = content(run)
+    folder = RunFolder(run, read_only=True)
+    Study.reopen(folder, folder.commands()[0]).analysis()
+    folder.close()
+    assert verified(run).exit_code == 1
+    result = verified(run, "--repair")
+    assert result.exit_code == 2
+    assert "would be loaded: the method 'theirs:pooled'. If you trust" in result.stderr
+    assert "again with --method" in result.stderr
+    assert not method.exists()
+    assert content(run) == before
+    assert verified(run, "--repair", "--method", "own:pooled").exit_code == 2
+    assert not method.exists()
+
+
+@pytest.mark.parametrize("given", [["--trust"], ["--method", "theirs:pooled"]])
+def test_a_confirmed_method_is_imported(run, method, given):
+    rename(run, method="theirs:pooled", method_version="2", method_needs=["words"])
+    lose_a_control(run)
+    result = verified(run, "--repair", *given)
+    assert method.exists()
+    assert "repaired  1 images" in result.stdout, result.stderr
+    assert ("trusted: the method 'theirs:pooled'" in result.stderr) == (given == ["--trust"])
+
+
+def test_another_version_of_a_method_repairs_nothing(run, method):
+    rename(run, method="theirs:pooled", method_version="1", method_needs=["words"])
+    lose_a_control(run)
+    before = content(run)
+    result = verified(run, "--repair", "--trust")
+    assert result.exit_code == 4
+    assert "version '1', got version '2'" in result.stderr
+    assert content(run) == before
+
+
+def test_a_models_index_imports_no_family(stranger, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    folder = stranger.copy("sdxl-tiny", "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "theirs:family"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"families supported \(.*, got theirs:family"):
+        find_pipeline(str(folder), dtype="float32")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
     """Whatever comes to read run folders: a study of one cannot load what it names."""
     rename(run, model=str(stranger.place), clip_model=str(stranger.place))

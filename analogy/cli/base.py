@@ -223,7 +223,7 @@ def _parameter(of: Option, default: Any) -> inspect.Parameter:
     is_switch = of.parse is None
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in of.choices if name.startswith(incomplete)]
+        return [name for name in of.completions if name.startswith(incomplete)]
 
     info = option(
         of.flag,

@@ -46,18 +46,22 @@ def verify(
     ] = None,
     offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
     trust: Annotated[
-        bool, option("--trust", help="Let --repair load the models that the folder names.")
+        bool, option("--trust", help="Let --repair load what the folder names.")
     ] = False,
     model: Annotated[str | None, option(help="The run's model, for --repair.")] = None,
     lora: Annotated[str | None, option(help="Its LoRA, likewise.")] = None,
     clip_model: Annotated[str | None, option(help="The run's judge, for --repair.")] = None,
     clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
+    method: Annotated[
+        str | None, option(help="The run's method, for --repair, if it is not installed.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Check that a run folder is whole: every image as it was written, the grid complete.
 
-    A folder may be anyone's: of the models that it names, --repair loads the embedded ones; others
-    only if they are named here again, or all of them with --trust.
+    A folder may be anyone's: of the models that it names, --repair loads the embedded ones, and of
+    methods those that are installed; others only if they are named here again, or all of them with
+    --trust.
 
     Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 2 --repair would load what
     only the folder names, 4 it cannot be read, or not repaired.
@@ -74,7 +78,7 @@ def verify(
             folder = RunFolder(run)
         found = _verified(folder)
         if repair:
-            confirmed = verifying.Confirmed(trust, model, lora, clip_model, clip_pretrained)
+            confirmed = verifying.Confirmed(trust, model, lora, clip_model, clip_pretrained, method)
             done = verifying.repair(
                 folder, found, device=device, offline=offline, confirmed=confirmed, say=say
             )

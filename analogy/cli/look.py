@@ -24,11 +24,12 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import ExitCode, FieldError
+from analogy.errors import AnalogyError, ExitCode, FieldError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
 from analogy.request import OptionError, RunRequest
+from analogy.steering.base import METHODS, Need
 from analogy.words import folded, has_word
 
 STEERED_VERSION = 1
@@ -82,10 +83,13 @@ def steer(
 
     from analogy.models import ModelError
     from analogy.report.strips import draw_strip, shoot
-    from analogy.steering import OTHERS_MATTER
     from analogy.study import Study
 
-    if request.method in OTHERS_MATTER:
+    try:
+        needs = METHODS.get(request.method).needs
+    except AnalogyError as error:
+        refuse(ExitCode.USAGE, f"--method: {error}")
+    if Need.OTHERS in needs:
         refuse(
             ExitCode.USAGE,
             f"--method: expected a method of one pair alone, got {request.method}, which needs "

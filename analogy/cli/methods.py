@@ -7,7 +7,8 @@ from typing import Annotated
 from analogy.cli.base import MAKE, Json, app, option, refuse, show_lines, with_options, write
 from analogy.errors import AnalogyError, ExitCode
 from analogy.options import parse_methods
-from analogy.request import METHOD_NAMES, OptionError, RunRequest
+from analogy.request import OptionError, RunRequest
+from analogy.steering.base import METHODS, Need
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
@@ -19,13 +20,17 @@ METHODS_OPTIONS = (
 )  # fmt: skip
 
 
+_OF_ONE = ("method", "method_version", "method_needs")
+"""Settings of a run by one method."""
+
+
 @app.command(rich_help_panel=MAKE)
 @with_options(METHODS_OPTIONS)
 def methods(
     request: RunRequest,
     names: Annotated[
         str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
-    ] = ",".join(METHOD_NAMES),
+    ] = ",".join(METHODS.builtin),
     json: Json = None,
 ) -> None:
     """Compare steering methods over one grid: paired differences, and a ranking.
@@ -47,7 +52,6 @@ def methods(
     from analogy.report import text
     from analogy.sessions.running import fault_code
     from analogy.sessions.summary import unread_lines
-    from analogy.steering import OTHERS_MATTER
 
     studies = open_methods(request, chosen)
     study = studies[0]
@@ -69,7 +73,7 @@ def methods(
     finally:
         study.close()
     config = study.config
-    settings = {name: value for name, value in header["config"].items() if name != "method"}
+    settings = {name: value for name, value in header["config"].items() if name not in _OF_ONE}
     write(
         {
             **header,
@@ -92,8 +96,8 @@ def methods(
     ]
     if config.limit is not None:
         limit = f"limit     {config.limit} pairs per category: not the whole measurement"
-        if OTHERS_MATTER & set(chosen):
-            limit += "; the method category looks at no other pairs"
+        if wide := [name for name in chosen if Need.OTHERS in METHODS.get(name).needs]:
+            limit += f"; the method {', '.join(wide)} looks at no other pairs"
         lines.append(limit)
     failed = text.failure_lines(failures)
     show_lines([*lines, *failed, "", *text.method_tables(found)], json)

@@ -53,10 +53,18 @@ from analogy.models import (
 )
 from analogy.options import CARD_SAMPLING
 from analogy.records import RunConfig
-from analogy.steering import Conditioning
+from analogy.steering.conditioning import Conditioning
 from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
 from analogy.study import scheduler_of
-from analogy.work import Painter, fit_batch_size, side_by_side, steered, texts
+from analogy.work import (
+    Fitted,
+    Painter,
+    changed_alike,
+    fit_batch_size,
+    side_by_side,
+    steered,
+    texts,
+)
 
 Report: TypeAlias = Callable[[int], object]
 """Called with a number of images that are done."""
@@ -147,11 +155,12 @@ class Model:
             size, device = native_size(folder), task.device
         else:
             self._live = given
-            denoiser = getattr(given, family_of(given).denoiser)
+            family = family_of(given)
+            denoiser = getattr(given, family.denoiser)
             self.fingerprint, self._unknown = _known_or_new(given)
             self.scheduler = _settings(given.scheduler)
             steps, guidance = _sampling_of(given)
-            size = int(denoiser.config.sample_size) * int(given.vae_scale_factor)
+            size = family.size_of(given)
             device = str(denoiser.device)
             dtype = str(denoiser.dtype).removeprefix("torch.")
         self.config: RunConfig = replace(
@@ -242,11 +251,12 @@ class Model:
         first = self.generator
         encoded = first.encode([*texts(pairs), *sorted(prompts)])
         shape = first.latent_shape
+        fitted = Fitted()
 
         def given(job: AnyJob) -> tuple[Conditioning, Tensor]:
             if isinstance(job, PromptJob):
                 return encoded[job.prompt], noise(shape, job.prompt, str(job.seed))
-            return steered(job, pairs, encoded), latents_for(job.pair, job.seed, shape)
+            return steered(job, pairs, encoded, fitted), latents_for(job.pair, job.seed, shape)
 
         def inputs(batch: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
             conditionings, latents = zip(*map(given, batch), strict=True)
@@ -255,7 +265,11 @@ class Model:
         device = self.config.device
         generators = side_by_side(first, device)
         painter = Painter(generators, inputs, device=device)
-        batches = even_batches(missing, first.batch_size)
+        batches = [
+            batch
+            for alike in changed_alike(missing)
+            for batch in even_batches(alike, first.batch_size)
+        ]
         clock = time.perf_counter()
         with closing(in_threads(painter, batches, len(generators), device)) as results:
             for batch, (made, _) in results:
@@ -343,10 +357,10 @@ def open_subject(given: Any, task: Task) -> Subject:
         if path.is_dir() and not (path / "model_index.json").is_file():
             return Folder(path, task)
         return Model(given, task)
-    if type(given).__name__ not in FAMILIES:
+    if not FAMILIES.is_installed(type(given).__name__):
         raise ModelError(
             "model: expected a name, a folder of images, or a diffusers pipeline of the families "
-            f"supported ({', '.join(FAMILIES)}), got {type(given).__name__}"
+            f"supported ({', '.join(FAMILIES.names())}), got {type(given).__name__}"
         )
     return Model(given, task)
 

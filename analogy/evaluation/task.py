@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from analogy.clip import Judge, JudgeSource, find_judge
+from analogy.errors import AnalogyError
 from analogy.evaluation.data import (
     Data,
     Sample,
@@ -29,7 +30,7 @@ from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models import EMBEDDED, ModelError, go_offline
 from analogy.records import RunConfig
-from analogy.request import METHOD_NAMES
+from analogy.steering.base import METHODS, with_method
 
 RUNS = Path(".analogy") / "evaluations"
 
@@ -82,11 +83,10 @@ class Task:
         offline: bool = False,
     ) -> None:
         check_device(device)
-        if method not in METHOD_NAMES:
-            raise TaskError(
-                f"method: expected one of {', '.join(METHOD_NAMES)}, got {method!r}"
-                f"{near(str(method), METHOD_NAMES)}"
-            )
+        try:
+            METHODS.get(str(method))
+        except AnalogyError as error:
+            raise TaskError(f"method: {error}") from error
         if offline:
             go_offline()
         self.offline = offline
@@ -108,6 +108,7 @@ class Task:
             batch_size=batch_size,
             limit=None,
         )
+        self.config = with_method(self.config, method)
         self.dtype, self.steps, self.guidance, self.size = dtype, steps, guidance, size
         self.device = device
         self.seed = seed

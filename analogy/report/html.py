@@ -31,7 +31,7 @@ from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
-from analogy.store import TARGET_METHOD
+from analogy.steering.base import TARGET_METHOD
 from analogy.text import analogy_command, command_line
 
 #: What stands for a verdict where there is no room for its word.

@@ -1,0 +1,205 @@
+"""What a steering method is, and the table of those that can be chosen. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from analogy.records import Need as Need  # part of what a method is
+from analogy.records import RunConfig
+from analogy.registry import ExtensionError, Registry
+
+if TYPE_CHECKING:
+    from analogy.steering.conditioning import Conditioning, Edit, Words
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A steering method: a pure function from an edit and a strength to a conditioning.
+
+    At alpha 0 it gives the source's conditioning bit for bit; it leaves its input alone.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Part of the key of each of its images: images of another version are made again.
+
+        Empty for a first version.
+        """
+        ...
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it looks at."""
+        ...
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        """The conditioning at strength ``alpha``, of the shapes of ``edit.source``."""
+        ...
+
+
+@runtime_checkable
+class ScaledMethod(Method, Protocol):
+    """A method with strengths of its own: alpha is a method's own unit."""
+
+    @property
+    def default_alphas(self) -> tuple[float, ...]:
+        """The strengths that are measured unless others are asked for; not 0."""
+        ...
+
+
+@runtime_checkable
+class LearningMethod(Method, Protocol):
+    """A method that learns from pairs. It needs ``Need.OTHERS``."""
+
+    def fit(self, others: tuple[Words, ...]) -> Method:
+        """The method as learned from a category's pairs.
+
+        Called once for each pair that is steered, with the category's other pairs: no pair is ever
+        among those that its own method learns from.
+        """
+        ...
+
+
+@runtime_checkable
+class Intervention(Method, Protocol):
+    """A method that changes the pipeline while its images are generated.
+
+    Its images are generated in batches of one strength.
+    """
+
+    @property
+    def exclusive(self) -> bool:
+        """True if it changes what generators in other threads share, such as the denoiser's
+        modules: none of them is at work meanwhile.
+        """
+        ...
+
+    def applied(self, pipeline: Any, alpha: float) -> AbstractContextManager[object]:
+        """Within this context the pipeline is changed; on exit it is as before, whatever happened.
+
+        Never called at alpha 0.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionMethod:
+    """A method that is one function. Made by :func:`steering_method`."""
+
+    name: str
+    needs: frozenset[Need]
+    function: Callable[[Edit, float], Conditioning]
+    version: str = ""
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        """The function's value."""
+        return self.function(edit, alpha)
+
+
+def steering_method(
+    *needs: Need, version: str = ""
+) -> Callable[[Callable[[Edit, float], Conditioning]], FunctionMethod]:
+    """Make a function ``(edit, alpha) -> Conditioning`` a method of the function's name."""
+
+    def made(function: Callable[[Edit, float], Conditioning]) -> FunctionMethod:
+        return FunctionMethod(function.__name__, frozenset(needs), function, version)
+
+    return made
+
+
+METHODS: Registry[Method] = Registry(
+    kind="method",
+    group="analogy.methods",
+    builtin={
+        "lerp": "analogy.steering.prompts:lerp",
+        "slerp": "analogy.steering.prompts:slerp",
+        "word": "analogy.steering.words:word",
+        "category": "analogy.steering.words:category",
+        "random": "analogy.steering.words:random",
+    },
+    protocol=Method,  # type: ignore[type-abstract]
+)
+
+#: The default: see "Which method" in the README for the measurement behind the choice.
+DEFAULT_METHOD = "word"
+
+#: The strengths that are measured unless others are asked for, or the method has its own.
+DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
+
+#: The null control.
+NULL_METHOD = "random"
+
+#: The method that gives the target prompt's own conditioning at alpha 1.
+TARGET_METHOD = "lerp"
+
+
+def default_alphas(name: str) -> tuple[float, ...]:
+    """The strengths of a method that are measured unless others are asked for.
+
+    Imports a method that is not built in. Raises ``UnknownNameError`` or ``ExtensionError`` if it
+    cannot be used.
+    """
+    method = None if METHODS.is_builtin(name) else METHODS.get(name)
+    return tuple(method.default_alphas) if isinstance(method, ScaledMethod) else DEFAULT_ALPHAS
+
+
+def intervention(name: str, alpha: float) -> Intervention | None:
+    """The method of this name if it changes the pipeline at this strength, else None."""
+    method = METHODS.get(name) if alpha else None
+    return method if isinstance(method, Intervention) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What enters an image's key of the method that steers it, besides its name."""
+
+    version: str
+    needs: frozenset[Need]
+
+    @classmethod
+    def of(cls, method: Method) -> Identity:
+        """A method's. Raises ``ExtensionError`` if its version or needs are of a wrong type."""
+        version, needs = method.version, method.needs
+        if not isinstance(version, str) or len(version) > 100 or not version.isprintable():
+            raise ExtensionError(
+                place=f"method {method.name}", expected="a version that is a short printable text",
+                got=repr(version)[:200],
+            )  # fmt: skip
+        if not isinstance(needs, Collection) or not all(isinstance(each, Need) for each in needs):
+            raise ExtensionError(
+                place=f"method {method.name}", expected="needs that are members of Need",
+                got=repr(needs)[:200],
+            )  # fmt: skip
+        return cls(version, frozenset(needs))
+
+    @classmethod
+    def in_config(cls, config: RunConfig) -> Identity:
+        """That of a configuration's method, without importing code that is not the suite's own.
+
+        A configuration holds the version and needs of a method that is not built in, since it may
+        be read from a run folder that names code of a stranger's.
+        """
+        if METHODS.is_builtin(config.method):
+            return cls.of(METHODS.get(config.method))
+        return cls(config.method_version, frozenset(config.method_needs))
+
+
+def with_method(config: RunConfig, name: str) -> RunConfig:
+    """The configuration with another method. Imports the method: ``name`` must be the user's own.
+
+    Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used.
+    """
+    identity = Identity.of(METHODS.get(name))
+    if METHODS.is_builtin(name):
+        return replace(config, method=name, method_version="", method_needs=())
+    return replace(
+        config, method=name, method_version=identity.version, method_needs=tuple(identity.needs)
+    )

@@ -1,0 +1,134 @@
+"""What steering methods work on: the conditioning of an image, and the edit of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the denoiser is conditioned on, for one image: tensors by their names.
+
+    Their names are those of the arguments of the family's pipeline, such as ``prompt_embeds``.
+    Methods steer ``states`` and ``pooled``, which are float32 on the CPU:
+
+    - ``states``: token states, each ``(..., tokens, dim)``;
+    - ``pooled``: pooled vectors, each ``(dim,)``; a family may have none;
+    - ``carried``: what belongs to the prompt and is not steered, such as masks: any shape and type.
+
+    Raises ``ValueError`` for tensors of another shape, and for a name that occurs twice.
+    """
+
+    states: Mapping[str, Tensor]
+    pooled: Mapping[str, Tensor] = field(default_factory=dict)
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shapes = self.shapes()
+        if any(len(shapes[name]) < 2 for name in self.states) or any(
+            len(shapes[name]) != 1 for name in self.pooled
+        ):
+            raise ValueError(
+                "conditioning: expected states (..., tokens, dim) and pooled (dim,), "
+                f"got {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
+            )
+        if len(shapes) < len(self.states) + len(self.pooled) + len(self.carried):
+            raise ValueError("conditioning: expected each name once in states, pooled and carried")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {**self.states, **self.pooled, **self.carried}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+
+    def map(self, change: Callable[..., Tensor], *others: Conditioning) -> Conditioning:
+        """Each steered tensor changed, with those of the same name of ``others`` as arguments.
+
+        What is carried stays. Raises ``ValueError`` if the others' names or shapes differ.
+        """
+        for other in others:
+            _check_alike(self, other)
+        return Conditioning(
+            {
+                name: change(tensor, *(other.states[name] for other in others))
+                for name, tensor in self.states.items()
+            },
+            {
+                name: change(tensor, *(other.pooled[name] for other in others))
+                for name, tensor in self.pooled.items()
+            },
+            self.carried,
+        )
+
+    def plus(self, other: Conditioning, alpha: float) -> Conditioning:
+        """``self + alpha * other``; itself at alpha 0, where adding 0 would make a -0 to +0."""
+        if alpha == 0.0:
+            return self
+        return self.map(lambda a, b: torch.add(a, b, alpha=alpha), other)
+
+    def minus(self, other: Conditioning) -> Conditioning:
+        """``self - other``: the direction from ``other`` to here."""
+        return self.map(torch.sub, other)
+
+    def is_close(self, other: Conditioning, atol: float) -> bool:
+        """True if no steered value differs by more than ``atol``, up to rounding."""
+        mine, theirs = ({**each.states, **each.pooled} for each in (self, other))
+        return all(torch.allclose(mine[name], theirs[name], atol=atol) for name in mine)
+
+    def kept(self) -> Conditioning:
+        """A copy on the CPU, what is steered in float32."""
+        copied = self.map(lambda tensor: tensor.float().cpu().clone())
+        carried = {name: tensor.cpu().clone() for name, tensor in self.carried.items()}
+        return Conditioning(copied.states, copied.pooled, carried)
+
+
+def mean(values: Sequence[Conditioning]) -> Conditioning:
+    """The mean of one conditioning or more."""
+    first, *rest = values
+    return first.map(lambda *each: torch.stack(each).mean(0), *rest)
+
+
+def _check_alike(one: Conditioning, other: Conditioning) -> None:
+    mine, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in {**each.states, **each.pooled}.items()}
+        for each in (one, other)
+    )
+    if mine != theirs:
+        raise ValueError(
+            f"conditioning: expected another of the same names and shapes, {mine}, got {theirs}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A word pair, encoded: each word alone as a prompt, and each of the pair's prompts."""
+
+    source_word: str
+    target_word: str
+    source: Conditioning
+    target: Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """All that a steering method may look at.
+
+    ``source`` and ``target``: the encoded prompts; ``source_word`` and ``target_word``: the bare
+    words, encoded as prompts of their own; ``others``: the category's other pairs, with their
+    prompts encoded, empty unless the method needs them; ``seed``: for the random control, different
+    for every pair.
+    """
+
+    source: Conditioning
+    target: Conditioning
+    words: tuple[str, str]
+    source_word: Conditioning
+    target_word: Conditioning
+    others: tuple[Words, ...]
+    seed: int

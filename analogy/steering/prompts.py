@@ -1,0 +1,45 @@
+"""The methods that interpolate from the source prompt to the target prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from analogy.steering.base import Need, steering_method
+from analogy.steering.conditioning import Conditioning, Edit
+
+
+@steering_method(Need.TARGET)
+def lerp(edit: Edit, alpha: float) -> Conditioning:
+    """Straight line: E_A + alpha (E_T - E_A); the target's own conditioning at alpha 1."""
+    if alpha == 1.0:
+        return edit.target
+    return edit.source.plus(edit.target.minus(edit.source), alpha)
+
+
+@steering_method(Need.TARGET)
+def slerp(edit: Edit, alpha: float) -> Conditioning:
+    """Along the sphere, vector by vector (Shoemake 1985), lengths along a straight line."""
+    if alpha in (0.0, 1.0):
+        return edit.target if alpha else edit.source
+    return edit.source.map(partial(_slerp, alpha=alpha), edit.target)
+
+
+def _slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Spherical interpolation along the last axis; straight where there is no arc: between
+    parallel vectors, and from or to zero.
+
+    In float64: rounding to float32 makes an arc, any arc, out of two opposite vectors.
+    """
+    a, b = a.double(), b.double()
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    unit_a, unit_b = a / length_a.clamp_min(1e-12), b / length_b.clamp_min(1e-12)
+    cosine = (unit_a * unit_b).sum(-1, keepdim=True).clamp(-1.0, 1.0)
+    angle = torch.arccos(cosine)
+    sine = torch.sin(angle)
+    on_arc = (torch.sin((1 - alpha) * angle) * unit_a + torch.sin(alpha * angle) * unit_b) / sine
+    length = (1 - alpha) * length_a + alpha * length_b
+    no_arc = (sine < 1e-4) | (length_a == 0.0) | (length_b == 0.0)
+    return torch.where(no_arc, a + alpha * (b - a), on_arc * length).float()

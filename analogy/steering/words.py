@@ -1,0 +1,70 @@
+"""The methods that add a direction between words: the pair's own, or those of other pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from analogy.steering.base import Need, steering_method
+from analogy.steering.conditioning import Conditioning, Edit, mean
+from analogy.words import folded
+
+
+@steering_method(Need.WORDS)
+def word(edit: Edit, alpha: float) -> Conditioning:
+    """The analogy proper: E_A + alpha (E(target word) - E(source word)).
+
+    The words are encoded alone, as prompts, and their difference is added position by position
+    (word2vec's offset, Mikolov et al. 2013, on a text encoder's token states and pooled vector).
+    """
+    return edit.source.plus(word_direction(edit), alpha)
+
+
+def word_direction(edit: Edit) -> Conditioning:
+    """E(target word) - E(source word), each word a prompt of its own."""
+    return edit.target_word.minus(edit.source_word)
+
+
+@steering_method(Need.OTHERS)
+def category(edit: Edit, alpha: float) -> Conditioning:
+    """E_A + alpha times the mean direction of the category's other pairs (leave one out).
+
+    Where both words recur among the others, the direction is between their means: the mean over
+    the others' prompts that say the target word minus that over those that say the source word.
+    In a balanced category (red to blue, blue to red) the plain mean of all directions is about
+    zero and would say nothing; it is used where the words do not recur (king to queen among man
+    to woman). Letter case does not count where words are compared, as it does not to the text
+    encoders. A category of one pair has no direction: ``ValueError``.
+    """
+    if not edit.others:
+        raise ValueError(
+            "method 'category' needs at least one other pair in the category, got none; "
+            "add pairs to the category or choose the method 'word'"
+        )
+    return edit.source.plus(category_direction(edit), alpha)
+
+
+def category_direction(edit: Edit) -> Conditioning:
+    """The direction that :func:`category` adds."""
+    prompts = [(folded(other.source_word), other.source) for other in edit.others]
+    prompts += [(folded(other.target_word), other.target) for other in edit.others]
+    source, target = (
+        [encoded for said, encoded in prompts if said == name] for name in map(folded, edit.words)
+    )
+    if source and target:
+        return mean(target).minus(mean(source))
+    return mean([other.target.minus(other.source) for other in edit.others])
+
+
+@steering_method(Need.WORDS)
+def random(edit: Edit, alpha: float) -> Conditioning:
+    """The null control: a random direction as long as ``word``'s, token by token and pooled."""
+    generator = torch.Generator().manual_seed(edit.seed)
+    drawn = word_direction(edit).map(
+        lambda like: _as_long_as(torch.randn(like.shape, generator=generator), like)
+    )
+    return edit.source.plus(drawn, alpha)
+
+
+def _as_long_as(drawn: Tensor, like: Tensor) -> Tensor:
+    return drawn * (like.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))

@@ -1,0 +1,156 @@
+"""Methods and a family that are not the suite's own, as a user writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from analogy.families import (
+    CLIP_IMAGE_ENCODER,
+    CLIP_IMAGE_PROCESSOR,
+    CLIP_TOKENIZER,
+    SCHEDULER,
+    PipelineFamily,
+)
+from analogy.steering.base import Need, steering_method
+from analogy.steering.conditioning import Conditioning, Edit, Words, mean
+from analogy.steering.words import category_direction, word_direction
+
+
+@steering_method(Need.WORDS, version="2")
+def pooled(edit: Edit, alpha: float) -> Conditioning:
+    """The method word, in the pooled vectors alone."""
+    direction = word_direction(edit)
+    still = {name: torch.zeros_like(states) for name, states in direction.states.items()}
+    return edit.source.plus(Conditioning(still, direction.pooled), alpha)
+
+
+@steering_method(Need.OTHERS)
+def others(edit: Edit, alpha: float) -> Conditioning:
+    """The method category, under another name."""
+    return edit.source.plus(category_direction(edit), alpha)
+
+
+@steering_method()
+def short(edit: Edit, alpha: float) -> Conditioning:
+    """One that loses a token."""
+    return Conditioning({name: states[1:] for name, states in edit.source.states.items()})
+
+
+class Directions:
+    """Learns the mean direction of the pairs it is given; counts its fits."""
+
+    name, version, needs = "directions", "", frozenset({Need.OTHERS})
+
+    def __init__(self, direction: Conditioning | None = None) -> None:
+        self.direction = direction
+        self.fits = 0
+
+    def fit(self, others: tuple[Words, ...]) -> Directions:
+        self.fits += 1
+        return Directions(mean([other.target.minus(other.source) for other in others]))
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        return edit.source.plus(self.direction, alpha)
+
+
+directions = Directions()
+
+
+class Louder:
+    """Scales what the denoiser predicts by 1 + alpha / 4, by a hook on it."""
+
+    name, version, needs, exclusive = "louder", "", frozenset(), True
+    default_alphas = (1.0, 2.0)
+    at_work = 0
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        return edit.source
+
+    @contextmanager
+    def applied(self, pipeline: Any, alpha: float) -> Iterator[None]:
+        def scaled(module: Any, given: Any, made: Any) -> Any:
+            return (made[0] * (1 + alpha / 4), *made[1:])
+
+        assert not self.at_work  # no other's change is seen
+        self.at_work += 1
+        handle = pipeline.unet.register_forward_hook(scaled)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.at_work -= 1
+
+
+louder = Louder()
+
+
+class WithoutCondition:
+    """Not a method."""
+
+    name = "none"
+
+
+nothing = WithoutCondition()
+
+
+class Flux(PipelineFamily):
+    """FLUX.1: token states of T5, the pooled vector of CLIP; guidance is an input of the denoiser,
+    and latents are sequences of patches of 2 x 2.
+    """
+
+    pipeline = "FluxPipeline"
+    denoiser = "transformer"
+    parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "text_encoder_2": ("transformers.T5EncoderModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": ("transformers.T5TokenizerFast", *CLIP_TOKENIZER),
+        "transformer": ("diffusers.FluxTransformer2DModel",),
+        "scheduler": SCHEDULER,
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
+    }
+
+    def is_guided(self, guidance: float) -> bool:
+        return False
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        states, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=pipeline.device)
+        return [
+            Conditioning({"prompt_embeds": each}, {"pooled_prompt_embeds": one})
+            for each, one in zip(states, pooled, strict=True)
+        ]
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        return self.encode(pipeline, [""])[0]
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        side = size // (2 * pipeline.vae_scale_factor)
+        return side * side, pipeline.transformer.config.in_channels
+
+    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        whole = FluxPipeline._unpack_latents(latents, size, size, scale)
+        return whole / vae.config.scaling_factor + vae.config.shift_factor
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        packed = 4 * pipeline.vae.config.latent_channels
+        latents = (pipeline.transformer.config.in_channels, packed)
+        return {**super().widths(pipeline, made), "latents": latents}
+
+    def native_size(self, folder: Path) -> int:
+        return 1024
+
+    def size_of(self, pipeline: Any) -> int:
+        return 1024
+
+
+flux = Flux()
