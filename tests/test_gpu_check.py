@@ -11,8 +11,15 @@ import time
 import pytest
 
 from tools import gpu_wheels
+from tools.gpu_check.__main__ import SHARED
 from tools.gpu_check.results import State
-from tools.gpu_check.runner import NotRunError, Plan, run
+from tools.gpu_check.runner import NotRunError, Plan, run, start_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """These steps share nothing; by itself the server would import pytest's main module."""
+    start_server([])
 
 
 def good(check):
@@ -44,7 +51,7 @@ def missing(check):
 
 
 def run_one(work, folder, *, rehearse=False, seconds=30.0):
-    report = run([Plan("a step", seconds, work)], folder, rehearse=rehearse, preload=[])
+    report = run([Plan("a step", seconds, work)], folder, rehearse=rehearse)
     return report, report.steps[0]
 
 
@@ -65,7 +72,7 @@ def test_a_step_that_does_not_finish_keeps_its_figures(tmp_path, work, state, re
 
 def test_a_step_beyond_its_time_is_stopped_and_the_next_one_runs(tmp_path):
     plans = [Plan("long", 12.0, hanging), Plan("next", 30.0, good)]
-    report = run(plans, tmp_path, rehearse=False, preload=[])
+    report = run(plans, tmp_path, rehearse=False)
     assert [step.state for step in report.steps] == [State.TIMED_OUT, State.DONE]
     assert [figure.name for figure in report.steps[0].figures] == ["before the end"]
     assert report.seconds < 50
@@ -105,6 +112,16 @@ def test_without_a_cuda_device_the_check_says_how_to_rehearse(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_all_steps_share_leaves_them_their_device():
+    """A process forked from one that has asked CUDA for its devices can use none."""
+    code = "import importlib, os, sys, torch\n"
+    code += "for name in sys.argv[1:]: importlib.import_module(name)\n"
+    code += "child = os.fork() or os._exit(torch.cuda._is_in_bad_fork())\n"
+    code += "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    subprocess.run([sys.executable, "-c", code, *SHARED], check=True)
+
+
+@pytest.mark.slow
 def test_every_step_of_the_rehearsal_is_done(tmp_path):
     command = [sys.executable, "-m", "tools.gpu_check", "-o", str(tmp_path), "--rehearse"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -114,6 +131,8 @@ def test_every_step_of_the_rehearsal_is_done(tmp_path):
     assert all(end == ("done", "") for end in ended.values()), f"{ended}\n{log[-5000:]}"
     assert len(ended) == 11
     assert all(step["figures"] for step in data["steps"])
+    figures = [figure for step in data["steps"] for figure in step["figures"]]
+    assert [f["name"] for f in figures if f["value"] is False] == []
     assert result.returncode == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "gpu_check.json", "gpu_check.log", "gpu_check.md",

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-#: What torch, transformers, accelerate, torchmetrics, pandas, scipy, statsmodels, timm and pytest
-#: with its plugins, all present there, do not bring.
+#: What torch, transformers, accelerate, peft, requests, torchmetrics, pandas, scipy, statsmodels,
+#: timm and pytest with its plugins, all present there, do not bring.
 MISSING = (
     "diffusers", "open_clip_torch", "ftfy", "wcwidth", "torch-fidelity", "importlib_metadata",
 )  # fmt: skip

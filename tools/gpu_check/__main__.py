@@ -7,7 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from tools.gpu_check.runner import run
+from tools.gpu_check.runner import run, start_server
+
+#: What every step needs, imported once.
+SHARED = ("tools.gpu_check.steps",)
+#: In a rehearsal also what most steps import. On a card each imports it by itself: diffusers asks
+#: CUDA for its devices as it is imported, after which no forked process could use them.
+SHARED_ON_A_CPU = (
+    *SHARED, "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl", "open_clip",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -23,13 +31,13 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", help="only steps whose name contains this text")
     options = parser.parse_args()
 
-    import torch
-
-    if not options.rehearse and not torch.cuda.is_available():
-        parser.error(
-            f"expected a CUDA device, but torch {torch.__version__} finds none; --rehearse runs "
-            "every step in small on the CPU"
-        )
+    if options.rehearse:
+        # Threads of nets this small wait for each other, for seconds where other work has a core.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        start_server(SHARED_ON_A_CPU)
+    else:
+        _require_cuda(parser)
+        start_server(SHARED)
     from tools.gpu_check.steps import PLANS
 
     plans = [plan for plan in PLANS if options.only is None or options.only in plan.name]
@@ -38,11 +46,19 @@ def main() -> int:
             f"--only: expected a part of one of {', '.join(plan.name for plan in PLANS)}; "
             f"got {options.only!r}"
         )
-    report = run(
-        plans, options.output, rehearse=options.rehearse, preload=["tools.gpu_check.steps"]
-    )
+    report = run(plans, options.output, rehearse=options.rehearse)
     print(f"{options.output / 'gpu_check.md'}: {report.seconds:.0f} s")
     return 0 if report.is_complete else 1
+
+
+def _require_cuda(parser: argparse.ArgumentParser) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        parser.error(
+            f"expected a CUDA device, but torch {torch.__version__} finds none; --rehearse runs "
+            "every step in small on the CPU"
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import platform
 import signal
@@ -70,14 +71,19 @@ class Plan:
     work: Callable[[Recorder], None]
 
 
-def run(plans: Sequence[Plan], folder: Path, *, rehearse: bool, preload: Sequence[str]) -> Report:
-    """Run every plan in order and return the report, which ``folder`` has too.
+def start_server(preload: Sequence[str]) -> None:
+    """Start the server that all steps are forked from; it imports ``preload`` meanwhile.
 
-    ``preload``: modules that are imported once, in the server that all steps are forked from.
+    Nothing in ``preload`` may ask CUDA for its devices: a process forked after that has none.
     """
+    multiprocessing.set_forkserver_preload(list(preload))
+    multiprocessing.forkserver.ensure_running()
+
+
+def run(plans: Sequence[Plan], folder: Path, *, rehearse: bool) -> Report:
+    """Run every plan in order and return the report, which ``folder`` has too."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
     report = Report(rehearse, _commit(), _machine())
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
