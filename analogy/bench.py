@@ -13,7 +13,7 @@ import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from analogy.files import PlaceError, check_output, is_device
+from analogy.grid_metrics import Absent, Input, MetricError, Per, chosen_metrics
 from analogy.options import OptionError
 from analogy.pairs import PairsError, PairsWarning, load_pairs, named, select
-from analogy.records import PER_SET, Cell, Limit, Pair, Verdict
+from analogy.records import Cell, Limit, Pair, Verdict
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
@@ -101,7 +102,7 @@ class Bench:
         self.kept: Kept | None = None
         self.stays: str | None = None
         self._bar: tqdm[Any] | None = None
-        self._lpips: Lpips | str | None = None
+        self._lpips: Lpips | Absent | None = None
 
     @property
     def results(self) -> Path:
@@ -128,7 +129,7 @@ class Bench:
             self._lpips = load_lpips(self)
 
     @property
-    def lpips(self) -> Lpips | str:
+    def lpips(self) -> Lpips | Absent:
         """LPIPS's network, loaded once, or the reason why there is none."""
         if self._lpips is None:
             self._lpips = load_lpips(self)
@@ -221,7 +222,7 @@ def faults() -> tuple[type[Exception], ...]:
     from analogy.models import ModelError
     from analogy.store import StoreError
 
-    return (ClusterError, MemoryFullError, ModelError, StoreError)
+    return (ClusterError, MemoryFullError, MetricError, ModelError, StoreError)
 
 
 def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) -> Bench:
@@ -322,27 +323,29 @@ def _check_quality(values: Mapping[str, Any]) -> None:
 
 def _check_gates(study: Study, values: Mapping[str, Any]) -> None:
     """Say now that what the user set a bar for cannot be measured in this run."""
-    from analogy.metrics import SMALLEST_SIDE, Lpips
+    from analogy.metrics import Lpips
     from analogy.models import ModelError
     from analogy.stats import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in values["limits"] or ()}
+    limited = [metric for metric in study.quality.metrics if metric.name in limits]
     size = study.config.size
-    for name, least in SMALLEST_SIDE.items():
-        if name in limits and size < least:
+    for metric in limited:
+        if size < metric.smallest_side:
             raise OptionError(
-                f"--limits {limits[name]}: expected images of {least} pixels a side or more, which "
-                f"{name} needs, got {size}"
+                f"--limits {limits[metric.name]}: expected images of {metric.smallest_side} pixels "
+                f"a side or more, which {metric.name} needs, got {size}"
             )
-    if "lpips" in limits:
-        try:
-            Lpips("alex", weights=values["lpips_weights"])
-        except ModelError as error:
-            raise OptionError(
-                f"--limits {limits['lpips']}: expected LPIPS's network, name its weights with "
-                f"--lpips-weights FILE: {error}"
-            ) from None
-    of_sets = [limit for name, limit in limits.items() if name in PER_SET]
+    for metric in limited:
+        if Input.LPIPS in metric.inputs:
+            try:
+                Lpips("alex", weights=values["lpips_weights"])
+            except ModelError as error:
+                raise OptionError(
+                    f"--limits {limits[metric.name]}: expected LPIPS's network, name its weights "
+                    f"with --lpips-weights FILE: {error}"
+                ) from None
+    of_sets = [limits[metric.name] for metric in limited if Input.REFERENCES in metric.inputs]
     if of_sets:
         missing = _no_references(study, values)
         if missing is None and len(study.judged) * len(study.config.seeds) < 2:
@@ -356,12 +359,18 @@ def _check_gates(study: Study, values: Mapping[str, Any]) -> None:
         )
 
 
-def gates(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each bar that the user has set, in the words of its option, and what has to be measured."""
-    for limit in values["limits"] or ():
-        yield f"--limits {limit}", limit.metric
+def gates(values: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each bar that the user has set, in the words of its option, and what cases that hold
+    something to it measure: the metric by its name, or all metrics of its kind.
+
+    Raises ``OptionError`` for a metric that cannot be imported.
+    """
+    if values["limits"]:
+        per = {metric.name: metric.per for metric in chosen_metrics(values["metrics"])}
+        for limit in values["limits"]:
+            yield f"--limits {limit}", frozenset({limit.metric, per[limit.metric]})
     if values["baseline"] and not values["update_baseline"]:
-        yield f"--baseline {values['baseline']}", BASELINE
+        yield f"--baseline {values['baseline']}", frozenset({BASELINE})
 
 
 def unmeasured(values: Mapping[str, Any], bench: Bench | None) -> Iterator[str]:
@@ -433,7 +442,7 @@ def _judge_margin(
     return Finding(Outcome.FAILED, message, facts)
 
 
-def load_lpips(bench: Bench) -> Lpips | str:
+def load_lpips(bench: Bench) -> Lpips | Absent:
     """LPIPS's network, or the reason why there is none; weights that were named must be good."""
     from analogy.metrics import Lpips
     from analogy.models import ModelError
@@ -444,10 +453,10 @@ def load_lpips(bench: Bench) -> Lpips | str:
     except ModelError as error:
         if weights:
             raise
-        return str(error)
+        return Absent(str(error))
 
 
-def load_references(bench: Bench) -> References | str:
+def load_references(bench: Bench) -> References | Absent:
     """The images that the grid's should be distributed like, or the reason why there are none."""
     import numpy as np
 
@@ -456,7 +465,7 @@ def load_references(bench: Bench) -> References | str:
     folder, study = bench.values["reference"], bench.study
     missing = _no_references(study, bench.values)
     if missing is not None:
-        return missing
+        return Absent(missing)
     if folder is not None:
         try:
             return References.of_folder(Path(folder), study.execution.judge)
@@ -495,12 +504,13 @@ def judge_quality(
     bench: Bench,
     what: str,
     found: Mapping[str, Mean | SetScore],
-    metrics: Collection[str] | None = None,
+    per: Per,
 ) -> Finding:
     """Say whether the quality metrics of a cell, or of an alpha, keep the user's limits.
 
-    ``metrics``: all that is to be found of it; a limit on one that was not breaks that limit.
+    ``per``: which metrics are to be found of it; a limit on one that was not breaks that limit.
     """
+    metrics = bench.study.quality.names(per)
     values = {name: _interval(figures) for name, figures in found.items() if figures.n}
     values = {name: value for name, value in values.items() if not math.isnan(value[0])}
     broken = []
@@ -510,7 +520,7 @@ def judge_quality(
             value, low, high = values[limit.metric]
             if limit.is_broken(low, high):
                 broken.append(f"{limit.metric} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}")
-        elif limit.metric in (metrics or ()):
+        elif limit.metric in metrics:
             broken.append(f"{limit.metric} was not measured, limit {limit}")
     facts: dict[str, Any] = {}
     for name, (value, low, high) in values.items():
@@ -520,15 +530,16 @@ def judge_quality(
     if broken:
         return Finding(Outcome.FAILED, f"{what}: {'; '.join(broken)}", facts)
     if not values or len(values) < len(found):
-        return Finding(Outcome.SKIPPED, f"{what}: {_not_there(bench, found)}", facts)
+        why = _not_there(bench, found) if metrics else f"no metric per {per} is measured"
+        return Finding(Outcome.SKIPPED, f"{what}: {why}", facts)
     return Finding(Outcome.PASSED, what, facts)
 
 
 def _not_there(bench: Bench, found: Mapping[str, Mean | SetScore]) -> str:
     """Why a cell or an alpha was not measured."""
     references = bench.study.quality.references
-    if not found and isinstance(references, str):
-        return f"nothing to compare with: {references}"
+    if not found and isinstance(references, Absent):
+        return f"nothing to compare with: {references.reason}"
     return "images are missing"
 
 

@@ -8,13 +8,13 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from analogy import records
-from analogy.records import DTYPES, ENGINES, PER_SET, Limit
+from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
+from analogy.records import DTYPES, ENGINES, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -238,9 +238,33 @@ def _limits(text: str) -> tuple[Limit, ...]:
         if not found:
             raise ValueError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
-        name = _one_of((*records.PER_IMAGE, *PER_SET))(metric)
-        limits.append(Limit(name, sign == ">=", parse_number(value)))
+        limits.append(Limit(metric, sign == ">=", parse_number(value)))
     return tuple(limits)
+
+
+def _check_limits(values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a limit on a metric that is not measured."""
+    metrics = tuple(map(name_in_results, values["metrics"] or DEFAULT))
+    for limit in values["limits"] or ():
+        _one_of(metrics)(limit.metric)
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    """Names and specs of a grid's metrics, each reported by a name of its own."""
+    names: tuple[str, ...] = _list_of(_metric)(text)
+    if len(set(map(name_in_results, names))) < len(names):
+        raise ValueError(f"expected each metric once, got {text!r}")
+    return names
+
+
+def _metric(name: str) -> str:
+    METRICS.check(name)
+    if METRICS.is_builtin(name) and name not in DEFAULT:
+        raise ValueError(
+            f"expected one of {', '.join(grid_names())}, or package.module:name, got {name!r}, "
+            "which is measured by a Task (docs/evaluation.md)"
+        )
+    return name
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -311,6 +335,9 @@ OPTIONS: tuple[Option, ...] = (
            parse=parse_path, metavar="FOLDER"),
     Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
            "downloads]", parse=parse_path, metavar="FILE"),
+    Option("--metrics", "what is measured beside the margin: names, those of installed packages "
+           "and package.module:name, separated by commas [default: "
+           f"{', '.join(DEFAULT)}]", default=None, parse=_metrics, metavar="NAMES"),
     Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
            "if its whole interval is beyond [default: recorded, never failed]", default=None,
            parse=_limits, metavar="LIST"),
@@ -342,4 +369,8 @@ def parse_options(get: Callable[[str], Any]) -> dict[str, Any]:
             except ValueError as error:
                 raise OptionError(f"{option.flag}: {error}") from None
         values[option.key] = raw
+    try:
+        _check_limits(values)
+    except ValueError as error:
+        raise OptionError(f"--limits: {error}") from None
     return values

@@ -207,9 +207,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if None in marks:  # somebody's own case, which may measure anything
         return
     values = config.stash[_VALUES]
-    for gate, needs in gates(values):
-        if needs not in measured:
-            of = "test_regression.py" if needs == BASELINE else "test_quality.py"
+    try:
+        bars = list(gates(values))
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
+    for gate, needs in bars:
+        if not needs & measured:
+            of = "test_regression.py" if BASELINE in needs else "test_quality.py"
             raise pytest.UsageError(
                 f"{printable(gate)}: expected a case that measures it, got none among the "
                 f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
@@ -234,7 +238,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "measures(*names): the quality metrics that a case which asks for the bench holds to "
-        "--limits, or 'baseline'; what no case measures is refused before the work",
+        "--limits, 'image' or 'set' for all per image or per set, or 'baseline'; what no case "
+        "measures is refused before the work",
     )
     with suppress(ImportError):  # it warns before there is any case; the suite brings it along
         from pytest_benchmark.logger import PytestBenchmarkWarning

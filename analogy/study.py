@@ -25,6 +25,7 @@ from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures,
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
 from analogy.clip import JudgeSource, find_judge, tokenizer_of
 from analogy.execute import Execution, Report
+from analogy.grid_metrics import GridMetric, chosen_metrics
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -73,7 +74,7 @@ class Study:
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
     ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
-    says unless given.
+    says unless given; ``metrics``: of quality, by default the built-in ones.
 
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
     for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
@@ -93,6 +94,7 @@ class Study:
         scheduler: str | None = None,
         unread: Collection[str] = (),
         unsteered: Collection[str] = (),
+        metrics: Sequence[GridMetric] | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
@@ -114,6 +116,7 @@ class Study:
             folder,
             lambda: self.execution.judge,
             judge.fingerprint,
+            metrics,
         )
         self._null_jobs: dict[str | None, list[Job]] = {}
         if config.control:  # the random control's, whose alpha 0 is the method's own
@@ -137,6 +140,7 @@ class Study:
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
+        metrics = chosen_metrics(values["metrics"])
         config, model, judge = _resolve(values)
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
@@ -150,7 +154,7 @@ class Study:
         )
         study = cls(
             config, pairs, model, judge, RunFolder(Path(path)), truth,
-            unread=unread, unsteered=left,
+            unread=unread, unsteered=left, metrics=metrics,
         )  # fmt: skip
         study.record(values["lora"])
         return study
@@ -203,7 +207,7 @@ class Study:
         return Study(
             replace(self.config, method=method), self.pairs, self.model, self.judge, self.folder,
             self.truth, scheduler=self.scheduler, unread=self.unread,
-            unsteered=_unsteered(self.model, self.pairs, method),
+            unsteered=_unsteered(self.model, self.pairs, method), metrics=self.quality.metrics,
         )  # fmt: skip
 
     def record(self, lora: str | None) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from analogy.bench import Bench, judge_quality, load_references
+from analogy.grid_metrics import Absent, Per
 from analogy.plugin import measure, settle
-from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.records import Cell
 
 if TYPE_CHECKING:
     from analogy.metrics import Lpips
@@ -21,36 +22,34 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def lpips(bench: Bench) -> Lpips | str:
+def lpips(bench: Bench) -> Lpips | Absent:
     """LPIPS's network, or the reason why there is none."""
     return bench.lpips
 
 
 @pytest.fixture(scope="module")
-def references(bench: Bench) -> References | str:
+def references(bench: Bench) -> References | Absent:
     """The images that the grid's should be distributed like, or the reason why there are none."""
     return load_references(bench)
 
 
-@pytest.mark.measures(*PER_IMAGE)
+@pytest.mark.measures(Per.IMAGE)
 def test_quality(
-    cell: Cell, bench: Bench, lpips: Lpips | str, request: pytest.FixtureRequest
+    cell: Cell, bench: Bench, lpips: Lpips | Absent, request: pytest.FixtureRequest
 ) -> None:
     """The metrics of single images keep the user's limits in this cell."""
     study = bench.study
     measure(bench, study.cell_jobs(*cell), request)
-    study.quality.lpips = lpips
-    found = study.quality.cell(cell)
-    settle(judge_quality(bench, str(cell), found, PER_IMAGE), request)
+    found = study.quality.cell(cell, lpips=lpips)
+    settle(judge_quality(bench, str(cell), found, Per.IMAGE), request)
 
 
-@pytest.mark.measures(*PER_SET)
+@pytest.mark.measures(Per.SET)
 def test_distribution(
-    strength: float, bench: Bench, references: References | str, request: pytest.FixtureRequest
+    strength: float, bench: Bench, references: References | Absent, request: pytest.FixtureRequest
 ) -> None:
     """The distances of all images at this alpha from the references keep the user's limits."""
     study = bench.study
     measure(bench, study.jobs(alpha=strength), request)
-    study.quality.references = references
-    found = study.quality.alpha(strength)
-    settle(judge_quality(bench, f"alpha {strength:g}", found, PER_SET), request)
+    found = study.quality.alpha(strength, references=references)
+    settle(judge_quality(bench, f"alpha {strength:g}", found, Per.SET), request)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from verbs import verb
 
-from analogy import quality
+from analogy import metrics
 from analogy.clip import Judge
 from analogy.images import Images, image_files, to_png
 from analogy.metrics import (
@@ -94,7 +94,7 @@ def test_less_is_left_of_an_image_the_more_it_is_changed(study):
 def test_values_are_computed_once(study, make_study, monkeypatch):
     first = study.quality.cell(CELL)
     again = make_study(pairs=study.pairs, folder=study.folder.path)
-    monkeypatch.setattr(quality, "psnr", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(metrics, "psnr", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(Judge, "text_features", lambda *_: pytest.fail("computed again"))
     assert again.quality.cell(CELL) == first
 
@@ -134,8 +134,8 @@ def test_distances_are_those_of_all_images_at_an_alpha(study, judge):
     rng = np.random.default_rng(1)
     references = rng.integers(0, 256, (7, 64, 64, 3), np.uint8)
     assert study.quality.alpha(1.0) == {}  # nothing to compare with
-    study.quality.references = References("noise", judge.image_features(references))
-    found = study.quality.alpha(1.0)
+    known = References("noise", judge.image_features(references))
+    found = study.quality.alpha(1.0, references=known)
     images = np.stack([picture(job) for job in study.jobs(alpha=1.0)])
     for name, plain in (("cmmd", cmmd), ("kid", kid)):
         expected = plain(images, references, judge)

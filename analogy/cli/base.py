@@ -294,9 +294,12 @@ def say_which(path: Path) -> None:
 
 
 def code_of_fault(error: Exception) -> Exit:
-    """The exit code of a machine's fault in the middle of the work: of `analogy.bench.faults`."""
+    """The exit code of a fault in the middle of the work: of `analogy.bench.faults`."""
     from analogy.execute import ClusterLostError
+    from analogy.grid_metrics import MetricError
 
+    if isinstance(error, MetricError):
+        return Exit.USAGE
     return Exit.CLUSTER_LOST if isinstance(error, ClusterLostError) else Exit.UNREADABLE
 
 

@@ -38,7 +38,8 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.grid_metrics import Per
+from analogy.records import Cell
 
 if TYPE_CHECKING:
     from analogy.store import Job
@@ -127,12 +128,13 @@ def _cases(bench: Bench) -> Iterator[Finding]:
         yield judge_cell(bench, cell)
     _measure(bench, study.jobs())
     yield judge_overall(bench)
-    study.quality.lpips = bench.lpips
     for cell in cells:
-        yield judge_quality(bench, str(cell), study.quality.cell(cell), PER_IMAGE)
-    study.quality.references = load_references(bench)
+        found = study.quality.cell(cell, lpips=bench.lpips)
+        yield judge_quality(bench, str(cell), found, Per.IMAGE)
+    references = load_references(bench)
     for alpha in strengths:
-        yield judge_quality(bench, f"alpha {alpha:g}", study.quality.alpha(alpha), PER_SET)
+        distances = study.quality.alpha(alpha, references=references)
+        yield judge_quality(bench, f"alpha {alpha:g}", distances, Per.SET)
     if bench.baseline is not None:
         for each in (*cells, None):
             yield judge_regression(bench, each)

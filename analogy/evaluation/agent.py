@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from analogy import __version__
 from analogy.evaluation.data import Sample
-from analogy.evaluation.metrics import LazyJudge
 from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
@@ -100,7 +99,7 @@ class EvaluationAgent:
         """
         task = self.task
         sees = {getattr(metric, "judge", None) for metric in metrics}
-        if isinstance(task.judge, LazyJudge) and task.judge.fingerprint in sees:
+        if task.judge.fingerprint in sees:
             task.judge.load()
         if not _wants_images(metrics):
             return

@@ -19,7 +19,7 @@ from analogy.evaluation.data import (
     read_data,
     read_picture,
 )
-from analogy.evaluation.metrics import PRESETS, LazyJudge, Tools, find_metrics
+from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
 from analogy.evaluation.protocol import Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
 from analogy.images import Images
@@ -333,13 +333,13 @@ def _references(given: Any) -> Path | Images | None:
     return images
 
 
-def _judge(given: Any, device: str, *, offline: bool) -> Any:
-    """A judge that is loaded when it is needed; one that is loaded as it is."""
+def _judge(given: Any, device: str, *, offline: bool) -> Judge:
+    """A judge as it is, or one of this name, which is loaded when it is needed."""
     if isinstance(given, Judge):
         return given
     if isinstance(given, JudgeSource):
-        return LazyJudge(given, device)
+        return Judge(given, device=device)
     name, tag = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not isinstance(name, str):
         raise TaskError(f"judge: expected a name, (name, weights' tag) or a Judge, got {given!r}")
-    return LazyJudge(find_judge(name, tag, offline=offline), device)
+    return Judge(find_judge(name, tag, offline=offline), device=device)
