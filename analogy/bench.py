@@ -460,22 +460,26 @@ def load_references(bench: Bench) -> References | Absent:
     """The images that the grid's should be distributed like, or the reason why there are none."""
     import numpy as np
 
-    from analogy.quality import References
+    from analogy.judges import FeatureEncoder
+    from analogy.quality import References, no_features
 
     folder, study = bench.values["reference"], bench.study
     missing = _no_references(study, bench.values)
     if missing is not None:
         return Absent(missing)
+    judge = study.execution.judge
+    if not isinstance(judge, FeatureEncoder):
+        return no_features(study.judge.fingerprint)
     if folder is not None:
         try:
-            return References.of_folder(Path(folder), study.execution.judge)
+            return References.of_folder(Path(folder), judge)
         except ValueError as error:  # of a file that cannot be read as an image
             raise OptionError(f"--reference: {error}") from None
     from fixtures.ceiling import drawings
 
     drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
     targets = np.stack([target for twins in drawn for _, target in twins])
-    features = study.execution.judge.image_features(targets)
+    features = judge.image_features(targets)
     return References("drawings of the pairs' targets", features)
 
 

@@ -115,6 +115,20 @@ class JudgeSource:
             places.append(Path(self.pretrained))
         return places
 
+    def tokenizer(self) -> Any:
+        """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
+        files = _files(self)
+        with loading(f"judge {self.name}", "a tokenizer that can be loaded"):
+            if files is not None:
+                return _tokenizer(files)
+            import open_clip
+
+            return open_clip.get_tokenizer(self.name)
+
+    def load(self, device: str) -> Judge:
+        """The judge, loaded on this device. Raises ``ModelError`` if it cannot be."""
+        return Judge(self, device=device).load()
+
     def in_dtype(self, dtype: str) -> JudgeSource:
         """The same judge, computing in ``dtype``: float32, bfloat16 or float16."""
         base = self.fingerprint.removesuffix(f"+{self.dtype}")
@@ -354,15 +368,6 @@ def _hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path
     raise absent(f"judge hf-hub:{repository}", repository, "", failure, offline=offline)
 
 
-def tokenizer_of(source: JudgeSource) -> Any:
-    """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
-    import open_clip
-
-    files = _files(source)
-    with loading(f"judge {source.name}", "a tokenizer that can be loaded"):
-        return open_clip.get_tokenizer(source.name) if files is None else _tokenizer(files)
-
-
 class Judge:
     """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU.
 
@@ -387,7 +392,7 @@ class Judge:
     @cached_property
     def tokenize(self) -> Any:
         """The model's own tokenizer, for which the model is not loaded."""
-        return tokenizer_of(self._source)
+        return self._source.tokenizer()
 
     @cached_property
     def _model(self) -> Any:

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from analogy.clip import JudgeSource
 from analogy.files import read_regular
 from analogy.images import Images, read_image
+from analogy.judges import FoundJudge
 from analogy.models import ModelSource
 from analogy.records import ALPHA_LIMIT, IMPORTED, MAX_SEED, Pair, RunConfig
 from analogy.store import Job, RunFolder, digest
@@ -142,7 +142,7 @@ def bring_in(
     folder: RunFolder,
     entries: Sequence[Entry],
     pairs: Sequence[Pair],
-    judge: JudgeSource,
+    judge: FoundJudge,
     *,
     name: str,
     pairs_file: str,

@@ -15,6 +15,7 @@ from typing import Any
 
 from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.records import DTYPES, ENGINES, Limit
+from analogy.registry import is_spec
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -258,13 +259,12 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 
 def _metric(name: str) -> str:
-    METRICS.check(name)
     if METRICS.is_builtin(name) and name not in DEFAULT:
         raise ValueError(
             f"expected one of {', '.join(grid_names())}, or package.module:name, got {name!r}, "
             "which is measured by a Task (docs/evaluation.md)"
         )
-    return name
+    return name if is_spec(name) else _one_of(grid_names())(name)
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -279,7 +279,8 @@ OPTIONS: tuple[Option, ...] = (
            metavar="MODEL"),
     Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
            "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
-    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id "
+    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id, or a "
+           "judge of your own: the name of an installed package's, or package.module:name "
            "[default: embedded; with --gpu ViT-B-32]", parse=parse_path, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights, a .safetensors file, or "
            "TAG:FILE, a file whose images are preprocessed as for that tag "

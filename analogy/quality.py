@@ -9,7 +9,7 @@ and **KID** against reference images. Values of single images are kept in the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.checked import METRIC_LIMIT
-from analogy.clip import Judge
 from analogy.grid_metrics import (
     DEFAULT,
     NOT_ASKED,
@@ -34,6 +33,7 @@ from analogy.grid_metrics import (
     grid_metrics,
 )
 from analogy.images import image_files, read_image
+from analogy.judges import FeatureEncoder, Judge
 from analogy.metrics import Lpips, SetScore
 from analogy.metrics.features import score_name
 from analogy.records import Cell, Figures, RunConfig
@@ -70,10 +70,15 @@ class References:
     features: NDArray[np.float32]
 
     @classmethod
-    def of_folder(cls, folder: Path, judge: Judge) -> References:
+    def of_folder(cls, folder: Path, judge: FeatureEncoder) -> References:
         """Every image file in a folder and those below it, of any sizes."""
         features = [judge.image_features(read_image(file)[None]) for file in image_files(folder)]
         return cls(f"images of {folder}", np.concatenate(features))
+
+
+def no_features(fingerprint: str) -> Absent:
+    """Why a judge that is no :class:`~analogy.judges.FeatureEncoder` leaves metrics out."""
+    return Absent(f"the judge {fingerprint} gives scores and no features")
 
 
 class Quality:
@@ -81,7 +86,8 @@ class Quality:
 
     ``jobs``: the grid's, controls among them; ``judge`` loads the judge when it is needed, whose
     features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
-    ``references`` are what :meth:`cell` and :meth:`alpha` were last given.
+    ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
+    judge gives none; None if it does, or if nothing was asked for yet.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class Quality:
         self._fingerprint = fingerprint
         self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.alpha == 0.0}
         self.metrics = grid_metrics() if metrics is None else tuple(metrics)
+        self.features: Absent | None = None
         self.lpips: Lpips | Absent = NOT_ASKED
         self.references: References | Absent = NOT_ASKED
         self.cells: dict[Cell, dict[str, Mean]] = {}
@@ -113,6 +120,8 @@ class Quality:
         """Why a metric cannot be measured in this run; None if it can."""
         if self._config.size < metric.smallest_side:
             return Absent(f"it needs images of {metric.smallest_side} pixels a side or more")
+        if metric.of_judge and self.features is not None:
+            return self.features
         if Input.LPIPS in metric.inputs and isinstance(self.lpips, Absent):
             return self.lpips
         if Input.REFERENCES in metric.inputs and isinstance(self.references, Absent):
@@ -181,7 +190,8 @@ class Quality:
         """
         controls = [self._control(job) for job in jobs]
         features = self._folder.features([*jobs, *controls], self._fingerprint)
-        jobs = [job for job in jobs if {job.key, self._control(job).key} <= features.keys()]
+        scored = features.keys() or self._scored([*jobs, *controls])
+        jobs = [job for job in jobs if {job.key, self._control(job).key} <= scored]
         columns: dict[str, list[Any]] = {
             "pair_id": [job.pair.id for job in jobs],
             "seed": [job.seed for job in jobs],
@@ -206,9 +216,26 @@ class Quality:
                 columns[metric.name] = [have[job.key] for job in jobs]
         return pd.DataFrame(columns)
 
+    def _scored(self, jobs: Sequence[Job]) -> Set[str]:
+        """The keys of scored images, by a judge that has no features of them: none if it is one
+        that gives features, and they are lost.
+        """
+        lacking = [
+            *self._folder.without_image(jobs),
+            *self._folder.without_score(jobs, self._fingerprint),
+        ]
+        scored = {job.key for job in jobs} - {job.key for job in lacking}
+        if scored and not isinstance(self._judge(), FeatureEncoder):
+            self.features = no_features(self._fingerprint)
+        return scored if self.features is not None else set()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: what has been computed; ``metrics`` if not those by default."""
-        chosen = [metric.name for metric in self.metrics]
+        more: dict[str, Any] = {}
+        if [metric.name for metric in self.metrics] != [*DEFAULT]:
+            more["metrics"] = [metric.to_dict() for metric in self.metrics]
+        if self.features is not None:
+            more["features"] = self.features.reason
         return {
             "cells": [
                 {**cell._asdict(), **{name: mean.to_dict() for name, mean in found.items()}}
@@ -224,11 +251,7 @@ class Quality:
             "references": self.references.reason
             if isinstance(self.references, Absent)
             else self.references.name,
-            **(
-                {}
-                if chosen == [*DEFAULT]
-                else {"metrics": [metric.to_dict() for metric in self.metrics]}
-            ),
+            **more,
         }
 
     def _key(self, metric: GridMetric) -> str:
@@ -253,18 +276,20 @@ class Quality:
             values[Input.FEATURES] = np.stack([features[job.key] for job in batch])
             values[Input.UNSTEERED_FEATURES] = np.stack([features[job.key] for job in controls])
         if Input.TARGET_TEXT in asked:
-            values[Input.TARGET_TEXT] = self._judge().text_features(
-                [job.pair.target_prompt for job in batch]
-            )
+            values[Input.TARGET_TEXT] = self._text([job.pair.target_prompt for job in batch])
         if Input.SOURCE_TEXT in asked:
-            values[Input.SOURCE_TEXT] = self._judge().text_features(
-                [job.pair.source_prompt for job in batch]
-            )
+            values[Input.SOURCE_TEXT] = self._text([job.pair.source_prompt for job in batch])
         if Input.LPIPS in asked:
             values[Input.LPIPS] = self.lpips
         if Input.REFERENCES in asked and isinstance(self.references, References):
             values[Input.REFERENCES] = self.references.features
         return Inputs(values)
+
+    def _text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        judge = self._judge()
+        if not isinstance(judge, FeatureEncoder):
+            raise TypeError(f"{self._fingerprint}: expected features, which were kept of images")
+        return judge.text_features(prompts)
 
     def _control(self, job: Job) -> Job:
         return self._controls[job.pair.id, job.seed]

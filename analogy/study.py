@@ -23,9 +23,10 @@ from analogy import __version__
 from analogy import ceiling as ceilings
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
-from analogy.clip import JudgeSource, find_judge, tokenizer_of
+from analogy.clip import JudgeSource
 from analogy.execute import Execution, Report
 from analogy.grid_metrics import GridMetric, chosen_metrics
+from analogy.judges import FoundJudge, find_judge
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -87,7 +88,7 @@ class Study:
         config: RunConfig,
         pairs: Sequence[Pair],
         model: ModelSource,
-        judge: JudgeSource,
+        judge: FoundJudge,
         folder: RunFolder,
         truth: GroundTruth | None = None,
         *,
@@ -166,7 +167,7 @@ class Study:
         command: Command,
         *,
         model: ModelSource | None = None,
-        judge: JudgeSource | None = None,
+        judge: FoundJudge | None = None,
         unread: Collection[str] = (),
         **changed: Any,
     ) -> Study:
@@ -426,7 +427,7 @@ class Study:
         }
 
 
-def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSource]:
+def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, FoundJudge]:
     """The configuration with the defaults of its device filled in, and where its models are."""
     gpu = bool(values["gpu"])
     device = _device(values["device"], gpu=gpu, engine=values["engine"])
@@ -441,6 +442,11 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
     if offline:
         go_offline()
     judge = find_judge(clip, tag, offline=offline).in_dtype(values["clip_dtype"])
+    if judge.dtype != values["clip_dtype"]:
+        raise OptionError(
+            f"--clip-dtype: expected {judge.dtype}, which the judge {clip} computes in, got "
+            f"{values['clip_dtype']!r}; leave it out"
+        )
     model = find_pipeline(name, dtype=dtype, offline=offline, lora=values["lora"])
     steps, guidance = sampling(name, model.folder)
     try:
@@ -533,12 +539,14 @@ def _refuse_lone_pairs(method: str, pairs: Sequence[Pair]) -> None:
         )
 
 
-def unread_pairs(judge: JudgeSource, pairs: Sequence[Pair]) -> list[str]:
+def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
     """The ids of the pairs of which the judge reads both prompts as one.
 
-    Warns of them; raises ``OptionError`` if they are all pairs of a category.
+    Warns of them; raises ``OptionError`` if they are all pairs of a category. Empty if it is not
+    known what the judge reads.
     """
-    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    tokenizer = judge.tokenizer()
+    same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
     if not same:
         return []
     read = {pair.id for pair in pairs} - {pair.id for pair in same}
@@ -590,7 +598,7 @@ def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[s
     return [pair.id for pair in same]
 
 
-def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
+def _ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
     """The margins on ground truth for this judge; a file that was named must be of it."""
     file = Path(path) if path else ceilings.default_path()
     if file is None:
@@ -619,7 +627,7 @@ def _once(jobs: Sequence[Job]) -> list[Job]:
     return list({job.key: job for job in jobs}.values())
 
 
-def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
+def _run_name(config: RunConfig, model: ModelSource, judge: FoundJudge, scheduler: str) -> str:
     """A folder name for all runs that can share images: more pairs, seeds, alphas or methods extend
     it.
     """

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from analogy import lock
-from analogy.clip import JudgeSource, find_judge
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.images import ImageError, from_png
+from analogy.judges import FoundJudge, find_judge
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import DTYPES, Cell, is_imported
 from analogy.store import (
@@ -306,7 +306,7 @@ class _Task:
 
     command: Command
     model: ModelSource | None
-    judge: JudgeSource
+    judge: FoundJudge
 
 
 def repair(
@@ -418,7 +418,7 @@ def _model_names(command: Command) -> tuple[str, str | None]:
     return (name, None) if lora is None else (name.removesuffix(f"+{lora}"), lora)
 
 
-def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> JudgeSource | None:
+def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> FoundJudge | None:
     """The judge that the user has confirmed for a command; None if only the index names it."""
     config = command.config
     given = (confirmed.clip_model, confirmed.clip_pretrained)

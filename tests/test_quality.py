@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from injected import Injected
 from PIL import Image
 from verbs import verb
 
@@ -28,10 +29,9 @@ CELL = Cell("color", 1.0)
 
 
 @pytest.fixture
-def study(make_study, judge, monkeypatch):
+def study(make_study, judge):
     """A scored study of six pairs, alphas 0.5 and 1 and two seeds, whose images are noise."""
-    made = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(made.execution), "judge", judge)
+    made = make_study(pairs=make_study.pairs[:6], judge=Injected.of(judge))
     draw(made, made.jobs())
     return made
 
@@ -99,10 +99,9 @@ def test_values_are_computed_once(study, make_study, monkeypatch):
     assert again.quality.cell(CELL) == first
 
 
-def test_what_is_not_there_is_left_out(make_study, judge, monkeypatch):
+def test_what_is_not_there_is_left_out(make_study, judge):
     """An image of one pair and the control of another are missing."""
-    study = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(study.execution), "judge", judge)
+    study = make_study(pairs=make_study.pairs[:6], judge=Injected.of(judge))
     missing = [study.jobs("color", 1.0)[0], study.jobs("color", 0.0)[-1]]
     draw(study, [job for job in study.jobs() if job not in missing])
     found = study.quality.cell(CELL)

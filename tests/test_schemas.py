@@ -13,6 +13,7 @@ import pytest
 from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from injected import Injected
 from reported import draw, picture
 from typer.testing import CliRunner
 
@@ -45,10 +46,9 @@ def problems(name, data):
 
 
 @pytest.fixture
-def study(make_study, judge, monkeypatch):
+def study(make_study, judge):
     """Scored by the real judge, with the random control; one image failed, one is not there."""
-    made = make_study(control=True)
-    monkeypatch.setattr(type(made.execution), "judge", judge)
+    made = make_study(control=True, judge=Injected.of(judge))
     jobs = made.jobs()
     bad, absent = made.jobs("object", 1.0)[:2]
     there = [job for job in jobs if job != absent]

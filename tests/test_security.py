@@ -902,7 +902,7 @@ def test_only_repairing_asks(run, stranger, monkeypatch):
     """What looks at a run folder loads no model, so it has nothing to ask."""
     rename(run, model=str(stranger.place), clip_model=str(stranger.place))
     monkeypatch.setattr("analogy.work.load_pipeline", pytest.fail)
-    monkeypatch.setattr("analogy.work.Judge", pytest.fail)
+    monkeypatch.setattr("analogy.clip.JudgeSource.load", pytest.fail)
     assert verified(run).exit_code == 0
     (run / "results.json").unlink(missing_ok=True)
     import analogy
@@ -917,7 +917,7 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
     try:
         study = Study.reopen(folder, folder.commands()[0])
         with pytest.raises(ModelError, match="known from a run folder alone"):
-            Judge(study.judge, device="cpu").load()
+            study.judge.load("cpu")
         with pytest.raises(ModelError, match="known from a run folder alone"):
             load_pipeline(study.model, device="cpu", dtype="float32")
     finally:

@@ -133,11 +133,12 @@ def _doubtful(pairs: list[Pair], values: Mapping[str, Any]) -> list[_Doubtful]:
 
 
 def _unread(pairs: list[Pair], values: Mapping[str, Any]) -> _Doubtful:
-    from analogy.clip import find_judge, tokenizer_of
+    from analogy.judges import find_judge
     from analogy.reading import read_by_judge, same_to_judge
 
     judge = find_judge(values["clip_model"], values["clip_pretrained"], offline=values["offline"])
-    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    tokenizer = judge.tokenizer()
+    same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
     note = (
         f"{len(same):,} of {len(pairs):,} pairs: the judge reads both prompts as one, and cannot "
         f"judge them ({named(same)})"

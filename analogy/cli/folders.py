@@ -120,7 +120,7 @@ def score(
 
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
-    from analogy.clip import find_judge
+    from analogy.judges import find_judge
     from analogy.memory import MemoryFullError
     from analogy.models import go_offline
     from analogy.report import text
@@ -213,7 +213,7 @@ def import_(
 
     Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
     """
-    from analogy.clip import find_judge
+    from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
     from analogy.models import shipped
     from analogy.pairs import load_pairs

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analogy.analysis import Analysis, CellFigures, Pool
-from analogy.grid_metrics import Absent, Input
+from analogy.grid_metrics import Absent, Input, Per
 from analogy.records import Cell, Estimate, Verdict
 from analogy.stats import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
@@ -292,6 +292,7 @@ def quality_table(quality: Quality) -> Iterator[str]:
         kept = [metric.column for metric in shown if metric.name in _KEPT]
         if kept:
             yield f"{', '.join(kept)}: what is left of the image at alpha 0."
+        yield from _absent_lines(quality, Input.FEATURES)
         yield from _absent_lines(quality, Input.LPIPS)
     if quality.alphas:
         heads = [score.name for score in next(iter(quality.alphas.values())).values()]
@@ -318,8 +319,14 @@ _KEPT = ("psnr", "ssim", "lpips")
 
 def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
     """The metrics that are not measured because a run lacks this input, and why."""
-    of = {Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references}[needed]
-    labels = [metric.label for metric in quality.metrics if needed in metric.inputs]
+    of = {
+        Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,
+        Input.FEATURES: quality.features,
+    }[needed]  # fmt: skip
+    labels = [
+        printable(metric.label) for metric in quality.metrics
+        if needed in metric.inputs and (metric.per is Per.SET) == (needed is Input.REFERENCES)
+    ]  # fmt: skip
     if labels and isinstance(of, Absent):
         names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
         why = f"{names} {'are' if len(labels) > 1 else 'is'} not measured: {of.reason}"
