@@ -1,4 +1,4 @@
-"""A metric and a judge of the user's own: by name from a module outside the package, the whole way."""
+"""A metric and a judge of the user's own, by name from a module outside the package."""
 
 from __future__ import annotations
 
