@@ -412,6 +412,7 @@ def assert_tox(arguments: list[str]) -> None:
 def reader(request, pytester, monkeypatch, prepared):
     """What reads a page, in a new copy of the prepared folder."""
     shutil.copytree(prepared, pytester.path, dirs_exist_ok=True)
+    pytester.syspathinsert()  # as python -m has it
     for module in (study, subjects):  # bfloat16 prints other digits
         monkeypatch.setattr(module, "native_dtype", lambda device: "float32")
     # `--install-completion` asks which shell runs it, and CI's may be none that typer knows.
