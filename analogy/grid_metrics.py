@@ -8,6 +8,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -467,12 +468,10 @@ def shown_metrics(quality: object) -> tuple[Described, ...]:
     rows = quality.get("metrics") if isinstance(quality, Mapping) else None
     found = {each.name: each for each in grid_metrics()}
     for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, Mapping) and row.get("name") not in found:
-            try:
+        if isinstance(row, Mapping):
+            with suppress(MetricError):
                 one = _described(row)
-            except MetricError:
-                continue
-            found[one.name] = one
+                found.setdefault(one.name, one)
     return tuple(found.values())
 
 

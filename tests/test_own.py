@@ -295,7 +295,7 @@ def test_the_smallest_sides_are_those_of_the_metrics():
     assert sides["lpips"] == perceptual._SMALLEST["alex"]
 
 
-PLAIN = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
+PLAIN = st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.just([])
 ROWS = st.dictionaries(
     st.sampled_from(["name", "label", "unit", "title", "higher_is_better", "unchanged"]), PLAIN
 )
