@@ -213,10 +213,9 @@ class GridMetric(Described):
 
     def __post_init__(self) -> None:
         Described.__post_init__(self)
-        known = frozenset(Input)
-        if not self.inputs or not self.inputs <= known:
+        if not self.inputs or not self.inputs <= frozenset(Input):
             raise MetricError(
-                place=f"metric {self.name}: inputs", expected=f"some of {', '.join(known)}",
+                place=f"metric {self.name}: inputs", expected=f"some of {', '.join(Input)}",
                 got=", ".join(map(str, self.inputs)) or "none",
             )  # fmt: skip
         if self.per is Per.SET and self.inputs != {Input.FEATURES, Input.REFERENCES}:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import pickle
+import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from analogy.grid_metrics import (
     grid_metrics,
     shown_metrics,
 )
+from analogy.images import read_image
 from analogy.judges import OwnJudge, find_judge
 from analogy.models import ModelError
 from analogy.quality import _value, _values
@@ -135,14 +138,11 @@ def test_its_description_is_in_the_results_and_the_report_needs_no_module(own, m
 
 def test_its_values_are_computed_once_and_again_by_another_version(own, measured, monkeypatch):
     module = importlib.import_module("tried")
-    monkeypatch.setattr(np, "abs", lambda *_: pytest.fail("computed again"))
+    first = module.left_alone
+    again = replace(first, compute=lambda of: pytest.fail("computed again"))
+    monkeypatch.setattr(module, "left_alone", again)
     assert verb("run", *RUN).exit_code in (0, 1)
-    monkeypatch.undo()
-    monkeypatch.chdir(own)
-    newer = GridMetric(
-        name="left_alone", label="left alone", inputs=module.left_alone.inputs,
-        compute=lambda of: np.zeros(len(of.images)), version="3",
-    )  # fmt: skip
+    newer = replace(first, compute=lambda of: np.zeros(len(of.images)), version="3")
     monkeypatch.setattr(module, "left_alone", newer)
     assert verb("run", *RUN).exit_code in (0, 1)
     assert stored(own) == {"ssim": 8, "left_alone@2": 8, "left_alone@3": 8}
@@ -178,10 +178,12 @@ def test_a_judge_that_gives_no_features_judges_a_grid(own, measured):
     results = results_of(own / "red.json")
     assert results["provenance"]["judge"] == "redness@1"
     [cell] = results["cells"]
-    images = analogy.load_run("red.json").images
-    assert images["margin"].notna().sum() == 16
-    at_one = images[images["alpha"] == 1.0]
-    assert cell["mean"] == pytest.approx(at_one["margin"].mean(), abs=1e-6)
+    rows = analogy.load_run("run").images.query("alpha == 1")
+    pixels = np.stack([read_image(path) for path in rows["path"]])
+    score = importlib.import_module("tried").redness.score
+    margins = score(pixels, rows["target_prompt"]) - score(pixels, rows["source_prompt"])
+    assert len(margins) == 8
+    assert cell["mean"] == pytest.approx(margins.mean(), abs=1e-6)
     [quality] = results["quality"]["cells"]
     assert list(quality) == ["category", "alpha", "psnr", "ssim"]
     why = "the judge redness@1 gives scores and no features"
@@ -191,7 +193,8 @@ def test_a_judge_that_gives_no_features_judges_a_grid(own, measured):
 
 
 def test_a_score_outside_its_range_is_said(own, measured):
-    result = verb("run", *EIGHT, "--clip-model=tried:loud")
+    shutil.copytree("run", "loud-run")
+    result = verb("run", *EIGHT, "--clip-model=tried:loud", "--run-dir=loud-run")
     assert "judge loud@1: expected a score in -1..1 for each of" in result.output
     assert result.exit_code == 4
 
