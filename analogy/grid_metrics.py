@@ -465,7 +465,7 @@ def shown_metrics(quality: object) -> tuple[Described, ...]:
     left out, and shown by its name alone.
     """
     rows = quality.get("metrics") if isinstance(quality, Mapping) else None
-    found = {each.name: each for each in grid_metrics()}
+    found: dict[str, Described] = {each.name: each for each in grid_metrics()}
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, Mapping):
             with suppress(MetricError):

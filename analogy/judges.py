@@ -103,7 +103,12 @@ class FoundJudge(Protocol):
 
 
 #: Judges of installed packages. The suite's own are found by :func:`analogy.clip.find_judge`.
-JUDGES: Registry[JudgeMaker] = Registry("judge", "analogy.judges", {}, JudgeMaker)
+JUDGES = Registry[JudgeMaker](
+    "judge",
+    "analogy.judges",
+    {},
+    JudgeMaker,  # type: ignore[type-abstract]
+)
 
 
 @dataclass(frozen=True, slots=True)
