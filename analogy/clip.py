@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from analogy.images import Images, to_tensor
+from analogy.margin import cosine
 from analogy.models import (
     EMBEDDED,
     ModelError,
@@ -112,6 +114,20 @@ class JudgeSource:
         if self.pretrained is not None and Path(self.pretrained).is_absolute():
             places.append(Path(self.pretrained))
         return places
+
+    def tokenizer(self) -> Any:
+        """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
+        files = _files(self)
+        with loading(f"judge {self.name}", "a tokenizer that can be loaded"):
+            if files is not None:
+                return _tokenizer(files)
+            import open_clip
+
+            return open_clip.get_tokenizer(self.name)
+
+    def load(self, device: str) -> Judge:
+        """The judge, loaded on this device. Raises ``ModelError`` if it cannot be."""
+        return Judge(self, device=device).load()
 
     def in_dtype(self, dtype: str) -> JudgeSource:
         """The same judge, computing in ``dtype``: float32, bfloat16 or float16."""
@@ -352,56 +368,81 @@ def _hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path
     raise absent(f"judge hf-hub:{repository}", repository, "", failure, offline=offline)
 
 
-def tokenizer_of(source: JudgeSource) -> Any:
-    """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
-    import open_clip
-
-    files = _files(source)
-    with loading(f"judge {source.name}", "a tokenizer that can be loaded"):
-        return open_clip.get_tokenizer(source.name) if files is None else _tokenizer(files)
-
-
 class Judge:
     """An open_clip model and its preprocessing. Features are float32, L2-normalised, on the CPU.
 
     Images are scaled in float32; the towers compute in the source's dtype. ``tokenize`` is the
-    model's own tokenizer: prompts -> token ids ``(n, context)``.
+    model's own tokenizer: prompts -> token ids ``(n, context)``. The model is loaded at its first
+    use, or by :meth:`load`.
     """
 
     def __init__(self, source: JudgeSource, *, device: str) -> None:
-        import open_clip
-
         self.fingerprint = source.fingerprint
         self.device = device
+        self._source = source
+        self._dtype = getattr(torch, source.dtype)
         self._texts: dict[str, Features] = {}
+
+    def load(self) -> Judge:
+        """Load the model now, and return this judge. Raises ``ModelError`` if it cannot be."""
+        self._preprocess  # noqa: B018
+        self.tokenize  # noqa: B018
+        return self
+
+    @cached_property
+    def tokenize(self) -> Any:
+        """The model's own tokenizer, for which the model is not loaded."""
+        return self._source.tokenizer()
+
+    @cached_property
+    def _model(self) -> Any:
+        import open_clip
+
+        source = self._source
         files = _files(source)
         way = source.preprocessing
-        what = f"judge {source.fingerprint}"
         with (
-            loading(what, "one that open_clip can load with each of its weights"),
+            # Weights made in inference mode, where a first use may be, are of no use outside it.
+            torch.inference_mode(False),
+            loading(self._what, "one that open_clip can load with each of its weights"),
             nullcontext() if files is None else _unwarned(),
         ):
-            self._model: Any = open_clip.create_model(
+            model = open_clip.create_model(
                 source.name if files is None else f"{FOLDER}{files.folder}",
                 pretrained=source.pretrained,
                 load_weights=files is None,
                 pretrained_text=files is None,
                 precision="fp32",
-                device=device,
+                device=self.device,
                 force_preprocess_cfg=None if way is None else asdict(way),
                 require_pretrained=files is None,
             )
             if files is not None:
                 # This file and no other: open_clip's own choice may be a pickle.
-                open_clip.load_checkpoint(self._model, str(files.weights))
+                open_clip.load_checkpoint(model, str(files.weights))
         weights = source.pretrained if files is None else files.weights
         if weights is not None and Path(weights).is_file():  # and no tag of open_clip's own
-            refuse_resized(Path(weights), self._model)
-        self._dtype = getattr(torch, source.dtype)
-        self._model.eval().requires_grad_(False).to(self._dtype)
-        self.tokenize = tokenizer_of(source)
-        with loading(what, "preprocessing by size, mean, std, interpolation and resize_mode"):
-            self._preprocess = _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
+            refuse_resized(Path(weights), model)
+        model.eval().requires_grad_(False).to(self._dtype)
+        return model
+
+    @cached_property
+    def _preprocess(self) -> nn.Module:
+        import open_clip
+
+        with loading(self._what, "preprocessing by size, mean, std, interpolation and resize_mode"):
+            return _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
+
+    @property
+    def _what(self) -> str:
+        return f"judge {self.fingerprint}"
+
+    def score(self, images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """Cosine similarity of each image and its own prompt, ``(n,)``, -1..1.
+
+        ``images``: uint8 ``(n, height, width, 3)``; ``prompts``: n.
+        """
+        return cosine(self.image_features(images), self.text_features(prompts))
 
     @torch.inference_mode()
     def image_features(self, images: Images, *, batch_size: int | None = None) -> Features:

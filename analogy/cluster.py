@@ -33,8 +33,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from analogy.clip import JudgeSource, find_judge
 from analogy.execute import Batch, ClusterError, ClusterLostError, Read, Results
+from analogy.judges import FoundJudge, find_judge
 from analogy.models import ModelError, ModelSource, find_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.work import Drawn, Ready, Seen, Worker
@@ -68,8 +68,8 @@ KEPT = "What was done is kept; the same command goes on from there"
 ENVIRONMENT = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 #: Configuration, pairs, model, judge.
-Given: TypeAlias = tuple[RunConfig, Sequence[Pair], ModelSource, JudgeSource]
-S = TypeVar("S", ModelSource, JudgeSource)
+Given: TypeAlias = tuple[RunConfig, Sequence[Pair], ModelSource, FoundJudge]
+S = TypeVar("S", ModelSource, FoundJudge)
 
 
 class Actor:
@@ -121,8 +121,8 @@ class Actor:
 
 
 def _here(
-    model: ModelSource, judge: JudgeSource, config: RunConfig, address: str
-) -> tuple[ModelSource, JudgeSource]:
+    model: ModelSource, judge: FoundJudge, config: RunConfig, address: str
+) -> tuple[ModelSource, FoundJudge]:
     """The models on this machine: in the same place, or what their names stand for here."""
 
     def found(source: S, places: Sequence[Path], find: Callable[[], S]) -> S:
@@ -248,7 +248,7 @@ class RayEngine:
         config: RunConfig,
         pairs: Sequence[Pair],
         model: ModelSource,
-        judge: JudgeSource,
+        judge: FoundJudge,
         *,
         threads: int | None = None,
     ) -> None:

@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from analogy.clip import Judge, JudgeSource
 from analogy.errors import AnalogyError, ExitCode
+from analogy.judges import FoundJudge, Judge
 from analogy.memory import memory_said
 from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
@@ -118,7 +118,7 @@ class Execution:
         config: RunConfig,
         pairs: Sequence[Pair],
         model: ModelSource,
-        judge: JudgeSource,
+        judge: FoundJudge,
         folder: RunFolder,
     ) -> None:
         self._config = config

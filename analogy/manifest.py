@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from analogy.clip import JudgeSource
 from analogy.errors import AnalogyError
 from analogy.fields import ALPHA_LIMIT, MAX_SEED
 from analogy.files import read_regular
 from analogy.images import Images, read_image
+from analogy.judges import FoundJudge
 from analogy.models import ModelSource
 from analogy.records import IMPORTED, Pair, RunConfig
 from analogy.store import Job, RunFolder, digest
@@ -144,7 +144,7 @@ def bring_in(
     folder: RunFolder,
     entries: Sequence[Entry],
     pairs: Sequence[Pair],
-    judge: JudgeSource,
+    judge: FoundJudge,
     *,
     name: str,
     pairs_file: str,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from analogy import records
 from analogy.errors import AnalogyError, FieldError
 from analogy.fields import DTYPES, ENGINES
-from analogy.records import PER_SET, Limit
+from analogy.grid_metrics import DEFAULT
+from analogy.records import Limit
 from analogy.request import OptionError, RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
 
@@ -264,8 +264,7 @@ def _limits(text: str) -> tuple[Limit, ...]:
         if not found:
             raise OptionError(f"expected metric>=value or metric<=value, got {part.strip()!r}")
         metric, sign, value = found.groups()
-        name = _one_of((*records.PER_IMAGE, *PER_SET))(metric)
-        limits.append(Limit(name, sign == ">=", parse_number(value)))
+        limits.append(Limit(metric, sign == ">=", parse_number(value)))
     return tuple(limits)
 
 
@@ -281,7 +280,8 @@ OPTIONS: tuple[Option, ...] = (
            metavar="MODEL"),
     Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
            "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
-    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id "
+    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id, or a "
+           "judge of your own: the name of an installed package's, or package.module:name "
            "[default: embedded; with --gpu ViT-B-32]", parse=parse_path, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights, a .safetensors file, or "
            "TAG:FILE, a file whose images are preprocessed as for that tag "
@@ -338,6 +338,9 @@ OPTIONS: tuple[Option, ...] = (
            parse=parse_path, metavar="FOLDER"),
     Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
            "downloads]", parse=parse_path, metavar="FILE"),
+    Option("--metrics", "what is measured beside the margin: names, those of installed packages "
+           "and package.module:name, separated by commas [default: "
+           f"{', '.join(DEFAULT)}]", parse=_list_of(str), metavar="NAMES"),
     Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
            "if its whole interval is beyond [default: recorded, never failed]",
            parse=_limits, metavar="LIST"),

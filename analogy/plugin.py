@@ -196,9 +196,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     measured = {name for mark in marks if mark is not None for name in mark.args}
     if None in marks:  # somebody's own case, which may measure anything
         return
-    for bar, needs in bars(config.stash[_REQUEST]):
-        if needs not in measured:
-            of = "test_regression.py" if needs == BASELINE else "test_quality.py"
+    try:
+        every = list(bars(config.stash[_REQUEST]))
+    except OptionError as error:
+        raise pytest.UsageError(str(error)) from None
+    for bar, needs in every:
+        if not needs & measured:
+            of = "test_regression.py" if BASELINE in needs else "test_quality.py"
             raise pytest.UsageError(
                 f"{printable(bar)}: expected a case that measures it, got none among the "
                 f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
@@ -223,7 +227,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "measures(*names): the quality metrics that a case which asks for the bench holds to "
-        "--limits, or 'baseline'; what no case measures is refused before the work",
+        "--limits, 'image' or 'set' for all per image or per set, or 'baseline'; what no case "
+        "measures is refused before the work",
     )
     with suppress(ImportError):  # it warns before there is any case; the suite brings it along
         from pytest_benchmark.logger import PytestBenchmarkWarning

@@ -9,7 +9,7 @@ and **KID** against reference images. Values of single images are kept in the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy import records
-from analogy.clip import Judge
-from analogy.images import Images, image_files, read_image
-from analogy.metrics import (
-    SMALLEST_SIDE,
-    Lpips,
-    SetScore,
-    clip_score_of_features,
-    directional_similarity_of_features,
-    kernel_distance,
-    lpips,
-    mmd_distance,
-    psnr,
-    ssim,
+from analogy.checked import METRIC_LIMIT
+from analogy.grid_metrics import (
+    DEFAULT,
+    NOT_ASKED,
+    OF_JUDGE,
+    PIXELS,
+    Absent,
+    GridMetric,
+    Input,
+    Inputs,
+    MetricError,
+    Per,
+    grid_metrics,
 )
+from analogy.images import image_files, read_image
+from analogy.judges import FeatureEncoder, Judge
+from analogy.metrics import Lpips, SetScore
 from analogy.metrics.features import score_name
 from analogy.records import Cell, Figures, RunConfig
 from analogy.stats import bootstrap_ci
 from analogy.store import Job, RunFolder
-
-#: What is left of an image: by a metric's name, its values of images and their controls, uint8
-#: (n, height, width, 3), one for each image. LPIPS, which needs a network, is beside them.
-KEPT: dict[str, Callable[[Images, Images], NDArray[np.float64]]] = {
-    "psnr": lambda images, controls: psnr(images, controls),
-    "ssim": lambda images, controls: ssim(images, controls),
-}
 
 #: Pixels of the images that are read and compared at a time.
 BATCH_PIXELS = 64 * 2**20
@@ -75,18 +70,24 @@ class References:
     features: NDArray[np.float32]
 
     @classmethod
-    def of_folder(cls, folder: Path, judge: Judge) -> References:
+    def of_folder(cls, folder: Path, judge: FeatureEncoder) -> References:
         """Every image file in a folder and those below it, of any sizes."""
         features = [judge.image_features(read_image(file)[None]) for file in image_files(folder)]
         return cls(f"images of {folder}", np.concatenate(features))
+
+
+def no_features(fingerprint: str) -> Absent:
+    """Why a judge that is no :class:`~analogy.judges.FeatureEncoder` leaves metrics out."""
+    return Absent(f"the judge {fingerprint} gives scores and no features")
 
 
 class Quality:
     """The quality metrics of one run: computes what the folder does not have, and keeps it there.
 
     ``jobs``: the grid's, controls among them; ``judge`` loads the judge when it is needed, whose
-    features scoring has kept. ``lpips`` and ``references`` are what they are named after, or the
-    reason why there is none.
+    features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
+    ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
+    judge gives none; None if it does, or if nothing was asked for yet.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Quality:
         folder: RunFolder,
         judge: Callable[[], Judge],
         fingerprint: str,
+        metrics: Sequence[GridMetric] | None = None,
     ) -> None:
         self._config = config
         self._jobs = list(jobs)
@@ -103,15 +105,37 @@ class Quality:
         self._judge = judge
         self._fingerprint = fingerprint
         self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.alpha == 0.0}
-        self.lpips: Lpips | str = "not asked for"
-        self.references: References | str = "not asked for"
+        self.metrics = grid_metrics() if metrics is None else tuple(metrics)
+        self.features: Absent | None = None
+        self.lpips: Lpips | Absent = NOT_ASKED
+        self.references: References | Absent = NOT_ASKED
         self.cells: dict[Cell, dict[str, Mean]] = {}
         self.alphas: dict[float, dict[str, SetScore]] = {}
 
-    def cell(self, cell: Cell) -> dict[str, Mean]:
-        """Every metric of single images over one cell, by name."""
+    def names(self, per: Per) -> tuple[str, ...]:
+        """The names of the metrics to measure that give a value for this."""
+        return tuple(metric.name for metric in self.metrics if metric.per is per)
+
+    def absent(self, metric: GridMetric) -> Absent | None:
+        """Why a metric cannot be measured in this run; None if it can."""
+        if self._config.size < metric.smallest_side:
+            return Absent(f"it needs images of {metric.smallest_side} pixels a side or more")
+        if metric.of_judge and self.features is not None:
+            return self.features
+        if Input.LPIPS in metric.inputs and isinstance(self.lpips, Absent):
+            return self.lpips
+        if Input.REFERENCES in metric.inputs and isinstance(self.references, Absent):
+            return self.references
+        return None
+
+    def cell(self, cell: Cell, *, lpips: Lpips | Absent | None = None) -> dict[str, Mean]:
+        """Every metric of single images over one cell, by name.
+
+        ``lpips``: LPIPS's network, or why there is none; None: as at the last call.
+        """
+        self.lpips = self.lpips if lpips is None else lpips
         values = self.values([job for job in self._jobs if (job.pair.category, job.alpha) == cell])
-        names = [name for name in records.PER_IMAGE if name in values]
+        names = [name for name in self.names(Per.IMAGE) if name in values]
         by_pair = values.groupby("pair_id", sort=False)[names]
         items = by_pair.mean()[by_pair.size() == len(self._config.seeds)]
         found = {name: _mean(items[name].to_numpy()) for name in names}
@@ -129,21 +153,29 @@ class Quality:
             key=lambda each: (places.get(each.category, -1), alphas.get(each.alpha, -1)),
         )
 
-    def alpha(self, alpha: float) -> dict[str, SetScore]:
-        """CMMD and KID of all images at one alpha against the references, by name.
+    def alpha(
+        self, alpha: float, *, references: References | Absent | None = None
+    ) -> dict[str, SetScore]:
+        """Every metric of all images at one alpha against the references, by name.
 
-        Empty without references or with fewer than 2 images.
+        Empty without references or with fewer than 2 images. ``references``: those, or why there
+        are none; None: as at the last call.
         """
+        self.references = self.references if references is None else references
         kept = self._folder.features(
             [job for job in self._jobs if job.alpha == alpha], self._fingerprint
         )
-        if isinstance(self.references, str) or len(kept) < 2:
+        chosen = [m for m in self.metrics if m.per is Per.SET and self.absent(m) is None]
+        if isinstance(self.references, Absent) or len(kept) < 2 or not chosen:
             return {}
         x, y = np.stack(list(kept.values())), self.references.features
+        inputs = Inputs({Input.FEATURES: x, Input.REFERENCES: y})
         judge = self._fingerprint.partition("@")[0]
         found = {
-            name: SetScore(score_name(name, judge), distance(x, y), len(x), len(y))
-            for name, distance in (("cmmd", mmd_distance), ("kid", kernel_distance))
+            metric.name: SetScore(
+                score_name(metric.name, judge), _value(metric, inputs), len(x), len(y)
+            )
+            for metric in chosen
         }
         order = {each: i for i, each in enumerate(self._config.alphas)}
         self.alphas = dict(
@@ -154,33 +186,56 @@ class Quality:
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
         """A row per image that is scored, as is its control: pair_id, seed and every metric.
 
-        ``jobs`` are steered ones. LPIPS has a column where its network is there, and it and SSIM
-        where the images are large enough.
+        ``jobs`` are steered ones. A metric that is :meth:`absent` has no column.
         """
         controls = [self._control(job) for job in jobs]
-        seen = self._folder.features([*jobs, *controls], self._fingerprint)
-        jobs = [job for job in jobs if {job.key, self._control(job).key} <= seen.keys()]
+        features = self._folder.features([*jobs, *controls], self._fingerprint)
+        scored = features.keys() or self._scored([*jobs, *controls])
+        jobs = [job for job in jobs if {job.key, self._control(job).key} <= scored]
         columns: dict[str, list[Any]] = {
             "pair_id": [job.pair.id for job in jobs],
             "seed": [job.seed for job in jobs],
         }
-        for names, compute in (
-            (self._of_features(), lambda batch: self._aligned(batch, seen)),
-            (self._of_pixels(), self._kept),
+        chosen = [m for m in self.metrics if m.per is Per.IMAGE and self.absent(m) is None]
+        # Metrics that read the same images are computed together.
+        for group in (
+            [metric for metric in chosen if not metric.inputs & PIXELS],
+            [metric for metric in chosen if metric.inputs & PIXELS],
         ):
-            found = {name: self._folder.metric(stored, jobs) for name, stored in names.items()}
-            missing = [job for job in jobs if any(job.key not in have for have in found.values())]
+            found = {metric: self._folder.metric(self._key(metric), jobs) for metric in group}
+            lacking = [metric for metric, have in found.items() if len(have) < len(jobs)]
+            missing = [job for job in jobs if any(job.key not in found[m] for m in lacking)]
             for batch in self._batches(missing):
-                for name, values in compute(batch).items():
+                inputs = self._inputs(batch, lacking, features)
+                for metric in lacking:
+                    values = _values(metric, inputs, len(batch))
                     new = dict(zip((job.key for job in batch), values.tolist(), strict=True))
-                    self._folder.add_metric(names[name], new)
-                    found[name] |= new
-            for name, have in found.items():
-                columns[name] = [have[job.key] for job in jobs]
+                    self._folder.add_metric(self._key(metric), new)
+                    found[metric] |= new
+            for metric, have in found.items():
+                columns[metric.name] = [have[job.key] for job in jobs]
         return pd.DataFrame(columns)
 
+    def _scored(self, jobs: Sequence[Job]) -> Set[str]:
+        """The keys of scored images, by a judge that has no features of them: none if it is one
+        that gives features, and they are lost.
+        """
+        lacking = [
+            *self._folder.without_image(jobs),
+            *self._folder.without_score(jobs, self._fingerprint),
+        ]
+        scored = {job.key for job in jobs} - {job.key for job in lacking}
+        if scored and not isinstance(self._judge(), FeatureEncoder):
+            self.features = no_features(self._fingerprint)
+        return scored if self.features is not None else set()
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what has been computed."""
+        """Plain values for JSON: what has been computed; ``metrics`` if not those by default."""
+        more: dict[str, Any] = {}
+        if [metric.name for metric in self.metrics] != [*DEFAULT]:
+            more["metrics"] = [metric.to_dict() for metric in self.metrics]
+        if self.features is not None:
+            more["features"] = self.features.reason
         return {
             "cells": [
                 {**cell._asdict(), **{name: mean.to_dict() for name, mean in found.items()}}
@@ -190,58 +245,51 @@ class Quality:
                 {"alpha": alpha, **{name: score._asdict() for name, score in found.items()}}
                 for alpha, found in self.alphas.items()
             ],
-            "lpips": self.lpips if isinstance(self.lpips, str) else self.lpips.fingerprint,
-            "references": self.references
-            if isinstance(self.references, str)
+            "lpips": self.lpips.reason
+            if isinstance(self.lpips, Absent)
+            else self.lpips.fingerprint,
+            "references": self.references.reason
+            if isinstance(self.references, Absent)
             else self.references.name,
+            **more,
         }
 
-    def _of_features(self) -> dict[str, str]:
-        """Names of the metrics of features, and those under which their values are stored."""
-        names = ("clip_score", "directional_similarity")
-        return {name: f"{name}/{self._fingerprint}" for name in names}
+    def _key(self, metric: GridMetric) -> str:
+        """What a metric's values are kept under."""
+        network = None if isinstance(self.lpips, Absent) else self.lpips.fingerprint
+        return metric.key(self._fingerprint, network)
 
-    def _of_pixels(self) -> dict[str, str]:
-        names = {name: name for name in KEPT}
-        if not isinstance(self.lpips, str):
-            names["lpips"] = self.lpips.fingerprint
-        size = self._config.size
-        return {name: kept for name, kept in names.items() if size >= SMALLEST_SIDE.get(name, 0)}
+    def _inputs(
+        self,
+        batch: Sequence[Job],
+        metrics: Sequence[GridMetric],
+        features: Mapping[str, NDArray[np.float32]],
+    ) -> Inputs:
+        """What these metrics ask for, of these jobs."""
+        asked = frozenset[Input]().union(*(metric.inputs for metric in metrics))
+        controls = [self._control(job) for job in batch]
+        values: dict[Input, Any] = {}
+        if asked & PIXELS:
+            both = self._folder.read_images([*batch, *controls])
+            values[Input.IMAGES], values[Input.UNSTEERED] = np.split(both, 2)
+        if asked & OF_JUDGE:
+            values[Input.FEATURES] = np.stack([features[job.key] for job in batch])
+            values[Input.UNSTEERED_FEATURES] = np.stack([features[job.key] for job in controls])
+        if Input.TARGET_TEXT in asked:
+            values[Input.TARGET_TEXT] = self._text([job.pair.target_prompt for job in batch])
+        if Input.SOURCE_TEXT in asked:
+            values[Input.SOURCE_TEXT] = self._text([job.pair.source_prompt for job in batch])
+        if Input.LPIPS in asked:
+            values[Input.LPIPS] = self.lpips
+        if Input.REFERENCES in asked and isinstance(self.references, References):
+            values[Input.REFERENCES] = self.references.features
+        return Inputs(values)
 
-    def _aligned(
-        self, batch: Sequence[Job], seen: Mapping[str, NDArray[np.float32]]
-    ) -> dict[str, NDArray[np.float64]]:
-        features = np.stack([seen[job.key] for job in batch])
-        target, source = (
-            self._judge().text_features(prompts)
-            for prompts in (
-                [job.pair.target_prompt for job in batch],
-                [job.pair.source_prompt for job in batch],
-            )
-        )
-        controls = np.stack([seen[self._control(job).key] for job in batch])
-        # Half precision may give two prompts one embedding: no direction, and so no similarity.
-        differ = (target != source).any(axis=1)
-        similarity = np.zeros(len(batch))
-        if differ.any():
-            similarity[differ] = directional_similarity_of_features(
-                features[differ], controls[differ], target[differ], source[differ]
-            )
-        return {
-            "clip_score": clip_score_of_features(features, target),
-            "directional_similarity": similarity,
-        }
-
-    def _kept(self, batch: Sequence[Job]) -> dict[str, NDArray[np.float64]]:
-        both = self._folder.read_images([*batch, *(self._control(job) for job in batch)])
-        images, controls = np.split(both, 2)
-        wanted = self._of_pixels()
-        found = {
-            name: compute(images, controls) for name, compute in KEPT.items() if name in wanted
-        }
-        if "lpips" in wanted and not isinstance(self.lpips, str):
-            found["lpips"] = lpips(images, controls, self.lpips)
-        return found
+    def _text(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        judge = self._judge()
+        if not isinstance(judge, FeatureEncoder):
+            raise TypeError(f"{self._fingerprint}: expected features, which were kept of images")
+        return judge.text_features(prompts)
 
     def _control(self, job: Job) -> Job:
         return self._controls[job.pair.id, job.seed]
@@ -250,6 +298,34 @@ class Quality:
         size = max(BATCH_PIXELS // self._config.size**2, 1)
         for i in range(0, len(jobs), size):
             yield jobs[i : i + size]
+
+
+def _values(metric: GridMetric, inputs: Inputs, n: int) -> NDArray[np.float64]:
+    """A metric's values of n images; another shape or NaN is a :class:`MetricError`."""
+    values = np.asarray(metric.compute(inputs), dtype=np.float64)
+    if values.shape != (n,):
+        raise MetricError(
+            place=f"metric {metric.name}", expected=f"a number for each of {n} images, ({n},)",
+            got=f"the shape {values.shape}",
+        )  # fmt: skip
+    wrong = np.flatnonzero(~((np.abs(values) <= METRIC_LIMIT) | (values == np.inf)))
+    if len(wrong):
+        raise MetricError(
+            place=f"metric {metric.name}", expected=f"numbers up to {METRIC_LIMIT:g}, or infinity",
+            got=f"{values[wrong[0]]} for {len(wrong)} of {n} images",
+        )  # fmt: skip
+    return values
+
+
+def _value(metric: GridMetric, inputs: Inputs) -> float:
+    """A metric's value of a set; anything but one number is a :class:`MetricError`."""
+    value = np.asarray(metric.compute(inputs), dtype=np.float64)
+    if value.shape != () or not np.isfinite(value):
+        raise MetricError(
+            place=f"metric {metric.name}", expected="one finite number for all images",
+            got=f"{value}",
+        )  # fmt: skip
+    return float(value)
 
 
 def _mean(items: NDArray[np.float64]) -> Mean:

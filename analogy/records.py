@@ -62,11 +62,6 @@ class Cell(NamedTuple):
         return f"{self.category} at alpha {self.alpha:g}"
 
 
-PER_IMAGE = ("clip_score", "directional_similarity", "psnr", "ssim", "lpips")
-PER_SET = ("cmmd", "kid")
-"""The quality metrics of a grid: of its single images, and of all images at one alpha."""
-
-
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What a quality metric's value must be at least, or at most."""

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from analogy.errors import AnalogyError, FieldError
-from analogy.fields import CHECKS, DTYPES, ENGINES, check_name, check_number, check_text, one_of
+from analogy.fields import (
+    CHECKS,
+    DTYPES,
+    ENGINES,
+    check_name,
+    check_number,
+    check_text,
+    each,
+    one_of,
+)
+from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.records import Limit
+from analogy.registry import is_spec
 from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
 
 TOLERANCE = 0.005
@@ -40,8 +52,9 @@ class RunRequest:
     Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
     ``num_workers``, ``ray_address``.
 
-    Judgement: ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``,
-    ``tolerance`` (margin), ``update_baseline``.
+    Judgement: ``metrics`` (names, or ``package.module:name``; None: the built-in ones),
+    ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``, ``tolerance``
+    (margin), ``update_baseline``.
 
     Outputs: ``run_dir``, ``results``, ``report``.
 
@@ -78,6 +91,7 @@ class RunRequest:
     ceiling: str | None = None
     reference: str | None = None
     lpips_weights: str | None = None
+    metrics: tuple[str, ...] | None = None
     limits: tuple[Limit, ...] = ()
     baseline: str | None = None
     tolerance: float = TOLERANCE
@@ -107,7 +121,8 @@ class RunRequest:
                      "report"):  # fmt: skip
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
-        _check_limits(self.limits)
+        _check_metrics(self.metrics)
+        _check_limits(self.limits, self.metrics)
 
     @property
     def gates(self) -> bool:
@@ -159,6 +174,39 @@ def _of_method(error: AnalogyError) -> FieldError:
     return FieldError(place="method", expected=error.expected, got=error.got, advice=error.advice)
 
 
-def _check_limits(limits: Any) -> None:
+def _check_metrics(metrics: tuple[str, ...] | None) -> None:
+    """Imports no metric."""
+    if metrics is None:
+        return
+    each(check_name)("metrics", metrics)
+    for name in metrics:
+        if METRICS.is_builtin(name) and name not in DEFAULT:
+            raise FieldError(
+                place="metrics",
+                expected=f"one of {', '.join(grid_names())}, or package.module:name",
+                got=f"{name!r}, which is measured by a Task (docs/evaluation.md)",
+            )
+        if not is_spec(name):
+            _check_choice("metrics", name, grid_names())
+    if len(set(map(name_in_results, metrics))) < len(metrics):
+        raise FieldError(place="metrics", expected="each metric once", got=", ".join(metrics))
+
+
+def _check_limits(limits: Any, metrics: tuple[str, ...] | None) -> None:
+    """A limit is on a metric that is measured."""
     if not isinstance(limits, tuple) or not all(isinstance(one, Limit) for one in limits):
         raise FieldError(place="limits", expected="a tuple of Limit", got=repr(limits))
+    measured = [name_in_results(name) for name in metrics or DEFAULT]
+    for limit in limits:
+        _check_choice("limits", limit.metric, measured)
+
+
+def _check_choice(name: str, value: str, names: Sequence[str]) -> None:
+    if value not in names:
+        near = get_close_matches(value, names, n=1)
+        raise FieldError(
+            place=name,
+            expected=f"one of {', '.join(names)}",
+            got=repr(value),
+            advice=f"did you mean {near[0]!r}?" if near else None,
+        )

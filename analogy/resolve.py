@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from analogy.clip import JudgeSource, find_judge
 from analogy.errors import AnalogyError, FieldError
+from analogy.judges import FoundJudge, find_judge
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -31,7 +31,7 @@ class Resolved(NamedTuple):
 
     config: RunConfig
     model: ModelSource
-    judge: JudgeSource
+    judge: FoundJudge
 
 
 def resolve(request: RunRequest) -> Resolved:
@@ -51,6 +51,13 @@ def resolve(request: RunRequest) -> Resolved:
     if request.offline:
         go_offline()
     judge = find_judge(clip, tag, offline=request.offline).in_dtype(request.clip_dtype)
+    if judge.dtype != request.clip_dtype:
+        raise OptionError(
+            place="--clip-dtype",
+            expected=f"{judge.dtype}, which the judge {clip} computes in",
+            got=repr(request.clip_dtype),
+            advice="leave it out",
+        )
     model = find_pipeline(name, dtype=dtype, offline=request.offline, lora=request.lora)
     steps, guidance = sampling(name, model.folder)
     try:

@@ -156,14 +156,15 @@ class Run:
         """
         from analogy.report import html, plots
 
-        _check_name("metric", metric, html.PRESERVATION)
+        labels = html.preservation(self.results)
+        _check_name("metric", metric, labels)
         series = html.trade_off_series(self.results, metric)
         if not series:
             raise ValueError(
                 f"metric: expected one that this run has, got {metric!r}, which was not measured; "
                 "'pytest benchmarks/test_quality.py' with the run's options measures it"
             )
-        draw = partial(plots.trade_off, series=series, label=html.PRESERVATION[metric])
+        draw = partial(plots.trade_off, series=series, label=labels[metric])
         return _drawn(ax, draw, 400, 300)
 
     def plot_pair(self, pair_id: str, ax: Axes | None = None) -> Axes:

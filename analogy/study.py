@@ -21,8 +21,10 @@ from analogy import ceiling as ceilings
 from analogy._version import __version__
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
-from analogy.clip import JudgeSource, tokenizer_of
+from analogy.clip import JudgeSource
 from analogy.execute import Execution, Report
+from analogy.grid_metrics import GridMetric, chosen_metrics
+from analogy.judges import FoundJudge
 from analogy.models import (
     ModelSource,
     machine,
@@ -64,7 +66,7 @@ class Study:
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
     ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
-    says unless given.
+    says unless given; ``metrics``: of quality, by default the built-in ones.
 
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
     for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
@@ -77,13 +79,14 @@ class Study:
         config: RunConfig,
         pairs: Sequence[Pair],
         model: ModelSource,
-        judge: JudgeSource,
+        judge: FoundJudge,
         folder: RunFolder,
         truth: GroundTruth | None = None,
         *,
         scheduler: str | None = None,
         unread: Collection[str] = (),
         unsteered: Collection[str] = (),
+        metrics: Sequence[GridMetric] | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
@@ -105,6 +108,7 @@ class Study:
             folder,
             lambda: self.execution.judge,
             judge.fingerprint,
+            metrics,
         )
         self._null_jobs: dict[str | None, list[Job]] = {}
         if config.control:  # the random control's, whose alpha 0 is the method's own
@@ -128,6 +132,7 @@ class Study:
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
+        metrics = chosen_metrics(request.metrics)
         config, model, judge = resolve(request)
         if pairs is None:
             pairs = select(load_pairs(config.pairs), config.categories, config.limit)
@@ -141,7 +146,7 @@ class Study:
         )
         study = cls(
             config, pairs, model, judge, RunFolder(Path(path)), truth,
-            unread=unread, unsteered=left,
+            unread=unread, unsteered=left, metrics=metrics,
         )  # fmt: skip
         study.record(request.lora)
         return study
@@ -153,7 +158,7 @@ class Study:
         command: Command,
         *,
         model: ModelSource | None = None,
-        judge: JudgeSource | None = None,
+        judge: FoundJudge | None = None,
         unread: Collection[str] = (),
         **changed: Any,
     ) -> Study:
@@ -194,7 +199,7 @@ class Study:
         return Study(
             config, self.pairs, self.model, self.judge, self.folder,
             self.truth, scheduler=self.scheduler, unread=self.unread,
-            unsteered=_unsteered(self.model, self.pairs, method),
+            unsteered=_unsteered(self.model, self.pairs, method), metrics=self.quality.metrics,
         )  # fmt: skip
 
     def record(self, lora: str | None) -> None:
@@ -424,12 +429,14 @@ def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
         )
 
 
-def unread_pairs(judge: JudgeSource, pairs: Sequence[Pair]) -> list[str]:
+def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
     """The ids of the pairs of which the judge reads both prompts as one.
 
-    Warns of them; raises ``OptionError`` if they are all pairs of a category.
+    Warns of them; raises ``OptionError`` if they are all pairs of a category. Empty if it is not
+    known what the judge reads.
     """
-    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    tokenizer = judge.tokenizer()
+    same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
     if not same:
         return []
     read = {pair.id for pair in pairs} - {pair.id for pair in same}
@@ -481,7 +488,7 @@ def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[s
     return [pair.id for pair in same]
 
 
-def _ground_truth(path: str | None, judge: JudgeSource) -> GroundTruth | None:
+def _ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
     """The margins on ground truth for this judge; a file that was named must be of it."""
     file = Path(path) if path else ceilings.default_path()
     if file is None:
@@ -510,7 +517,7 @@ def _once(jobs: Sequence[Job]) -> list[Job]:
     return list({job.key: job for job in jobs}.values())
 
 
-def _run_name(config: RunConfig, model: ModelSource, judge: JudgeSource, scheduler: str) -> str:
+def _run_name(config: RunConfig, model: ModelSource, judge: FoundJudge, scheduler: str) -> str:
     """A folder name for all runs that can share images: more pairs, seeds, alphas or methods extend
     it.
     """

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from analogy import lock
-from analogy.clip import JudgeSource, find_judge
 from analogy.errors import AnalogyError
 from analogy.fields import DTYPES
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.images import ImageError, from_png
+from analogy.judges import FoundJudge, find_judge
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell, is_imported
 from analogy.steering.base import METHODS, with_method
@@ -310,7 +310,7 @@ class _Task:
 
     command: Command
     model: ModelSource | None
-    judge: JudgeSource
+    judge: FoundJudge
 
 
 def repair(
@@ -445,7 +445,7 @@ def _model_names(command: Command) -> tuple[str, str | None]:
     return (name, None) if lora is None else (name.removesuffix(f"+{lora}"), lora)
 
 
-def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> JudgeSource | None:
+def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> FoundJudge | None:
     """The judge that the user has confirmed for a command; None if only the index names it."""
     config = command.config
     given = (confirmed.clip_model, confirmed.clip_pretrained)

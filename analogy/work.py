@@ -15,14 +15,16 @@ from typing import Generic, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from analogy.clip import Features, Judge, JudgeSource
+from analogy.clip import Features
 from analogy.generator import Generated, Generator, derived_seed, latents_for
-from analogy.images import ImageError, from_png, to_png
+from analogy.images import ImageError, Images, from_png, to_png
+from analogy.judges import FeatureEncoder, FoundJudge, Judge
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelSource, load_pipeline
+from analogy.models import ModelError, ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
@@ -50,10 +52,12 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the judge makes of a batch: (cos_target, cos_source, margin) each; features (n, dim)."""
+    """What the judge makes of a batch: scores of the target prompt, of the source prompt, and their
+    difference, of each image; features ``(n, dim)``, None of a judge that gives none.
+    """
 
     cosines: list[tuple[float, float, float]]
-    features: Features
+    features: Features | None
 
 
 class Ready(NamedTuple):
@@ -71,7 +75,7 @@ class Worker:
     """
 
     def __init__(
-        self, config: RunConfig, pairs: Sequence[Pair], model: ModelSource, judge: JudgeSource
+        self, config: RunConfig, pairs: Sequence[Pair], model: ModelSource, judge: FoundJudge
     ) -> None:
         self._config = config
         self._pairs = pairs
@@ -96,29 +100,58 @@ class Worker:
         """Have the judge look at the images of these jobs."""
         judge = self.judge
 
-        def look(part: slice) -> Features:
+        def images(part: slice) -> Images:
             try:
-                images = [from_png(png) for png in pngs[part]]
+                decoded = [from_png(png) for png in pngs[part]]
             except ImageError as error:
                 raise StoreError(
                     f"images of the run: expected PNG files, got one that cannot be decoded "
                     f"({error}); repair the run folder with: python -m analogy verify RUN --repair"
                 ) from error
-            return judge.image_features(stacked(images, jobs[part]))
+            return stacked(decoded, jobs[part])
+
+        if not isinstance(judge, FeatureEncoder):
+
+            def score(part: slice) -> NDArray[np.float32]:
+                return self._scores(judge, images(part), jobs[part])
+
+            target, source = np.concatenate(self._look_in_parts(score, len(pngs))).T
+            return Seen(_with_margins(target, source), None)
+
+        def look(part: slice) -> Features:
+            return judge.image_features(images(part))
 
         features = np.concatenate(self._look_in_parts(look, len(pngs)))
-        return Seen(self._cosines(jobs, features), features)
+        return Seen(self._cosines(judge, jobs, features), features)
 
-    def _cosines(self, jobs: Sequence[Job], features: Features) -> list[tuple[float, float, float]]:
-        target = cosine(features, self.judge.text_features([j.pair.target_prompt for j in jobs]))
-        source = cosine(features, self.judge.text_features([j.pair.source_prompt for j in jobs]))
-        columns = (target, source, target - source)
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+    def _scores(self, judge: Judge, images: Images, jobs: Sequence[Job]) -> NDArray[np.float32]:
+        """A judge's scores of the target and the source prompt, ``(n, 2)``, in -1..1."""
+        columns = []
+        for prompts in (
+            [job.pair.target_prompt for job in jobs],
+            [job.pair.source_prompt for job in jobs],
+        ):
+            column = np.asarray(judge.score(images, prompts), dtype=np.float32)
+            if column.shape != (len(jobs),) or not (np.abs(column) <= 1.0).all():
+                raise ModelError(
+                    f"judge {self._judge_source.fingerprint}: expected a score in -1..1 for each "
+                    f"of {len(jobs)} images, got the shape {column.shape}"
+                    + (f", {column.min()} to {column.max()}" if column.size else "")
+                )
+            columns.append(column)
+        return np.stack(columns, axis=1)
+
+    def _cosines(
+        self, judge: FeatureEncoder, jobs: Sequence[Job], features: Features
+    ) -> list[tuple[float, float, float]]:
+        target = cosine(features, judge.text_features([j.pair.target_prompt for j in jobs]))
+        source = cosine(features, judge.text_features([j.pair.source_prompt for j in jobs]))
+        return _with_margins(target, source)
 
     @cached_property
     def judge(self) -> Judge:
         """The judge, loaded at its first use."""
-        return Judge(self._judge_source, device=self._config.device)
+        return self._judge_source.load(self._config.device)
 
     @cached_property
     def _painter(self) -> Painter[Job]:
@@ -145,6 +178,14 @@ class Worker:
             return [steered(job, self._pairs, texts_of_jobs, fitted) for job in jobs], noise
 
         return Painter(side_by_side(first, config.device), inputs, device=config.device)
+
+
+def _with_margins(
+    target: NDArray[np.float32], source: NDArray[np.float32]
+) -> list[tuple[float, float, float]]:
+    """Scores ``(n,)`` of both prompts and their difference, of each image."""
+    columns = (target, source, target - source)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 class Encoded:

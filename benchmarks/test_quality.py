@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import pytest
 
+from analogy.grid_metrics import Per
 from analogy.plugin import conduct
-from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.records import Cell
 from analogy.sessions import cases
 from analogy.sessions.session import Session
 
 
-@pytest.mark.measures(*PER_IMAGE)
+@pytest.mark.measures(Per.IMAGE)
 def test_quality(cell: Cell, bench: Session, request: pytest.FixtureRequest) -> None:
     """The metrics of single images keep the user's limits in this cell."""
     conduct(bench, cases.quality(bench, cell), request)
 
 
-@pytest.mark.measures(*PER_SET)
+@pytest.mark.measures(Per.SET)
 def test_distribution(strength: float, bench: Session, request: pytest.FixtureRequest) -> None:
     """The distances of all images at this alpha from the references keep the user's limits."""
     conduct(bench, cases.distribution(bench, strength), request)

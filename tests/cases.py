@@ -54,7 +54,7 @@ def n_images(folder: Path) -> int:
 def judge_by(monkeypatch, margin) -> None:
     """Let the judge find the margins of a function of the job, whatever the images show."""
 
-    def cosines(worker, batch, features):
+    def cosines(worker, judge, batch, features):
         return [(margin(job), 0.0, margin(job)) for job in batch]
 
     monkeypatch.setattr(work.Worker, "_cosines", cosines)

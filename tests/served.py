@@ -10,15 +10,15 @@ torch.set_num_threads(1)
 import numpy as np  # noqa: E402
 
 from analogy import work  # noqa: E402
-from analogy.clip import Judge, find_judge  # noqa: E402
+from analogy.clip import Judge, JudgeSource, find_judge  # noqa: E402
 from analogy.images import to_png  # noqa: E402
 from analogy.models import find_pipeline, load_pipeline  # noqa: E402
 
 _SOURCE = find_pipeline("embedded", dtype="float32")
 _PIPELINE = load_pipeline(_SOURCE, device="cpu", dtype="float32")
-_JUDGE = Judge(find_judge("embedded", None), device="cpu")
+_JUDGE = Judge(find_judge("embedded", None), device="cpu").load()
 
 work.load_pipeline = lambda *_, **__: _PIPELINE
-work.Judge = lambda *_, **__: _JUDGE  # type: ignore[assignment, misc]
+JudgeSource.load = lambda *_: _JUDGE  # type: ignore[method-assign]
 
 to_png(np.zeros((8, 8, 3), np.uint8))  # Pillow imports as it goes, which another user may not

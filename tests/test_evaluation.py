@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tiny import build
 
+from analogy import registry
 from analogy.clip import Judge
 from analogy.evaluation import (
     EvaluationAgent,
@@ -30,6 +31,7 @@ from analogy.evaluation import (
 from analogy.evaluation import metrics as evaluated_by
 from analogy.evaluation.samples import FeatureCache
 from analogy.generator import Generated, Generator, latents_for, noise
+from analogy.grid_metrics import METRICS
 from analogy.images import to_png
 from analogy.metrics import (
     Lpips,
@@ -551,12 +553,16 @@ def entry_points(monkeypatch):
             importlib.metadata.EntryPoint(name, target, "analogy.metrics")
             for name, target in targets.items()
         ]
-        monkeypatch.setattr(
-            importlib.metadata, "entry_points",
-            lambda *, group: tuple(p for p in points if p.group == group),
-        )  # fmt: skip
 
-    return offer
+        def found(*, group):
+            return tuple(point for point in points if point.group == group)
+
+        monkeypatch.setattr(importlib.metadata, "entry_points", found)
+        monkeypatch.setattr(registry, "entry_points", found)
+        registry._installed.cache_clear()
+
+    yield offer
+    registry._installed.cache_clear()
 
 
 def test_metrics_of_other_packages_are_found_by_name(make_task, made, entry_points):
@@ -949,7 +955,7 @@ def test_the_readmes_metric_is_ten_lines_that_run(tmp_path, monkeypatch, capsys)
 
 def test_every_built_in_metric_is_documented():
     text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text("utf-8")
-    for name in [*evaluated_by.BUILT_IN, *evaluated_by.PRESETS]:
+    for name in [*METRICS.builtin, *evaluated_by.PRESETS]:
         assert f"`{name}`" in text, name
     for field in dataclasses.fields(MetricResult):
         assert f"`{field.name}`" in text, field.name

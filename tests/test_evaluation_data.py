@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from analogy.evaluation import EvaluationAgent, Task, TaskError, metric, subjects
-from analogy.evaluation.data import METADATA, by_name, read_data, read_folder
+from analogy.evaluation.data import (
+    METADATA,
+    ImageFolder,
+    PromptImages,
+    Prompts,
+    WordPairs,
+    by_name,
+    read_data,
+    read_folder,
+    steered,
+)
+from analogy.evaluation.samples import NEEDS, FeatureCache
 from analogy.images import to_png
 from analogy.models import shipped
 from analogy.pairs import load_pairs, select
@@ -276,3 +288,39 @@ def test_files_that_look_alike_are_equal_to_a_metric(write, agent, tmp_path):
     Image.fromarray(alpha).save(other / "alpha.webp", lossless=True, exact=True)
     report = agent(["psnr", "ssim"], folder).evaluate(other)
     assert (report["psnr"].n_infinite, report["ssim"].value) == (3, pytest.approx(1.0))
+
+
+PAIR = Pair("p", "color", "red", "blue", "a red car", "a blue car")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Prompts(("a", "b")),
+        PromptImages(("a", "b"), {"a": Path("a.png"), "b": Path("b.png")}),
+        ImageFolder({"a": Path("a.png"), "b": Path("b.png")}),
+        WordPairs((PAIR,)),
+    ],
+    ids=lambda data: data.kind,
+)
+def test_data_gives_what_it_says_that_it_provides(data):
+    samples = data.samples((0, 1), (0.5, 1.0))
+    wanted = [sample.key for sample in samples] or list(data.files)
+    unsteered = [steered(PAIR, 0.0, seed).key for seed in (0, 1)]
+    rng = np.random.default_rng(0)
+    every = wanted if not data.pairs else [*wanted, *unsteered]
+    images = {key: rng.integers(0, 256, (8, 8, 3), np.uint8) for key in every}
+    known = {name: np.full((8, 8, 3), i, np.uint8) for i, name in enumerate(data.pictures)}
+    made = data.given(images, samples, frozenset(NEEDS), lambda: known, FeatureCache())
+    fields = ("prompts", "source_prompts", "sources", "references")
+    given = {name for name in fields if getattr(made, name) is not None}
+    assert given == data.provides() - {"reference_set"}
+    assert ("reference_set" in data.provides()) == bool(data.pictures)
+    assert made.keys == tuple(wanted)
+    np.testing.assert_array_equal(made.images, np.stack([images[key] for key in wanted]))
+    if data.pairs:
+        assert len(made) == 4
+        np.testing.assert_array_equal(made.sources[1], images[unsteered[1]])
+        assert set(made.source_prompts) == {PAIR.source_prompt}
+    if data.kind == "prompt-image pairs":
+        assert [int(image[0, 0, 0]) for image in made.references] == [0, 0, 1, 1]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from injected import Injected
 
 from analogy import execute, memory, work
 from analogy.execute import Execution, even_batches
@@ -18,7 +19,7 @@ from analogy.store import RunFolder, plan
 
 
 @pytest.fixture
-def make_run(tmp_path, config, pairs, model_source, judge_source, pipeline, judge, monkeypatch):
+def make_run(tmp_path, config, pairs, model_source, pipeline, judge, monkeypatch):
     """Build a run's execution on a new folder, with the session's models; ``loaded``: which."""
     loaded = []
 
@@ -26,21 +27,22 @@ def make_run(tmp_path, config, pairs, model_source, judge_source, pipeline, judg
         loaded.append("pipeline")
         return pipeline
 
-    def load_judge(source, **settings):
+    def load_judge():
         loaded.append("judge")
-        return judge
+        return build.judge
 
     monkeypatch.setattr(work, "load_pipeline", load_pipeline)
-    monkeypatch.setattr(work, "Judge", load_judge)
+    found = Injected(judge.fingerprint, load_judge)
     folders = [RunFolder(tmp_path / "run")]
 
     def build(pairs=pairs, **settings):
         changed = replace(config, **settings)
-        run = Execution(changed, pairs, model_source, judge_source, folders[0])
+        run = Execution(changed, pairs, model_source, found, folders[0])
         jobs = plan(changed, model_source.fingerprint, "Euler/1", pairs, changed.grid_alphas)
         return run, jobs, folders[0]
 
     build.loaded = loaded
+    build.judge = judge
     yield build
     folders[0].close()
 
@@ -203,7 +205,7 @@ class Crowded:
     def __getattr__(self, name):
         return getattr(self.judge, name)
 
-    def image_features(self, images):
+    def image_features(self, images, *, batch_size=None):
         self.asked.append(len(images))
         if len(images) > self.room:
             torch.empty(1 << 50)
@@ -217,7 +219,7 @@ def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge,
     expected = folder.margins(jobs[:8], judge.fingerprint)["margin"]
     folder._db.execute("DELETE FROM scores")
     crowded = Crowded(judge, 2)
-    monkeypatch.setattr(work, "Judge", lambda *_, **__: crowded)
+    make_run.judge = crowded
     again, jobs, _ = make_run()
     monkeypatch.setattr(execute, "SCORE_BATCH", 6)
     assert again.score(jobs[:8]) == 8
@@ -226,8 +228,8 @@ def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge,
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_scoring_without_room_for_one_image_is_said(make_run, judge, monkeypatch):
-    monkeypatch.setattr(work, "Judge", lambda *_, **__: Crowded(judge, 0))
+def test_scoring_without_room_for_one_image_is_said(make_run, judge):
+    make_run.judge = Crowded(judge, 0)
     run, jobs, _ = make_run()
     run.generate(jobs[:2])
     with pytest.raises(memory.MemoryFullError, match="out of memory with one image at a time"):

@@ -58,7 +58,7 @@ def test_a_judges_key_that_is_odd_is_named(judge_folder, how, key):
     save(state, file)
     named = re.escape(key).replace("positional_embedding", "pos(itional)?_embed")
     with pytest.raises(ModelError, match=named):
-        Judge(find_judge(str(judge_folder), None), device="cpu")
+        Judge(find_judge(str(judge_folder), None), device="cpu").load()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff{}", DEEP, LFS, b"{}"])
@@ -99,7 +99,7 @@ def test_a_judges_settings_that_no_network_has(judge_folder, part, settings):
     config[part] |= settings
     file.write_text(json.dumps(config))
     with pytest.raises(ModelError):
-        Judge(find_judge(str(judge_folder), None), device="cpu")
+        Judge(find_judge(str(judge_folder), None), device="cpu").load()
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_files_preprocessing_is_what_its_images_go_through(tmp_path):
 def test_weights_of_another_architecture(tmp_path, judge_folder):
     file = judge_folder / WEIGHTS
     with pytest.raises(ModelError, match="each of its weights"):
-        Judge(find_judge("RN50", str(file)), device="cpu")
+        Judge(find_judge("RN50", str(file)), device="cpu").load()
 
 
 def test_a_tag_that_cannot_be_fetched(monkeypatch, tmp_path):
@@ -168,4 +168,4 @@ def test_a_tag_that_cannot_be_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="judge ViT-B-32/laion2b_s34b_b79k"):
-        Judge(find_judge("ViT-B-32", "laion2b_s34b_b79k"), device="cpu")
+        Judge(find_judge("ViT-B-32", "laion2b_s34b_b79k"), device="cpu").load()

@@ -18,7 +18,7 @@ import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
-from analogy import execute, models, work
+from analogy import clip, execute, models, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.models import shipped
@@ -201,8 +201,8 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     done = index(bench.path / "run", "SELECT * FROM work")
     assert sum(row[1] for row in done if row[0] == "generate") == 64
     assert sum(row[1] for row in done if row[0] == "score") == 64
-    for name in ("load_pipeline", "Judge"):
-        monkeypatch.setattr(work, name, lambda *_, **__: pytest.fail("loaded again"))
+    for place, name in ((work, "load_pipeline"), (clip.JudgeSource, "load")):
+        monkeypatch.setattr(place, name, lambda *_, **__: pytest.fail("loaded again"))
     again = bench(*options)
     assert again.ret == first.ret
     assert {p: p.stat().st_mtime_ns for p in (bench.path / "run").rglob("*.png")} == files

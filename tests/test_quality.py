@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from injected import Injected
 from PIL import Image
 from verbs import verb
 
-from analogy import quality
+from analogy import metrics
 from analogy.clip import Judge
 from analogy.images import Images, image_files, to_png
 from analogy.metrics import (
@@ -28,10 +29,9 @@ CELL = Cell("color", 1.0)
 
 
 @pytest.fixture
-def study(make_study, judge, monkeypatch):
+def study(make_study, judge):
     """A scored study of six pairs, alphas 0.5 and 1 and two seeds, whose images are noise."""
-    made = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(made.execution), "judge", judge)
+    made = make_study(pairs=make_study.pairs[:6], judge=Injected.of(judge))
     draw(made, made.jobs())
     return made
 
@@ -94,15 +94,14 @@ def test_less_is_left_of_an_image_the_more_it_is_changed(study):
 def test_values_are_computed_once(study, make_study, monkeypatch):
     first = study.quality.cell(CELL)
     again = make_study(pairs=study.pairs, folder=study.folder.path)
-    monkeypatch.setattr(quality, "psnr", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(metrics, "psnr", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(Judge, "text_features", lambda *_: pytest.fail("computed again"))
     assert again.quality.cell(CELL) == first
 
 
-def test_what_is_not_there_is_left_out(make_study, judge, monkeypatch):
+def test_what_is_not_there_is_left_out(make_study, judge):
     """An image of one pair and the control of another are missing."""
-    study = make_study(pairs=make_study.pairs[:6])
-    monkeypatch.setattr(type(study.execution), "judge", judge)
+    study = make_study(pairs=make_study.pairs[:6], judge=Injected.of(judge))
     missing = [study.jobs("color", 1.0)[0], study.jobs("color", 0.0)[-1]]
     draw(study, [job for job in study.jobs() if job not in missing])
     found = study.quality.cell(CELL)
@@ -134,8 +133,8 @@ def test_distances_are_those_of_all_images_at_an_alpha(study, judge):
     rng = np.random.default_rng(1)
     references = rng.integers(0, 256, (7, 64, 64, 3), np.uint8)
     assert study.quality.alpha(1.0) == {}  # nothing to compare with
-    study.quality.references = References("noise", judge.image_features(references))
-    found = study.quality.alpha(1.0)
+    known = References("noise", judge.image_features(references))
+    found = study.quality.alpha(1.0, references=known)
     images = np.stack([picture(job) for job in study.jobs(alpha=1.0)])
     for name, plain in (("cmmd", cmmd), ("kid", kid)):
         expected = plain(images, references, judge)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from verbs import verb
 
-from analogy.clip import find_judge, tokenizer_of
+from analogy.clip import find_judge
 from analogy.models import ModelError, shipped
 from analogy.pairs import UnreadPairsWarning
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
@@ -45,7 +45,7 @@ def write(path, pairs):
 
 @pytest.fixture(scope="module")
 def read():
-    return read_by_judge(tokenizer_of(find_judge("embedded", None)))
+    return read_by_judge(find_judge("embedded", None).tokenizer())
 
 
 def test_a_judge_reads_as_one_what_its_tokenizer_drops_or_makes_equal(read):

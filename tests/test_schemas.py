@@ -13,14 +13,16 @@ import pytest
 from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from injected import Injected
 from reported import draw, picture
 from typer.testing import CliRunner
 
 from analogy import baseline, cli
+from analogy.grid_metrics import Absent, Per, grid_metrics
 from analogy.models import shipped
 from analogy.quality import References
 from analogy.recorded import RESULTS_NAME, write_results
-from analogy.records import PER_IMAGE, PER_SET, Cell, Estimate, RunConfig, Verdict
+from analogy.records import Cell, Estimate, RunConfig, Verdict
 
 jsonschema = extra("jsonschema")
 
@@ -44,10 +46,9 @@ def problems(name, data):
 
 
 @pytest.fixture
-def study(make_study, judge, monkeypatch):
+def study(make_study, judge):
     """Scored by the real judge, with the random control; one image failed, one is not there."""
-    made = make_study(control=True)
-    monkeypatch.setattr(type(made.execution), "judge", judge)
+    made = make_study(control=True, judge=Injected.of(judge))
     jobs = made.jobs()
     bad, absent = made.jobs("object", 1.0)[:2]
     there = [job for job in jobs if job != absent]
@@ -61,13 +62,12 @@ def study(make_study, judge, monkeypatch):
 @pytest.fixture
 def results(study):
     """All that a results.json can hold: quality, a failure, the control, incomplete cells."""
-    study.quality.lpips = "no weights"
     rng = np.random.default_rng(0)
-    study.quality.references = References("noise", rng.normal(size=(9, 128)).astype(np.float32))
+    references = References("noise", rng.normal(size=(9, 128)).astype(np.float32))
     for alpha in study.config.alphas:
-        study.quality.alpha(alpha)
+        study.quality.alpha(alpha, references=references)
         for category in study.categories:
-            study.quality.cell(Cell(category, alpha))
+            study.quality.cell(Cell(category, alpha), lpips=Absent("no weights"))
     write_results(study.results(), study.folder.path / RESULTS_NAME)
     return json.loads((study.folder.path / RESULTS_NAME).read_text())
 
@@ -168,8 +168,9 @@ def test_the_schema_has_the_fields_of_the_records():
     assert estimate == {f.name for f in dataclasses.fields(Estimate)}
     assert defs["verdict"]["enum"] == [*Verdict]
     quality = top["quality"]["properties"]
-    assert {*PER_IMAGE} < set(quality["cells"]["items"]["properties"])
-    assert {*PER_SET} < set(quality["alphas"]["items"]["properties"])
+    for rows, per in (("cells", Per.IMAGE), ("alphas", Per.SET)):
+        names = {metric.name for metric in grid_metrics() if metric.per is per}
+        assert names < set(quality[rows]["items"]["properties"])
     change = schema("comparison")["$defs"]["change"]["properties"]
     assert set(change) == {f.name for f in dataclasses.fields(baseline.Change)}
     assert schema("comparison")["$defs"]["outcome"]["enum"] == [

@@ -97,7 +97,7 @@ def change(file: Path, *keys: str, to: object) -> None:
 
 def load_judge(folder: Path | str, weights: Path | None = None) -> Judge:
     source = find_judge(str(folder), None if weights is None else str(weights))
-    return Judge(source, device="cpu")
+    return Judge(source, device="cpu").load()
 
 
 def load_model(folder: Path | str, lora: Path | None = None):
@@ -299,7 +299,7 @@ def test_a_folder_that_changes_after_it_was_found_is_refused(stranger):
     code_for_the_tokenizer(folder, stranger)
     stranger.module(model / "unet" / "theirs.py")
     with pytest.raises(ModelError, match="expected no code"):
-        Judge(judge, device="cpu")
+        Judge(judge, device="cpu").load()
     with pytest.raises(ModelError, match="expected no code"):
         load_pipeline(source, device="cpu", dtype="float32")
     assert not stranger.ran
@@ -902,7 +902,7 @@ def test_only_repairing_asks(run, stranger, monkeypatch):
     """What looks at a run folder loads no model, so it has nothing to ask."""
     rename(run, model=str(stranger.place), clip_model=str(stranger.place))
     monkeypatch.setattr("analogy.work.load_pipeline", pytest.fail)
-    monkeypatch.setattr("analogy.work.Judge", pytest.fail)
+    monkeypatch.setattr("analogy.clip.JudgeSource.load", pytest.fail)
     assert verified(run).exit_code == 0
     (run / "results.json").unlink(missing_ok=True)
     import analogy
@@ -987,7 +987,7 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
     try:
         study = Study.reopen(folder, folder.commands()[0])
         with pytest.raises(ModelError, match="known from a run folder alone"):
-            Judge(study.judge, device="cpu")
+            study.judge.load("cpu")
         with pytest.raises(ModelError, match="known from a run folder alone"):
             load_pipeline(study.model, device="cpu", dtype="float32")
     finally:

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analogy import cli, work
+from analogy.clip import JudgeSource
 from analogy.images import from_png, to_png
 from analogy.models import ModelSource
 from analogy.store import LOST, MAX_IMAGE_BYTES, RunFolder, StoreError
@@ -49,7 +50,7 @@ def opened(path):
 def run(path, monkeypatch, pipeline, judge):
     """``verify`` on the copy, in this process, with the models that are loaded."""
     monkeypatch.setattr(work, "load_pipeline", lambda *_, **__: pipeline)
-    monkeypatch.setattr(work, "Judge", lambda *_, **__: judge)
+    monkeypatch.setattr(JudgeSource, "load", lambda *_: judge)
 
     def invoke(*options):
         result = CliRunner().invoke(cli.app, ["verify", str(path), *options])

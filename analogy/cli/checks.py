@@ -131,11 +131,12 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
 
 
 def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtful:
-    from analogy.clip import find_judge, tokenizer_of
+    from analogy.judges import find_judge
     from analogy.reading import read_by_judge, same_to_judge
 
     judge = find_judge(clip_model, request.clip_pretrained, offline=request.offline)
-    same = same_to_judge(read_by_judge(tokenizer_of(judge)), pairs)
+    tokenizer = judge.tokenizer()
+    same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
     note = (
         f"{len(same):,} of {len(pairs):,} pairs: the judge reads both prompts as one, and cannot "
         f"judge them ({named(same)})"

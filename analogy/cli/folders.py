@@ -124,7 +124,7 @@ def score(
 
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
-    from analogy.clip import find_judge
+    from analogy.judges import find_judge
     from analogy.models import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
@@ -209,7 +209,7 @@ def import_(
 
     Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
     """
-    from analogy.clip import find_judge
+    from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
     from analogy.models import shipped
     from analogy.pairs import load_pairs

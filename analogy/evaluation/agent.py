@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from analogy._version import __version__
 from analogy.evaluation.data import Sample
-from analogy.evaluation.metrics import LazyJudge
 from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
-from analogy.evaluation.samples import FeatureCache, Samples, stacked
+from analogy.evaluation.samples import FeatureCache, Samples
 from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.evaluation.task import Task
 from analogy.images import Images
@@ -100,7 +99,7 @@ class EvaluationAgent:
         """
         task = self.task
         sees = {getattr(metric, "judge", None) for metric in metrics}
-        if isinstance(task.judge, LazyJudge) and task.judge.fingerprint in sees:
+        if task.judge.fingerprint in sees:
             task.judge.load()
         if not _wants_images(metrics):
             return
@@ -124,7 +123,7 @@ class EvaluationAgent:
                     )
         images = {}
         if "references" in needs:
-            images = {**task.reference_by_prompt, **task.reference_by_name}
+            images = task.reference_images
         strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
         for name, image in images.items():
             if strict and size is not None and image.shape[:2] != (size, size):
@@ -245,29 +244,14 @@ class EvaluationAgent:
         if not keys:
             return Samples(keys=keys, cache=self._cache)
         by_key = {sample.key: sample for sample in task.samples}
-        chosen = [by_key[key] for key in keys if key in by_key]
-        pairs = [sample.pair for sample in chosen if sample.pair is not None]
-        given: dict[str, Any] = {
-            "images": stacked({key: part.images[key] for key in keys}, "images")
-        }
-        if chosen:
-            given["prompts"] = tuple(sample.prompt for sample in chosen)
-        if pairs:
-            given["source_prompts"] = tuple(pair.source_prompt for pair in pairs)
-        if pairs and needs & {"sources", "references"}:
-            sources = {key: part.images[task.sources[key].key] for key in keys}
-            given["sources"] = given["references"] = stacked(sources, "images at alpha 0")
-        elif "references" in needs and task.data.pictures:
-            of_prompt = task.reference_by_prompt
-            given["references"] = stacked(
-                {s.key: of_prompt[s.prompt] for s in chosen}, "references"
-            )
-        elif "references" in needs and set(keys) <= set(task.data.files):
-            of_name = task.reference_by_name
-            given["references"] = stacked({key: of_name[key] for key in keys}, "references")
-        if "reference_set" in needs:
-            given["reference_set"] = task.reference_set
-        return Samples(keys=keys, cache=self._cache, **given)
+        own = task.data.given(
+            part.images if by_key else {key: part.images[key] for key in keys},
+            [by_key[key] for key in keys] if by_key else [],
+            needs,
+            lambda: task.reference_images,
+            self._cache,
+        )
+        return replace(own, reference_set=task.reference_set) if "reference_set" in needs else own
 
     def _of_one(self, metric: Metric, scored: Scored, mode: str = "single") -> MetricResult:
         """The result of one set of values, or of one value."""

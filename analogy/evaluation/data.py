@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from analogy.evaluation.protocol import TaskError
+from analogy.evaluation.samples import FeatureCache, Samples, stacked
 from analogy.files import read_regular
 from analogy.images import SUFFIXES, ImageError, Images, list_images, read_image
 from analogy.metrics.checks import check_images
@@ -47,22 +49,229 @@ class Sample:
     alpha: float | None = None
 
 
-@dataclass(frozen=True)
-class Data:
-    """A task's data in one of its forms.
+def steered(pair: Pair, alpha: float, seed: int) -> Sample:
+    """A pair's image at a strength; at alpha 0 it should show the source prompt."""
+    prompt = pair.target_prompt if alpha else pair.source_prompt
+    return Sample(f"{pair.id} alpha {alpha:.12g} #{seed}", pair.id, prompt, seed, pair, alpha)
 
-    ``prompts``, and ``pictures`` (a reference by prompt) if they are prompt-image pairs; ``files``
-    (by name without suffix) of a folder of images alone; ``pairs``.
+
+#: Reads the reference images of data, by the names of its ``pictures``.
+References: TypeAlias = Callable[[], Mapping[str, Images]]
+
+
+class Data(ABC):
+    """A task's data in one of its four forms.
+
+    ``kind``: the form in words; ``prompts``; ``pairs``; ``files``: by name without suffix, of a
+    folder of images alone. What a form does not have is empty.
     """
 
-    kind: str
+    kind: ClassVar[str]
     prompts: tuple[str, ...] = ()
-    pictures: Mapping[str, Picture] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The images of a folder without prompts, by name."""
+        return {}
+
+    @property
+    def pictures(self) -> Mapping[str, Picture]:
+        """The reference images, by prompt or name."""
+        return {}
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many prompts, images or pairs there are."""
+
+    @abstractmethod
+    def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
+        """The images that a model is asked for; empty if only a folder of images can be given."""
+
+    @abstractmethod
+    def provides(self) -> frozenset[str]:
+        """The fields of :class:`~analogy.evaluation.samples.Samples` that this data gives in single
+        mode, beside ``images``.
+        """
+
+    @abstractmethod
+    def given(
+        self,
+        images: Mapping[str, Images],
+        samples: Sequence[Sample],
+        needs: frozenset[str],
+        references: References,
+        cache: FeatureCache,
+    ) -> Samples:
+        """What metrics with these needs are given, but for sets of references.
+
+        ``images``: a model's, by the key of each sample, and of pairs those at alpha 0;
+        ``samples``: those that are scored, empty for a folder of images, whose names are the keys.
+        """
+
+
+@dataclass(frozen=True)
+class Prompts(Data):
+    """Prompts alone."""
+
+    kind: ClassVar[str] = "prompts"
+    prompts: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
+        """An image for each prompt and seed."""
+        return tuple(
+            Sample(f"{prompt} #{seed}", prompt, prompt, seed)
+            for prompt in self.prompts
+            for seed in seeds
+        )
+
+    def provides(self) -> frozenset[str]:
+        """A prompt for each image."""
+        return frozenset({"prompts"})
+
+    def given(
+        self,
+        images: Mapping[str, Images],
+        samples: Sequence[Sample],
+        needs: frozenset[str],
+        references: References,
+        cache: FeatureCache,
+    ) -> Samples:
+        """The images and their prompts."""
+        return Samples(
+            keys=tuple(sample.key for sample in samples),
+            images=stacked({sample.key: images[sample.key] for sample in samples}, "images"),
+            prompts=tuple(sample.prompt for sample in samples),
+            cache=cache,
+        )
+
+
+@dataclass(frozen=True)
+class PromptImages(Prompts):
+    """Prompts, each with a reference image: ``by_prompt``."""
+
+    kind: ClassVar[str] = "prompt-image pairs"
+    by_prompt: Mapping[str, Picture] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> Mapping[str, Picture]:
+        """The reference of each prompt."""
+        return self.by_prompt
+
+    def provides(self) -> frozenset[str]:
+        """A prompt and a reference for each image, and the set of those."""
+        return super().provides() | {"references", "reference_set"}
+
+    def given(
+        self,
+        images: Mapping[str, Images],
+        samples: Sequence[Sample],
+        needs: frozenset[str],
+        references: References,
+        cache: FeatureCache,
+    ) -> Samples:
+        """The images, their prompts and references."""
+        made = super().given(images, samples, needs, references, cache)
+        if "references" not in needs:
+            return made
+        known = references()
+        one_each = {sample.key: known[sample.prompt] for sample in samples}
+        return replace(made, references=stacked(one_each, "references"))
+
+
+@dataclass(frozen=True)
+class ImageFolder(Data):
+    """Images alone, ``by_name``: references for a folder of images with the same names."""
+
+    kind: ClassVar[str] = "images alone"
+    by_name: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The images by name."""
+        return self.by_name
+
+    @property
+    def pictures(self) -> Mapping[str, Picture]:
+        """The images by name."""
+        return self.by_name
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
+        """None: it is not known what a model should make."""
+        return ()
+
+    def provides(self) -> frozenset[str]:
+        """A reference for each image of the same name, and the set of them."""
+        return frozenset({"references", "reference_set"})
+
+    def given(
+        self,
+        images: Mapping[str, Images],
+        samples: Sequence[Sample],
+        needs: frozenset[str],
+        references: References,
+        cache: FeatureCache,
+    ) -> Samples:
+        """The images, and their references if all have one."""
+        made = Samples(keys=tuple(images), images=stacked(images, "images"), cache=cache)
+        if "references" not in needs or not images.keys() <= self.by_name.keys():
+            return made
+        known = references()
+        one_each = {key: known[key] for key in images}
+        return replace(made, references=stacked(one_each, "references"))
+
+
+@dataclass(frozen=True)
+class WordPairs(Data):
+    """Word pairs, whose images are steered."""
+
+    kind: ClassVar[str] = "word pairs"
     pairs: tuple[Pair, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.prompts or self.files or self.pairs)
+        return len(self.pairs)
+
+    def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
+        """An image for each pair, alpha and seed."""
+        return tuple(
+            steered(pair, alpha, seed) for pair in self.pairs for alpha in alphas for seed in seeds
+        )
+
+    def provides(self) -> frozenset[str]:
+        """Both prompts of each image, and its image at alpha 0, which is its reference."""
+        return frozenset({"prompts", "source_prompts", "sources", "references"})
+
+    def given(
+        self,
+        images: Mapping[str, Images],
+        samples: Sequence[Sample],
+        needs: frozenset[str],
+        references: References,
+        cache: FeatureCache,
+    ) -> Samples:
+        """The images, both prompts and the images at alpha 0."""
+        pairs = [sample.pair for sample in samples if sample.pair is not None]
+        made = Samples(
+            keys=tuple(sample.key for sample in samples),
+            images=stacked({sample.key: images[sample.key] for sample in samples}, "images"),
+            prompts=tuple(sample.prompt for sample in samples),
+            source_prompts=tuple(pair.source_prompt for pair in pairs),
+            cache=cache,
+        )
+        if not needs & {"sources", "references"}:
+            return made
+        unsteered = {
+            sample.key: images[steered(pair, 0.0, sample.seed).key]
+            for sample, pair in zip(samples, pairs, strict=True)
+        }
+        sources = stacked(unsteered, "images at alpha 0")
+        return replace(made, sources=sources, references=sources)
 
 
 def read_data(given: Any) -> Data:
@@ -82,10 +291,10 @@ def read_data(given: Any) -> Data:
     if kind is Pair:
         return _of_pairs(items)
     if kind is str:
-        return Data("prompts", _prompts(items))
+        return Prompts(_prompts(items))
     prompts = _prompts([prompt for prompt, _ in items])
     pictures = {prompt: _picture(image, prompt) for prompt, image in items}
-    return Data("prompt-image pairs", prompts, pictures)
+    return PromptImages(prompts, pictures)
 
 
 def _kind(item: Any) -> type | None:
@@ -107,7 +316,7 @@ def _of_path(path: Path, given: str) -> Data:
     if path.is_dir():
         entries = read_folder(path)
         if all(entry.text is None for entry in entries):
-            return Data("images alone", files=by_name(path))
+            return ImageFolder(by_name(path))
         silent = [entry.file for entry in entries if entry.text is None]
         if silent:
             raise TaskError(
@@ -115,7 +324,7 @@ def _of_path(path: Path, given: str) -> Data:
             )
         prompts = _prompts([entry.text or "" for entry in entries])
         files = [entry.file for entry in entries]
-        return Data("prompt-image pairs", prompts, dict(zip(prompts, files, strict=True)))
+        return PromptImages(prompts, dict(zip(prompts, files, strict=True)))
     if path.suffix.lower() == ".csv":
         return _of_pairs(load_pairs(path))
     raise TaskError(
@@ -129,7 +338,7 @@ def _of_pairs(pairs: Sequence[Pair]) -> Data:
         for text in astuple(pair):
             _refuse_broken(text, f"pair {pair.id!r}")
     _refuse_repeated((pair.id for pair in pairs), "a pair's id")
-    return Data("word pairs", pairs=tuple(pairs))
+    return WordPairs(tuple(pairs))
 
 
 def _prompts(texts: Sequence[str]) -> tuple[str, ...]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.clip import Features, Judge, JudgeSource
+from analogy.clip import Judge
 from analogy.evaluation.protocol import (
     FunctionMetric,
     Measurement,
@@ -21,55 +20,29 @@ from analogy.evaluation.protocol import (
     needs_of,
 )
 from analogy.evaluation.samples import NEEDS, Samples
-from analogy.images import Images
+from analogy.grid_metrics import (
+    METRICS,
+    PIXELS,
+    GridMetric,
+    Input,
+    Inputs,
+    Per,
+    name_in_results,
+)
 from analogy.margin import margin
 from analogy.metrics import (
     Inception,
     Lpips,
-    clip_score_of_features,
-    directional_similarity_of_features,
     frechet_distance,
     kernel_distance,
     lpips,
     mmd_distance,
-    psnr,
-    ssim,
 )
 from analogy.metrics.clip_score import warn_of_truncation
 from analogy.metrics.features import FeatureModel, model_name, score_name
 from analogy.metrics.frechet import warn_of_small_sample
 from analogy.metrics.kernel import CMMD_JUDGE
-
-ENTRY_POINTS = "analogy.metrics"
-"""The group in which other packages offer metrics by name."""
-
-
-class LazyJudge:
-    """A judge that is loaded at its first use; an encoder like :class:`analogy.clip.Judge`."""
-
-    def __init__(self, source: JudgeSource, device: str) -> None:
-        self.fingerprint = source.fingerprint
-        self._source, self._device = source, device
-
-    @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self._source, device=self._device)
-
-    def load(self) -> None:
-        """Load the judge now: one that cannot be is then said before there is any image."""
-        self._judge  # noqa: B018
-
-    def image_features(self, images: Images, *, batch_size: int) -> NDArray[np.float32]:
-        """As the judge's."""
-        return self._judge.image_features(images, batch_size=batch_size)
-
-    def text_features(self, prompts: Sequence[str]) -> Features:
-        """As the judge's."""
-        return self._judge.text_features(prompts)
-
-    def tokenize(self, *arguments: Any, **options: Any) -> Any:
-        """As the judge's."""
-        return self._judge.tokenize(*arguments, **options)
+from analogy.registry import ExtensionError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -90,32 +63,72 @@ class Tools:
 Factory = Callable[[Tools], Metric]
 
 
-def _clip_score(tools: Tools) -> Metric:
+@dataclass(frozen=True)
+class TaskMetric:
+    """A metric of the table that only a task can measure, and how it is made."""
+
+    build: Factory
+
+
+#: The fields of samples that an input of a grid's metric is computed from.
+_FIELDS = {
+    Input.IMAGES: ("images",),
+    Input.UNSTEERED: ("references",),
+    Input.FEATURES: ("images",),
+    Input.UNSTEERED_FEATURES: ("sources",),
+    Input.TARGET_TEXT: ("prompts",),
+    Input.SOURCE_TEXT: ("source_prompts",),
+    Input.REFERENCES: ("reference_set",),
+    Input.LPIPS: (),
+}
+
+
+def _of_grid(metric: GridMetric, tools: Tools) -> Metric:
+    """A grid's metric as one of samples. An image's unsteered image is what it is compared with:
+    its reference, of word pairs the one at alpha 0.
+    """
     judge = tools.judge
 
-    def compute(samples: Samples) -> NDArray[np.float64]:
-        prompts = samples.prompts or ()
-        warn_of_truncation(prompts, judge)
-        return clip_score_of_features(samples.features(judge), judge.text_features(prompts))
-
-    return _of_judge("clip_score", compute, judge, "images", "prompts")
-
-
-def _directional_similarity(tools: Tools) -> Metric:
-    judge = tools.judge
-
-    def compute(samples: Samples) -> NDArray[np.float64]:
+    def compute(samples: Samples) -> Any:
+        values: dict[Input, Any] = {}
         prompts, source_prompts = samples.prompts or (), samples.source_prompts or ()
-        warn_of_truncation([*prompts, *source_prompts], judge)
-        return directional_similarity_of_features(
-            samples.features(judge),
-            samples.features(judge, "sources"),
-            judge.text_features(prompts),
-            judge.text_features(source_prompts),
-        )
+        read = [
+            *(prompts if Input.TARGET_TEXT in metric.inputs else ()),
+            *(source_prompts if Input.SOURCE_TEXT in metric.inputs else ()),
+        ]
+        if read:
+            warn_of_truncation(read, judge)
+        for each in metric.inputs:
+            match each:
+                case Input.IMAGES:
+                    values[each] = samples.images
+                case Input.UNSTEERED:
+                    values[each] = samples.references
+                case Input.FEATURES:
+                    values[each] = samples.features(judge)
+                case Input.UNSTEERED_FEATURES:
+                    values[each] = samples.features(judge, "sources")
+                case Input.TARGET_TEXT:
+                    values[each] = judge.text_features(prompts)
+                case Input.SOURCE_TEXT:
+                    values[each] = judge.text_features(source_prompts)
+                case Input.REFERENCES:
+                    values[each] = samples.features(judge, "reference_set")
+                case Input.LPIPS:
+                    values[each] = Lpips("alex", device=tools.device)
+        return metric.compute(Inputs(values))
 
-    needs = ("images", "prompts", "sources", "source_prompts")
-    return _of_judge("directional_similarity", compute, judge, *needs)
+    needs = {"images"}.union(*(_FIELDS[each] for each in metric.inputs))
+    return FunctionMetric(
+        metric.name,
+        compute,
+        metric.higher_is_better,
+        metric.unit,
+        frozenset(needs),
+        judge=judge.fingerprint if metric.of_judge else None,
+        least=2 if metric.per is Per.SET else 1,
+        same_size=metric.inputs >= PIXELS,
+    )
 
 
 def _margin(tools: Tools) -> Metric:
@@ -134,14 +147,6 @@ def _of_judge(
     name: str, compute: Callable[[Samples], Any], judge: Judge, *needs: str
 ) -> FunctionMetric:
     return FunctionMetric(name, compute, True, needs=frozenset(needs), judge=judge.fingerprint)
-
-
-def _psnr(tools: Tools) -> Metric:
-    return FunctionMetric("psnr", _compared(psnr), True, "dB", _PAIRED, same_size=True)
-
-
-def _ssim(tools: Tools) -> Metric:
-    return FunctionMetric("ssim", _compared(ssim), True, "", _PAIRED, same_size=True)
 
 
 def lpips_metric(network: Lpips) -> FunctionMetric:
@@ -222,7 +227,7 @@ def _cost(
     *,
     higher_is_better: bool = False,
     needs: str = "model",
-) -> Factory:
+) -> TaskMetric:
     """A metric of the model itself: ``measure`` is given ``samples.model``."""
 
     def build(tools: Tools) -> Metric:
@@ -234,10 +239,10 @@ def _cost(
             frozenset({"model", needs}),
         )
 
-    return build
+    return TaskMetric(build)
 
 
-def _electric(name: str, units: str, field: str) -> Factory:
+def _electric(name: str, units: str, field: str) -> TaskMetric:
     def build(tools: Tools) -> Metric:
         country = tools.country
         if country is None:
@@ -253,38 +258,34 @@ def _electric(name: str, units: str, field: str) -> Factory:
             frozenset({"model"}),
         )
 
-    return build
+    return TaskMetric(build)
 
 
-BUILT_IN: dict[str, Factory] = {
-    "clip_score": _clip_score,
-    "directional_similarity": _directional_similarity,
-    "margin": _margin,
-    "psnr": _psnr,
-    "ssim": _ssim,
+MARGIN = TaskMetric(_margin)
+LPIPS_ALEX = TaskMetric(_lpips("alex"))
+LPIPS_VGG = TaskMetric(_lpips("vgg"))
+LPIPS_SQUEEZE = TaskMetric(_lpips("squeeze"))
+FID = TaskMetric(lambda tools: fid_metric(tools.features()))
+CMMD_UNBIASED = TaskMetric(_cmmd("unbiased"))
+LATENCY = _cost("latency", "s", lambda model: model.latency("latency_median_s"))
+LATENCY_P90 = _cost("latency_p90", "s", lambda model: model.latency("latency_p90_s"))
+LATENCY_P99 = _cost("latency_p99", "s", lambda model: model.latency("latency_p99_s"))
+THROUGHPUT = _cost(
+    "throughput", "images/s", lambda model: model.throughput(), higher_is_better=True
+)
+PEAK_MEMORY = _cost("peak_memory", "bytes", lambda model: model.peak_memory())
+MODEL_MEMORY = _cost("model_memory", "bytes", lambda model: model.model_memory())
+SIZE_ON_DISK = _cost("size_on_disk", "bytes", lambda model: model.size_on_disk(), needs="files")
+PARAMETERS = _cost("parameters", "", lambda model: model.parameters())
+MACS = _cost("macs", "per image", lambda model: model.macs())
+ENERGY = _electric("energy", "kWh/image", "energy_kwh_per_image")
+CARBON = _electric("carbon", "kg CO2e/image", "emissions_kg_per_image")
+
+#: Metrics of a grid that a task names after their network, which may be another than the grid's.
+_NAMED_AFTER_NETWORK: dict[str, Factory] = {
     "lpips": _lpips("alex"),
-    "lpips_alex": _lpips("alex"),
-    "lpips_vgg": _lpips("vgg"),
-    "lpips_squeeze": _lpips("squeeze"),
-    "fid": lambda tools: fid_metric(tools.features()),
     "kid": lambda tools: kid_metric(tools.features()),
     "cmmd": _cmmd("biased"),
-    "cmmd_unbiased": _cmmd("unbiased"),
-    "latency": _cost("latency", "s", lambda model: model.latency("latency_median_s")),
-    "latency_p90": _cost("latency_p90", "s", lambda model: model.latency("latency_p90_s")),
-    "latency_p99": _cost("latency_p99", "s", lambda model: model.latency("latency_p99_s")),
-    "throughput": _cost(
-        "throughput", "images/s", lambda model: model.throughput(), higher_is_better=True
-    ),
-    "peak_memory": _cost("peak_memory", "bytes", lambda model: model.peak_memory()),
-    "model_memory": _cost("model_memory", "bytes", lambda model: model.model_memory()),
-    "size_on_disk": _cost(
-        "size_on_disk", "bytes", lambda model: model.size_on_disk(), needs="files"
-    ),
-    "parameters": _cost("parameters", "", lambda model: model.parameters()),
-    "macs": _cost("macs", "per image", lambda model: model.macs()),
-    "energy": _electric("energy", "kWh/image", "energy_kwh_per_image"),
-    "carbon": _electric("carbon", "kg CO2e/image", "emissions_kg_per_image"),
 }
 
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -303,7 +304,10 @@ def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric,
     """Metrics by name, or as they are; a name taken twice is a :class:`TaskError`."""
     found: dict[str, Metric] = {}
     for each in names_or_metrics:
-        one = _by_name(each, tools) if isinstance(each, str) else _checked(each)
+        if isinstance(each, GridMetric):
+            one = _of_grid(each, tools)
+        else:
+            one = _by_name(each, tools) if isinstance(each, str) else _checked(each)
         if one.name in found:
             raise TaskError(
                 f"metric {one.name!r} is there twice: expected each name once; take one of them "
@@ -317,33 +321,42 @@ def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric,
 
 def _by_name(name: str, tools: Tools) -> Metric:
     offered = [point for point in _offered() if point.name == name]
-    if len(offered) + (name in BUILT_IN) > 1:
+    is_builtin = METRICS.is_builtin(name)
+    if len(offered) + is_builtin > 1:
         packages = ", ".join(point.dist.name if point.dist else point.value for point in offered)
-        also = "the suite and " if name in BUILT_IN else ""
+        also = "the suite and " if is_builtin else ""
         raise TaskError(
             f"metric {name!r} is taken twice, by {also}{packages}: expected one of that name in "
-            f"the entry points {ENTRY_POINTS}; uninstall one, or give the task the object itself"
+            f"the entry points {METRICS.group}; uninstall one, or give the task the object itself"
         )
-    if name in BUILT_IN:
-        return BUILT_IN[name](tools)
-    if offered:
-        loaded = offered[0].load()
-        return _checked(loaded() if isinstance(loaded, type) else loaded, name)
-    names = [*BUILT_IN, *(point.name for point in _offered())]
-    raise TaskError(f"unknown metric {name!r}{near(name, names)}; choose from {_all_names()}")
+    if name in _NAMED_AFTER_NETWORK:
+        return _NAMED_AFTER_NETWORK[name](tools)
+    try:
+        found = METRICS.get(name)
+    except UnknownNameError:
+        raise TaskError(
+            f"unknown metric {name!r}{near(name, METRICS.names())}; choose from {_all_names()}"
+        ) from None
+    except ExtensionError as error:
+        raise TaskError(str(error)) from error
+    if isinstance(found, TaskMetric):
+        return found.build(tools)
+    if isinstance(found, GridMetric):
+        return _of_grid(found, tools)
+    return _checked(found() if isinstance(found, type) else found, name_in_results(name))
 
 
 def _offered() -> tuple[importlib.metadata.EntryPoint, ...]:
-    return tuple(importlib.metadata.entry_points(group=ENTRY_POINTS))
+    return tuple(importlib.metadata.entry_points(group=METRICS.group))
 
 
 def _all_names() -> str:
-    return ", ".join([*BUILT_IN, *(point.name for point in _offered())])
+    return ", ".join(METRICS.names())
 
 
 def _checked(given: Any, entry_point: str | None = None) -> Metric:
     """A user's metric, or a :class:`TaskError` that says what of one it lacks."""
-    what = f"metric {given!r}" if entry_point is None else f"entry point {entry_point!r}"
+    what = f"metric {given!r}" if entry_point is None else f"metric {entry_point!r}"
     if isinstance(given, type) or not callable(getattr(given, "compute", None)):
         hint = ""
         if isinstance(given, type):

@@ -19,8 +19,9 @@ from analogy.evaluation.data import (
     by_name,
     read_data,
     read_picture,
+    steered,
 )
-from analogy.evaluation.metrics import PRESETS, LazyJudge, Tools, find_metrics
+from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
 from analogy.evaluation.protocol import Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
 from analogy.images import Images
@@ -161,38 +162,21 @@ class Task:
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
         """The images that are measured, one for each prompt (pair, alpha) and seed."""
-        seeds = self.config.seeds
-        if self.data.pairs:
-            return tuple(
-                _steered(pair, alpha, seed)
-                for pair in self.data.pairs
-                for alpha in self.config.alphas
-                for seed in seeds
-            )
-        return tuple(
-            Sample(f"{prompt} #{seed}", prompt, prompt, seed)
-            for prompt in self.data.prompts
-            for seed in seeds
-        )
+        return self.data.samples(self.config.seeds, self.config.alphas)
 
     @cached_property
     def sources(self) -> dict[str, Sample]:
         """Of word pairs each sample's image at alpha 0, by the sample's key."""
         return {
-            sample.key: _steered(sample.pair, 0.0, sample.seed)
+            sample.key: steered(sample.pair, 0.0, sample.seed)
             for sample in self.samples
             if sample.pair is not None
         }
 
     @cached_property
-    def reference_by_prompt(self) -> dict[str, Images]:
-        """The image that came with each prompt."""
-        return {prompt: read_picture(image) for prompt, image in self.data.pictures.items()}
-
-    @cached_property
-    def reference_by_name(self) -> dict[str, Images]:
-        """The images of a data folder without prompts, by name."""
-        return {name: read_picture(path) for name, path in self.data.files.items()}
+    def reference_images(self) -> dict[str, Images]:
+        """The images that came with the data, by prompt or by name."""
+        return {name: read_picture(image) for name, image in self.data.pictures.items()}
 
     @cached_property
     def reference_set(self) -> Images | None:
@@ -202,25 +186,25 @@ class Task:
             return stacked({name: read_picture(path) for name, path in files.items()}, "references")
         if self._references is not None:
             return self._references
-        images = self.reference_by_name or self.reference_by_prompt
+        images = self.reference_images
         return stacked(images, "references") if images else None
 
     def offers(self, mode: str, subjects: Iterable[Any]) -> dict[str, bool]:
         """What samples there are to be had, by the names of ``NEEDS``."""
         data, is_pairwise = self.data, mode == "pairwise"
         subjects = list(subjects)
+        offered = {need: need in data.provides() for need in NEEDS}
+        if data.files and any(not set(s.names) <= set(data.files) for s in subjects):
+            offered["references"] = False
+        if self._references is not None:
+            offered["reference_set"] = True
+        if is_pairwise:
+            offered |= {"references": True, "reference_set": True}
+        has_samples = bool(self.samples)
         return {
-            "images": bool(self.samples) or all(subject.names for subject in subjects),
-            "prompts": bool(data.prompts or data.pairs),
-            "references": is_pairwise
-            or bool(data.pairs or data.pictures)
-            or (bool(data.files) and all(set(s.names) <= set(data.files) for s in subjects)),
-            "reference_set": is_pairwise
-            or self._references is not None
-            or bool(data.pictures or data.files),
-            "sources": bool(data.pairs),
-            "source_prompts": bool(data.pairs),
-            "model": bool(data.prompts or data.pairs) and all(s.generates for s in subjects),
+            **offered,
+            "images": has_samples or all(subject.names for subject in subjects),
+            "model": has_samples and all(subject.generates for subject in subjects),
             "files": all(subject.has_files for subject in subjects),
         }
 
@@ -314,11 +298,6 @@ def _asked(what: Any) -> Iterable[Any]:
     return what
 
 
-def _steered(pair: Any, alpha: float, seed: int) -> Sample:
-    prompt = pair.target_prompt if alpha else pair.source_prompt
-    return Sample(f"{pair.id} alpha {alpha:.12g} #{seed}", pair.id, prompt, seed, pair, alpha)
-
-
 def _references(given: Any) -> Path | Images | None:
     if given is None:
         return None
@@ -334,13 +313,13 @@ def _references(given: Any) -> Path | Images | None:
     return images
 
 
-def _judge(given: Any, device: str, *, offline: bool) -> Any:
-    """A judge that is loaded when it is needed; one that is loaded as it is."""
+def _judge(given: Any, device: str, *, offline: bool) -> Judge:
+    """A judge as it is, or one of this name, which is loaded when it is needed."""
     if isinstance(given, Judge):
         return given
     if isinstance(given, JudgeSource):
-        return LazyJudge(given, device)
+        return Judge(given, device=device)
     name, tag = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not isinstance(name, str):
         raise TaskError(f"judge: expected a name, (name, weights' tag) or a Judge, got {given!r}")
-    return LazyJudge(find_judge(name, tag, offline=offline), device)
+    return Judge(find_judge(name, tag, offline=offline), device=device)

@@ -15,10 +15,9 @@ from analogy.metrics.features import SetScore, SmallSampleWarning, set_features
 from analogy.metrics.frechet import fid, frechet_distance
 from analogy.metrics.inception import Inception
 from analogy.metrics.kernel import cmmd, kernel_distance, kid, mmd_distance
-from analogy.metrics.perceptual import SMALLEST_SIDE, Lpips, lpips, psnr, ssim
+from analogy.metrics.perceptual import Lpips, lpips, psnr, ssim
 
 __all__ = [
-    "SMALLEST_SIDE",
     "Inception",
     "Lpips",
     "SetScore",

@@ -29,8 +29,6 @@ Network = Literal["alex", "vgg", "squeeze"]
 
 _BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 _SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides below leave a layer nothing to pool
-SMALLEST_SIDE = {"ssim": len(SSIM_WINDOW), "lpips": _SMALLEST["alex"]}
-"""Pixels a side below which the metrics of a grid by these names have no value."""
 
 
 def psnr(

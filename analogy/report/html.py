@@ -21,9 +21,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from analogy import recorded, records
+from analogy import recorded
 from analogy.baseline import Comparison, Outcome
 from analogy.files import check_output, write_output
+from analogy.grid_metrics import shown_metrics
 from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
 from analogy.records import IMPORTED, Verdict, is_imported
@@ -50,18 +51,6 @@ ANSWERS = {
     Verdict.TOO_FEW: "Not decided: 5 pairs or fewer decide nothing.",
     Verdict.INCOMPLETE: "Not finished: images are missing, so nothing is said of the whole.",
     Verdict.BLIND: "Nothing can be said: the judge does not see the true change.",
-}
-
-METRICS = {
-    "clip_score": "CLIPScore to the target prompt", "directional_similarity":
-    "directional similarity", "psnr": "PSNR to alpha 0 (dB)", "ssim": "SSIM to alpha 0",
-    "lpips": "LPIPS to alpha 0",
-}  # fmt: skip
-
-#: What the trade-off is drawn against.
-PRESERVATION = {
-    "ssim": "SSIM to the image at alpha 0 (1: unchanged)",
-    "lpips": "LPIPS to the image at alpha 0 (0: unchanged)",
 }
 
 _MINUS = "\N{MINUS SIGN}"
@@ -553,7 +542,7 @@ def trade_off_series(
 ) -> dict[str, list[tuple[float, float, float]]]:
     """What `plots.trade_off` draws: of each category (preservation, gain, alpha), where measured.
 
-    ``metric``: a key of `PRESERVATION`.
+    ``metric``: the name of a metric of quality.
     """
     gains = {(row["category"], float(row["alpha"])): number(_part(row, "gain").get("mean"))
              for row in results["cells"]}  # fmt: skip
@@ -567,10 +556,16 @@ def trade_off_series(
     return series
 
 
+def preservation(results: Mapping[str, Any]) -> dict[str, str]:
+    """What the trade-off is drawn against: names of metrics, and the labels of their axes."""
+    shown = shown_metrics(results.get("quality"))
+    return {metric.name: metric.axis for metric in shown if metric.unchanged is not None}
+
+
 def _trade_offs(results: Mapping[str, Any]) -> list[Plot]:
     """Gain against what is left of the image at alpha 0, by SSIM and by LPIPS where measured."""
     made = []
-    for metric, label in PRESERVATION.items():
+    for metric, label in preservation(results).items():
         series = trade_off_series(results, metric)
         if series:
             said = "; ".join(
@@ -655,7 +650,8 @@ def tables(
     ]  # fmt: skip
     measured = _part(results, "quality")
     quality = _rows(measured.get("cells"), "category", "alpha")
-    names = [name for name in records.PER_IMAGE if any(row.get(name) for row in quality)]
+    shown = [metric for metric in shown_metrics(measured)
+             if any(row.get(metric.name) for row in quality)]  # fmt: skip
     gain = ["gain", "gain low", "gain high"]
     made = [
         Table("cells", "Cells", ["category", "alpha", "pairs", *figures, "Holm's p", *gain,
@@ -665,9 +661,9 @@ def tables(
         Table("targets", "Target prompts' own images", ["category", "pairs", *figures,
               "of ceiling"], targets),
         Table("quality", "Quality",
-              ["category", "alpha", *(METRICS.get(name, name) for name in names)],
+              ["category", "alpha", *(metric.long_title for metric in shown)],
               [[_plain(row["category"]), _alpha(row),
-                *(_value(_part(row, name).get("mean"), _figure) for name in names)]
+                *(_value(_part(row, metric.name).get("mean"), _figure) for metric in shown)]
                for row in quality]),
         Table("distance", "Distance from reference images", ["alpha", "metric", "value", "images"],
               [[_alpha(row), _plain(score.get("name", name)),

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analogy import records
 from analogy.analysis import Analysis, CellFigures, Pool
+from analogy.grid_metrics import Absent, Input, Per
 from analogy.records import Cell, Estimate, Verdict
 from analogy.stats import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
@@ -274,44 +274,63 @@ def _marked(difference: Difference) -> str:
 def quality_table(quality: Quality) -> Iterator[str]:
     """What was measured beside the margin: of single images by cell, of all images by alpha."""
     measured = {name for of in quality.cells.values() for name in of}
-    names = [name for name in records.PER_IMAGE if name in measured]
+    shown = [metric for metric in quality.metrics if metric.name in measured]
+    names = [metric.name for metric in shown]
     if names:
         width = _width(cell.category for cell in quality.cells)
         yield f"{'quality':<{width}} {'alpha':>5} {'n':>4}" + "".join(
-            f"  {_COLUMNS.get(name, name):>21}" for name in names
+            f"  {printable(metric.column):>21}" for metric in shown
         )
         for cell, found in quality.cells.items():
             n = max(of.n for of in found.values())
             yield f"{_name(cell.category, width)} {cell.alpha:>5g} {n:>4}" + "".join(
                 f"  {_mean_and_interval(found[name]):>21}" for name in names
             )
-        yield "CLIPScore: to the target prompt. direction: did the image move as the prompt did?"
-        kept = [_COLUMNS.get(name, name) for name in names if name not in _ALIGNED]
-        yield f"{', '.join(kept)}: what is left of the image at alpha 0."
-        if isinstance(quality.lpips, str):
-            why = f"LPIPS is not measured: {quality.lpips}"
-            yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
+        explained = [_EXPLAINED[name] for name in names if name in _EXPLAINED]
+        if explained:
+            yield " ".join(explained)
+        kept = [metric.column for metric in shown if metric.name in _KEPT]
+        if kept:
+            yield f"{', '.join(kept)}: what is left of the image at alpha 0."
+        yield from _absent_lines(quality, Input.FEATURES)
+        yield from _absent_lines(quality, Input.LPIPS)
     if quality.alphas:
-        names = [score.name for score in next(iter(quality.alphas.values())).values()]
+        heads = [score.name for score in next(iter(quality.alphas.values())).values()]
         yield ""
-        yield f"{'all images':<10} {'alpha':>5} {'n':>4}" + "".join(f"  {n:>21}" for n in names)
+        yield f"{'all images':<10} {'alpha':>5} {'n':>4}" + "".join(f"  {n:>21}" for n in heads)
         for alpha, scores in quality.alphas.items():
             n = max(score.n for score in scores.values())
             yield f"{'':<10} {alpha:>5g} {n:>4}" + "".join(
                 f"  {score.value:>21.4g}" for score in scores.values()
             )
-    elif names and isinstance(quality.references, str):
-        why = f"CMMD and KID are not measured: {quality.references}"
-        yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
-    if quality.alphas and not isinstance(quality.references, str):
+    elif names:
+        yield from _absent_lines(quality, Input.REFERENCES)
+    if quality.alphas and not isinstance(quality.references, Absent):
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
 
-_ALIGNED = ("clip_score", "directional_similarity")
-_COLUMNS = {
-    "clip_score": "CLIPScore", "directional_similarity": "direction", "psnr": "PSNR (dB)",
-    "ssim": "SSIM", "lpips": "LPIPS",
-}  # fmt: skip
+#: What some columns mean, and those that compare an image with the one at alpha 0.
+_EXPLAINED = {
+    "clip_score": "CLIPScore: to the target prompt.",
+    "directional_similarity": "direction: did the image move as the prompt did?",
+}
+_KEPT = ("psnr", "ssim", "lpips")
+
+
+def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
+    """The metrics that are not measured because a run lacks this input, and why."""
+    of = {
+        Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,
+        Input.FEATURES: quality.features,
+    }[needed]  # fmt: skip
+    labels = [
+        printable(metric.label) for metric in quality.metrics
+        if needed in metric.inputs and (metric.per is Per.SET) == (needed is Input.REFERENCES)
+    ]  # fmt: skip
+    if labels and isinstance(of, Absent):
+        names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
+        why = f"{names} {'are' if len(labels) > 1 else 'is'} not measured: {of.reason}"
+        yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
 
 
 def _mean_and_interval(figures: Mean) -> str:

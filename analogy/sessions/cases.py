@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.grid_metrics import Per
+from analogy.records import Cell
 from analogy.sessions import findings
 from analogy.sessions.findings import Finding
 from analogy.sessions.session import Session
@@ -57,9 +58,8 @@ def quality(session: Session, cell: Cell) -> Case:
     """The metrics of single images keep the user's limits in this cell."""
 
     def decide() -> Finding:
-        session.study.quality.lpips = session.lpips
-        found = session.study.quality.cell(cell)
-        return findings.of_quality(session, str(cell), found, PER_IMAGE)
+        found = session.study.quality.cell(cell, lpips=session.lpips)
+        return findings.of_quality(session, str(cell), found, Per.IMAGE)
 
     return Case(session.study.cell_jobs(*cell), decide)
 
@@ -68,10 +68,8 @@ def distribution(session: Session, alpha: float) -> Case:
     """The distances of all images at this alpha from the references keep the user's limits."""
 
     def decide() -> Finding:
-        study = session.study
-        study.quality.references = session.references
-        found = study.quality.alpha(alpha)
-        return findings.of_quality(session, f"alpha {alpha:g}", found, PER_SET)
+        found = session.study.quality.alpha(alpha, references=session.references)
+        return findings.of_quality(session, f"alpha {alpha:g}", found, Per.SET)
 
     return Case(session.study.jobs(alpha=alpha), decide)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from analogy import baseline as baselines
 from analogy import recorded
+from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
 from analogy.quality import Mean
 from analogy.records import Cell, Estimate, Verdict
@@ -82,12 +83,13 @@ def of_quality(
     session: Session,
     what: str,
     found: Mapping[str, Mean | SetScore],
-    metrics: Collection[str] | None = None,
+    per: Per,
 ) -> Finding:
     """Whether the quality metrics of a cell, or of an alpha, keep the user's limits.
 
-    ``metrics``: all that should have been measured; a limit on one that was not is broken.
+    ``per``: which metrics should have been measured; a limit on one that was not is broken.
     """
+    metrics = session.study.quality.names(per)
     values = {name: _interval(figures) for name, figures in found.items() if figures.n}
     values = {name: value for name, value in values.items() if not math.isnan(value[0])}
     broken = []
@@ -97,7 +99,7 @@ def of_quality(
             value, low, high = values[limit.metric]
             if limit.is_broken(low, high):
                 broken.append(f"{limit.metric} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}")
-        elif limit.metric in (metrics or ()):
+        elif limit.metric in metrics:
             broken.append(f"{limit.metric} was not measured, limit {limit}")
     facts: dict[str, Any] = {}
     for name, (value, low, high) in values.items():
@@ -107,15 +109,16 @@ def of_quality(
     if broken:
         return Finding(CaseOutcome.FAILED, f"{what}: {'; '.join(broken)}", facts)
     if not values or len(values) < len(found):
-        return Finding(CaseOutcome.SKIPPED, f"{what}: {_why_missing(session, found)}", facts)
+        why = _why_missing(session, found) if metrics else f"no metric per {per} is measured"
+        return Finding(CaseOutcome.SKIPPED, f"{what}: {why}", facts)
     return Finding(CaseOutcome.PASSED, what, facts)
 
 
 def _why_missing(session: Session, found: Mapping[str, Mean | SetScore]) -> str:
     """Why a cell or an alpha was not measured."""
     references = session.study.quality.references
-    if not found and isinstance(references, str):
-        return f"nothing to compare with: {references}"
+    if not found and isinstance(references, Absent):
+        return f"nothing to compare with: {references.reason}"
     return "images are missing"
 
 

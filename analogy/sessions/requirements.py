@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analogy.files import PlaceError, check_output, is_device
+from analogy.grid_metrics import Input, chosen_metrics
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
-from analogy.records import PER_SET, Limit, Pair
+from analogy.records import Limit, Pair
 from analogy.request import OptionError, RunRequest
 
 if TYPE_CHECKING:
@@ -80,28 +81,31 @@ def check_run_folder(study: Study) -> None:
 
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
-    from analogy.metrics import SMALLEST_SIDE, Lpips
+    from analogy.metrics import Lpips
     from analogy.models import ModelError
     from analogy.stats import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
+    limited = [metric for metric in study.quality.metrics if metric.name in limits]
     size = study.config.size
-    for name, least in SMALLEST_SIDE.items():
-        if name in limits and size < least:
+    for metric in limited:
+        least = metric.smallest_side
+        if size < least:
             raise OptionError(
-                place=f"--limits {limits[name]}",
-                expected=f"images of {least} pixels a side or more, which {name} needs",
+                place=f"--limits {limits[metric.name]}",
+                expected=f"images of {least} pixels a side or more, which {metric.name} needs",
                 got=str(size),
             )
-    if "lpips" in limits:
-        try:
-            Lpips("alex", weights=request.lpips_weights)
-        except ModelError as error:
-            raise OptionError(
-                f"--limits {limits['lpips']}: expected LPIPS's network, name its weights with "
-                f"--lpips-weights FILE: {error}"
-            ) from None
-    of_sets = [limit for name, limit in limits.items() if name in PER_SET]
+    for metric in limited:
+        if Input.LPIPS in metric.inputs:
+            try:
+                Lpips("alex", weights=request.lpips_weights)
+            except ModelError as error:
+                raise OptionError(
+                    f"--limits {limits[metric.name]}: expected LPIPS's network, name its weights "
+                    f"with --lpips-weights FILE: {error}"
+                ) from None
+    of_sets = [limits[metric.name] for metric in limited if Input.REFERENCES in metric.inputs]
     if of_sets:
         missing = no_references(study, request)
         if missing is None and len(study.judged) * len(study.config.seeds) < 2:
@@ -117,12 +121,18 @@ def check_gates(study: Study, request: RunRequest) -> None:
         )
 
 
-def bars(request: RunRequest) -> Iterator[tuple[str, str]]:
-    """Each bar that the user has set, in the words of its option, and what has to be measured."""
-    for limit in request.limits:
-        yield f"--limits {limit}", limit.metric
+def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
+    """Each bar that the user has set, in the words of its option, and what the cases measure that
+    can be held to it: the metric by its name, or all metrics of its kind.
+
+    Raises ``OptionError`` for a metric that cannot be imported.
+    """
+    if request.limits:
+        per = {metric.name: metric.per for metric in chosen_metrics(request.metrics)}
+        for limit in request.limits:
+            yield f"--limits {limit}", frozenset({limit.metric, per[limit.metric]})
     if request.gates:
-        yield f"--baseline {request.baseline}", BASELINE
+        yield f"--baseline {request.baseline}", frozenset({BASELINE})
 
 
 def no_references(study: Study, request: RunRequest) -> str | None:

@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from analogy import baseline as baselines
 from analogy import recorded
+from analogy.grid_metrics import Absent
 from analogy.images import ImageError
+from analogy.judges import FeatureEncoder
 from analogy.metrics import Lpips
 from analogy.models import ModelError
-from analogy.quality import References
+from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import OptionError, RunRequest
 from analogy.sessions import requirements
@@ -70,8 +72,8 @@ class Session:
         self.kept: Kept | None = None
         self.stays: str | None = None
         self._bar: tqdm[Any] | None = None
-        self._lpips: Lpips | str | None = None
-        self._references: References | str | None = None
+        self._lpips: Lpips | Absent | None = None
+        self._references: References | Absent | None = None
 
     @classmethod
     def open(
@@ -115,13 +117,13 @@ class Session:
             self._lpips = self._load_lpips()
 
     @property
-    def lpips(self) -> Lpips | str:
+    def lpips(self) -> Lpips | Absent:
         """LPIPS's network, loaded once, or the reason why there is none."""
         if self._lpips is None:
             self._lpips = self._load_lpips()
         return self._lpips
 
-    def _load_lpips(self) -> Lpips | str:
+    def _load_lpips(self) -> Lpips | Absent:
         """Weights that were named must be good; the default ones may be missing."""
         weights = self.request.lpips_weights
         try:
@@ -129,10 +131,10 @@ class Session:
         except ModelError as error:
             if weights is not None:
                 raise
-            return str(error)
+            return Absent(str(error))
 
     @property
-    def references(self) -> References | str:
+    def references(self) -> References | Absent:
         """The images that the grid's should be distributed like, loaded once, or the reason why
         there are none.
         """
@@ -140,21 +142,24 @@ class Session:
             self._references = self._load_references()
         return self._references
 
-    def _load_references(self) -> References | str:
+    def _load_references(self) -> References | Absent:
         folder, study = self.request.reference, self.study
         missing = requirements.no_references(study, self.request)
         if missing is not None:
-            return missing
+            return Absent(missing)
+        judge = study.execution.judge
+        if not isinstance(judge, FeatureEncoder):
+            return no_features(study.judge.fingerprint)
         if folder is not None:
             try:
-                return References.of_folder(Path(folder), study.execution.judge)
+                return References.of_folder(Path(folder), judge)
             except ImageError as error:
                 raise OptionError(f"--reference: {error}") from None
         from analogy.world.drawings import drawings
 
         drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
         targets = np.stack([target for twins in drawn for _, target in twins])
-        features = study.execution.judge.image_features(targets)
+        features = judge.image_features(targets)
         return References("drawings of the pairs' targets", features)
 
     def report(self, count: int) -> None:
