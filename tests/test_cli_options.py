@@ -28,7 +28,7 @@ OTHERS = {
     "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5", "method": "lerp",
     "steps": "3", "guidance": "2.5", "size": "512", "dtype": "float16", "limit": "7",
     "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
-    "lpips_weights": "w", "limits": "ssim>=0.4", "baseline": "b.json", "tolerance": "0.1",
+    "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json", "tolerance": "0.1",
     "results": "o.json", "report": "o.html",
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_each_means_what_it_means_to_pytest_as_an_option_and_in_the_environment(
 
 
 def test_the_command_line_goes_before_the_environment(values):
-    assert values("--limit=3", env={"ANALOGY_RUN_LIMIT": "2"})["limit"] == 3
+    assert values("--limit=3", env={"ANALOGY_RUN_LIMIT": "2"}).limit == 3
 
 
 def test_steer_takes_those_that_matter_with_one_seed():
@@ -106,7 +106,7 @@ def test_steer_takes_those_that_matter_with_one_seed():
 def test_the_help_shows_brackets_and_what_the_table_says():
     shown = " ".join(verb("run", "--help").stdout.replace("│", " ").split())
     assert "[default: embedded; with --gpu segmind/SSD-1B]" in shown
-    assert "[default: 0.5,0.8,1.0]" in shown
+    assert "[default: 0.5,0.8,1.0, or the method's own]" in shown
     assert "\\[" not in shown
 
 
