@@ -28,8 +28,8 @@ OTHERS = {
     "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5", "method": "lerp",
     "steps": "3", "guidance": "2.5", "size": "512", "dtype": "float16", "limit": "7",
     "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
-    "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json", "tolerance": "0.1",
-    "results": "o.json", "report": "o.html",
+    "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json",
+    "tolerance": "0.1", "results": "o.json", "report": "o.html",
 }  # fmt: skip
 
 
