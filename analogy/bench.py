@@ -646,7 +646,7 @@ def _heading(bench: Bench) -> Iterator[str]:
     from analogy.recorded import of_header
 
     study, run = bench.study, bench.study.config
-    yield f"model     {study.model.fingerprint}"
+    yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
     yield (
         f"steering  {run.method}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "

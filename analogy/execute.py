@@ -19,10 +19,11 @@ from typing import Protocol, TypeVar
 import torch
 
 from analogy.clip import Judge, JudgeSource
+from analogy.grid import Job, W
 from analogy.memory import memory_said
 from analogy.models import ModelSource
 from analogy.records import Pair, RunConfig
-from analogy.store import Job, RunFolder, W
+from analogy.store import RunFolder
 from analogy.work import Drawn, Ready, Seen, Worker
 
 #: Images that are read and scored at a time, and their pixels: 200 MB of them.
@@ -112,7 +113,7 @@ class Execution:
         self,
         config: RunConfig,
         pairs: Sequence[Pair],
-        model: ModelSource,
+        model: ModelSource | None,
         judge: JudgeSource,
         folder: RunFolder,
     ) -> None:

@@ -32,12 +32,12 @@ from analogy.bench import (
 )
 from analogy.options import OPTIONS, OptionError, parse_options
 from analogy.pairs import PairsWarning, categories
-from analogy.records import Cell
+from analogy.records import UNSTEERED, Cell
 from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
-    from analogy.store import Job
+    from analogy.grid import Job
 
 _XDIST = (
     "pytest-xdist is not supported: cases that time each other's work measure nothing. Run without "
@@ -267,7 +267,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "category" in names:
         metafunc.parametrize("category", chosen)
     if "strength" in names:
-        metafunc.parametrize("strength", (0.0, *values["alphas"]), ids="alpha-{:g}".format)
+        metafunc.parametrize("strength", (UNSTEERED, *values["alphas"]), ids="alpha-{:g}".format)
     if "cell" in names:
         cells = [Cell(category, alpha) for category in chosen for alpha in values["alphas"]]
         metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from analogy import records
 from analogy.clip import Judge
+from analogy.grid import Job
 from analogy.images import Images, image_files, read_image
 from analogy.metrics import (
     SMALLEST_SIDE,
@@ -36,7 +37,7 @@ from analogy.metrics import (
 from analogy.metrics.features import score_name
 from analogy.records import Cell, Figures, RunConfig
 from analogy.stats import bootstrap_ci
-from analogy.store import Job, RunFolder
+from analogy.store import RunFolder
 
 #: What is left of an image: by a metric's name, its values of images and their controls, uint8
 #: (n, height, width, 3), one for each image. LPIPS, which needs a network, is beside them.
@@ -102,7 +103,7 @@ class Quality:
         self._folder = folder
         self._judge = judge
         self._fingerprint = fingerprint
-        self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.alpha == 0.0}
+        self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.is_unsteered}
         self.lpips: Lpips | str = "not asked for"
         self.references: References | str = "not asked for"
         self.cells: dict[Cell, dict[str, Mean]] = {}

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from analogy.grid import Job, looks_at_others
 from analogy.models import ModelError
 from analogy.records import Pair
-from analogy.steering import OTHERS_MATTER, Conditioning
-from analogy.store import Job
+from analogy.steering import Conditioning
 from analogy.work import steered, texts
 
 #: Prompts to the token ids that a model gets, one row each; equal rows are one text to it.
@@ -109,7 +109,7 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     for pair in pairs:
         if pair.category not in suspects:
             continue
-        if method not in OTHERS_MATTER and not _has_equal(pair, ids, method):
+        if not looks_at_others(method) and not _has_equal(pair, ids, method):
             continue
         made = steered(Job(pair, 0.5, 0, method, ""), pairs, encoded)
         before = encoded[pair.source_prompt]

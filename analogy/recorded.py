@@ -24,6 +24,7 @@ from analogy.records import (
     MAX_GUIDANCE,
     MAX_SEED,
     MAX_TEXT,
+    UNSTEERED,
     Cell,
     Compared,
     Verdict,
@@ -537,7 +538,7 @@ def _rate(value: Any, place: str) -> float:
 
 def _alpha(value: Any, place: str) -> float:
     alpha = _number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
-    if alpha == 0:
+    if alpha == UNSTEERED:
         raise _PlaceError(
             f"{place}: expected a strength other than the control's, got {shown(value)}"
         )

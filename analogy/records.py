@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 from analogy.text import is_printable
 
+UNSTEERED = 0.0
+"""The alpha of the source prompt's own image, which no method has steered."""
+
 ALPHA_LIMIT = 5.0
 """Largest |alpha| accepted: far outside anything that still gives an image."""
 
@@ -324,8 +327,8 @@ class RunConfig:
 
     @property
     def grid_alphas(self) -> tuple[float, ...]:
-        """Every alpha that is generated, the control among them, in ascending order."""
-        return tuple(sorted({0.0, *self.alphas}))
+        """Every alpha that is generated, the unsteered image's among them, in ascending order."""
+        return tuple(sorted({UNSTEERED, *self.alphas}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; tuples become lists.
@@ -419,7 +422,7 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
 
 def _check_alpha(name: str, value: Any) -> None:
     _check_number(name, value, -ALPHA_LIMIT, ALPHA_LIMIT)
-    if value == 0:
+    if value == UNSTEERED:
         raise ValueError(
             f"{name}: expected strengths other than 0, got {value!r}; "
             "alpha 0 is the control and always in the grid, so leave it out"

@@ -20,11 +20,11 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -39,20 +39,16 @@ from analogy.files import (
     flush_folder,
     write_atomically,
 )
+from analogy.grid import Command, Job, Subject, TrueMargins, W, Wanted, canonical, digest
 from analogy.images import ImageError, Images, from_png, to_png
 from analogy.lock import LockedError, WriterLock
-from analogy.records import MARGIN_LIMIT, MAX_SIZE, Pair, RunConfig, shown
-from analogy.steering import OTHERS_MATTER
+from analogy.records import MARGIN_LIMIT, MAX_SIZE, RunConfig, shown
 from analogy.text import analogy_command
-from analogy.words import folded
 
 SCHEMA_VERSION = 2
 
 #: What stands before the reason of an image that was there once and is to be made again.
 LOST = "lost: "
-
-#: The method that gives the target prompt's own conditioning at alpha 1.
-TARGET_METHOD = "lerp"
 
 #: A larger file is no image of this suite.
 MAX_IMAGE_BYTES = 4 * MAX_SIZE**2
@@ -98,159 +94,9 @@ _LOOKED_UP = 500
 # of a million images take 46 MB.
 _CACHE_KB = 64_000
 
-_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
-
 
 class StoreError(RuntimeError):
     """A run folder cannot be used; the message says why and what to do."""
-
-
-class Wanted(Protocol):
-    """An image that a run folder has or is to have.
-
-    Its ``key`` is a digest of all that produces it; ``what`` says what it is, for those who read
-    the index.
-    """
-
-    @property
-    def key(self) -> str:
-        """32 hex digits."""
-        ...
-
-    @property
-    def what(self) -> Mapping[str, Any]:
-        """Names and plain values."""
-        ...
-
-
-W = TypeVar("W", bound=Wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One image of the grid, the method that steers it, and its key in the run folder."""
-
-    pair: Pair
-    alpha: float
-    seed: int
-    method: str
-    key: str
-
-    @property
-    def what(self) -> dict[str, Any]:
-        """The image in the words of a run."""
-        method = {} if self.alpha == 0.0 else {"method": self.method}
-        pair = {"pair_id": self.pair.id, "category": self.pair.category}
-        return {**pair, "alpha": self.alpha, "seed": self.seed, **method}
-
-
-def plan(
-    config: RunConfig,
-    model_fingerprint: str,
-    scheduler: str,
-    pairs: Sequence[Pair],
-    alphas: Iterable[float],
-) -> list[Job]:
-    """The grid's jobs for these pairs and alphas, in the order pair, alpha, seed.
-
-    ``pairs`` are all pairs of the run: a method that looks at a pair's neighbours has them in the
-    key. The control, alpha 0, is the same image for every method and has none in its key.
-    """
-    subject = {
-        "model": model_fingerprint,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "size": config.size,
-        "dtype": config.dtype,
-        "scheduler": scheduler,
-    }
-    by_category: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_category.setdefault(pair.category, []).append(pair)
-    jobs = []
-    for pair in pairs:
-        others = []
-        if config.method in OTHERS_MATTER:
-            others = [content(o) for o in by_category[pair.category] if o.id != pair.id]
-        for alpha in alphas:
-            method = {} if alpha == 0.0 else {"method": config.method, "alpha": alpha}
-            if alpha != 0.0 and config.method in OTHERS_MATTER:
-                method["others"] = others
-                if _has_cases(pair, by_category[pair.category]):
-                    method["words"] = "folded"  # earlier suites compared these words as written
-            for seed in config.seeds:
-                what = {**subject, **method, "pair": content(pair), "seed": seed}
-                jobs.append(Job(pair, alpha, seed, config.method, digest(what)))
-    return jobs
-
-
-def _has_cases(pair: Pair, pairs: Iterable[Pair]) -> bool:
-    """True if another pair has one of the pair's words in other letters, such as capitals."""
-    words = {folded(word): word for word in (pair.source_word, pair.target_word)}
-    return any(
-        words.get(folded(word), word) != word
-        for other in pairs
-        for word in (other.source_word, other.target_word)
-    )
-
-
-def plan_targets(
-    config: RunConfig, model_fingerprint: str, scheduler: str, pairs: Sequence[Pair]
-) -> list[Job]:
-    """The jobs of the target prompts' own images, in the order pair, seed.
-
-    A run by ``TARGET_METHOD`` has them in its grid.
-    """
-    run = replace(config, method=TARGET_METHOD)
-    return plan(run, model_fingerprint, scheduler, pairs, (1.0,))
-
-
-def content(pair: Pair) -> list[str]:
-    """What of a pair determines its images: its words and prompts, not its id."""
-    return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
-
-
-def digest(value: Any) -> str:
-    """A short SHA-256 over the canonical JSON of ``value``."""
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:32]
-
-
-def pairs_digest(pairs: Iterable[Pair]) -> str:
-    """What identifies pairs: their ids and contents, whatever their order."""
-    return digest(sorted([pair.id, *content(pair)] for pair in pairs))
-
-
-TrueMargins = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
-"""Margins on ground truth: a pair's digest to those of its target and of its source."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A configuration that a command ran on a folder, with what it then stood for.
-
-    ``pairs``: those that were chosen; ``model`` and ``judge``: fingerprints; ``lora``: its option.
-    ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None where
-    they are the suite's own. From these the grid is known without any model, and the study can be
-    opened again.
-    """
-
-    config: RunConfig
-    pairs: tuple[Pair, ...]
-    model: str
-    judge: str
-    scheduler: str
-    lora: str | None = None
-    ceiling: TrueMargins | None = None
-
-    def jobs(self) -> list[Job]:
-        """The grid's jobs, with those of the controls that were asked for, each key once."""
-        jobs = plan(self.config, self.model, self.scheduler, self.pairs, self.config.grid_alphas)
-        if self.config.control:
-            null = replace(self.config, method="random")
-            jobs += plan(null, self.model, self.scheduler, self.pairs, null.grid_alphas)
-        if self.config.target:
-            jobs += plan_targets(self.config, self.model, self.scheduler, self.pairs)
-        return list({job.key: job for job in jobs}.values())
 
 
 class ImageRow(NamedTuple):
@@ -418,7 +264,7 @@ class RunFolder:
             json.dumps(command.config.to_dict()), json.dumps(pairs, ensure_ascii=False),
             command.model, command.judge, command.scheduler, command.lora,
         )  # fmt: skip
-        margins = None if command.ceiling is None else _canonical(dict(command.ceiling))
+        margins = None if command.ceiling is None else canonical(dict(command.ceiling))
         name = digest(row if margins is None else (*row, margins))
         with self._db:
             self._db.execute(
@@ -835,6 +681,11 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
                 "python -m analogy verify RUN --repair"
             )
     return np.stack(images)
+
+
+def folder_name(subject: Subject, **more: str) -> str:
+    """The name of the run folder of all images of one subject; ``more``: what sets it apart."""
+    return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]
 
 
 def image_name(key: str) -> str:

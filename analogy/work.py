@@ -19,13 +19,14 @@ from torch import Tensor
 
 from analogy.clip import Features, Judge, JudgeSource
 from analogy.generator import Generated, Generator, derived_seed, latents_for
+from analogy.grid import Job, W, looks_at_others
 from analogy.images import ImageError, from_png, to_png
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelSource, load_pipeline
+from analogy.models import ModelError, ModelSource, load_pipeline
 from analogy.records import Pair, RunConfig
-from analogy.steering import METHODS, OTHERS_MATTER, Conditioning, Edit, Words
-from analogy.store import Job, StoreError, W, stacked
+from analogy.steering import METHODS, Conditioning, Edit, Words
+from analogy.store import StoreError, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
@@ -69,7 +70,11 @@ class Worker:
     """
 
     def __init__(
-        self, config: RunConfig, pairs: Sequence[Pair], model: ModelSource, judge: JudgeSource
+        self,
+        config: RunConfig,
+        pairs: Sequence[Pair],
+        model: ModelSource | None,
+        judge: JudgeSource,
     ) -> None:
         self._config = config
         self._pairs = pairs
@@ -122,6 +127,11 @@ class Worker:
     def _painter(self) -> Painter[Job]:
         """Of one generator for each batch in flight."""
         config = self._config
+        if self._model is None:
+            raise ModelError(
+                "the model of these images is known from a run folder alone, which does not decide "
+                "what is loaded; name the model"
+            )
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
         first = Generator(
@@ -166,7 +176,7 @@ class Encoded:
     def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
         """The conditioning of what these jobs need. Called by painters' threads."""
         with self._lock, no_dropped_ends():
-            if self._all is None and any(job.method in OTHERS_MATTER for job in jobs):
+            if self._all is None and any(looks_at_others(job.method) for job in jobs):
                 self._all = self._generator.encode(texts(self._pairs))
             if self._all is not None:
                 return self._all
@@ -260,10 +270,10 @@ def steered(job: Job, pairs: Sequence[Pair], encoded: Mapping[str, Conditioning]
     all ``pairs`` where the method looks at others.
     """
     pair = job.pair
-    if job.alpha == 0.0:
+    if job.is_unsteered:
         return encoded[pair.source_prompt]
     others: tuple[Words, ...] = ()
-    if job.method in OTHERS_MATTER:
+    if looks_at_others(job.method):
         others = tuple(
             Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
             for o in pairs

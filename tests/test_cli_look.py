@@ -89,7 +89,7 @@ def shots(margins, seeds=(0,), alphas=(0.0, 0.5, 1.0, None)):
 
 def drawn(source, target, made):
     of = SimpleNamespace(
-        model=SimpleNamespace(fingerprint="sdxl-tiny@sha256:0"),
+        grid=SimpleNamespace(model="sdxl-tiny@sha256:0"),
         judge=SimpleNamespace(fingerprint="clip-tiny@sha256:0"),
         config=SimpleNamespace(method="word"),
     )

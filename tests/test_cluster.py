@@ -13,8 +13,9 @@ from echo import Echo, Stillborn
 from extras import extra
 
 from analogy.execute import ClusterError, Execution
+from analogy.grid import Grid
 from analogy.models import ModelError, ModelSource
-from analogy.store import RunFolder, plan
+from analogy.store import RunFolder
 
 ray = extra("ray")
 
@@ -206,7 +207,7 @@ def make_run(config, pairs, model_source, judge_source):
         mine = replace(settings, **changed)
         folder = RunFolder(path)
         folders.append(folder)
-        jobs = plan(mine, model_source.fingerprint, "Euler/1", pairs[:10], mine.grid_alphas)
+        jobs = Grid(mine, model_source.fingerprint, "Euler/1", pairs[:10]).jobs()
         return Execution(mine, pairs[:10], model_source, judge_source, folder), jobs, folder
 
     yield make

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from analogy import execute, memory, work
 from analogy.execute import Execution, even_batches
 from analogy.generator import Generator, latents_for
+from analogy.grid import Grid
 from analogy.margin import margin
-from analogy.store import RunFolder, plan
+from analogy.store import RunFolder
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def make_run(tmp_path, config, pairs, model_source, judge_source, pipeline, judg
     def build(pairs=pairs, **settings):
         changed = replace(config, **settings)
         run = Execution(changed, pairs, model_source, judge_source, folders[0])
-        jobs = plan(changed, model_source.fingerprint, "Euler/1", pairs, changed.grid_alphas)
+        jobs = Grid(changed, model_source.fingerprint, "Euler/1", pairs).jobs()
         return run, jobs, folders[0]
 
     build.loaded = loaded

@@ -22,7 +22,8 @@ import processes
 import pytest
 
 from analogy import files
-from analogy.store import SCHEMA_VERSION, RunFolder, StoreError, plan
+from analogy.grid import Grid
+from analogy.store import SCHEMA_VERSION, RunFolder, StoreError
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 
@@ -38,7 +39,7 @@ def folder(tmp_path):
 @pytest.fixture
 def jobs(config, pairs):
     """A small grid."""
-    return plan(config, "model", "Euler/1", pairs[:2], config.grid_alphas)
+    return Grid(config, "model", "Euler/1", pairs[:2]).jobs()
 
 
 def pictures(n):

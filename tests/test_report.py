@@ -558,7 +558,7 @@ def test_the_command_names_model_and_lora_apart(config, words):
 
 def test_provenance_is_said(study, page):
     said = page.id("provenance").text
-    for text in (study.model.fingerprint, study.judge.fingerprint, "numpy ", "pytest benchmarks"):
+    for text in (study.grid.model, study.judge.fingerprint, "numpy ", "pytest benchmarks"):
         assert text in said
 
 

@@ -32,6 +32,7 @@ from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.trust import check_judge, check_pipeline, read_index
 from analogy.verify import NotConfirmedError, repair, verify
+from analogy.work import Worker
 
 # --- what is planted
 
@@ -919,7 +920,7 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
         with pytest.raises(ModelError, match="known from a run folder alone"):
             Judge(study.judge, device="cpu")
         with pytest.raises(ModelError, match="known from a run folder alone"):
-            load_pipeline(study.model, device="cpu", dtype="float32")
+            Worker(study.config, study.pairs, study.model, study.judge).prepare()
     finally:
         folder.close()
 

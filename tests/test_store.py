@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from analogy import files, store
+from analogy.grid import Grid, content, digest
 from analogy.records import Pair
-from analogy.store import RunFolder, StoreError, content, digest, plan
+from analogy.store import RunFolder, StoreError
 
 MODEL, SCHEDULER = "model@sha256:1", "Euler/1"
 
@@ -33,7 +34,7 @@ def folder(tmp_path):
 @pytest.fixture
 def jobs(config):
     """The grid of three pairs, three alphas and two seeds."""
-    return plan(config, MODEL, SCHEDULER, PAIRS, config.grid_alphas)
+    return Grid(config, MODEL, SCHEDULER, PAIRS).jobs()
 
 
 def pictures(n: int, seed: int = 0) -> np.ndarray:
@@ -68,7 +69,7 @@ def test_a_plan_is_the_grid_in_order_with_a_key_for_each_image(jobs):
 def keys(config, *, model=MODEL, scheduler=SCHEDULER, pairs=PAIRS) -> dict:
     return {
         (job.pair.id, job.alpha, job.seed): job.key
-        for job in plan(config, model, scheduler, pairs, config.grid_alphas)
+        for job in Grid(config, model, scheduler, pairs).jobs()
     }
 
 
@@ -123,13 +124,13 @@ def test_the_category_methods_keys_know_words_that_differ_in_case_alone(config):
     config = replace(config, method="category")
     a, b = (replace(PAIRS[0], id=i, source_word=w, target_word=t, source_prompt=f"{w} {i}")
             for i, w, t in (("a", "red", "blue"), ("b", "pink", "Red")))  # fmt: skip
-    jobs = plan(config, MODEL, SCHEDULER, [a, b], (1.0,))
+    jobs = Grid(config, MODEL, SCHEDULER, [a, b]).jobs(alpha=1.0)
     subject = {"model": MODEL, "steps": config.steps, "guidance": config.guidance,
                "size": config.size, "dtype": config.dtype, "scheduler": SCHEDULER}  # fmt: skip
     what = {**subject, "method": "category", "alpha": 1.0, "pair": content(a), "seed": 0}
     assert jobs[0].key == digest({**what, "others": [content(b)], "words": "folded"})
     same = replace(b, target_word="red")
-    [job, *_] = plan(config, MODEL, SCHEDULER, [a, same], (1.0,))
+    [job, *_] = Grid(config, MODEL, SCHEDULER, [a, same]).jobs(alpha=1.0)
     assert job.key == digest({**what, "others": [content(same)]})
 
 

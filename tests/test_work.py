@@ -9,7 +9,7 @@ import torch
 
 from analogy import work
 from analogy.generator import Generator
-from analogy.store import plan
+from analogy.grid import Grid
 from analogy.work import Worker, _seed_of, steered, texts
 
 
@@ -17,7 +17,7 @@ from analogy.work import Worker, _seed_of, steered, texts
 def jobs_of(config, pairs, model_source):
     def jobs(**settings):
         changed = replace(config, **settings)
-        return plan(changed, model_source.fingerprint, "Euler/1", pairs, changed.grid_alphas)
+        return Grid(changed, model_source.fingerprint, "Euler/1", pairs).jobs()
 
     return jobs
 

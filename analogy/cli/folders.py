@@ -27,7 +27,8 @@ from analogy.cli.base import (
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
-    from analogy.store import Command, RunFolder
+    from analogy.grid import Command
+    from analogy.store import RunFolder
     from analogy.verify import Verified
 
 VERIFICATION_VERSION = 1
@@ -174,7 +175,7 @@ def score(
     finally:
         folder.close()
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"judge     {judge.fingerprint}",
         f"run       {place}: {count:,} images scored now",
         *_which(command, scopes),
@@ -240,7 +241,7 @@ def import_(
     if clip_pretrained is not None:
         of_judge += ["--clip-pretrained", clip_pretrained]
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
         f"next      {analogy_command('score', run, *of_judge)}",
     ]

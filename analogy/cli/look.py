@@ -118,7 +118,7 @@ def steer(
         "source_prompt": pair.source_prompt,
         "target_prompt": pair.target_prompt,
         "words": [pair.source_word, pair.target_word],
-        "model": study.model.fingerprint,
+        "model": study.grid.model,
         "judge": study.judge.fingerprint,
         "config": config.to_dict(),
         "strip": str(output),
@@ -126,7 +126,7 @@ def steer(
     }
     write(data, json)
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
         f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
         f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "

@@ -38,10 +38,10 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.records import PER_IMAGE, PER_SET, UNSTEERED, Cell
 
 if TYPE_CHECKING:
-    from analogy.store import Job
+    from analogy.grid import Job
 
 
 @app.command(rich_help_panel=MAKE)
@@ -120,7 +120,7 @@ def run(
 
 def _cases(bench: Bench) -> Iterator[Finding]:
     """What each case of ``pytest benchmarks`` finds, in its order, and so of the same batches."""
-    study, strengths = bench.study, (0.0, *bench.study.config.alphas)
+    study, strengths = bench.study, (UNSTEERED, *bench.study.config.alphas)
     cells = _cells(bench)
     for cell in cells:
         _measure(bench, study.cell_jobs(*cell))

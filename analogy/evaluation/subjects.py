@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from os import PathLike
 from os.path import expanduser
@@ -38,6 +38,7 @@ from analogy.execute import even_batches, in_threads
 from analogy.families import FAMILIES, family_of
 from analogy.files import write_atomically
 from analogy.generator import Generator, latents_for, noise
+from analogy.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
 from analogy.images import Images
 from analogy.memory import most_at_once
 from analogy.metrics.efficiency import size_on_disk
@@ -52,9 +53,9 @@ from analogy.models import (
     sampling,
 )
 from analogy.options import CARD_SAMPLING
-from analogy.records import RunConfig
+from analogy.records import UNSTEERED, RunConfig
 from analogy.steering import Conditioning
-from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
+from analogy.store import RunFolder, folder_name, image_name
 from analogy.study import scheduler_of
 from analogy.work import Painter, fit_batch_size, side_by_side, steered, texts
 
@@ -104,23 +105,6 @@ class Folder:
         self._decoded = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PromptJob:
-    """One image of a prompt, and its key in the run folder."""
-
-    prompt: str
-    seed: int
-    key: str
-
-    @property
-    def what(self) -> dict[str, Any]:
-        """The image in words."""
-        return {"prompt": self.prompt, "seed": self.seed}
-
-
-AnyJob: TypeAlias = PromptJob | Job
-
-
 class Model:
     """A pipeline, named or live, that makes a task's images into its run folder.
 
@@ -168,13 +152,10 @@ class Model:
         } | {"scheduler": self.scheduler}
         if self._unknown is not None:
             self.settings["not_kept"] = self._unknown
-        same = {"model": self.fingerprint, "scheduler": self.scheduler,
-                "schema_version": SCHEMA_VERSION}  # fmt: skip
-        # One file for each key: a pair steered by another method has the same.
-        of_pairs = ("method",) if task.data.pairs else ()
-        for name in ("steps", "guidance", "size", "dtype", *of_pairs):
-            same[name] = getattr(self.config, name)
-        self.folder = task.run_dir / digest(same)[:12]
+        self._sampling = Sampling.of(self.config, self.scheduler)
+        # One folder for each method: a pair's samples have the same keys by every method.
+        more = {"method": self.config.method} if task.data.pairs else {}
+        self.folder = task.run_dir / folder_name(self._sampling.subject(self.fingerprint), **more)
 
     @property
     def has_files(self) -> bool:
@@ -215,26 +196,19 @@ class Model:
 
     def _jobs(self, wanted: Sequence[Sample]) -> dict[str, AnyJob]:
         """What makes each sample, by its key."""
-        config = self.config
-        if self._task.data.pairs:
-            jobs = plan(
-                config, self.fingerprint, self.scheduler, self._task.data.pairs, config.grid_alphas
-            )
-            by_place = {(job.pair.id, job.alpha, job.seed): job for job in jobs}
+        pairs = self._task.data.pairs
+        if pairs:
+            grid = Grid(self.config, self.fingerprint, self.scheduler, pairs)
+            by_place = {
+                (job.pair.id, job.alpha, job.seed): job
+                for job in grid.jobs(Role.UNSTEERED, Role.STEERED)
+            }
             return {
-                sample.key: by_place[sample.cluster, sample.alpha or 0.0, sample.seed]
+                sample.key: by_place[sample.cluster, sample.alpha or UNSTEERED, sample.seed]
                 for sample in wanted
             }
-        subject = {
-            "model": self.fingerprint, "steps": config.steps, "guidance": config.guidance,
-            "size": config.size, "dtype": config.dtype, "scheduler": self.scheduler,
-        }  # fmt: skip
-        return {
-            s.key: PromptJob(
-                s.prompt, s.seed, digest({**subject, "prompt": s.prompt, "seed": s.seed})
-            )
-            for s in wanted
-        }
+        of = self._sampling.prompt_job
+        return {s.key: of(self.fingerprint, s.prompt, s.seed) for s in wanted}
 
     def _generate(self, missing: Sequence[AnyJob], folder: RunFolder, report: Report) -> None:
         pairs = self._task.data.pairs
@@ -280,8 +254,7 @@ class Model:
         """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
         for sample in wanted:
             if sample.key in jobs:
-                key = jobs[sample.key].key
-                name = f"images/{key[:2]}/{key}.png"
+                name = image_name(jobs[sample.key].key)
                 lines[sample.key] = Line(name, sample.prompt, sample.seed, sample.key)
         rows = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines.values()]
         write_atomically(self.folder / METADATA, "".join(rows).encode())

@@ -29,7 +29,7 @@ from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models import EMBEDDED, ModelError, go_offline
 from analogy.options import METHOD_NAMES
-from analogy.records import RunConfig
+from analogy.records import UNSTEERED, RunConfig
 
 RUNS = Path(".analogy") / "evaluations"
 
@@ -178,7 +178,7 @@ class Task:
     def sources(self) -> dict[str, Sample]:
         """Of word pairs each sample's image at alpha 0, by the sample's key."""
         return {
-            sample.key: _steered(sample.pair, 0.0, sample.seed)
+            sample.key: _steered(sample.pair, UNSTEERED, sample.seed)
             for sample in self.samples
             if sample.pair is not None
         }
@@ -314,7 +314,7 @@ def _asked(what: Any) -> Iterable[Any]:
 
 
 def _steered(pair: Any, alpha: float, seed: int) -> Sample:
-    prompt = pair.target_prompt if alpha else pair.source_prompt
+    prompt = pair.source_prompt if alpha == UNSTEERED else pair.target_prompt
     return Sample(f"{pair.id} alpha {alpha:.12g} #{seed}", pair.id, prompt, seed, pair, alpha)
 
 

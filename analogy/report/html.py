@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from analogy import recorded, records
 from analogy.baseline import Comparison, Outcome
 from analogy.files import check_output, write_output
+from analogy.grid import TARGET_METHOD
 from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
-from analogy.records import IMPORTED, Verdict, is_imported
+from analogy.records import IMPORTED, UNSTEERED, Verdict, is_imported
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
 from analogy.stats import SIGNIFICANCE
-from analogy.store import TARGET_METHOD
 from analogy.text import analogy_command, command_line
 
 #: What stands for a verdict where there is no room for its word.
@@ -149,7 +149,7 @@ def render(
         facts=facts(results, checked),
         may=may_conclude(results, checked),
         may_not=may_not_conclude(results, checked),
-        alphas=[0.0, *checked.measurement.alphas],
+        alphas=[UNSTEERED, *checked.measurement.alphas],
         has_targets=bool(targets),
         map=verdict_map(results, checked),
         symbols=SYMBOLS,
@@ -706,7 +706,7 @@ def _failures(results: Mapping[str, Any], images: Gallery) -> list[list[Value]]:
         for row in _rows(results.get("failures"), "pair_id")
     }  # fmt: skip
     for strip, shot in images.problems:
-        method = "" if not shot.alpha else str(results["config"].get("method"))
+        method = "" if shot.alpha == UNSTEERED else str(results["config"].get("method"))
         method = TARGET_METHOD if shot.is_target else method
         found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}

@@ -10,18 +10,18 @@ import argparse
 import textwrap
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from analogy.files import PlaceError, check_output
+from analogy.grid import Role, once, targets_of
 from analogy.images import Images
 from analogy.options import OPTIONS, parse_options
-from analogy.records import Pair, plain
+from analogy.records import UNSTEERED, Pair, plain
 from analogy.report.pictures import picture_format, save
-from analogy.store import plan
 from analogy.study import Study
 
 SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
@@ -55,7 +55,7 @@ class Shot:
         """What it shows."""
         if self.alpha is None:
             return "target prompt"
-        return f"alpha {self.alpha:g}" + ("" if self.alpha else " (source)")
+        return f"alpha {self.alpha:g}" + (" (source)" if self.alpha == UNSTEERED else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the image."""
@@ -71,12 +71,11 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     """
     jobs = [
         job
-        for job in study.jobs()
-        if job.pair == pair and job.seed in seeds and job.method == study.config.method
+        for job in study.grid.jobs(Role.UNSTEERED, Role.STEERED, category=pair.category)
+        if job.pair == pair and job.seed in seeds
     ]
-    straight = replace(study.config, method="lerp", seeds=tuple(seeds))
-    own = plan(straight, study.model.fingerprint, study.scheduler, [pair], (1.0,))
-    wanted = list({job.key: job for job in (*jobs, *own)}.values())
+    own = targets_of(study.grid, pair, seeds)
+    wanted = once([*jobs, *own])
     study.generate(wanted)
     study.score(wanted)
     frame = study.folder.margins(wanted, study.judge.fingerprint)
@@ -126,7 +125,8 @@ def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
         if column == 0 and label:
             draw.text((EDGE, y + LARGE // 2), f"seed {shot.seed}", _GREY, small, anchor="lm")
         _draw_shot(sheet, shot, (x, y), reach, font)
-    model, judge = (source.fingerprint.partition("@")[0] for source in (study.model, study.judge))
+    names = (study.grid.model, study.judge.fingerprint)
+    model, judge = (fingerprint.partition("@")[0] for fingerprint in names)
     note = (
         f"{model}, {study.config.method}; judged by {judge}. "
         "Margin above 0: closer to the target prompt than to the source prompt."

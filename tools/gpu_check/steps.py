@@ -18,13 +18,13 @@ from torch import Tensor
 
 from analogy.clip import Judge, find_judge
 from analogy.generator import Generator, latents_for
+from analogy.grid import Grid
 from analogy.memory import GIB
 from analogy.metrics import psnr
 from analogy.models import ModelSource, find_pipeline, load_pipeline, native_size, shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair, RunConfig
-from analogy.store import plan
 from analogy.study import Study
 from analogy.work import Worker
 from fixtures import ssd1b
@@ -184,7 +184,7 @@ def memory_limit(check: Recorder) -> None:
     worker = Worker(config, pairs, source, find_judge("embedded", None))
     ready = worker.prepare()
     check.add("images in a batch", ready.batch_size)
-    jobs = plan(config, source.fingerprint, "", pairs, config.grid_alphas)
+    jobs = Grid(config, source.fingerprint, "", pairs).jobs()
     batch = jobs[: min(ready.batch_size, 2 if check.setting.rehearse else 8)]
     start = time.perf_counter()
     drawn = worker.draw(batch)
