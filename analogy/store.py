@@ -548,18 +548,21 @@ class RunFolder:
 
     @_explained
     def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
-        """A row per scored job: pair_id, category, alpha, seed, margin, cos_target, cos_source."""
+        """A row per scored job, in the jobs' order: key, pair_id, category, alpha, seed, margin,
+        cos_target, cos_source.
+        """
         jobs = list(jobs)
         query = "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ? AND"
         scored = {row[0]: row[1:] for row in self._rows_of(jobs, query, judge)}
         table = pd.DataFrame(
             [
-                (job.pair.id, job.pair.category, job.alpha, job.seed, *scored[job.key])
+                (job.key, job.pair.id, job.pair.category, job.alpha, job.seed, *scored[job.key])
                 for job in jobs
                 if job.key in scored
             ],
             columns=[
-                "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
+                "key", "pair_id", "category", "alpha", "seed", "margin", "cos_target",
+                "cos_source",
             ],
         )  # fmt: skip
         _check_scores(table)

@@ -181,11 +181,11 @@ def test_margins_are_those_of_one_judge_in_the_order_of_the_jobs(folder, jobs):
     folder.add_scores(jobs, "another judge", [(1.0, 0.0, 1.0)] * len(jobs), 1.0)
     frame = folder.margins(jobs[::-2], "judge")
     assert list(frame.columns) == [
-        "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
+        "key", "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
     ]  # fmt: skip
     expected = list(zip(jobs, scores, strict=True))[::-2]
     for row, (job, score) in zip(frame.itertuples(index=False), expected, strict=True):
-        assert row[:4] == (job.pair.id, job.pair.category, job.alpha, job.seed)
+        assert row[:5] == (job.key, job.pair.id, job.pair.category, job.alpha, job.seed)
         assert (row.cos_target, row.cos_source, row.margin) == score
 
 

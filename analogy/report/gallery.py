@@ -227,13 +227,11 @@ def _shots(
 ) -> Iterator[tuple[Job, Shot]]:
     """The images of jobs of one method."""
     frame = store.margins(jobs, judge)
-    keys = zip(frame["pair_id"], frame["alpha"], frame["seed"], strict=True)
-    margins = dict(zip(keys, frame["margin"].tolist(), strict=True))
+    margins = dict(zip(frame["key"], frame["margin"].tolist(), strict=True))
     reasons = {job.key: reason for job, reason in store.failures(jobs)}
     absent = {job.key for job in store.without_image(jobs)}
     for job in jobs:
-        margin = margins.get((job.pair.id, job.alpha, job.seed))
-        shot = Shot(job.alpha, job.seed, margin, is_target=is_target)
+        shot = Shot(job.alpha, job.seed, margins.get(job.key), is_target=is_target)
         if job.key in absent:
             yield job, replace(shot, problem=reasons.get(job.key, "not generated"))
         else:

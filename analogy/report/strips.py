@@ -80,9 +80,8 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     study.score(wanted)
     frame = study.folder.margins(wanted, study.judge.fingerprint)
     failed = {job.key: reason for job, reason in study.failures(wanted)}
-    keys = [job.key for job in wanted if job.key not in failed]
     columns = [frame[name].tolist() for name in ("margin", "cos_target", "cos_source")]
-    figures = dict(zip(keys, zip(*columns, strict=True), strict=True))
+    figures = dict(zip(frame["key"], zip(*columns, strict=True), strict=True))
     none = (float("nan"),) * 3
     made = []
     for seed in seeds:
