@@ -141,7 +141,7 @@ class Bench:
             jobs = {
                 job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
             }.values()
-            left = len(study.execution.missing(jobs)) + count
+            left = len(study.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
@@ -216,7 +216,7 @@ def refusals() -> tuple[type[Exception], ...]:
 
 def faults() -> tuple[type[Exception], ...]:
     """The errors of the machine, which end a run in its middle and are no case's fault."""
-    from analogy.execute import ClusterError
+    from analogy.engine import ClusterError
     from analogy.memory import MemoryFullError
     from analogy.models import ModelError
     from analogy.store import StoreError
@@ -459,14 +459,14 @@ def load_references(bench: Bench) -> References | str:
         return missing
     if folder is not None:
         try:
-            return References.of_folder(Path(folder), study.execution.judge)
+            return References.of_folder(Path(folder), study.loaded_judge())
         except ValueError as error:  # of a file that cannot be read as an image
             raise OptionError(f"--reference: {error}") from None
     from fixtures.ceiling import drawings
 
     drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
     targets = np.stack([target for twins in drawn for _, target in twins])
-    features = study.execution.judge.image_features(targets)
+    features = study.loaded_judge().image_features(targets)
     return References("drawings of the pairs' targets", features)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.execute import Report
+from analogy.engine import Progress, no_progress
 from analogy.grid import Job, once
 from analogy.records import UNSTEERED, Estimate, Figures, Pair
 from analogy.stats import (
@@ -226,13 +226,13 @@ def all_jobs(studies: Sequence[Study]) -> list[Job]:
     return once(job for study in studies for job in study.jobs())
 
 
-def run_methods(studies: Sequence[Study], report: Report = lambda n: None) -> MethodComparison:
+def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
     """Do what is missing of all the methods, and compare them.
 
     One worker does all of it: the models are loaded once.
     """
     first, jobs = studies[0], all_jobs(studies)
-    first.generate(jobs, report)
+    first.generate(jobs, progress)
     first.score(jobs)
     return compare_methods(
         {study.config.method: study.table() for study in studies},

@@ -14,7 +14,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy import records
-from analogy.records import DTYPES, ENGINES, PER_SET, Limit
+from analogy.engines import ENGINES
+from analogy.records import DTYPES, PER_SET, Limit
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -295,9 +296,9 @@ OPTIONS: tuple[Option, ...] = (
            "itself once memory runs out]", parse=_integer(1), metavar="N"),
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
-    Option("--engine", f"who does the work: {', '.join(ENGINES)}; ray has workers on all "
-           "devices of this machine or of a cluster", default="serial", parse=_one_of(ENGINES),
-           metavar="NAME", choices=ENGINES),
+    Option("--engine", f"who does the work: {', '.join(ENGINES.names())}; ray has workers on all "
+           "devices of this machine or of a cluster", default="serial", parse=ENGINES.check,
+           metavar="NAME", choices=ENGINES.names()),
     Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
            "machine, which they share out]", parse=_integer(1), metavar="N"),
     Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "

@@ -340,7 +340,7 @@ def measure(bench: Bench, jobs: list[Job], request: pytest.FixtureRequest) -> No
     unscored = study.unscored(jobs)
     if not unscored:
         return
-    study.execution.engine.prepare_judge()  # before the clock starts
+    study.prepare_judge()  # before the clock starts
     if not request.config.pluginmanager.hasplugin("benchmark"):  # -p no:benchmark
         study.score(unscored)
         return

@@ -26,9 +26,6 @@ ALPHA_LIMIT = 5.0
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the number formats a model may compute in."""
 
-ENGINES = ("serial", "ray")
-"""Who does the work of a run: this process, or workers of Ray's."""
-
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
 
@@ -251,8 +248,8 @@ class RunConfig:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
-    - `engine` (one of `ENGINES`), `num_workers` (None: as many as there are devices), `ray_address`
-      (of a cluster, None for this machine): who computes it.
+    - `engine` (a name of `analogy.engines.ENGINES`), `num_workers` (None: as many as there are
+      devices), `ray_address` (of a cluster, None for this machine): what computes it.
 
     Values are checked on construction; a wrong one is a `ValueError`. Alphas and guidance are kept
     as floats, so that equal configurations serialise equally.
@@ -304,8 +301,6 @@ class RunConfig:
             raise ValueError(f"size: expected at most {MAX_SIZE:,} pixels, got {self.size:,}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
         for name in ("batch_size", "num_workers"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), 1)

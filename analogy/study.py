@@ -23,8 +23,9 @@ from analogy import __version__
 from analogy import ceiling as ceilings
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
-from analogy.clip import JudgeSource, find_judge, tokenizer_of
-from analogy.execute import Execution, Report
+from analogy.clip import Judge, JudgeSource, find_judge, tokenizer_of
+from analogy.engine import Progress, Setup, no_progress
+from analogy.execute import Execution
 from analogy.grid import (
     TARGET_ALPHA,
     Command,
@@ -114,7 +115,7 @@ class Study:
         if fingerprint is None or scheduler is None:
             raise TypeError("a study without a model needs its fingerprint and its scheduler")
         self.scheduler = scheduler
-        self.execution = Execution(config, pairs, model, judge, folder)
+        self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
         self.grid = Grid(config, fingerprint, scheduler, pairs)
         self.quality = Quality(
             config,
@@ -258,7 +259,7 @@ class Study:
     def generate(
         self,
         jobs: Sequence[Job],
-        report: Report = lambda n: None,
+        progress: Progress = no_progress,
         *,
         ahead: Iterable[Sequence[Job]] = (),
     ) -> None:
@@ -266,14 +267,26 @@ class Study:
 
         ``ahead``: what will be asked for next; several workers generate it at once.
         """
-        self.execution.generate(jobs, report, ahead=ahead)
+        self.execution.generate(jobs, progress, ahead=ahead)
+
+    def prepare_judge(self) -> None:
+        """Load the judge where images are scored, so that timing leaves it out."""
+        self.execution.prepare_judge()
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that have no image and have not failed in this process."""
+        return self.execution.missing(jobs)
+
+    def loaded_judge(self) -> Judge:
+        """The judge, loaded in this process."""
+        return self.execution.judge
 
     def score(self, jobs: Sequence[Job]) -> int:
         """Score the images among ``jobs`` that are not; returns how many those were."""
         return self.execution.score(jobs)
 
     def close(self) -> None:
-        """Let go of the workers and of the run folder."""
+        """Release the workers and the run folder."""
         self.execution.close()
         self.folder.close()
 
@@ -464,13 +477,13 @@ def _resolve(values: Mapping[str, Any]) -> tuple[RunConfig, ModelSource, JudgeSo
 
 
 def _check_engine(values: Mapping[str, Any]) -> None:
-    """Ray is an extra, and its options are of no use without it."""
-    if values["engine"] == "ray":
-        if find_spec("ray") is None:
-            raise OptionError(
-                "--engine ray: expected the package ray, got none; install it with "
-                "pip install 'analogy-bench[ray]'"
-            )
+    """Ray is an extra; the options of engines with workers are of no use to the serial one."""
+    if values["engine"] == "ray" and find_spec("ray") is None:
+        raise OptionError(
+            "--engine ray: expected the package ray, got none; install it with "
+            "pip install 'analogy-bench[ray]'"
+        )
+    if values["engine"] != "serial":
         return
     for flag in ("--num-workers", "--ray-address"):
         if values[flag[2:].replace("-", "_")] is not None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from analogy import lock
 from analogy.clip import JudgeSource, find_judge
+from analogy.engine import Progress, no_progress
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.grid import Command, Job
 from analogy.images import ImageError, from_png
@@ -42,8 +43,6 @@ _OUTPUT = re.compile(
     r"results(-[\w.-]+)?\.json|results/[0-9a-f]{12}\.json|writer\.json|metadata\.jsonl"
     r"|report(-[\w.-]+)?\.html"
 )
-
-Report = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ def _by_cell(kind: str, jobs: Sequence[Job]) -> Iterator[str]:
     yield from _some(kind, [f"{cell}: {count:,} images" for cell, count in counts.items()])
 
 
-def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
+def verify(folder: RunFolder, progress: Progress = no_progress) -> Verified:
     """Check the index, every image, and the grid of the latest command; changes nothing.
 
     Linear in the images. Raises ``StoreError`` where the index cannot be read.
@@ -166,7 +165,7 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
             chunk = rows[i : i + CHUNK]
             reasons = threads.map(lambda row: _fault(folder, row, sizes.get(row.key)), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
-            report(len(chunk))
+            progress(len(chunk))
     jobs = commands[0].jobs() if commands else []
     unscored = {
         (job.key, command.judge): job

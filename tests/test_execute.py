@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analogy import execute, memory, work
+from analogy.engine import Setup
 from analogy.execute import Execution, even_batches
 from analogy.generator import Generator, latents_for
 from analogy.grid import Grid
 from analogy.margin import margin
+from analogy.registry import UnknownNameError
+from analogy.serial import Serial
 from analogy.store import RunFolder
 
 
@@ -37,7 +42,7 @@ def make_run(tmp_path, config, pairs, model_source, judge_source, pipeline, judg
 
     def build(pairs=pairs, **settings):
         changed = replace(config, **settings)
-        run = Execution(changed, pairs, model_source, judge_source, folders[0])
+        run = Execution(Setup(changed, pairs, model_source, judge_source), folders[0])
         jobs = Grid(changed, model_source.fingerprint, "Euler/1", pairs).jobs()
         return run, jobs, folders[0]
 
@@ -113,6 +118,51 @@ def test_an_image_is_made_of_its_pair_alpha_and_seed(make_run, pipeline, config)
     latents = latents_for(job.pair, 1, plain.latent_shape)[None]
     expected = plain.generate([target], latents).images[0]
     assert np.abs(folder.read_image(job).astype(int) - expected.astype(int)).max() <= 1
+
+
+# --- engines
+
+
+class Counting(Serial):
+    """An engine of another package: counts the batches that it generates."""
+
+    batches: ClassVar[list[int]] = []
+
+    def generate(self, batches):
+        for batch, generated, _ in super().generate(batches):
+            self.batches.append(len(batch))
+            yield batch, generated, "counting"
+
+
+@pytest.mark.parametrize("how", ["by name", "given"])
+def test_an_engine_of_another_package_does_the_work(
+    make_run, config, pairs, model_source, judge_source, how
+):
+    """Named as --engine takes it, or given as an object: nothing in the suite knows of it."""
+    Counting.batches.clear()
+    if how == "by name":
+        run, jobs, folder = make_run(engine="test_execute:Counting")
+    else:
+        _, jobs, folder = make_run()
+        setup = Setup(config, pairs, model_source, judge_source)
+        run = Execution(setup, folder, engine=Counting)
+    run.generate(jobs[:6])
+    assert Counting.batches == [3, 3]
+    assert list(folder.worker_rates()) == ["counting"]
+    assert run.score(jobs[:6]) == 6
+
+
+def test_an_engine_that_does_not_exist_is_refused_before_any_work(make_run):
+    with pytest.raises(UnknownNameError, match=r"expected one of serial, ray, .* mean 'ray'"):
+        make_run(engine="rai")
+
+
+def test_generating_leaves_as_many_threads_as_there_were(make_run):
+    before = torch.get_num_threads()
+    run, jobs, _ = make_run()
+    run.generate(jobs[:8])
+    with ThreadPoolExecutor(1) as others:  # a new thread takes the number of the process
+        assert torch.get_num_threads() == others.submit(torch.get_num_threads).result() == before
 
 
 # --- memory and failures

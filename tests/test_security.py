@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from analogy import cli
 from analogy.clip import Judge, find_judge
+from analogy.engine import Setup
 from analogy.metrics.weights import read_weights
 from analogy.models import ModelError, find_pipeline, fingerprint, load_pipeline, shipped
 from analogy.store import RunFolder
@@ -920,7 +921,7 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
         with pytest.raises(ModelError, match="known from a run folder alone"):
             Judge(study.judge, device="cpu")
         with pytest.raises(ModelError, match="known from a run folder alone"):
-            Worker(study.config, study.pairs, study.model, study.judge).prepare()
+            Worker(Setup(study.config, study.pairs, study.model, study.judge)).prepare()
     finally:
         folder.close()
 

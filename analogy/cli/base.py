@@ -295,7 +295,7 @@ def say_which(path: Path) -> None:
 
 def code_of_fault(error: Exception) -> Exit:
     """The exit code of a machine's fault in the middle of the work: of `analogy.bench.faults`."""
-    from analogy.execute import ClusterLostError
+    from analogy.engine import ClusterLostError
 
     return Exit.CLUSTER_LOST if isinstance(error, ClusterLostError) else Exit.UNREADABLE
 

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from analogy import __version__
 from analogy.evaluation.data import Sample
+from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.metrics import LazyJudge
-from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
+from analogy.evaluation.protocol import Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
 from analogy.evaluation.subjects import Model, Subject, open_subject
@@ -106,7 +107,7 @@ class EvaluationAgent:
             return
         for subject in reversed(subjects):
             if isinstance(subject, Model) and subject.lacks(self._wanted(needs)):
-                _ = subject.pipeline
+                subject.prepare()
                 if subject is not subjects[0]:
                     subject.release()
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analogy.clip import Features, Judge, JudgeSource
+from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.protocol import (
     FunctionMetric,
-    Measurement,
     Metric,
     TaskError,
     near,

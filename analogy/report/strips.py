@@ -35,7 +35,7 @@ _TOWARDS, _AWAY = "#0072b2", "#d55e00"  # as in the report: safe for the colour-
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class StripImage:
     """One image of a pair with its cosines.
 
     ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None where it came
@@ -63,7 +63,7 @@ class Shot:
         return {name: plain(getattr(self, name)) for name in names}
 
 
-def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
+def generate_strip(study: Study, pair: Pair, seeds: Sequence[int]) -> list[StripImage]:
     """Generate and score a pair's images: seed by seed, every alpha and the target's own.
 
     The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
@@ -90,14 +90,14 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
                 margin, cos_target, cos_source = figures.get(job.key, none)
                 image = None if job.key in failed else study.folder.read_image(job)
                 problem = failed.get(job.key, "")
-                made.append(Shot(seed, alpha, image, margin, cos_target, cos_source, problem))
+                made.append(StripImage(seed, alpha, image, margin, cos_target, cos_source, problem))
     return made
 
 
-def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
+def draw_strip(study: Study, pair: Pair, strip: Sequence[StripImage]) -> Image.Image:
     """One pair: its prompts, and for each seed a row of images with their margins."""
-    columns = len({shot.alpha for shot in shots})
-    rows = len(shots) // columns
+    columns = len({entry.alpha for entry in strip})
+    rows = len(strip) // columns
     label = 70 if rows > 1 else 0
     content = label + columns * LARGE + (columns - 1) * SPACE + SPACE
     width = max(content, 560) + 2 * EDGE
@@ -114,16 +114,16 @@ def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
         draw.text((EDGE, EDGE + 30 * i + 4), name, _GREY, font)
         draw.text((EDGE + 60, EDGE + 30 * i), line, _INK, large)
     draw.line([(EDGE, top - 26), (width - EDGE, top - 26)], _RULE)
-    reach = max((abs(shot.margin) for shot in shots if shot.image is not None), default=0.0)
-    for i, shot in enumerate(shots):
+    reach = max((abs(entry.margin) for entry in strip if entry.image is not None), default=0.0)
+    for i, entry in enumerate(strip):
         row, column = divmod(i, columns)
-        x = EDGE + label + column * (LARGE + SPACE) + (SPACE if shot.alpha is None else 0)
+        x = EDGE + label + column * (LARGE + SPACE) + (SPACE if entry.alpha is None else 0)
         y = top + 26 + row * row_height
         if row == 0:
-            draw.text((x + LARGE // 2, top + 4), shot.title, _INK, font, anchor="mm")
+            draw.text((x + LARGE // 2, top + 4), entry.title, _INK, font, anchor="mm")
         if column == 0 and label:
-            draw.text((EDGE, y + LARGE // 2), f"seed {shot.seed}", _GREY, small, anchor="lm")
-        _draw_shot(sheet, shot, (x, y), reach, font)
+            draw.text((EDGE, y + LARGE // 2), f"seed {entry.seed}", _GREY, small, anchor="lm")
+        _draw_entry(sheet, entry, (x, y), reach, font)
     names = (study.grid.model, study.judge.fingerprint)
     model, judge = (fingerprint.partition("@")[0] for fingerprint in names)
     note = (
@@ -134,22 +134,22 @@ def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
     return sheet
 
 
-def _draw_shot(
-    sheet: Image.Image, shot: Shot, place: tuple[int, int], reach: float, font: Any
+def _draw_entry(
+    sheet: Image.Image, entry: StripImage, place: tuple[int, int], reach: float, font: Any
 ) -> None:
     """An image, its margin, and a bar from 0 to the margin; ``reach`` is half the image's width."""
     draw, (x, y) = ImageDraw.Draw(sheet), place
     middle, below = x + LARGE // 2, y + LARGE
     frame = [x - 1, y - 1, x + LARGE, below]
-    if shot.image is None:
+    if entry.image is None:
         draw.rectangle(frame, "#f2f4f6", _RULE)
         draw.text((middle, y + LARGE // 2), "no picture", _GREY, font, anchor="mm")
         return
-    sheet.paste(_scaled(shot.image, LARGE), place)
+    sheet.paste(_scaled(entry.image, LARGE), place)
     draw.rectangle(frame, None, _RULE)
-    color = _TOWARDS if shot.margin > 0 else _AWAY
-    draw.text((middle, below + 18), f"margin {shot.margin:+.3f}", color, font, anchor="mm")
-    end = middle + (round(shot.margin / reach * LARGE / 2) if reach else 0)
+    color = _TOWARDS if entry.margin > 0 else _AWAY
+    draw.text((middle, below + 18), f"margin {entry.margin:+.3f}", color, font, anchor="mm")
+    end = middle + (round(entry.margin / reach * LARGE / 2) if reach else 0)
     draw.line([(x, below + 38), (x + LARGE - 1, below + 38)], _RULE)
     draw.rectangle([min(middle, end), below + 35, max(middle, end), below + 41], color)
     draw.line([(middle, below + 31), (middle, below + 45)], _GREY)
@@ -178,28 +178,28 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
 
 def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
     """One row a pair: its prompts, the image at each alpha with its margin, the target's own."""
-    rows = [shoot(study, pair, [seed]) for pair in pairs]
+    rows = [generate_strip(study, pair, [seed]) for pair in pairs]
     width = TEXT_WIDTH + len(rows[0]) * (SIDE + GAP) + GAP
     height = HEAD + len(pairs) * (SIDE + 26 + GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
-    for i, shot in enumerate(rows[0]):
-        draw.text((TEXT_WIDTH + i * (SIDE + GAP), 10), shot.title, "black", small)
-    for row, (pair, shots) in enumerate(zip(pairs, rows, strict=True)):
+    for i, entry in enumerate(rows[0]):
+        draw.text((TEXT_WIDTH + i * (SIDE + GAP), 10), entry.title, "black", small)
+    for row, (pair, strip) in enumerate(zip(pairs, rows, strict=True)):
         y = HEAD + row * (SIDE + 26 + GAP)
         draw.text((GAP, y), pair.category, "#666666", small)
         prompts = [*textwrap.wrap(pair.source_prompt, 30), "->"]
         prompts += textwrap.wrap(pair.target_prompt, 30)
         draw.multiline_text((GAP, y + 22), "\n".join(prompts), "black", font, spacing=5)
-        for i, shot in enumerate(shots):
+        for i, entry in enumerate(strip):
             x = TEXT_WIDTH + i * (SIDE + GAP)
-            if shot.image is None:
+            if entry.image is None:
                 draw.text((x, y + SIDE // 2), "no picture", "#666666", small)
                 continue
-            sheet.paste(_scaled(shot.image, SIDE), (x, y))
-            color = _TOWARDS if shot.margin > 0 else _AWAY
-            draw.text((x, y + SIDE + 4), f"margin {shot.margin:+.3f}", color, small)
+            sheet.paste(_scaled(entry.image, SIDE), (x, y))
+            color = _TOWARDS if entry.margin > 0 else _AWAY
+            draw.text((x, y + SIDE + 4), f"margin {entry.margin:+.3f}", color, small)
     return sheet
 
 
