@@ -25,10 +25,12 @@ from analogy.clip import JudgeSource, find_judge
 from analogy.engine import Progress, no_progress
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.grid import Command, Job
+from analogy.image_store import image_name
 from analogy.images import ImageError, from_png
+from analogy.index import LOST, ImageRow
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import DTYPES, Cell, is_imported
-from analogy.store import LOST, ImageRow, RunFolder, image_name
+from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.text import analogy_command, command_line
 

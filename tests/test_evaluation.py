@@ -548,8 +548,8 @@ def test_a_steered_image_without_its_source_is_not_scored(make_task, pairs, tmp_
     model = subjects.Model("embedded", task)
     job = model._jobs(list(task.sources.values()))[f"{pairs[0].id} alpha 0 #0"]
     folder = RunFolder(model.folder)
-    with folder._db:
-        folder._db.execute("DELETE FROM images WHERE key = ?", (job.key,))
+    with folder._index.db:
+        folder._index.db.execute("DELETE FROM images WHERE key = ?", (job.key,))
     folder.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -238,7 +238,7 @@ def test_memory_that_runs_out_in_the_middle_costs_no_image_and_no_wrong_one(
         return whole(x, *given, **settings)
 
     monkeypatch.setattr(pipeline.unet, "forward", crowded)
-    folder._db.execute("DELETE FROM images")
+    folder._index.db.execute("DELETE FROM images")
     again, jobs, _ = make_run()
     again.generate(jobs[:8])
     for job, image in zip(jobs[:8], expected, strict=True):
@@ -266,7 +266,7 @@ def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge,
     run.generate(jobs[:8])
     run.score(jobs[:8])
     expected = folder.margins(jobs[:8], judge.fingerprint)["margin"]
-    folder._db.execute("DELETE FROM scores")
+    folder._index.db.execute("DELETE FROM scores")
     crowded = Crowded(judge, 2)
     monkeypatch.setattr(work, "Judge", lambda *_, **__: crowded)
     again, jobs, _ = make_run()

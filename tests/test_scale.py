@@ -53,11 +53,11 @@ def instructions(folder: RunFolder, work: Callable[[], object]) -> int:
         nonlocal count
         count += 1
 
-    folder._db.set_progress_handler(one, 1)
+    folder._index.db.set_progress_handler(one, 1)
     try:
         work()
     finally:
-        folder._db.set_progress_handler(None, 0)
+        folder._index.db.set_progress_handler(None, 0)
     return count
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analogy import files, store
+from analogy import files
 from analogy.grid import Grid, content, digest
+from analogy.index import SCHEMA_VERSION
 from analogy.records import Pair
 from analogy.store import RunFolder, StoreError
 
@@ -211,7 +212,7 @@ def test_the_latest_configuration_is_kept(folder, config):
     kept = {name: json.loads(value) for name, value in rows(folder, "SELECT * FROM meta")}
     assert kept["config"]["steps"] == 7
     assert kept["provenance"] == {"suite": "2"}
-    assert kept["schema_version"] == store.SCHEMA_VERSION
+    assert kept["schema_version"] == SCHEMA_VERSION
 
 
 # --- interruptions
@@ -346,8 +347,8 @@ def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
 
 
 def test_a_folder_of_another_version_is_refused(folder):
-    with folder._db:
-        folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
+    with folder._index.db:
+        folder._index.set_meta("schema_version", SCHEMA_VERSION + 1)
     folder.close()
     with pytest.raises(StoreError, match=r"expected schema version 2, got 3;.*--run-dir"):
         RunFolder(folder.path)

@@ -39,6 +39,7 @@ from analogy.families import FAMILIES, family_of
 from analogy.files import write_atomically
 from analogy.generator import Generator
 from analogy.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
+from analogy.image_store import image_name
 from analogy.images import Images
 from analogy.memory import limit_memory
 from analogy.metrics.efficiency import size_on_disk
@@ -54,7 +55,7 @@ from analogy.models import (
 )
 from analogy.options import CARD_SAMPLING
 from analogy.records import UNSTEERED, RunConfig
-from analogy.store import RunFolder, folder_name, image_name
+from analogy.store import RunFolder, folder_name
 from analogy.study import scheduler_of
 from analogy.work import Worker, fit_batch_size, generator_of
 
