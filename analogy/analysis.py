@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from analogy.ceiling import Ceiling, share
 from analogy.records import (
+    UNSTEERED,
     Cell,
     Compared,
     Estimate,
@@ -44,9 +45,6 @@ from analogy.stats import (
     slopes,
     trend,
 )
-
-CONTROL = 0.0
-"""The alpha of the control: the source prompt's own image."""
 
 RESOLUTION = 1e-6
 """Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""
@@ -231,8 +229,8 @@ def analyse(
         members.setdefault(pair.category, []).append(pair.id)
     tables = {category: table.loc[rows] for category, rows in members.items()}
     nulls = {} if null is None else {category: null.loc[rows] for category, rows in members.items()}
-    steered = [alpha for alpha in _alphas(table) if alpha != CONTROL]
-    by_alpha = {alpha: table[[CONTROL, alpha]] for alpha in steered}
+    steered = [alpha for alpha in _alphas(table) if alpha != UNSTEERED]
+    by_alpha = {alpha: table[[UNSTEERED, alpha]] for alpha in steered}
     ends = {} if targets is None else {c: targets.loc[rows] for c, rows in members.items()}
 
     def figures(category: str, alpha: float) -> CellFigures:
@@ -256,7 +254,7 @@ def analyse(
             )
             for category, of in ends.items()
         }
-        controls = {category: figures(category, CONTROL) for category in members}
+        controls = {category: figures(category, UNSTEERED) for category in members}
         cells = [figures(category, alpha) for category in members for alpha in steered]
         if own:
             cells = [replace(one, target=own[one.cell.category].margin) for one in cells]
@@ -303,11 +301,11 @@ def _cell_values(
 ) -> dict[str, pd.Series]:
     """What is estimated of a cell: a value for each pair."""
     values = {"margin": table[alpha]}
-    if alpha != CONTROL:
-        values["gain"] = table[alpha] - table[CONTROL]
+    if alpha != UNSTEERED:
+        values["gain"] = table[alpha] - table[UNSTEERED]
         if null is not None:
             values["null"] = null[alpha]
-            values["null gain"] = null[alpha] - null[CONTROL]
+            values["null gain"] = null[alpha] - null[UNSTEERED]
             values["advantage"] = table[alpha] - null[alpha]
     return values
 
@@ -325,8 +323,8 @@ def pool(table: pd.DataFrame) -> Pool:
 
 def _pool_values(table: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Margins and gains of a pool, each (pairs, alphas)."""
-    margins = table[[alpha for alpha in _alphas(table) if alpha != CONTROL]].to_numpy()
-    return margins, margins - table[[CONTROL]].to_numpy()
+    margins = table[[alpha for alpha in _alphas(table) if alpha != UNSTEERED]].to_numpy()
+    return margins, margins - table[[UNSTEERED]].to_numpy()
 
 
 def _has_trend(table: pd.DataFrame) -> bool:

@@ -21,10 +21,10 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from analogy.errors import AnalogyError
+from analogy.grid import content, digest
 from analogy.models import ModelError, shipped
 from analogy.records import Figures, Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
-from analogy.store import content, digest
 from analogy.strict_json import parse
 from analogy.text import command_line
 

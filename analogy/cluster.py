@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, TypeAlias, TypeVar
@@ -33,11 +33,21 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from analogy.execute import Batch, ClusterError, ClusterLostError, Read, Results
+from analogy.engine import (
+    BatchWorker,
+    Capacity,
+    ClusterError,
+    ClusterLostError,
+    GeneratedBatch,
+    ReadPngs,
+    Results,
+    ScoredBatch,
+    Setup,
+)
+from analogy.grid import AnyJob, Job
 from analogy.judges import FoundJudge, find_judge
 from analogy.models import ModelError, ModelSource, find_pipeline
-from analogy.records import Pair, RunConfig
-from analogy.work import Drawn, Ready, Seen, Worker
+from analogy.work import Worker, threads
 
 #: What a lost worker, or a lost machine, looks like to who waits for its result.
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
@@ -67,63 +77,66 @@ KEPT = "What was done is kept; the same command goes on from there"
 #: What of the environment workers on other machines must have, too.
 ENVIRONMENT = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
-#: Configuration, pairs, model, judge.
-Given: TypeAlias = tuple[RunConfig, Sequence[Pair], ModelSource, FoundJudge]
+Batch: TypeAlias = Sequence[AnyJob]
+J = TypeVar("J", bound=AnyJob)
 S = TypeVar("S", ModelSource, FoundJudge)
 
 
 class Actor:
     """A worker in a process of its own, with the device that Ray gives it."""
 
-    def __init__(self, given: Given, threads: int) -> None:
-        self._config, self._pairs, self._model, self._judge = given
-        self._threads = threads
+    def __init__(self, setup: Setup, n_threads: int) -> None:
+        self._setup = setup
+        self._n_threads = n_threads
         self._lock = Lock()
-        self._ready: Ready | None = None
+        self._capacity: Capacity | None = None
 
-    def start(self, *, is_to_draw: bool) -> tuple[str, str]:
-        """Find the models' files here, and load the generator if asked: device and address."""
-        device, address = self._config.device, ray.util.get_node_ip_address()
+    def start(self, *, generates: bool) -> tuple[str, str]:
+        """Find the models' files on this machine, and load the generator if asked.
+
+        Returns the device and this machine's address.
+        """
+        device, address = self._setup.config.device, ray.util.get_node_ip_address()
         if device == "cuda" and not torch.cuda.is_available():
             raise ClusterError(
                 f"--device cuda: expected a CUDA device on {address}, but torch "
                 f"{torch.__version__} sees none; check nvidia-smi there"
             )
-        model, judge = _here(self._model, self._judge, self._config, address)
-        self._worker = Worker(self._config, self._pairs, model, judge)
-        if is_to_draw:
+        self._worker = Worker(_found_here(self._setup, address))
+        if generates:
             self.load()
         return torch.cuda.get_device_name() if device == "cuda" else device, address
 
-    def load(self) -> Ready:
-        """Load the generator, once: while others draw, the threads are not to be set again."""
+    def load(self) -> Capacity:
+        """Load the generator, once."""
         with self._lock:
-            if self._ready is None:
-                torch.set_num_threads(self._threads)
-                self._ready = self._worker.prepare()
-            return self._ready
+            if self._capacity is None:
+                with threads(self._n_threads):
+                    self._capacity = self._worker.prepare()
+            return self._capacity
 
     def load_judge(self) -> None:
         """Load the judge, once."""
         with self._lock:
-            self._worker.judge  # noqa: B018
+            self._worker.prepare_judge()
 
-    def draw(self, jobs: Batch) -> Drawn:
+    def generate(self, jobs: Batch) -> GeneratedBatch:
         """Generate one batch; called by several threads."""
         self.load()
-        return self._worker.draw(jobs)
+        return self._worker.generate(jobs)
 
-    def see(self, jobs: Batch, pngs: Sequence[bytes]) -> Seen:
+    def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
         """Score one batch, with all threads."""
-        with self._lock:
-            torch.set_num_threads(self._threads)
-            return self._worker.see(jobs, pngs)
+        with self._lock, threads(self._n_threads):
+            return self._worker.score(jobs, pngs)
 
 
-def _here(
-    model: ModelSource, judge: FoundJudge, config: RunConfig, address: str
-) -> tuple[ModelSource, FoundJudge]:
-    """The models on this machine: in the same place, or what their names stand for here."""
+def _found_here(setup: Setup, address: str) -> Setup:
+    """The setup with its models on this machine: at the same paths, or found by their names.
+
+    Raises ModelError if files of the same fingerprint are at neither.
+    """
+    config, model, judge = setup.config, setup.model, setup.judge
 
     def found(source: S, places: Sequence[Path], find: Callable[[], S]) -> S:
         if all(place.exists() for place in places):
@@ -137,23 +150,24 @@ def _here(
             "machine that began the run; put it into a folder that all machines share"
         )
 
-    return (
-        found(
+    def find_this_judge(dtype: str) -> FoundJudge:
+        return find_judge(config.clip_model, config.clip_pretrained).in_dtype(dtype)
+
+    return replace(
+        setup,
+        model=model
+        and found(
             model,
             model.places,
             lambda: find_pipeline(config.base_model, dtype=config.dtype, lora=config.lora),
         ),
-        found(
-            judge,
-            judge.places,
-            lambda: find_judge(config.clip_model, config.clip_pretrained).in_dtype(judge.dtype),
-        ),
+        judge=judge and found(judge, judge.places, lambda: find_this_judge(judge.dtype)),
     )
 
 
 @dataclass(eq=False, slots=True)
-class Hand:
-    """A worker as the run's own process sees it; ``busy``: batches that it has."""
+class WorkerHandle:
+    """A worker as the run's own process knows it; ``busy``: batches that it has."""
 
     actor: Any
     number: int
@@ -234,24 +248,20 @@ def _answers(address: Address) -> bool:
 
 
 class RayEngine:
-    """Ray's workers as an :class:`~analogy.execute.Engine`.
+    """Ray's workers as an :class:`~analogy.engine.Engine`.
 
-    On CUDA one for each GPU, on CPUs one for each machine, or ``num_workers``. ``threads``: of each
-    on a CPU [default: what there is, shared out]. Uses the Ray that runs in this process, or else
+    On CUDA one for each GPU, on CPUs one for each machine, or ``num_workers``. ``n_threads``: of
+    each on a CPU; None to share out what there is. Uses the Ray that runs in this process, or else
     connects to ``ray_address``, or else starts one on this machine. Raises :class:`ClusterError`;
-    where the cluster is lost in the middle, :class:`~analogy.execute.ClusterLostError`, after which
+    where the cluster is lost in the middle, :class:`~analogy.engine.ClusterLostError`, after which
     this process is connected to none.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        pairs: Sequence[Pair],
-        model: ModelSource,
-        judge: FoundJudge,
-        *,
-        threads: int | None = None,
+        self, setup: Setup, worker: BatchWorker | None = None, *, n_threads: int | None = None
     ) -> None:
+        del worker  # its models are loaded elsewhere
+        config = setup.config
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect(config.ray_address)
@@ -261,58 +271,58 @@ class RayEngine:
             if self._is_ours:
                 ray.shutdown()
             raise
-        self._threads = threads or share
+        self._n_threads = n_threads or share
         is_alone = config.ray_address is None  # then nobody brings the head back
         self._watch = Watch(
             head_may_be_silent=RAYLET_MAY_BE_SILENT if is_alone else HEAD_MAY_BE_SILENT
         )
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self._actor = ray.remote(Actor).options(
-            num_cpus=self._threads,
+            num_cpus=self._n_threads,
             num_gpus=int(config.device == "cuda"),
-            max_concurrency=self._threads + 1,
+            max_concurrency=self._n_threads + 1,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": environment} if environment else None,
         )
-        self._given = ray.put((config, pairs, model, judge))
+        self._setup = ray.put(setup)
         self._is_gpu = config.device == "cuda"
-        self._hired = 0
-        self._hands: list[Hand] = []
-        self._joining: dict[Any, Hand] = {}  # by the reference to what their start will say
+        self._started = 0
+        self._workers: list[WorkerHandle] = []
+        self._starting: dict[Any, WorkerHandle] = {}  # by the reference to their start's result
         self._lost = 0  # one after another, with no batch done in between
-        self._is_to_draw = False
+        self._generates = False
 
-    def prepare(self) -> Ready:
-        """Have all workers load the generator; what the first of them says."""
-        self._is_to_draw = True
-        self._hire()
-        ready: Ready = self._ask_one(lambda actor: actor.load.remote())
-        return ready
+    def prepare(self) -> Capacity:
+        """Have all workers load the generator; returns the capacity of the first."""
+        self._generates = True
+        self._start_workers()
+        capacity: Capacity = self._ask_one(lambda actor: actor.load.remote())
+        return capacity._replace(looks_ahead=True)
 
     def wait_for_all(self) -> None:
         """Wait until every worker has started; without it, work begins with the first."""
-        while self._joining:
+        while self._starting:
             self._finished([])
 
     def prepare_judge(self) -> None:
         """Have the first worker load the judge; the others do at their first batch."""
-        self._hire()
+        self._start_workers()
         self._ask_one(lambda actor: actor.load_judge.remote())
 
-    def draw(self, batches: Iterable[Batch]) -> Results[Drawn]:
+    def generate(self, batches: Iterable[Batch]) -> Results[AnyJob, GeneratedBatch]:
         """Generate; a worker has a batch for each of its threads, and the next one."""
         most = self.prepare().at_once + 1
-        return self._each(batches, lambda actor, batch: actor.draw.remote(batch), most)
+        return self._each(batches, lambda actor, batch: actor.generate.remote(batch), most)
 
-    def see(self, batches: Iterable[Batch], read: Read) -> Results[Seen]:
+    def score(self, batches: Iterable[Sequence[Job]], read: ReadPngs) -> Results[Job, ScoredBatch]:
         """Score; a worker has a batch, and the next one."""
-        self._hire()
-        return self._each(batches, lambda actor, batch: actor.see.remote(batch, read(batch)), 2)
+        self._start_workers()
+        return self._each(batches, lambda actor, batch: actor.score.remote(batch, read(batch)), 2)
 
     def close(self) -> None:
-        """Let go of the workers, and of Ray if it is ours."""
+        """Stop the workers, and disconnect from Ray if this engine connected to it."""
         self._watch.end()
-        self._dismiss()
+        self._stop_workers()
         if self._watch.gone is not None:
             self._watch.let_go()
             return
@@ -320,38 +330,38 @@ class RayEngine:
             ray.shutdown()
 
     def _each(
-        self, batches: Iterable[Batch], send: Callable[[Any, Batch], Any], most: int
-    ) -> Results[Any]:
+        self, batches: Iterable[Sequence[J]], send: Callable[[Any, Sequence[J]], Any], most: int
+    ) -> Results[J, Any]:
         """Each batch with its result and its worker's name, in order; ``most`` at once with each.
 
         No more than ``AHEAD`` times as many are begun, or done and waiting for their turn.
         """
         waiting = enumerate(batches)
-        again: list[tuple[int, Batch]] = []  # a heap: the earliest first
-        begun: dict[Any, tuple[int, Batch, Hand]] = {}
-        done: dict[int, tuple[Batch, Any, str]] = {}
+        again: list[tuple[int, Sequence[J]]] = []  # a heap: the earliest first
+        begun: dict[Any, tuple[int, Sequence[J], WorkerHandle]] = {}
+        done: dict[int, tuple[Sequence[J], Any, str]] = {}
         costs: Counter[int] = Counter()
         turn = 0
 
-        def take() -> tuple[int, Batch] | None:
+        def take() -> tuple[int, Sequence[J]] | None:
             if again:
                 return heapq.heappop(again)
-            is_open = len(begun) + len(done) < AHEAD * most * len(self._hands)
+            is_open = len(begun) + len(done) < AHEAD * most * len(self._workers)
             return next(waiting, None) if is_open else None
 
         try:
             while True:
-                while (hand := self._with_place(most)) and (taken := take()):
+                while (worker := self._with_room(most)) and (taken := take()):
                     self._check_cluster()
-                    begun[send(hand.actor, taken[1])] = (*taken, hand)
-                    hand.busy += 1
-                if hand and not begun:  # then all that were begun have had their turn
+                    begun[send(worker.actor, taken[1])] = (*taken, worker)
+                    worker.busy += 1
+                if worker and not begun:  # then all that were begun have had their turn
                     return
                 for reference in self._finished(begun):
-                    index, batch, hand = begun.pop(reference)
-                    hand.busy -= 1
+                    index, batch, worker = begun.pop(reference)
+                    worker.busy -= 1
                     try:
-                        done[index] = batch, self._get(reference), hand.name
+                        done[index] = batch, self._get(reference), worker.name
                         self._lost = 0
                     except LOST as error:
                         heapq.heappush(again, (index, batch))
@@ -362,46 +372,46 @@ class RayEngine:
                                 f"{batch[0].what}",
                                 error,
                             ) from error
-                        self._replace(hand, error)
+                        self._replace(worker, error)
                 while turn in done:
                     yield done.pop(turn)
                     turn += 1
         finally:
             if begun:  # stopped early: nobody will take these
-                self._dismiss()
+                self._stop_workers()
 
     def _ask_one(self, ask: Callable[[Any], Any]) -> Any:
-        """What the first worker says, or who comes after it if it is lost."""
+        """What the first worker returns, or the next one if it is lost."""
         while True:
-            while not self._hands:
+            while not self._workers:
                 self._finished([])
             try:
-                return self._get(ask(self._hands[0].actor))
+                return self._get(ask(self._workers[0].actor))
             except LOST as error:
-                self._replace(self._hands[0], error)
+                self._replace(self._workers[0], error)
 
-    def _with_place(self, most: int) -> Hand | None:
+    def _with_room(self, most: int) -> WorkerHandle | None:
         """The least busy worker, if it may have another batch."""
-        hand = min(self._hands, key=lambda hand: hand.busy, default=None)
-        return None if hand is None or hand.busy >= most else hand
+        worker = min(self._workers, key=lambda worker: worker.busy, default=None)
+        return None if worker is None or worker.busy >= most else worker
 
     def _finished(self, begun: Iterable[Any]) -> list[Any]:
-        """Wait until one of ``begun`` is done, or a worker has joined: those that are done."""
+        """Wait until one of ``begun`` is done, or a worker has started: those that are done."""
         begun = list(begun)
         end = time.monotonic() + PATIENCE
         finished: list[Any] = []
         while not finished:
             self._check_cluster()
-            finished, _ = ray.wait([*begun, *self._joining], timeout=LOOK)
-            if not (finished or self._hands) and time.monotonic() > end:
+            finished, _ = ray.wait([*begun, *self._starting], timeout=LOOK)
+            if not (finished or self._workers) and time.monotonic() > end:
                 raise ClusterError(
                     f"expected a worker within {PATIENCE:g} s, got none of {self._count}: the "
-                    f"cluster has no room for one with {self._threads} processors"
+                    f"cluster has no room for one with {self._n_threads} processors"
                     f"{' and a GPU' if self._is_gpu else ''} (ray status). {KEPT}"
                 )
         for reference in finished:
-            if reference in self._joining:
-                self._join(reference)
+            if reference in self._starting:
+                self._add_started(reference)
         return [reference for reference in begun if reference in finished]
 
     def _get(self, reference: Any) -> Any:
@@ -419,38 +429,39 @@ class RayEngine:
         """End the run where the cluster is gone, and let go of it, before Ray ends the process."""
         if self._watch.gone is None:
             return
-        self._hands.clear()
-        self._joining.clear()
+        self._workers.clear()
+        self._starting.clear()
         self._watch.let_go()
         raise ClusterLostError(
             f"--engine ray: {self._watch.gone} answers no more, and the cluster is lost with it; "
             f"see Ray's logs in {LOGS}. {KEPT}"
         )
 
-    def _hire(self) -> None:
-        """Ask Ray for as many workers as are lacking; they join when they have started."""
+    def _start_workers(self) -> None:
+        """Ask Ray for as many workers as are lacking; they are used once they have started."""
         self._check_cluster()
-        while len(self._hands) + len(self._joining) < self._count:
-            self._hired += 1
-            hand = Hand(self._actor.remote(self._given, self._threads), self._hired)
-            self._joining[hand.actor.start.remote(is_to_draw=self._is_to_draw)] = hand
+        while len(self._workers) + len(self._starting) < self._count:
+            self._started += 1
+            actor: Any = self._actor.remote(self._setup, self._n_threads)
+            started = actor.start.remote(generates=self._generates)
+            self._starting[started] = WorkerHandle(actor, self._started)
 
-    def _join(self, reference: Any) -> None:
-        hand = self._joining.pop(reference)
+    def _add_started(self, reference: Any) -> None:
+        worker = self._starting.pop(reference)
         try:
             device, address = self._get(reference)
         except LOST as error:
             self._count_loss(error)
         else:
-            hand.name = f"{address} {device} {hand.number}"
-            self._hands.append(hand)
+            worker.name = f"{address} {device} {worker.number}"
+            self._workers.append(worker)
 
-    def _replace(self, hand: Hand, error: Exception) -> None:
-        """Have another in the place of a worker that is lost; what it had comes back by itself."""
+    def _replace(self, worker: WorkerHandle, error: Exception) -> None:
+        """Start another worker for one that is lost; Ray reports each of its batches as lost."""
         self._check_cluster()
-        if hand in self._hands:
-            self._hands.remove(hand)
-            ray.kill(hand.actor)
+        if worker in self._workers:
+            self._workers.remove(worker)
+            ray.kill(worker.actor)
             self._count_loss(error)
 
     def _count_loss(self, error: Exception) -> None:
@@ -459,14 +470,14 @@ class RayEngine:
             raise _lost(
                 f"{self._lost} workers were lost one after another, with no batch done", error
             ) from error
-        self._hire()
+        self._start_workers()
 
-    def _dismiss(self) -> None:
+    def _stop_workers(self) -> None:
         if self._watch.gone is None:
-            for hand in [*self._hands, *self._joining.values()]:
-                ray.kill(hand.actor)
-        self._hands.clear()
-        self._joining.clear()
+            for worker in [*self._workers, *self._starting.values()]:
+                ray.kill(worker.actor)
+        self._workers.clear()
+        self._starting.clear()
 
 
 def shares(device: str, num_workers: int | None) -> tuple[int, int]:

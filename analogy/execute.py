@@ -1,149 +1,69 @@
 """A run's work by an engine, into its folder: what is missing is generated, what is new scored.
 
-An engine works on batches and hands the results back in order; the process that owns the run folder
-writes them. :class:`Serial` is that process itself; :mod:`analogy.cluster` has Ray's.
+Engines return results in the order of the batches; the process that owns the run folder writes
+them. :mod:`analogy.engine` has what an engine is, :mod:`analogy.engines` those that can be chosen.
 """
 
 from __future__ import annotations
 
-import collections.abc
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol, TypeVar
 
 import torch
 
-from analogy.errors import AnalogyError, ExitCode
-from analogy.judges import FoundJudge, Judge
+from analogy.engine import Engine, EngineFactory, Progress, Setup, no_progress
+from analogy.engines import ENGINES
+from analogy.grid import AnyJob, Job, W
+from analogy.judges import Judge
 from analogy.memory import memory_said
-from analogy.models import ModelSource
-from analogy.records import Pair, RunConfig
-from analogy.store import Job, RunFolder, W
-from analogy.work import Drawn, Ready, Seen, Worker, changed_alike
+from analogy.store import RunFolder
+from analogy.work import Worker, changed_alike
 
 #: Images that are read and scored at a time, and their pixels: 200 MB of them.
 SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
 
-Report = Callable[[int], None]
-Batch = Sequence[Job]
-Read = Callable[[Batch], list[bytes]]
-B = TypeVar("B")
-R = TypeVar("R")
-
-
-class ClusterError(AnalogyError, RuntimeError):
-    """Workers on other processes or machines cannot do the work; the message says what to do."""
-
-    exit_code = ExitCode.UNREADABLE
-
-
-class ClusterLostError(ClusterError):
-    """The cluster itself is gone in the middle of the work; what was done is kept."""
-
-    exit_code = ExitCode.CLUSTER_LOST
-
-
-class Engine(Protocol):
-    """Who does the work. Results come in the order of the batches, whoever made them.
-
-    Each with the name of its worker, None if there is one alone. A generator that is closed early
-    leaves what is in flight undone.
-    """
-
-    def prepare(self) -> Ready:
-        """Have workers load the generator; what one of them says, ``at_once`` of each."""
-        ...
-
-    def prepare_judge(self) -> None:
-        """Have workers load the judge."""
-        ...
-
-    def draw(self, batches: Iterable[Batch]) -> Results[Drawn]:
-        """Generate."""
-        ...
-
-    def see(self, batches: Iterable[Batch], read: Read) -> Results[Seen]:
-        """Score; ``read`` gives the PNG files of a batch."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the workers."""
-        ...
-
-
-Results = collections.abc.Generator[tuple[Batch, R, str | None], None, None]
-
-
-class Serial:
-    """The engine of one process: whole batches in threads on a CPU, one after another on a GPU."""
-
-    def __init__(self, worker: Worker, device: str) -> None:
-        self._worker = worker
-        self._device = device
-
-    def prepare(self) -> Ready:
-        """Load the generator."""
-        return self._worker.prepare()
-
-    def prepare_judge(self) -> None:
-        """Load the judge."""
-        self._worker.judge  # noqa: B018
-
-    def draw(self, batches: Iterable[Batch]) -> Results[Drawn]:
-        """Generate, a few batches ahead of whoever takes the results."""
-        at_once = self.prepare().at_once
-        with closing(in_threads(self._worker.draw, batches, at_once, self._device)) as results:
-            for batch, drawn in results:
-                yield batch, drawn, None
-
-    def see(self, batches: Iterable[Batch], read: Read) -> Results[Seen]:
-        """Score, one batch at a time with all threads."""
-        for batch in batches:
-            yield batch, self._worker.see(batch, read(batch)), None
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
 
 class Execution:
-    """The work of one run, into its folder. Loads a model when it is needed, not before."""
+    """The work of one run, into its folder. Loads a model when it is needed, not before.
+
+    ``engine``: makes what does the work; None for the engine that the configuration names.
+    ``worker``: this process's own, if it has models that others use as well. Raises
+    ``UnknownNameError`` if the configuration names an engine that does not exist.
+    """
 
     def __init__(
         self,
-        config: RunConfig,
-        pairs: Sequence[Pair],
-        model: ModelSource,
-        judge: FoundJudge,
+        setup: Setup,
         folder: RunFolder,
+        *,
+        engine: EngineFactory | None = None,
+        worker: Worker | None = None,
     ) -> None:
-        self._config = config
-        self._given = pairs, model, judge
-        self._judge = judge.fingerprint
+        ENGINES.check(setup.config.engine)
+        self._setup = setup
         self._folder = folder
-        self._failed: set[str] = set()  # tried here, and not to be tried here again
+        self._make_engine = engine
+        self._own_worker = worker
+        self._failed: set[str] = set()  # keys of images that failed here, not to be tried again
 
     @cached_property
     def _worker(self) -> Worker:
-        """The one of this process; where it lacks the workers' GPU, on its CPU."""
-        config = self._config
-        if config.engine == "ray" and not torch.cuda.is_available():
-            config = replace(config, device="cpu")
-        return Worker(config, *self._given)
+        """The worker of this process; on its CPU if it lacks the GPU that other workers have."""
+        if self._own_worker is not None:
+            return self._own_worker
+        setup = self._setup
+        if setup.config.engine != "serial" and not torch.cuda.is_available():
+            setup = replace(setup, config=replace(setup.config, device="cpu"))
+        return Worker(setup)
 
     @cached_property
     def engine(self) -> Engine:
-        """Who does the work, brought up at its first use."""
-        config = self._config
-        if config.engine == "serial":
-            return Serial(self._worker, config.device)
-        from analogy.cluster import RayEngine
-
-        return RayEngine(config, *self._given)
+        """What does the work, started at its first use."""
+        make: EngineFactory = self._make_engine or ENGINES.get(self._setup.config.engine)
+        return make(self._setup, self._worker)
 
     @property
     def judge(self) -> Judge:
@@ -151,71 +71,84 @@ class Execution:
         with memory_said("loading the judge"):
             return self._worker.judge
 
-    def prepare(self, jobs: Iterable[Job]) -> None:
-        """Load what these jobs need, and no more: nothing where all of them are done.
+    @property
+    def _judge(self) -> str:
+        """The judge's fingerprint."""
+        if self._setup.judge is None:
+            raise TypeError("a run without a judge scores nothing")
+        return self._setup.judge.fingerprint
 
-        Before any of them is, so that a model or judge that cannot be loaded costs no image. Raises
-        ``ModelError``, ``MemoryFullError`` or :class:`ClusterError`.
+    def prepare(self, jobs: Iterable[Job]) -> None:
+        """Load what these jobs need, and no more: nothing if all of them are done.
+
+        Called before the work, so that a model or judge that cannot be loaded costs no image.
+        Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
         """
         jobs = list(jobs)
-        is_to_draw = bool(self.missing(jobs))
+        generates = bool(self.missing(jobs))
         with memory_said("loading the models"):
-            if is_to_draw:
+            if generates:
                 self.engine.prepare()
-            if is_to_draw or self._folder.without_score(jobs, self._judge):
+            if generates or self._folder.without_score(jobs, self._judge):
                 self.engine.prepare_judge()
 
-    def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that have no image, and which have not been tried here in vain."""
+    def prepare_judge(self) -> None:
+        """Load the judge where images are scored, so that timing leaves it out."""
+        self.engine.prepare_judge()
+
+    def missing(self, jobs: Iterable[W]) -> list[W]:
+        """The jobs that have no image and have not failed in this process."""
         return [job for job in self._folder.without_image(jobs) if job.key not in self._failed]
 
     def generate(
         self,
-        jobs: Iterable[Job],
-        report: Report = lambda n: None,
+        jobs: Iterable[AnyJob],
+        progress: Progress = no_progress,
         *,
-        ahead: Iterable[Iterable[Job]] = (),
+        ahead: Iterable[Iterable[AnyJob]] = (),
     ) -> None:
         """Generate the images that are missing, in batches of any pairs, alphas and seeds.
 
-        Each batch is kept as soon as it is done; ``report`` gets its number of images. What comes
-        out as no picture is kept as failed, and tried again by another run only. ``ahead``: what
-        will be asked for next; several workers generate it at once, in the same batches.
+        Each batch is kept as soon as it is done. A failed image is kept as failed, and tried again
+        by another run only. ``ahead``: what will be asked for next; an engine of several workers
+        generates it along with ``jobs``, in the same batches as it would be later.
         """
         with memory_said("generating"):
-            self._generate(jobs, report, ahead)
+            self._generate(jobs, progress, ahead)
 
     def _generate(
-        self, jobs: Iterable[Job], report: Report, ahead: Iterable[Iterable[Job]]
+        self, jobs: Iterable[AnyJob], progress: Progress, ahead: Iterable[Iterable[AnyJob]]
     ) -> None:
         groups = [list(jobs)]
         if not self.missing(groups[0]):
             return  # what is ahead is asked for in its turn
-        if self._config.engine != "serial":
+        capacity = self.engine.prepare()
+        if capacity.looks_ahead:
             groups += [list(group) for group in ahead]
         left = {job.key: job for job in self.missing(job for group in groups for job in group)}
-        ready = self.engine.prepare()
         batches = [
             batch
             for group in groups
             for alike in changed_alike(left.pop(job.key) for job in group if job.key in left)
-            for batch in even_batches(alike, ready.batch_size)
+            for batch in even_batches(alike, capacity.batch_size)
         ]
         clock = time.perf_counter()
-        with closing(self.engine.draw(batches)) as results:
-            for batch, drawn, worker in results:
+        with closing(self.engine.generate(batches)) as results:
+            for batch, generated, worker in results:
                 now = time.perf_counter()
                 self._folder.add_pngs(
                     batch,
-                    drawn.pngs,
+                    generated.pngs,
                     now - clock,
-                    faults=drawn.faults,
-                    peak_bytes=drawn.peak_bytes,
-                    worker=None if worker is None else (worker, drawn.seconds / ready.at_once),
+                    faults=generated.faults,
+                    peak_bytes=generated.peak_bytes,
+                    worker=None
+                    if worker is None
+                    else (worker, generated.seconds / capacity.at_once),
                 )
                 clock = now
-                self._failed |= {batch[i].key for i in drawn.faults}
-                report(len(batch))
+                self._failed |= {batch[i].key for i in generated.faults}
+                progress(len(batch))
 
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns how many those were."""
@@ -225,54 +158,28 @@ class Execution:
     def _score(self, jobs: Iterable[Job]) -> int:
         missing = self._folder.without_score(jobs, self._judge)
         if not missing:
-            return 0  # and no engine is brought up
-        size = min(SCORE_BATCH, max(SCORE_PIXELS // self._config.size**2, 1))
+            return 0  # and no engine is started
+        size = min(SCORE_BATCH, max(SCORE_PIXELS // self._setup.config.size**2, 1))
         batches = [missing[i : i + size] for i in range(0, len(missing), size)]
 
-        def read(batch: Batch) -> list[bytes]:
+        def read(batch: Sequence[Job]) -> list[bytes]:
             return [self._folder.read_png(job) for job in batch]
 
         clock = time.perf_counter()
-        with closing(self.engine.see(batches, read)) as results:
-            for batch, seen, _ in results:
+        with closing(self.engine.score(batches, read)) as results:
+            for batch, scored, _ in results:
                 now = time.perf_counter()
                 self._folder.add_scores(
-                    batch, self._judge, seen.cosines, now - clock, features=seen.features
+                    batch, self._judge, scored.cosines, now - clock, features=scored.features
                 )
                 clock = now
         return len(missing)
 
     def close(self) -> None:
-        """Let go of the workers, if there are any."""
+        """Release the workers, if there are any."""
         if "engine" in self.__dict__:
             self.engine.close()
             del self.engine
-
-
-def in_threads(
-    work: Callable[[B], R], batches: Iterable[B], at_once: int, device: str
-) -> collections.abc.Generator[tuple[B, R], None, None]:
-    """Each batch with its result, in order, ``at_once`` of them at work and a few begun.
-
-    Off the CPU one thread more: it makes the next batch's conditioning and latents while the
-    device is busy. To be closed by a caller who stops early.
-    """
-    threads = torch.get_num_threads()  # a painter changes them
-    workers = at_once + (device != "cpu")
-    begun: deque[tuple[B, Future[R]]] = deque()
-    executor = ThreadPoolExecutor(workers)
-    try:
-        for batch in batches:
-            begun.append((batch, executor.submit(work, batch)))
-            if len(begun) > workers:
-                first, future = begun.popleft()
-                yield first, future.result()
-        while begun:
-            first, future = begun.popleft()
-            yield first, future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:

@@ -17,9 +17,6 @@ ALPHA_LIMIT = 5.0
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the number formats a model may compute in."""
 
-ENGINES = ("serial", "ray")
-"""Who does the work of a run: this process, or workers of Ray's."""
-
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
 

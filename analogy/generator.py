@@ -60,10 +60,10 @@ class Generator:
         self._denoise_in_parts = InParts(batch_size)
         self._decode_in_parts = InParts(max(DECODED_PIXELS // size**2, 1))
         self.latent_shape = self._family.latent_shape(pipeline, size)
-        # Encoded here and handed to twins: a tokenizer's padding is state that threads would share.
+        # Encoded here and given to clones: a tokenizer's padding is state that threads would share.
         self._empty = self._empty_prompt() if empty is None else empty
 
-    def twin(self) -> Generator:
+    def clone(self) -> Generator:
         """Another generator on the same weights, for another thread: a scheduler keeps state."""
         pipeline = copy.copy(self._pipeline)
         scheduler = self._pipeline.scheduler

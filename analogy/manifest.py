@@ -24,11 +24,11 @@ import numpy as np
 from analogy.errors import AnalogyError
 from analogy.fields import ALPHA_LIMIT, MAX_SEED
 from analogy.files import read_regular
+from analogy.grid import Job, digest
 from analogy.images import Images, read_image
 from analogy.judges import FoundJudge
-from analogy.models import ModelSource
-from analogy.records import IMPORTED, Pair, RunConfig
-from analogy.store import Job, RunFolder, digest
+from analogy.records import IMPORTED, UNSTEERED, Pair, RunConfig
+from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.text import is_printable, lines_of
 
@@ -71,7 +71,7 @@ def read_manifest(path: Path) -> list[Entry]:
             raise ManifestError(
                 f"{path}, line {line}: expected each image once, got that of line {first.line}"
             )
-    methods = {entry.method for entry in entries.values() if entry.alpha != 0.0}
+    methods = {entry.method for entry in entries.values() if entry.alpha != UNSTEERED}
     if len(methods) != 1:
         raise ManifestError(
             f"{path}: expected images of one method, at an alpha other than 0 among them, got "
@@ -177,11 +177,11 @@ def bring_in(
     images = [[e.pair_id, e.alpha, e.seed, s] for e, s in zip(entries, sums, strict=True)]
     fingerprint = f"{name}{IMPORTED}{digest(sorted(images))[:16]}"
     named = {entry.pair_id for entry in entries}
-    method = next(entry.method for entry in entries if entry.alpha != 0.0)
+    method = next(entry.method for entry in entries if entry.alpha != UNSTEERED)
     try:
         config = RunConfig(
             model=name, clip_model=clip_model, clip_pretrained=clip_pretrained, pairs=pairs_file,
-            categories=None, alphas=tuple(sorted({e.alpha for e in entries} - {0.0})),
+            categories=None, alphas=tuple(sorted({e.alpha for e in entries} - {UNSTEERED})),
             seeds=tuple(sorted({e.seed for e in entries})), method=method, steps=1, guidance=0.0,
             size=size, dtype="float32", device="cpu", batch_size=None, limit=None,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def bring_in(
         raise ManifestError(f"these images: {error}") from None
     study = Study(
         config, [pair for pair in pairs if pair.id in named],
-        ModelSource(folder.path, fingerprint, recorded=True), judge, folder, scheduler="imported",
+        None, judge, folder, fingerprint=fingerprint, scheduler="imported",
     )  # fmt: skip
     places = [(entry.pair_id, entry.alpha, entry.seed) for entry in entries]
     files = dict(zip(places, zip(entries, sums, strict=True), strict=True))

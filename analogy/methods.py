@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.analysis import CONTROL
-from analogy.execute import Report
-from analogy.records import Estimate, Figures, Pair
+from analogy.engine import Progress, no_progress
+from analogy.grid import Job, once
+from analogy.records import UNSTEERED, Estimate, Figures, Pair
 from analogy.request import RunRequest
 from analogy.stats import (
     MIN_DECISIVE,
@@ -37,7 +37,6 @@ from analogy.stats import (
     resampled_together,
     t_test,
 )
-from analogy.store import Job
 from analogy.study import Study
 
 _NAN = float("nan")
@@ -149,7 +148,7 @@ def compare_methods(
     """
     _check_tables(tables, pairs)
     steered = {
-        name: table[[alpha for alpha in table.columns if float(alpha) != CONTROL]]
+        name: table[[alpha for alpha in table.columns if float(alpha) != UNSTEERED]]
         for name, table in tables.items()
     }
     first = next(iter(steered.values()))
@@ -225,16 +224,16 @@ def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
 
 def all_jobs(studies: Sequence[Study]) -> list[Job]:
     """The jobs of all the methods; the control's, whose key has no method, once."""
-    return list({job.key: job for study in studies for job in study.jobs()}.values())
+    return once(job for study in studies for job in study.jobs())
 
 
-def run_methods(studies: Sequence[Study], report: Report = lambda n: None) -> MethodComparison:
+def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
     """Do what is missing of all the methods, and compare them.
 
     One worker does all of it: the models are loaded once.
     """
     first, jobs = studies[0], all_jobs(studies)
-    first.generate(jobs, report)
+    first.generate(jobs, progress)
     first.score(jobs)
     return compare_methods(
         {study.config.method: study.table() for study in studies},
@@ -248,7 +247,7 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> 
         raise ValueError(f"methods: expected two or more, got {', '.join(tables) or 'none'}")
     wanted = [pair.id for pair in pairs]
     columns = next(iter(tables.values())).columns
-    if all(float(alpha) == CONTROL for alpha in columns):
+    if all(float(alpha) == UNSTEERED for alpha in columns):
         raise ValueError("methods: expected a strength other than the control, got none")
     for name, table in tables.items():
         if list(table.index) != wanted:

@@ -64,15 +64,13 @@ class ModelSource:
     weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
     hex>`` over all configuration and weight files for a folder and over the file for a file, with
     ``+configuration@sha256:<16 hex>`` of the folder that configures a file, and
-    ``+<lora>@sha256:<16 hex>`` for a LoRA. ``recorded``: known from a run folder alone, which no
-    one has confirmed; loading it is an error.
+    ``+<lora>@sha256:<16 hex>`` for a LoRA.
     """
 
     folder: Path
     fingerprint: str
     file: Path | None = None
     lora: Path | None = None
-    recorded: bool = False
 
     @property
     def places(self) -> list[Path]:
@@ -338,7 +336,6 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     # A bar for every part's loading would bury the one that matters.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    _refuse_recorded(source)
     # Checked here as well: the folder may be another machine's, or changed since it was found.
     family, index = check_pipeline(source.folder, weights=source.file is None)
     loader = getattr(diffusers, family.pipeline)
@@ -419,14 +416,6 @@ def _load_networks(
 def _networks_of(pipeline: Any) -> dict[str, nn.Module]:
     parts = pipeline.components.items()
     return {name: part for name, part in parts if isinstance(part, nn.Module)}
-
-
-def _refuse_recorded(source: ModelSource) -> None:
-    if source.recorded:
-        raise ModelError(
-            f"model {source.fingerprint}: known from a run folder alone, which says nothing that "
-            "is loaded; name the model"
-        )
 
 
 def _variant(folder: Path, dtype: str) -> str | None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from analogy.engines import ENGINES
 from analogy.errors import AnalogyError, FieldError
-from analogy.fields import DTYPES, ENGINES
+from analogy.fields import DTYPES
 from analogy.grid_metrics import DEFAULT
 from analogy.records import Limit
 from analogy.request import OptionError, RunRequest, option_error
@@ -247,6 +248,14 @@ def _method(text: str) -> str:
         raise OptionError(str(error)) from None
 
 
+def _engine(text: str) -> str:
+    """The name of an engine that can be chosen; imports none."""
+    try:
+        return ENGINES.check(text)
+    except AnalogyError as error:
+        raise OptionError(str(error)) from None
+
+
 def parse_methods(text: str) -> tuple[str, ...]:
     """Two or more different steering methods; another text is an ``OptionError``."""
     names: tuple[str, ...] = _list_of(_method)(text)
@@ -322,9 +331,9 @@ OPTIONS: tuple[Option, ...] = (
            "itself once memory runs out]", parse=_integer(1), metavar="N"),
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
-    Option("--engine", f"who does the work: {', '.join(ENGINES)}; ray has workers on all "
-           "devices of this machine or of a cluster", parse=_one_of(ENGINES),
-           metavar="NAME", choices=ENGINES),
+    Option("--engine", f"who does the work: {', '.join(ENGINES.builtin)}; ray has workers on all "
+           "devices of this machine or of a cluster", parse=_engine, metavar="NAME",
+           choices=ENGINES.names),
     Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
            "machine, which they share out]", parse=_integer(1), metavar="N"),
     Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "

@@ -17,17 +17,17 @@ import pytest
 from analogy.errors import AnalogyError, ExitCode
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import PairsWarning, categories
-from analogy.records import Cell
+from analogy.records import UNSTEERED, Cell
 from analogy.request import OptionError, RunRequest
 from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
 from analogy.text import printable
 
 if TYPE_CHECKING:
     from analogy.analysis import Analysis
+    from analogy.grid import Job
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session
-    from analogy.store import Job
 
 _XDIST = (
     "pytest-xdist is not supported: cases that time each other's work measure nothing. Run without "
@@ -261,7 +261,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "category" in names:
         metafunc.parametrize("category", chosen)
     if "strength" in names:
-        metafunc.parametrize("strength", (0.0, *request.alphas), ids="alpha-{:g}".format)
+        metafunc.parametrize("strength", (UNSTEERED, *request.alphas), ids="alpha-{:g}".format)
     if "cell" in names:
         cells = [Cell(category, alpha) for category in chosen for alpha in request.alphas]
         metafunc.parametrize("cell", cells, ids=[f"{c.category}-{c.alpha:g}" for c in cells])
@@ -342,7 +342,7 @@ def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest)
     unscored = study.unscored(jobs)
     if not unscored:
         return
-    study.execution.engine.prepare_judge()  # before the clock starts
+    study.prepare_judge()  # before the clock starts
     if not request.config.pluginmanager.hasplugin("benchmark"):  # -p no:benchmark
         study.score(unscored)
         return

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.checked import METRIC_LIMIT
+from analogy.grid import Job
 from analogy.grid_metrics import (
     DEFAULT,
     NOT_ASKED,
@@ -38,7 +39,7 @@ from analogy.metrics import Lpips, SetScore
 from analogy.metrics.features import score_name
 from analogy.records import Cell, Figures, RunConfig
 from analogy.stats import bootstrap_ci
-from analogy.store import Job, RunFolder
+from analogy.store import RunFolder
 
 #: Pixels of the images that are read and compared at a time.
 BATCH_PIXELS = 64 * 2**20
@@ -104,7 +105,7 @@ class Quality:
         self._folder = folder
         self._judge = judge
         self._fingerprint = fingerprint
-        self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.alpha == 0.0}
+        self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.is_unsteered}
         self.metrics = grid_metrics() if metrics is None else tuple(metrics)
         self.features: Absent | None = None
         self.lpips: Lpips | Absent = NOT_ASKED

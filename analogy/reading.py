@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from analogy.grid import Job
 from analogy.models import ModelError
 from analogy.records import Pair
 from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning
-from analogy.store import Job
 from analogy.work import steered, texts
 
 #: Prompts to the token ids that a model gets, one row each; equal rows are one text to it.

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from analogy.errors import AnalogyError
 from analogy.fields import ALPHA_LIMIT, MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_TEXT, shown
 from analogy.files import write_output
-from analogy.records import MARGIN_LIMIT, Cell, Compared, Verdict
+from analogy.records import MARGIN_LIMIT, UNSTEERED, Cell, Compared, Verdict
 from analogy.strict_json import parse
 from analogy.text import command_line, is_printable
 
@@ -532,7 +532,7 @@ def _rate(value: Any, place: str) -> float:
 
 def _alpha(value: Any, place: str) -> float:
     alpha = _number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
-    if alpha == 0:
+    if alpha == UNSTEERED:
         raise _PlaceError(
             f"{place}: expected a strength other than the control's, got {shown(value)}"
         )

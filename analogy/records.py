@@ -15,7 +15,10 @@ from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from analogy.errors import FieldError
-from analogy.fields import CHECKS, ENGINES, check_name, one_of, shown
+from analogy.fields import CHECKS, check_name, shown
+
+UNSTEERED = 0.0
+"""The alpha of the source prompt's own image, which no method has steered."""
 
 MARGIN_LIMIT = 2.001
 """Largest |margin|: a difference of two cosines, with room for float32's rounding."""
@@ -239,8 +242,8 @@ class RunConfig:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
-    - `engine` (one of `ENGINES`), `num_workers` (None: as many as there are devices), `ray_address`
-      (of a cluster, None for this machine): who computes it.
+    - `engine` (a name of `analogy.engines.ENGINES`), `num_workers` (None: as many as there are
+      devices), `ray_address` (of a cluster, None for this machine): what computes it.
 
     Values are checked on construction; a wrong one is a `FieldError`. Alphas and guidance are kept
     as floats, so that equal configurations serialise equally.
@@ -276,7 +279,6 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 check(name, value)
-        one_of(ENGINES)("engine", self.engine)
         if self.method_version:
             check_name("method_version", self.method_version)
 
@@ -291,8 +293,8 @@ class RunConfig:
 
     @property
     def grid_alphas(self) -> tuple[float, ...]:
-        """Every alpha that is generated, the control among them, in ascending order."""
-        return tuple(sorted({0.0, *self.alphas}))
+        """Every alpha that is generated, the unsteered image's among them, in ascending order."""
+        return tuple(sorted({UNSTEERED, *self.alphas}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; tuples become lists.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from analogy.engines import ENGINES
 from analogy.errors import AnalogyError, FieldError
 from analogy.fields import (
     CHECKS,
     DTYPES,
-    ENGINES,
     check_name,
     check_number,
     check_text,
@@ -114,7 +114,7 @@ class RunRequest:
             value = getattr(self, name)
             if value is not None:
                 check(name, value)
-        one_of(ENGINES)("engine", self.engine)
+        _check_engine(self.engine)
         one_of(DTYPES)("clip_dtype", self.clip_dtype)
         check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
         for name in ("run_dir", "ceiling", "reference", "lpips_weights", "baseline", "results",
@@ -161,6 +161,15 @@ def _check_method(name: Any) -> None:
         METHODS.check(name)
     except AnalogyError as error:
         raise _of_method(error) from None
+
+
+def _check_engine(name: str) -> None:
+    try:
+        ENGINES.check(name)
+    except AnalogyError as error:
+        raise FieldError(
+            place="engine", expected=error.expected, got=error.got, advice=error.advice
+        ) from None
 
 
 def _default_alphas(method: str) -> tuple[float, ...]:

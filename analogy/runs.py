@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analogy import kept, recorded
-from analogy.records import Pair, RunConfig
+from analogy.grid import Command, Job, digest, pairs_digest
+from analogy.records import UNSTEERED, Pair, RunConfig
 from analogy.stats import items_from_margins
-from analogy.store import Command, Job, RunFolder, StoreError, digest, pairs_digest
+from analogy.store import RunFolder, StoreError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +116,7 @@ class Run:
                 (cell["mean"], cell["strength"] / 100, f"({mark})" if cell["is_raw"] else mark)
                 for cell, mark in zip(row["cells"], marks, strict=True)
             ]
-        columns = [f"alpha {alpha:g}" for alpha in (0.0, *checked.measurement.alphas)]
+        columns = [f"alpha {alpha:g}" for alpha in (UNSTEERED, *checked.measurement.alphas)]
         draw = partial(plots.heat_map, rows=rows, columns=[*columns, "all"])
         return _drawn(ax, draw, 80 + 70 * (len(columns) + 1), 40 + 22 * len(rows))
 
@@ -384,7 +385,7 @@ def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> p
 def _recorded_items(results: Mapping[str, Any]) -> pd.DataFrame:
     """The complete items, which are those that results have."""
     controls = [
-        {**row, "alpha": 0.0}
+        {**row, "alpha": UNSTEERED}
         for row in _rows(results.get("controls"))
         if isinstance(row.get("items"), Mapping)
     ]
@@ -403,7 +404,7 @@ def _recorded_items(results: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _with_gain(items: pd.DataFrame) -> pd.DataFrame:
-    control = items[items["alpha"] == 0.0].set_index("pair_id")["margin"]
+    control = items[items["alpha"] == UNSTEERED].set_index("pair_id")["margin"]
     gain = (items["margin"] - items["pair_id"].map(control)).astype("float64")
     return items.assign(gain=gain)[["pair_id", "category", "alpha", "margin", "gain", "n_seeds"]]
 

@@ -22,9 +22,22 @@ from analogy._version import __version__
 from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
 from analogy.ceiling import Ceiling, CeilingError, GroundTruth
 from analogy.clip import JudgeSource
-from analogy.execute import Execution, Report
+from analogy.engine import Progress, Setup, no_progress
+from analogy.execute import Execution
+from analogy.grid import (
+    TARGET_ALPHA,
+    Command,
+    Grid,
+    Job,
+    Role,
+    Sampling,
+    TrueMargins,
+    content,
+    digest,
+    pairs_digest,
+)
 from analogy.grid_metrics import GridMetric, chosen_metrics
-from analogy.judges import FoundJudge
+from analogy.judges import FoundJudge, Judge
 from analogy.models import (
     ModelSource,
     machine,
@@ -39,19 +52,8 @@ from analogy.records import Cell, Pair, RunConfig
 from analogy.request import OptionError, RunRequest
 from analogy.resolve import check_device, resolve
 from analogy.stats import items_from_margins
-from analogy.steering.base import NULL_METHOD, Identity, Need, with_method
-from analogy.store import (
-    SCHEMA_VERSION,
-    Command,
-    Job,
-    RunFolder,
-    TrueMargins,
-    content,
-    digest,
-    pairs_digest,
-    plan,
-    plan_targets,
-)
+from analogy.steering.base import Identity, Need, with_method
+from analogy.store import RunFolder, folder_name
 from analogy.text import command_line
 
 PACKAGES = (
@@ -66,7 +68,9 @@ class Study:
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
     from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
     ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
-    says unless given; ``metrics``: of quality, by default the built-in ones.
+    says unless given. ``model``: None for a study that generates nothing; ``fingerprint``, the
+    model's that made its images, and ``scheduler`` are then required. ``metrics``: of quality, by
+    default the built-in ones.
 
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
     for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
@@ -78,11 +82,12 @@ class Study:
         self,
         config: RunConfig,
         pairs: Sequence[Pair],
-        model: ModelSource,
+        model: ModelSource | None,
         judge: FoundJudge,
         folder: RunFolder,
         truth: GroundTruth | None = None,
         *,
+        fingerprint: str | None = None,
         scheduler: str | None = None,
         unread: Collection[str] = (),
         unsteered: Collection[str] = (),
@@ -99,30 +104,22 @@ class Study:
         self.truth = truth
         self._ceilings: dict[str, Ceiling | None] = {}
         self._analysed: tuple[Any, Analysis] | None = None
-        self.scheduler = scheduler or scheduler_of(model.folder)
-        self.execution = Execution(config, pairs, model, judge, folder)
-        self._jobs = self._plan(config, config.grid_alphas)
+        if model is not None:
+            fingerprint = model.fingerprint
+            scheduler = scheduler or scheduler_of(model.folder)
+        if fingerprint is None or scheduler is None:
+            raise TypeError("a study without a model needs its fingerprint and its scheduler")
+        self.scheduler = scheduler
+        self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
+        self.grid = Grid(config, fingerprint, scheduler, pairs)
         self.quality = Quality(
             config,
-            self._judged(self._jobs[None]),
+            self._judged(self.grid.jobs(Role.UNSTEERED, Role.STEERED)),
             folder,
             lambda: self.execution.judge,
             judge.fingerprint,
             metrics,
         )
-        self._null_jobs: dict[str | None, list[Job]] = {}
-        if config.control:  # the random control's, whose alpha 0 is the method's own
-            null = replace(config, method=NULL_METHOD)
-            self._null_jobs = self._plan(null, sorted(config.alphas))
-        self._target_jobs: dict[str | None, list[Job]] = {}
-        if config.target:  # by lerp, whose own grid may have them too
-            self._target_jobs = _by_category(
-                plan_targets(config, model.fingerprint, self.scheduler, self.pairs)
-            )
-
-    def _plan(self, config: RunConfig, alphas: Iterable[float]) -> dict[str | None, list[Job]]:
-        fingerprint = self.model.fingerprint
-        return _by_category(plan(config, fingerprint, self.scheduler, self.pairs, alphas))
 
     @classmethod
     def open(cls, request: RunRequest, pairs: Sequence[Pair] | None = None) -> Study:
@@ -141,9 +138,10 @@ class Study:
         left = _unsteered(model, pairs, config.method)
         truth = _ground_truth(request.ceiling, judge)
         scheduler = scheduler_of(model.folder)
-        path = request.run_dir or Path(".analogy") / "runs" / _run_name(
-            config, model, judge, scheduler
-        )
+        subject = Sampling.of(config, scheduler).subject(model.fingerprint)
+        # One folder for all runs that can share images: more pairs, alphas or methods extend it.
+        name = folder_name(subject, judge=judge.fingerprint)
+        path = request.run_dir or Path(".analogy") / "runs" / name
         study = cls(
             config, pairs, model, judge, RunFolder(Path(path)), truth,
             unread=unread, unsteered=left, metrics=metrics,
@@ -180,7 +178,6 @@ class Study:
         judge = judge or JudgeSource(
             config.clip_model, config.clip_pretrained, command.judge, recorded=True
         )
-        model = model or ModelSource(folder.path, command.model, recorded=True)
         if command.ceiling is not None and judge.fingerprint == command.judge:
             truth: GroundTruth | None = GroundTruth(
                 folder.path / "index.sqlite", command.judge, command.ceiling
@@ -188,7 +185,7 @@ class Study:
         else:
             truth = _ground_truth(None, judge)
         return cls(
-            config, command.pairs, model, judge, folder, truth,
+            config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
             scheduler=command.scheduler, unread=unread,
         )  # fmt: skip
 
@@ -196,10 +193,11 @@ class Study:
         """The same study by another steering method, in the same open run folder."""
         config = with_method(self.config, method)
         _refuse_lone_pairs(config, self.pairs)
+        left = () if self.model is None else _unsteered(self.model, self.pairs, method)
         return Study(
-            config, self.pairs, self.model, self.judge, self.folder,
-            self.truth, scheduler=self.scheduler, unread=self.unread,
-            unsteered=_unsteered(self.model, self.pairs, method), metrics=self.quality.metrics,
+            config, self.pairs, self.model, self.judge, self.folder, self.truth,
+            fingerprint=self.grid.model, scheduler=self.scheduler, unread=self.unread,
+            unsteered=left, metrics=self.quality.metrics,
         )  # fmt: skip
 
     def record(self, lora: str | None) -> None:
@@ -209,7 +207,7 @@ class Study:
             Command(
                 self.config,
                 tuple(self.pairs),
-                self.model.fingerprint,
+                self.grid.model,
                 self.judge.fingerprint,
                 self.scheduler,
                 lora,
@@ -236,18 +234,17 @@ class Study:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given; with the random control's and,
-        unless of one alpha, the target prompts' own. Each key once.
+        """The grid's jobs, of one category or alpha if given; the target images, which are of no
+        alpha of the grid, only if none is given. Each key once.
         """
-        jobs = [*self._jobs.get(category, []), *self._null_jobs.get(category, [])]
         if alpha is None:
-            return _once([*jobs, *self._target_jobs.get(category, [])])
-        return [job for job in jobs if job.alpha == alpha]
+            return self.grid.jobs(category=category)
+        roles = (Role.UNSTEERED, Role.STEERED, Role.NULL)
+        return self.grid.jobs(*roles, category=category, alpha=alpha)
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with those of its controls and of the category's target prompts."""
-        targets = self._target_jobs.get(category, [])
-        return _once(self.jobs(category, 0.0) + self.jobs(category, alpha) + targets)
+        """A cell's jobs, with the unsteered, null and target images that it is compared with."""
+        return self.grid.cell(Cell(category, alpha))
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Load the models that these jobs still need: a fault in one is then said before any image.
@@ -259,7 +256,7 @@ class Study:
     def generate(
         self,
         jobs: Sequence[Job],
-        report: Report = lambda n: None,
+        progress: Progress = no_progress,
         *,
         ahead: Iterable[Sequence[Job]] = (),
     ) -> None:
@@ -267,14 +264,26 @@ class Study:
 
         ``ahead``: what will be asked for next; several workers generate it at once.
         """
-        self.execution.generate(jobs, report, ahead=ahead)
+        self.execution.generate(jobs, progress, ahead=ahead)
+
+    def prepare_judge(self) -> None:
+        """Load the judge where images are scored, so that timing leaves it out."""
+        self.execution.prepare_judge()
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that have no image and have not failed in this process."""
+        return self.execution.missing(jobs)
+
+    def loaded_judge(self) -> Judge:
+        """The judge, loaded in this process."""
+        return self.execution.judge
 
     def score(self, jobs: Sequence[Job]) -> int:
         """Score the images among ``jobs`` that are not; returns how many those were."""
         return self.execution.score(jobs)
 
     def close(self) -> None:
-        """Let go of the workers and of the run folder."""
+        """Release the workers and the run folder."""
         self.execution.close()
         self.folder.close()
 
@@ -298,10 +307,8 @@ class Study:
         Of one category if given; of the random control if ``null``.
         """
         pairs = [pair for pair in self.judged if category in (None, pair.category)]
-        jobs = self._jobs.get(category, [])
-        if null:
-            controls = [job for job in jobs if job.alpha == 0.0]
-            jobs = [*controls, *self._null_jobs.get(category, [])]
+        roles = (Role.UNSTEERED, Role.NULL if null else Role.STEERED)
+        jobs = self.grid.jobs(*roles, category=category)
         return self._items(jobs, pairs, self.config.grid_alphas)
 
     def _items(
@@ -316,7 +323,7 @@ class Study:
         """Items of the target prompts' own images, by pair id; None where not asked for."""
         if not self.config.target:
             return None
-        return self._items(self._target_jobs.get(None, []), self.judged, (1.0,))[1.0]
+        return self._items(self.grid.jobs(Role.TARGET), self.judged, (TARGET_ALPHA,))[TARGET_ALPHA]
 
     def _null_table(self, category: str | None = None) -> pd.DataFrame | None:
         return self.table(category, null=True) if self.config.control else None
@@ -368,7 +375,7 @@ class Study:
         return {
             **ceiling,
             "suite": __version__,
-            "model": self.model.fingerprint,
+            "model": self.grid.model,
             "judge": self.judge.fingerprint,
             "scheduler": self.scheduler,
             "python": sys.version.split()[0],
@@ -502,32 +509,6 @@ def _ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
         f"--ceiling {path}: expected the margins of the judge {judge.fingerprint}, got those of "
         f"{truth.judge}; write them anew with python -m analogy.world.ceiling"
     )
-
-
-def _by_category(jobs: Sequence[Job]) -> dict[str | None, list[Job]]:
-    """The jobs of each category, and under None those of all."""
-    found: dict[str | None, list[Job]] = {None: list(jobs)}
-    for job in jobs:
-        found.setdefault(job.pair.category, []).append(job)
-    return found
-
-
-def _once(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, each key once: the target prompts' own are in a grid by lerp as well."""
-    return list({job.key: job for job in jobs}.values())
-
-
-def _run_name(config: RunConfig, model: ModelSource, judge: FoundJudge, scheduler: str) -> str:
-    """A folder name for all runs that can share images: more pairs, seeds, alphas or methods extend
-    it.
-    """
-    same: dict[str, Any] = {
-        "model": model.fingerprint, "judge": judge.fingerprint, "scheduler": scheduler,
-        "schema_version": SCHEMA_VERSION,
-    }  # fmt: skip
-    for name in ("steps", "guidance", "size", "dtype"):
-        same[name] = getattr(config, name)
-    return digest(same)[:12]
 
 
 def scheduler_of(folder: Path) -> str:

@@ -21,22 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from analogy import lock
+from analogy.engine import Progress, no_progress
 from analogy.errors import AnalogyError
 from analogy.fields import DTYPES
 from analogy.files import PlaceError, check_own, check_regular, is_left_by_the_dead
+from analogy.grid import Command, Job
+from analogy.image_store import image_name
 from analogy.images import ImageError, from_png
+from analogy.index import LOST, ImageRow
 from analogy.judges import FoundJudge, find_judge
 from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
 from analogy.records import Cell, is_imported
 from analogy.steering.base import METHODS, with_method
-from analogy.store import (
-    LOST,
-    Command,
-    ImageRow,
-    Job,
-    RunFolder,
-    image_name,
-)
+from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.text import analogy_command, command_line
 
@@ -51,8 +48,6 @@ _OUTPUT = re.compile(
     r"results(-[\w.-]+)?\.json|results/[0-9a-f]{12}\.json|writer\.json|metadata\.jsonl"
     r"|report(-[\w.-]+)?\.html"
 )
-
-Report = Callable[[int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +155,7 @@ def _by_cell(kind: str, jobs: Sequence[Job]) -> Iterator[str]:
     yield from _some(kind, [f"{cell}: {count:,} images" for cell, count in counts.items()])
 
 
-def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
+def verify(folder: RunFolder, progress: Progress = no_progress) -> Verified:
     """Check the index, every image, and the grid of the latest command; changes nothing.
 
     Linear in the images. Raises ``StoreError`` where the index cannot be read.
@@ -175,7 +170,7 @@ def verify(folder: RunFolder, report: Report = lambda n: None) -> Verified:
             chunk = rows[i : i + CHUNK]
             reasons = threads.map(lambda row: _fault(folder, row, sizes.get(row.key)), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
-            report(len(chunk))
+            progress(len(chunk))
     jobs = commands[0].jobs() if commands else []
     unscored = {
         (job.key, command.judge): job

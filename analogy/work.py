@@ -1,4 +1,4 @@
-"""The work of a run, a batch at a time, by whoever holds the models: a process or a Ray actor."""
+"""The work of a run, one batch at a time: what holds the models, in a process or a Ray actor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
-from typing import Generic, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,85 +18,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analogy.clip import Features
-from analogy.generator import Generated, Generator, derived_seed, latents_for
+from analogy.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.generator import Generated, Generator, derived_seed, latents_for, noise
+from analogy.grid import AnyJob, Job, PromptJob, W
 from analogy.images import ImageError, Images, from_png, to_png
 from analogy.judges import FeatureEncoder, FoundJudge, Judge
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelError, ModelSource, load_pipeline
+from analogy.models import ModelError, load_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
 from analogy.steering.conditioning import Conditioning, Edit, Words
-from analogy.store import Job, StoreError, W, Wanted, stacked
+from analogy.store import StoreError, stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
 MOST_TEXTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A batch of images as PNG files, and what it took.
-
-    ``pngs``: None where there is no picture; ``faults`` has its place and the reason. ``seconds``:
-    of a generator; ``peak_bytes``: of a CUDA device so far, None elsewhere.
-    """
-
-    pngs: list[bytes | None]
-    faults: Mapping[int, str]
-    seconds: float
-    peak_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the judge makes of a batch: scores of the target prompt, of the source prompt, and their
-    difference, of each image; features ``(n, dim)``, None of a judge that gives none.
-    """
-
-    cosines: list[tuple[float, float, float]]
-    features: Features | None
-
-
-class Ready(NamedTuple):
-    """What a worker says that has loaded the generator: images that fit, batches side by side."""
-
-    batch_size: int
-    at_once: int
-
-
 class Worker:
     """Holds the models of one run, each loaded at its first use, and works on batches.
 
-    It knows no run folder, and what it makes of a batch depends on that batch alone: not on its
-    process, its threads, or what it did before. ``draw`` may be called by several threads.
+    It knows no run folder. What it makes of a batch depends on that batch alone: not on its
+    process, its threads, or what it did before. ``generate`` may be called by several threads.
+
+    ``generator``: gives one that is loaded already and has other uses, so that its text encoders
+    stay; None to load ``setup.model``.
     """
 
-    def __init__(
-        self, config: RunConfig, pairs: Sequence[Pair], model: ModelSource, judge: FoundJudge
-    ) -> None:
-        self._config = config
-        self._pairs = pairs
-        self._model = model
-        self._judge_source = judge
-        self._look_in_parts = InParts(sys.maxsize)  # of whole batches, until memory runs out
+    def __init__(self, setup: Setup, *, generator: Callable[[], Generator] | None = None) -> None:
+        self._setup = setup
+        self._given = generator
+        self._score_in_parts = InParts(sys.maxsize)  # whole batches, until memory runs out
 
-    def prepare(self) -> Ready:
-        """Load the generator; before any thread draws."""
-        generators = self._painter.generators
-        return Ready(generators[0].batch_size, len(generators))
+    def prepare(self) -> Capacity:
+        """Load the generator; to be called before any thread generates."""
+        generators = self._pool.generators
+        return Capacity(generators[0].batch_size, len(generators))
 
-    def draw(self, jobs: Sequence[Job]) -> Drawn:
+    def prepare_judge(self) -> None:
+        """Load the judge."""
+        self.judge  # noqa: B018
+
+    def generate(self, jobs: Sequence[AnyJob]) -> GeneratedBatch:
         """Generate one batch."""
-        made, seconds = self._painter(jobs)
+        made, seconds = self._pool(jobs)
         pngs = [None if i in made.faults else to_png(im) for i, im in enumerate(made.images)]
-        device = self._config.device
+        device = self._setup.config.device
         peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-        return Drawn(pngs, made.faults, seconds, peak)
+        return GeneratedBatch(pngs, made.faults, seconds, peak)
 
-    def see(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> Seen:
-        """Have the judge look at the images of these jobs."""
+    def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
+        """Score one batch: the images of these jobs, as PNG files."""
         judge = self.judge
 
         def images(part: slice) -> Images:
@@ -115,14 +88,14 @@ class Worker:
             def score(part: slice) -> NDArray[np.float32]:
                 return self._scores(judge, images(part), jobs[part])
 
-            target, source = np.concatenate(self._look_in_parts(score, len(pngs))).T
-            return Seen(_with_margins(target, source), None)
+            target, source = np.concatenate(self._score_in_parts(score, len(pngs))).T
+            return ScoredBatch(_with_margins(target, source), None)
 
-        def look(part: slice) -> Features:
+        def features_of(part: slice) -> Features:
             return judge.image_features(images(part))
 
-        features = np.concatenate(self._look_in_parts(look, len(pngs)))
-        return Seen(self._cosines(judge, jobs, features), features)
+        features = np.concatenate(self._score_in_parts(features_of, len(pngs)))
+        return ScoredBatch(self._cosines(judge, jobs, features), features)
 
     def _scores(self, judge: Judge, images: Images, jobs: Sequence[Job]) -> NDArray[np.float32]:
         """A judge's scores of the target and the source prompt, ``(n, 2)``, in -1..1."""
@@ -134,7 +107,7 @@ class Worker:
             column = np.asarray(judge.score(images, prompts), dtype=np.float32)
             if column.shape != (len(jobs),) or not (np.abs(column) <= 1.0).all():
                 raise ModelError(
-                    f"judge {self._judge_source.fingerprint}: expected a score in -1..1 for each "
+                    f"judge {self._found_judge.fingerprint}: expected a score in -1..1 for each "
                     f"of {len(jobs)} images, got the shape {column.shape}"
                     + (f", {column.min()} to {column.max()}" if column.size else "")
                 )
@@ -151,33 +124,53 @@ class Worker:
     @cached_property
     def judge(self) -> Judge:
         """The judge, loaded at its first use."""
-        return self._judge_source.load(self._config.device)
+        return self._found_judge.load(self._setup.config.device)
+
+    @property
+    def _found_judge(self) -> FoundJudge:
+        if self._setup.judge is None:
+            raise ModelError("expected a judge to score with, got a run that has none")
+        return self._setup.judge
 
     @cached_property
-    def _painter(self) -> Painter[Job]:
-        """Of one generator for each batch in flight."""
-        config = self._config
-        if config.device.startswith("cuda") and config.memory is not None:
-            limit_memory(config.device, config.memory)
-        first = Generator(
-            load_pipeline(self._model, device=config.device, dtype=config.dtype),
-            steps=config.steps,
-            guidance=config.guidance,
-            size=config.size,
-            batch_size=config.batch_size or most_at_once(config.device, config.size),
-        )
-        encoded = Encoded(first, self._pairs, config.device)
-        if config.batch_size is None:
+    def _pool(self) -> GeneratorPool:
+        """One generator for each batch in flight."""
+        setup, config = self._setup, self._setup.config
+        first = self._loaded() if self._given is None else self._given()
+        encoded = Encoded(first, setup, is_shared=self._given is not None)
+        if self._given is None and config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         shape = first.latent_shape
         fitted = Fitted()
 
-        def inputs(jobs: Sequence[Job]) -> tuple[list[Conditioning], Tensor]:
+        def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
             texts_of_jobs = encoded.of(jobs)
-            noise = torch.stack([latents_for(job.pair, job.seed, shape) for job in jobs])
-            return [steered(job, self._pairs, texts_of_jobs, fitted) for job in jobs], noise
+            conditionings = [conditioning(job, setup.pairs, texts_of_jobs, fitted) for job in jobs]
+            return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
 
-        return Painter(side_by_side(first, config.device), inputs, device=config.device)
+        return GeneratorPool(side_by_side(first, config.device), inputs, device=config.device)
+
+    def _loaded(self) -> Generator:
+        model, config = self._setup.model, self._setup.config
+        if model is None:
+            raise ModelError(
+                "the model of these images is known from a run folder alone, which does not decide "
+                "what is loaded; name the model"
+            )
+        if config.device.startswith("cuda") and config.memory is not None:
+            limit_memory(config.device, config.memory)
+        return generator_of(load_pipeline(model, device=config.device, dtype=config.dtype), config)
+
+
+def generator_of(pipeline: Any, config: RunConfig) -> Generator:
+    """A loaded pipeline with a run's settings."""
+    return Generator(
+        pipeline,
+        steps=config.steps,
+        guidance=config.guidance,
+        size=config.size,
+        batch_size=config.batch_size or most_at_once(config.device, config.size),
+    )
 
 
 def _with_margins(
@@ -189,45 +182,49 @@ def _with_margins(
 
 
 class Encoded:
-    """The conditioning of texts: of all of them at once, or of too many with their batch.
+    """The conditioning of texts: encodes all of a run once, or above ``MOST_TEXTS`` per batch.
 
     Where all are encoded at once, the pipeline's text encoders are given up on any device but the
-    CPU. On a CPU one thread encodes: another number of them rounds differently.
+    CPU, unless the generator ``is_shared``. On a CPU one thread encodes: another number of them
+    rounds differently.
     """
 
-    def __init__(self, generator: Generator, pairs: Sequence[Pair], device: str) -> None:
+    def __init__(self, generator: Generator, setup: Setup, *, is_shared: bool = False) -> None:
         self._generator = generator
-        self._pairs = pairs
+        self._setup = setup
         self._lock = Lock()  # a tokenizer's padding is state that threads would share
         self._all: dict[str, Conditioning] | None = None
-        given = texts(pairs)
+        given = [*texts(setup.pairs), *setup.prompts]
+        device = setup.config.device
         if len(set(given)) <= MOST_TEXTS:
-            with one_thread(device), no_dropped_ends():
+            with one_thread(device), no_truncation_warnings():
                 self._all = generator.encode(given)
-            if device != "cpu":
+            if device != "cpu" and not is_shared:
                 generator.drop_text_encoders()
 
-    def of(self, jobs: Sequence[Job]) -> Mapping[str, Conditioning]:
-        """The conditioning of what these jobs need. Called by painters' threads."""
-        with self._lock, no_dropped_ends():
-            if self._all is None and any(_needs_others(job) for job in jobs):
-                self._all = self._generator.encode(texts(self._pairs))
+    def of(self, jobs: Sequence[AnyJob]) -> Mapping[str, Conditioning]:
+        """The conditioning of what these jobs need. May be called by several threads."""
+        with self._lock, no_truncation_warnings():
+            steered = [job for job in jobs if isinstance(job, Job)]
+            if self._all is None and any(_needs_others(job) for job in steered):
+                self._all = self._generator.encode(texts(self._setup.pairs))
             if self._all is not None:
                 return self._all
-            return self._generator.encode(texts(dict.fromkeys(job.pair for job in jobs)))
+            prompts = [job.prompt for job in jobs if isinstance(job, PromptJob)]
+            own = texts(dict.fromkeys(job.pair for job in steered))
+            return self._generator.encode([*own, *prompts])
 
 
-class Painter(Generic[W]):
+class GeneratorPool:
     """Generators that share their weights, each at work on one batch; called by many threads.
 
-    ``inputs``: the conditionings of a batch, and its latents ``(n, *latent_shape)``. On a CPU it
-    leaves torch with one thread: whoever wants more sets them again.
+    ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
     """
 
     def __init__(
         self,
         generators: Sequence[Generator],
-        inputs: Callable[[Sequence[W]], tuple[list[Conditioning], Tensor]],
+        inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning], Tensor]],
         *,
         device: str,
     ) -> None:
@@ -238,18 +235,18 @@ class Painter(Generic[W]):
         self._taking_all = Lock()
         self._inputs = inputs
         self._device = device
+        self._threads = torch.get_num_threads()
 
-    def __call__(self, batch: Sequence[W]) -> tuple[Generated, float]:
-        """What is made of a batch, and the seconds that a generator took."""
-        if self._device == "cpu":
-            torch.set_num_threads(1)  # this thread's own share
-        conditionings, latents = self._inputs(batch)
-        change, alpha = change_of(batch[0])
-        with self._generator(alone=change is not None and change.exclusive) as generator:
-            clock = time.perf_counter()
-            with nullcontext() if change is None else generator.changed(change, alpha):
-                made = generator.generate(conditionings, latents)
-            return made, time.perf_counter() - clock
+    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float]:
+        """The images of a batch, and the seconds that a generator took."""
+        with one_thread(self._device, afterwards=self._threads):
+            conditionings, latents = self._inputs(batch)
+            change, alpha = change_of(batch[0])
+            with self._generator(alone=change is not None and change.exclusive) as generator:
+                clock = time.perf_counter()
+                with nullcontext() if change is None else generator.changed(change, alpha):
+                    made = generator.generate(conditionings, latents)
+                return made, time.perf_counter() - clock
 
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
@@ -263,7 +260,7 @@ class Painter(Generic[W]):
                 self._free.put(generator)
 
 
-def change_of(job: Wanted) -> tuple[Intervention | None, float]:
+def change_of(job: AnyJob) -> tuple[Intervention | None, float]:
     """How the pipeline is changed for a job's image; a batch has one such change, or none."""
     if not isinstance(job, Job):
         return None, 0.0
@@ -286,10 +283,10 @@ def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
 
 
 @contextmanager
-def no_dropped_ends() -> Iterator[None]:
-    """Keep diffusers and transformers from printing what they drop of long prompts, padding too.
+def no_truncation_warnings() -> Iterator[None]:
+    """Keep diffusers and transformers from printing what they cut off long prompts, padding too.
 
-    A page of it for each batch. Which pairs lose what they differ in is said before the work.
+    It would be a page for each batch. A run names the pairs that are affected before its work.
     """
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -303,15 +300,29 @@ def no_dropped_ends() -> Iterator[None]:
 
 
 @contextmanager
-def one_thread(device: str) -> Iterator[None]:
-    """On a CPU, one thread for torch's operations; afterwards as many as before."""
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
+def threads(count: int, *, afterwards: int | None = None) -> Iterator[None]:
+    """``count`` threads for torch's operations in this thread; then as many as before.
+
+    ``afterwards``: as many as this instead. torch has one number for the process besides one for
+    each thread, and a thread takes the process's at its first operation: one that begins while
+    another is in here would take ``count`` for what was before.
+    """
+    before = torch.get_num_threads() if afterwards is None else afterwards
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread(device: str, *, afterwards: int | None = None) -> Iterator[None]:
+    """On a CPU, one thread for torch's operations in this thread; see :func:`threads`."""
+    if device != "cpu":
+        yield
+        return
+    with threads(1, afterwards=afterwards):
+        yield
 
 
 def fit_batch_size(generator: Generator, device: str, memory: float | None = None) -> None:
@@ -330,7 +341,7 @@ def side_by_side(first: Generator, device: str) -> list[Generator]:
     whole batches side by side are faster. Any other device gets one.
     """
     count = torch.get_num_threads() if device == "cpu" else 1
-    return [first, *(first.twin() for _ in range(count - 1))]
+    return [first, *(first.clone() for _ in range(count - 1))]
 
 
 class Fitted:
@@ -352,6 +363,25 @@ class Fitted:
             return self._methods[key]
 
 
+def conditioning(
+    job: AnyJob,
+    pairs: Sequence[Pair],
+    encoded: Mapping[str, Conditioning],
+    fitted: Fitted | None = None,
+) -> Conditioning:
+    """What a job's image is conditioned on; ``encoded`` has the texts that it needs."""
+    if isinstance(job, PromptJob):
+        return encoded[job.prompt]
+    return steered(job, pairs, encoded, fitted)
+
+
+def starting_noise(job: AnyJob, shape: tuple[int, ...]) -> Tensor:
+    """The latents that a job's image starts from, float32 on the CPU."""
+    if isinstance(job, PromptJob):
+        return noise(shape, job.prompt, str(job.seed))
+    return latents_for(job.pair, job.seed, shape)
+
+
 def steered(
     job: Job,
     pairs: Sequence[Pair],
@@ -362,7 +392,7 @@ def steered(
     all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned.
     """
     pair = job.pair
-    if job.alpha == 0.0:
+    if job.is_unsteered:
         return encoded[pair.source_prompt]
     method = METHODS.get(job.method)
     others: tuple[Words, ...] = ()
@@ -394,7 +424,7 @@ def steered(
 
 
 def _needs_others(job: Job) -> bool:
-    return job.alpha != 0.0 and Need.OTHERS in METHODS.get(job.method).needs
+    return not job.is_unsteered and Need.OTHERS in METHODS.get(job.method).needs
 
 
 def texts(pairs: Iterable[Pair]) -> list[str]:
@@ -407,5 +437,5 @@ def texts(pairs: Iterable[Pair]) -> list[str]:
 
 
 def _seed_of(pair: Pair) -> int:
-    """The random control's seed: each pair's own."""
+    """The seed of the null's direction: each pair's own."""
     return derived_seed(pair.source_prompt, pair.target_prompt)

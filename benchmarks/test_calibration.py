@@ -94,7 +94,7 @@ def test_judge(
             "the rendered world, python -m analogy.world.ceiling -o FILE and --ceiling FILE give it"
         )
     pairs = [pair for pair in study.pairs if pair.category == category]
-    records = measure(pairs, study.execution.judge, renders=1)["pairs"]
+    records = measure(pairs, study.loaded_judge(), renders=1)["pairs"]
     drawn = {key: (tuple(row["target"]), tuple(row["source"])) for key, row in records.items()}
     for key, margins in drawn.items():
         recorded = [side[0] for side in study.truth.pairs[key]]

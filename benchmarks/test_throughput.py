@@ -144,6 +144,7 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
     """
     ray = pytest.importorskip("ray")
     from analogy.cluster import RayEngine
+    from analogy.engine import Setup
 
     config = config_of()
     source, judge = find_pipeline("embedded", dtype=config.dtype), find_judge("embedded", None)
@@ -153,7 +154,8 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
 
         def workers(count: int, threads: int) -> Side:
             settings = replace(config, engine="ray", num_workers=count)
-            engine = RayEngine(settings, generation.pairs, source, judge, threads=threads)
+            setup = Setup(settings, generation.pairs, source, judge)
+            engine = RayEngine(setup, n_threads=threads)
             engine.prepare()
             engine.wait_for_all()
             return partial(generation.ours, engine=engine)

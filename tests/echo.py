@@ -10,13 +10,13 @@ import time
 class Echo:
     """Says a batch back with its process; what a batch is called decides what happens."""
 
-    def __init__(self, given, threads):
+    def __init__(self, setup, n_threads):
         pass
 
-    def start(self, *, is_to_draw):
+    def start(self, *, generates):
         return "cpu", str(os.getpid())
 
-    def draw(self, jobs):
+    def generate(self, jobs):
         word = jobs[0]
         if word == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -32,5 +32,5 @@ class Echo:
 class Stillborn(Echo):
     """Dies before it has begun."""
 
-    def start(self, *, is_to_draw):
+    def start(self, *, generates):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -29,11 +29,11 @@ from analogy.ceiling import (
     load,
     share,
 )
+from analogy.grid import content, digest
 from analogy.models import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
-from analogy.store import content, digest
 from analogy.world import (
     ATTRIBUTES,
     CaptionError,

@@ -19,7 +19,7 @@ from analogy import study, work  # noqa: F401  their libraries warn when they ar
 from analogy.cli.look import pair_of
 from analogy.generator import Generator
 from analogy.records import Pair
-from analogy.report.strips import EDGE, LARGE, Shot, draw_strip, shoot
+from analogy.report.strips import EDGE, LARGE, StripImage, draw_strip, generate_strip
 
 ROOT = Path(__file__).resolve().parents[1]
 CARS = ("a photo of a red car", "a photo of a blue car")
@@ -81,7 +81,7 @@ def shots(margins, seeds=(0,), alphas=(0.0, 0.5, 1.0, None)):
     image = np.zeros((64, 64, 3), np.uint8)
     image[..., 2] = 200
     return [
-        Shot(seed, alpha, image, margin, 0.5, 0.5, "")
+        StripImage(seed, alpha, image, margin, 0.5, 0.5, "")
         for seed in seeds
         for alpha, margin in zip(alphas, margins, strict=True)
     ]
@@ -89,7 +89,7 @@ def shots(margins, seeds=(0,), alphas=(0.0, 0.5, 1.0, None)):
 
 def drawn(source, target, made):
     of = SimpleNamespace(
-        model=SimpleNamespace(fingerprint="sdxl-tiny@sha256:0"),
+        grid=SimpleNamespace(model="sdxl-tiny@sha256:0"),
         judge=SimpleNamespace(fingerprint="clip-tiny@sha256:0"),
         config=SimpleNamespace(method="word"),
     )
@@ -138,11 +138,11 @@ def test_bars_go_from_zero_to_the_margin():
 
 def test_what_is_no_picture_is_said_in_its_place(tmp_path):
     made = shots([-0.2, 0.1, 0.2, 0.3])
-    made[1] = Shot(0, 0.5, None, float("nan"), float("nan"), float("nan"), "NaN")
+    made[1] = StripImage(0, 0.5, None, float("nan"), float("nan"), float("nan"), "NaN")
     blue = (np.asarray(drawn(*CARS, made)) == (0, 0, 200)).all(axis=-1)
     assert blue.sum() == 3 * LARGE**2
     assert made[1].to_dict()["margin"] is None
-    assert drawn(*CARS, [Shot(0, None, None, *[float("nan")] * 3, "NaN")]).width > 0
+    assert drawn(*CARS, [StripImage(0, None, None, *[float("nan")] * 3, "NaN")]).width > 0
 
 
 def test_the_targets_own_image_is_that_of_its_prompt(make_study, pipeline):
@@ -151,7 +151,7 @@ def test_the_targets_own_image_is_that_of_its_prompt(make_study, pipeline):
 
     begun = make_study(seeds=(3,))
     pair = begun.pairs[0]
-    own = shoot(begun, pair, begun.config.seeds)[-1]
+    own = generate_strip(begun, pair, begun.config.seeds)[-1]
     assert (own.title, own.seed) == ("target prompt", 3)
     maker = Generator(pipeline, steps=2, guidance=3.0, size=64)
     encoded = maker.encode([pair.target_prompt])[pair.target_prompt]

@@ -12,10 +12,12 @@ import pytest
 from echo import Echo, Stillborn
 from extras import extra
 
-from analogy.execute import ClusterError, Execution
+from analogy.engine import ClusterError, Setup
+from analogy.execute import Execution
+from analogy.grid import Grid
 from analogy.models import ModelError, ModelSource
 from analogy.steering.base import with_method
-from analogy.store import RunFolder, plan
+from analogy.store import RunFolder
 
 ray = extra("ray")
 
@@ -50,9 +52,9 @@ def echo(local, config, monkeypatch):
 
     def make(workers=2, actor=Echo):
         monkeypatch.setattr(cluster, "Actor", actor)
-        engine = RayEngine(replace(config, num_workers=workers), (), None, None)
+        engine = RayEngine(Setup(replace(config, num_workers=workers), (), None, None))
         engines.append(engine)
-        engine._hire()
+        engine._start_workers()
         if actor is Echo:
             engine.wait_for_all()
         return engine
@@ -68,7 +70,7 @@ def results(engine, words, most=2):
 
 
 def _draw(actor, batch):
-    return actor.draw.remote(batch)
+    return actor.generate.remote(batch)
 
 
 def test_results_come_in_the_order_of_the_batches_from_all_workers(echo):
@@ -99,7 +101,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(echo, tmp_path):
     engine = echo()
     words = [f"once{tmp_path / 'a'}", "1", "2", f"once{tmp_path / 'b'}", *map(str, range(3, 9))]
     assert results(engine, words) == [(word, word) for word in words]
-    assert len(engine._hands) + len(engine._joining) == 2
+    assert len(engine._workers) + len(engine._starting) == 2
 
 
 def test_a_batch_that_kills_every_worker_is_named(echo):
@@ -129,8 +131,8 @@ def test_who_stops_early_leaves_no_worker_at_work(echo):
     given = engine._each(([str(i)] for i in range(50)), _draw, 2)
     next(given)
     given.close()
-    assert engine._hands == []
-    engine._hire()
+    assert engine._workers == []
+    engine._start_workers()
     assert results(engine, ["0", "1"]) == [("0", "0"), ("1", "1")]
 
 
@@ -172,9 +174,10 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
 
 
 def test_a_model_that_is_in_the_same_place_is_taken_from_there(config, model_source, judge_source):
-    model, judge = cluster._here(model_source, judge_source, config, "10.0.0.1")
-    assert model is model_source
-    assert judge is judge_source
+    setup = Setup(config, (), model_source, judge_source)
+    found = cluster._found_here(setup, "10.0.0.1")
+    assert found.model is model_source
+    assert found.judge is judge_source
 
 
 def test_a_model_that_is_elsewhere_is_found_by_its_name(
@@ -182,16 +185,17 @@ def test_a_model_that_is_elsewhere_is_found_by_its_name(
 ):
     model = ModelSource(tmp_path / "away", model_source.fingerprint)
     judge = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}")
-    assert cluster._here(model, judge, config, "10.0.0.1") == (model_source, judge_source)
+    found = cluster._found_here(Setup(config, (), model, judge), "10.0.0.1")
+    assert (found.model, found.judge) == (model_source, judge_source)
 
 
 def test_another_model_of_that_name_is_refused(config, model_source, judge_source, tmp_path):
     away = ModelSource(tmp_path / "away", "mine@sha256:0")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine@sha256:0 in .* share"):
-        cluster._here(away, judge_source, config, "10.0.0.1")
+        cluster._found_here(Setup(config, (), away, judge_source), "10.0.0.1")
     away = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}", fingerprint="mine")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine in .* share"):
-        cluster._here(model_source, away, config, "10.0.0.1")
+        cluster._found_here(Setup(config, (), model_source, away), "10.0.0.1")
 
 
 # --- the whole way
@@ -207,8 +211,8 @@ def make_run(config, pairs, model_source, judge_source):
         mine = replace(settings, **changed)
         folder = RunFolder(path)
         folders.append(folder)
-        jobs = plan(mine, model_source.fingerprint, "Euler/1", pairs[:10], mine.grid_alphas)
-        return Execution(mine, pairs[:10], model_source, judge_source, folder), jobs, folder
+        jobs = Grid(mine, model_source.fingerprint, "Euler/1", pairs[:10]).jobs()
+        return Execution(Setup(mine, pairs[:10], model_source, judge_source), folder), jobs, folder
 
     yield make
     for folder in folders:
@@ -290,9 +294,9 @@ def slow(monkeypatch):
 class Slow(Actor):
     """Draws with pauses."""
 
-    def draw(self, jobs):
+    def generate(self, jobs):
         time.sleep(0.5)
-        return super().draw(jobs)
+        return super().generate(jobs)
 
     def pid(self):
         return os.getpid()
@@ -307,7 +311,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_run_complete(
 
     def kill(count):
         if not killed:
-            killed.append(ray.get(run.engine._hands[0].actor.pid.remote()))
+            killed.append(ray.get(run.engine._workers[0].actor.pid.remote()))
             os.kill(killed[0], signal.SIGKILL)
 
     try:
@@ -336,7 +340,7 @@ def test_a_machine_that_is_lost_in_the_middle_leaves_the_run_complete(
         lost = []
 
         def lose(count):
-            if len(run.engine._hands) == 3 and not lost:
+            if len(run.engine._workers) == 3 and not lost:
                 lost.append(nodes.pop())
                 machines.remove_node(lost[0])
 

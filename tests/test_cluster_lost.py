@@ -14,7 +14,7 @@ import psutil
 import pytest
 from echo import Echo
 
-from analogy.execute import ClusterLostError
+from analogy.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
@@ -32,7 +32,7 @@ def engine(config, monkeypatch):
     monkeypatch.setattr(cluster, "Actor", Echo)
     if ray.is_initialized():
         ray.shutdown()
-    made = RayEngine(replace(config, num_workers=1), (), None, None)
+    made = RayEngine(Setup(replace(config, num_workers=1), (), None, None))
     yield made
     made.close()
     assert not ray.is_initialized()
@@ -45,12 +45,12 @@ def kill(name, of=None):
 
 
 def draw(actor, batch):
-    return actor.draw.remote(batch)
+    return actor.generate.remote(batch)
 
 
 @pytest.mark.parametrize(("server", "said"), [("raylet", "the raylet"), ("gcs_server", "the head")])
 def test_a_server_that_dies_in_the_middle_ends_the_run_and_not_the_process(engine, server, said):
-    engine._hire()
+    engine._start_workers()
     results = engine._each((["slow"] for _ in range(1000)), draw, 1)
     next(results)
     kill(server)
@@ -65,11 +65,11 @@ def test_a_server_that_dies_in_the_middle_ends_the_run_and_not_the_process(engin
 @pytest.mark.slow
 def test_a_raylet_that_dies_while_this_process_is_busy_is_let_go_of_all_the_same(engine):
     """Between two batches the run may score or judge for longer than Ray waits."""
-    engine._hire()
+    engine._start_workers()
     kill("raylet")
     time.sleep(15)
     with pytest.raises(ClusterLostError, match="the raylet"):
-        engine._hire()
+        engine._start_workers()
 
 
 def test_a_server_that_never_answered_is_not_missed(engine, monkeypatch):

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiny import build
 
 from analogy import registry
 from analogy.clip import Judge
+from analogy.engine import no_progress
 from analogy.evaluation import (
     EvaluationAgent,
     Measurement,
@@ -33,6 +35,7 @@ from analogy.evaluation.samples import FeatureCache
 from analogy.generator import Generated, Generator, latents_for, noise
 from analogy.grid_metrics import METRICS
 from analogy.images import to_png
+from analogy.memory import MemoryFullError
 from analogy.metrics import (
     Lpips,
     clip_score,
@@ -44,9 +47,10 @@ from analogy.metrics import (
     psnr,
     ssim,
 )
-from analogy.models import ModelError
+from analogy.models import ModelError, find_pipeline
 from analogy.pairs import load_pairs
 from analogy.records import Pair
+from analogy.serial import Serial
 from analogy.stats import bootstrap_ci, cluster_bootstrap_ci
 from analogy.store import RunFolder
 from tools.distort import drawings, random_backbone
@@ -449,6 +453,63 @@ def test_what_is_no_supported_model_is_said(make_task):
         EvaluationAgent(make_task([BRIGHT])).evaluate("no-such-model")
 
 
+# --- how images are generated: as those of a run
+
+
+class Spied(Serial):
+    """An engine of another package; ``prompts``: those of the runs that it was made for."""
+
+    prompts: ClassVar[list[str]] = []
+
+    def __init__(self, setup, worker):
+        super().__init__(setup, worker)
+        self.prompts.extend(setup.prompts)
+
+
+def test_a_tasks_engine_generates(make_task, made, tmp_path):
+    Spied.prompts.clear()
+    task = make_task([BRIGHT], PROMPTS[:2], seeds=(0,), engine="test_evaluation:Spied")
+    task.run_dir = tmp_path
+    images, failed = subjects.Model("embedded", task).images(task.samples, no_progress)
+    assert Spied.prompts == sorted(PROMPTS[:2])
+    assert not failed
+    for key, image in images.items():
+        assert np.abs(image.astype(int) - made[key]).max() <= 1
+
+
+def test_what_an_engine_cannot_do_is_said_at_once(make_task, pipeline):
+    with pytest.raises(TaskError, match=r"engine: expected one of serial, ray, .* mean 'ray'"):
+        make_task([BRIGHT], engine="rai")
+    with pytest.raises(TaskError, match="num_workers: expected the engine ray with it, got serial"):
+        make_task([BRIGHT], num_workers=2)
+    task = make_task([BRIGHT], engine="ray")
+    with pytest.raises(TaskError, match="expected serial for a pipeline in memory"):
+        EvaluationAgent(task).evaluate(pipeline)
+
+
+def test_memory_that_runs_out_is_said_as_for_a_run(make_task, tmp_path, monkeypatch):
+    task = make_task([BRIGHT])
+    task.run_dir = tmp_path
+    monkeypatch.setattr(Generator, "generate", lambda *_: torch.empty(1 << 50))
+    with pytest.raises(MemoryFullError, match="out of memory while generating: expected room"):
+        EvaluationAgent(task).evaluate("embedded")
+
+
+def test_a_model_with_a_lora_is_named_by_both(make_task, monkeypatch):
+    asked = []
+
+    def find(model, *, lora=None, **settings):
+        asked.append((model, lora))
+        return find_pipeline(model, **settings)
+
+    monkeypatch.setattr(subjects, "find_pipeline", find)
+    model = subjects.open_subject(("embedded", "style.safetensors"), make_task([BRIGHT]))
+    assert asked == [("embedded", "style.safetensors")]
+    assert (model.config.base_model, model.config.lora) == asked[0]
+    with pytest.raises(ModelError, match=r"expected \(name or files, LoRA\) as texts"):
+        subjects.open_subject(("embedded", 1), make_task([BRIGHT]))
+
+
 # --- failed images
 
 
@@ -457,7 +518,7 @@ def test_images_that_failed_are_left_out_and_counted(make_task, made, tmp_path, 
 
     def broken(self, conditionings, latents):
         done = generate(self, conditionings, latents)
-        return Generated(done.images, {1: "black"})
+        return Generated(done.images, {1: "black"} if len(conditionings) > 1 else {})
 
     monkeypatch.setattr(Generator, "generate", broken)
     task = make_task([BRIGHT, "kid"], references=np.stack(list(made.values())))
@@ -489,8 +550,8 @@ def test_a_steered_image_without_its_source_is_not_scored(make_task, pairs, tmp_
     model = subjects.Model("embedded", task)
     job = model._jobs(list(task.sources.values()))[f"{pairs[0].id} alpha 0 #0"]
     folder = RunFolder(model.folder)
-    with folder._db:
-        folder._db.execute("DELETE FROM images WHERE key = ?", (job.key,))
+    with folder._index.db:
+        folder._index.db.execute("DELETE FROM images WHERE key = ?", (job.key,))
     folder.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +14,14 @@ from hypothesis import strategies as st
 from injected import Injected
 
 from analogy import execute, memory, work
+from analogy.engine import Setup
 from analogy.execute import Execution, even_batches
 from analogy.generator import Generator, latents_for
+from analogy.grid import Grid
 from analogy.margin import margin
-from analogy.store import RunFolder, plan
+from analogy.registry import UnknownNameError
+from analogy.serial import Serial
+from analogy.store import RunFolder
 
 
 @pytest.fixture
@@ -37,8 +43,8 @@ def make_run(tmp_path, config, pairs, model_source, pipeline, judge, monkeypatch
 
     def build(pairs=pairs, **settings):
         changed = replace(config, **settings)
-        run = Execution(changed, pairs, model_source, found, folders[0])
-        jobs = plan(changed, model_source.fingerprint, "Euler/1", pairs, changed.grid_alphas)
+        run = Execution(Setup(changed, pairs, model_source, found), folders[0])
+        jobs = Grid(changed, model_source.fingerprint, "Euler/1", pairs).jobs()
         return run, jobs, folders[0]
 
     build.loaded = loaded
@@ -116,6 +122,51 @@ def test_an_image_is_made_of_its_pair_alpha_and_seed(make_run, pipeline, config)
     assert np.abs(folder.read_image(job).astype(int) - expected.astype(int)).max() <= 1
 
 
+# --- engines
+
+
+class Counting(Serial):
+    """An engine of another package: counts the batches that it generates."""
+
+    batches: ClassVar[list[int]] = []
+
+    def generate(self, batches):
+        for batch, generated, _ in super().generate(batches):
+            self.batches.append(len(batch))
+            yield batch, generated, "counting"
+
+
+@pytest.mark.parametrize("how", ["by name", "given"])
+def test_an_engine_of_another_package_does_the_work(
+    make_run, config, pairs, model_source, judge_source, how
+):
+    """Named as --engine takes it, or given as an object: nothing in the suite knows of it."""
+    Counting.batches.clear()
+    if how == "by name":
+        run, jobs, folder = make_run(engine="test_execute:Counting")
+    else:
+        _, jobs, folder = make_run()
+        setup = Setup(config, pairs, model_source, judge_source)
+        run = Execution(setup, folder, engine=Counting)
+    run.generate(jobs[:6])
+    assert Counting.batches == [3, 3]
+    assert list(folder.worker_rates()) == ["counting"]
+    assert run.score(jobs[:6]) == 6
+
+
+def test_an_engine_that_does_not_exist_is_refused_before_any_work(make_run):
+    with pytest.raises(UnknownNameError, match=r"expected one of serial, ray, .* mean 'ray'"):
+        make_run(engine="rai")
+
+
+def test_generating_leaves_as_many_threads_as_there_were(make_run):
+    before = torch.get_num_threads()
+    run, jobs, _ = make_run()
+    run.generate(jobs[:8])
+    with ThreadPoolExecutor(1) as others:  # a new thread takes the number of the process
+        assert torch.get_num_threads() == others.submit(torch.get_num_threads).result() == before
+
+
 # --- memory and failures
 
 
@@ -189,7 +240,7 @@ def test_memory_that_runs_out_in_the_middle_costs_no_image_and_no_wrong_one(
         return whole(x, *given, **settings)
 
     monkeypatch.setattr(pipeline.unet, "forward", crowded)
-    folder._db.execute("DELETE FROM images")
+    folder._index.db.execute("DELETE FROM images")
     again, jobs, _ = make_run()
     again.generate(jobs[:8])
     for job, image in zip(jobs[:8], expected, strict=True):
@@ -217,7 +268,7 @@ def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge,
     run.generate(jobs[:8])
     run.score(jobs[:8])
     expected = folder.margins(jobs[:8], judge.fingerprint)["margin"]
-    folder._db.execute("DELETE FROM scores")
+    folder._index.db.execute("DELETE FROM scores")
     crowded = Crowded(judge, 2)
     make_run.judge = crowded
     again, jobs, _ = make_run()

@@ -68,11 +68,11 @@ def test_an_image_equals_plain_diffusers(loaded, guidance):
 def test_a_twin_draws_the_same(tiny_generator):
     encoded = tiny_generator.encode([PAIR.source_prompt])[PAIR.source_prompt]
     latents = latents_for(PAIR, 0, tiny_generator.latent_shape)[None]
-    twin = tiny_generator.twin()
-    assert twin._pipeline.scheduler is not tiny_generator._pipeline.scheduler
+    clone = tiny_generator.clone()
+    assert clone._pipeline.scheduler is not tiny_generator._pipeline.scheduler
     for _ in range(2):  # the first's scheduler is in use when the twin begins
         assert np.array_equal(
-            twin.generate([encoded], latents).images,
+            clone.generate([encoded], latents).images,
             tiny_generator.generate([encoded], latents).images,
         )
 

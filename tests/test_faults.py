@@ -22,7 +22,9 @@ import processes
 import pytest
 
 from analogy import files
-from analogy.store import SCHEMA_VERSION, RunFolder, StoreError, plan
+from analogy.grid import Grid
+from analogy.index import SCHEMA_VERSION
+from analogy.store import RunFolder, StoreError
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 
@@ -38,7 +40,7 @@ def folder(tmp_path):
 @pytest.fixture
 def jobs(config, pairs):
     """A small grid."""
-    return plan(config, "model", "Euler/1", pairs[:2], config.grid_alphas)
+    return Grid(config, "model", "Euler/1", pairs[:2]).jobs()
 
 
 def pictures(n):
@@ -144,8 +146,8 @@ def test_an_image_that_cannot_be_written(folder, jobs, monkeypatch, number, said
 
 def test_an_index_that_cannot_grow(folder, jobs):
     folder.add_images(jobs[:2], pictures(2), 1.0)
-    pages = folder._db.execute("PRAGMA page_count").fetchone()[0]
-    folder._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = folder._index.db.execute("PRAGMA page_count").fetchone()[0]
+    folder._index.db.execute(f"PRAGMA max_page_count = {pages}")
     values = {f"{i:032x}": 1.0 for i in range(2000)}
     with pytest.raises(StoreError, match=r"the disk is full .*: free space"):
         folder.add_metric("psnr", values)

@@ -192,10 +192,10 @@ def test_latents_are_left_as_they_are(generator, requests):
 def test_a_twin_draws_the_same_and_neither_tokenises_while_it_draws(
     generator, requests, images, monkeypatch
 ):
-    twin = generator.twin()
-    for each in (generator, twin):
+    clone = generator.clone()
+    for each in (generator, clone):
         monkeypatch.setattr(each._pipeline, "encode_prompt", _only_given(each._pipeline))
-    assert apart(twin.generate(*requests).images, images) <= 1
+    assert apart(clone.generate(*requests).images, images) <= 1
     assert apart(generator.generate(*requests).images, images) <= 1
 
 
@@ -235,8 +235,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same(
     assert apart(generator.generate(*requests).images, images) <= 1
     assert generator.batch_size == 2
     assert unet.seen == [10, 4, 4, 4, 4, 2, 2]
-    twin = generator.twin()
-    assert twin.batch_size == 2
+    clone = generator.clone()
+    assert clone.batch_size == 2
 
 
 def test_decoding_that_does_not_fit_is_done_in_parts(pipeline, requests, images, monkeypatch):
@@ -287,7 +287,7 @@ def test_drawing_goes_on_without_the_text_encoders(name):
     gc.collect()
     assert encoder() is None  # its memory is free
     np.testing.assert_array_equal(generator.generate([encoded], latents).images, before)
-    np.testing.assert_array_equal(generator.twin().generate([encoded], latents).images, before)
+    np.testing.assert_array_equal(generator.clone().generate([encoded], latents).images, before)
 
 
 # --- images that are no pictures

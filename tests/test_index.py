@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from verbs import verb
 
-from analogy import load_run, store
+from analogy import index, load_run
 from analogy.recorded import RecordedError, write_results
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
@@ -49,7 +49,7 @@ NOT_TEXT = "not utf-8"
 
 def columns():
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(store._SCHEMA)
+        db.executescript(index.SCHEMA)
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         tables = [name for (name,) in db.execute(query)]
         return [

@@ -11,8 +11,9 @@ import processes
 import pytest
 
 from analogy import lock
+from analogy.grid import Grid
 from analogy.lock import OWNER_NAME, LockedError, WriterLock
-from analogy.store import RunFolder, StoreError, plan
+from analogy.store import RunFolder, StoreError
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_readers_read_beside_a_writer(held, config, pairs):
 def test_readers_see_what_is_written_meanwhile(tmp_path, config, pairs):
     folder = RunFolder(tmp_path)
     reader = RunFolder(tmp_path, read_only=True)
-    jobs = plan(config, "model", "Euler/1", pairs, (0.5,))[:2]
+    jobs = Grid(config, "model", "Euler/1", pairs).jobs(alpha=0.5)[:2]
     folder.add_images(jobs, np.zeros((2, 8, 8, 3), np.uint8), 1.0)
     assert [row.key for row in reader.image_rows()] == [job.key for job in jobs]
     np.testing.assert_array_equal(reader.read_image(jobs[0]), np.zeros((8, 8, 3), np.uint8))

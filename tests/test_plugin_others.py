@@ -27,7 +27,7 @@ from cases import (
 from verbs import verb
 
 from analogy import analysis, baseline, execute, quality, study  # noqa: F401  likewise
-from analogy.execute import ClusterLostError
+from analogy.engine import ClusterLostError
 from analogy.models import ModelError
 from analogy.report import html, text  # noqa: F401  likewise
 

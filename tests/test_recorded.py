@@ -108,7 +108,7 @@ def test_a_study_s_results_are_read(make_study, fill):
         pytest.skip("the study writes an earlier schema")
     found = of(study.results())
     assert found.measurement.judge == study.judge.fingerprint
-    assert found.subject.model == study.model.fingerprint
+    assert found.subject.model == study.grid.model
     assert found.cells[Cell("color", 0.5)].verdict is Verdict.SUCCESS
     assert found.cells[Cell("object", 0.5)].verdict is Verdict.INCOMPLETE
 

@@ -389,7 +389,7 @@ def test_more_images_than_a_page_holds_are_left_out(study, monkeypatch):
 def test_images_of_other_pairs_are_not_shown(study):
     results = draw(study)
     others = [Pair(p.id, p.category, "x", "y", "an x", "a y") for p in study.pairs[:6]]
-    study.folder._db.execute("DELETE FROM commands")
+    study.folder._index.db.execute("DELETE FROM commands")
     study.pairs = [*others, *study.pairs[6:]]
     study.record(None)
     page = read_page(render(results, folder=study.folder.path))
@@ -558,7 +558,7 @@ def test_the_command_names_model_and_lora_apart(config, words):
 
 def test_provenance_is_said(study, page):
     said = page.id("provenance").text
-    for text in (study.model.fingerprint, study.judge.fingerprint, "numpy ", "pytest benchmarks"):
+    for text in (study.grid.model, study.judge.fingerprint, "numpy ", "pytest benchmarks"):
         assert text in said
 
 

@@ -285,8 +285,8 @@ def test_imported_images_are_shown_once_they_are_judged(here):
 def test_what_a_notebook_computes_has_the_ceiling_that_was_given(here):
     data = results_of(shipped("baselines/embedded-ceiling.json"))
     of_color = next(r for r in data["pairs"].values() if r["category"] == "color")
+    from analogy.grid import content, digest
     from analogy.pairs import load_pairs
-    from analogy.store import content, digest
 
     data["pairs"] = {
         digest(content(pair)): {**of_color, "id": pair.id, "category": pair.category}

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from analogy import verify as verifying
+from analogy.grid import Command, Grid
 from analogy.records import Pair
-from analogy.store import Command, RunFolder, plan
+from analogy.store import RunFolder
 from tools import scale
 
 MODEL, SCHEDULER, JUDGE = "model@sha256:1", "Euler/1", "judge@sha256:1"
@@ -30,7 +31,7 @@ def runs(tmp_path_factory, config):
         pairs = [Pair(f"{i}", "color", "a", "b", f"a {i}", f"b {i}") for i in range(count)]
         folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
         folder.record_command(Command(config, tuple(pairs), MODEL, JUDGE, SCHEDULER))
-        jobs = plan(config, MODEL, SCHEDULER, pairs, config.grid_alphas)
+        jobs = Grid(config, MODEL, SCHEDULER, pairs).jobs()
         faults = dict.fromkeys(range(0, len(jobs), 12), "black")
         with patch("analogy.files.os.fsync"):
             folder.add_images(jobs, np.zeros((len(jobs), 8, 8, 3), np.uint8), 1.0, faults=faults)
@@ -52,11 +53,11 @@ def instructions(folder: RunFolder, work: Callable[[], object]) -> int:
         nonlocal count
         count += 1
 
-    folder._db.set_progress_handler(one, 1)
+    folder._index.db.set_progress_handler(one, 1)
     try:
         work()
     finally:
-        folder._db.set_progress_handler(None, 0)
+        folder._index.db.set_progress_handler(None, 0)
     return count
 
 

@@ -26,12 +26,14 @@ from typer.testing import CliRunner
 
 from analogy import cli
 from analogy.clip import Judge, find_judge
+from analogy.engine import Setup
 from analogy.metrics.weights import read_weights
 from analogy.models import ModelError, find_pipeline, fingerprint, load_pipeline, shipped
 from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.trust import check_judge, check_pipeline, read_index
 from analogy.verify import NotConfirmedError, repair, verify
+from analogy.work import Worker
 
 # --- what is planted
 
@@ -989,7 +991,7 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
         with pytest.raises(ModelError, match="known from a run folder alone"):
             study.judge.load("cpu")
         with pytest.raises(ModelError, match="known from a run folder alone"):
-            load_pipeline(study.model, device="cpu", dtype="float32")
+            Worker(Setup(study.config, study.pairs, study.model, study.judge)).prepare()
     finally:
         folder.close()
 

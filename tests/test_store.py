@@ -9,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analogy import files, store
+from analogy import files
+from analogy.grid import Grid, content, digest
+from analogy.index import SCHEMA_VERSION
 from analogy.records import Pair
-from analogy.store import RunFolder, StoreError, content, digest, plan
+from analogy.store import RunFolder, StoreError
 
 MODEL, SCHEDULER = "model@sha256:1", "Euler/1"
 
@@ -33,7 +35,7 @@ def folder(tmp_path):
 @pytest.fixture
 def jobs(config):
     """The grid of three pairs, three alphas and two seeds."""
-    return plan(config, MODEL, SCHEDULER, PAIRS, config.grid_alphas)
+    return Grid(config, MODEL, SCHEDULER, PAIRS).jobs()
 
 
 def pictures(n: int, seed: int = 0) -> np.ndarray:
@@ -68,7 +70,7 @@ def test_a_plan_is_the_grid_in_order_with_a_key_for_each_image(jobs):
 def keys(config, *, model=MODEL, scheduler=SCHEDULER, pairs=PAIRS) -> dict:
     return {
         (job.pair.id, job.alpha, job.seed): job.key
-        for job in plan(config, model, scheduler, pairs, config.grid_alphas)
+        for job in Grid(config, model, scheduler, pairs).jobs()
     }
 
 
@@ -123,13 +125,13 @@ def test_the_category_methods_keys_know_words_that_differ_in_case_alone(config):
     config = replace(config, method="category")
     a, b = (replace(PAIRS[0], id=i, source_word=w, target_word=t, source_prompt=f"{w} {i}")
             for i, w, t in (("a", "red", "blue"), ("b", "pink", "Red")))  # fmt: skip
-    jobs = plan(config, MODEL, SCHEDULER, [a, b], (1.0,))
+    jobs = Grid(config, MODEL, SCHEDULER, [a, b]).jobs(alpha=1.0)
     subject = {"model": MODEL, "steps": config.steps, "guidance": config.guidance,
                "size": config.size, "dtype": config.dtype, "scheduler": SCHEDULER}  # fmt: skip
     what = {**subject, "method": "category", "alpha": 1.0, "pair": content(a), "seed": 0}
     assert jobs[0].key == digest({**what, "others": [content(b)], "words": "folded"})
     same = replace(b, target_word="red")
-    [job, *_] = plan(config, MODEL, SCHEDULER, [a, same], (1.0,))
+    [job, *_] = Grid(config, MODEL, SCHEDULER, [a, same]).jobs(alpha=1.0)
     assert job.key == digest({**what, "others": [content(same)]})
 
 
@@ -180,11 +182,11 @@ def test_margins_are_those_of_one_judge_in_the_order_of_the_jobs(folder, jobs):
     folder.add_scores(jobs, "another judge", [(1.0, 0.0, 1.0)] * len(jobs), 1.0)
     frame = folder.margins(jobs[::-2], "judge")
     assert list(frame.columns) == [
-        "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
+        "key", "pair_id", "category", "alpha", "seed", "margin", "cos_target", "cos_source",
     ]  # fmt: skip
     expected = list(zip(jobs, scores, strict=True))[::-2]
     for row, (job, score) in zip(frame.itertuples(index=False), expected, strict=True):
-        assert row[:4] == (job.pair.id, job.pair.category, job.alpha, job.seed)
+        assert row[:5] == (job.key, job.pair.id, job.pair.category, job.alpha, job.seed)
         assert (row.cos_target, row.cos_source, row.margin) == score
 
 
@@ -210,7 +212,7 @@ def test_the_latest_configuration_is_kept(folder, config):
     kept = {name: json.loads(value) for name, value in rows(folder, "SELECT * FROM meta")}
     assert kept["config"]["steps"] == 7
     assert kept["provenance"] == {"suite": "2"}
-    assert kept["schema_version"] == store.SCHEMA_VERSION
+    assert kept["schema_version"] == SCHEMA_VERSION
 
 
 # --- interruptions
@@ -345,8 +347,8 @@ def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
 
 
 def test_a_folder_of_another_version_is_refused(folder):
-    with folder._db:
-        folder._set_meta("schema_version", store.SCHEMA_VERSION + 1)
+    with folder._index.db:
+        folder._index.set_meta("schema_version", SCHEMA_VERSION + 1)
     folder.close()
     with pytest.raises(StoreError, match=r"expected schema version 2, got 3;.*--run-dir"):
         RunFolder(folder.path)

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from analogy import cli, work
 from analogy.clip import JudgeSource
+from analogy.image_store import MAX_IMAGE_BYTES
 from analogy.images import from_png, to_png
+from analogy.index import LOST
 from analogy.models import ModelSource
-from analogy.store import LOST, MAX_IMAGE_BYTES, RunFolder, StoreError
+from analogy.store import RunFolder, StoreError
 from analogy.study import Study
 from analogy.verify import repair, verify
 
@@ -364,7 +366,7 @@ def test_metrics_that_compare_with_a_lost_control_go_with_it(path, opened):
     control = next(row for row in folder.image_rows() if json.loads(row.what)["alpha"] == 0.0)
     pair = rows[control.key]["pair_id"]
     folder.remove([(control, "gone")])
-    kept = dict(folder._db.execute("SELECT key, value FROM metrics"))
+    kept = dict(folder._index.db.execute("SELECT key, value FROM metrics"))
     assert kept.keys() == {key for key, what in rows.items() if what["pair_id"] != pair}
     lost = folder.failures(folder.commands()[0].jobs())
     assert [(job.key, reason) for job, reason in lost] == [(control.key, f"{LOST}gone")]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from analogy import work
+from analogy.engine import Setup
 from analogy.generator import Generator
+from analogy.grid import Grid
 from analogy.steering import words
 from analogy.steering.base import Need, steering_method
-from analogy.store import plan
 from analogy.work import Worker, _seed_of, steered, texts
 
 
@@ -19,7 +20,7 @@ from analogy.work import Worker, _seed_of, steered, texts
 def jobs_of(config, pairs, model_source):
     def jobs(**settings):
         changed = replace(config, **settings)
-        return plan(changed, model_source.fingerprint, "Euler/1", pairs, changed.grid_alphas)
+        return Grid(changed, model_source.fingerprint, "Euler/1", pairs).jobs()
 
     return jobs
 
@@ -35,7 +36,7 @@ def make_worker(config, pairs, model_source, judge_source, pipeline, monkeypatch
     monkeypatch.setattr(work, "load_pipeline", lambda *_, **__: pipeline)
 
     def make(**settings):
-        return Worker(replace(config, **settings), pairs, model_source, judge_source)
+        return Worker(Setup(replace(config, **settings), pairs, model_source, judge_source))
 
     return make
 
@@ -101,7 +102,7 @@ def test_a_batch_is_the_same_with_any_number_of_threads(make_worker, jobs_of):
             torch.set_num_threads(threads)
             worker = make_worker()
             assert worker.prepare().at_once == threads
-            drawn.append(worker.draw(batch).pngs)
+            drawn.append(worker.generate(batch).pngs)
     finally:
         torch.set_num_threads(before)
     assert drawn[0] == drawn[1]
@@ -111,7 +112,7 @@ def test_prompts_that_are_too_many_to_keep_are_encoded_with_their_batch(
     make_worker, jobs_of, monkeypatch
 ):
     batch = jobs_of()[4:9]
-    kept = make_worker().draw(batch)
+    kept = make_worker().generate(batch)
     asked = []
     encode = Generator.encode
 
@@ -121,7 +122,7 @@ def test_prompts_that_are_too_many_to_keep_are_encoded_with_their_batch(
 
     monkeypatch.setattr(Generator, "encode", spy)
     monkeypatch.setattr(work, "MOST_TEXTS", 3)
-    again = make_worker().draw(batch)
+    again = make_worker().generate(batch)
     assert asked == [set(texts({job.pair for job in batch}))]
     pixels = [
         [work.from_png(png).astype(int) for png in drawn.pngs if png] for drawn in (kept, again)

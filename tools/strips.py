@@ -16,7 +16,7 @@ from analogy.files import PlaceError, check_output
 from analogy.options import OPTIONS, parse_options
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
-from analogy.report.strips import AWAY, TOWARDS, scaled, shoot
+from analogy.report.strips import AWAY, TOWARDS, generate_strip, scaled
 from analogy.study import Study
 
 SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
@@ -25,7 +25,7 @@ SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
 
 def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
     """One row a pair: its prompts, the image at each alpha with its margin, the target's own."""
-    rows = [shoot(study, pair, [seed]) for pair in pairs]
+    rows = [generate_strip(study, pair, [seed]) for pair in pairs]
     width = TEXT_WIDTH + len(rows[0]) * (SIDE + GAP) + GAP
     height = HEAD + len(pairs) * (SIDE + 26 + GAP)
     sheet = Image.new("RGB", (width, height), "white")

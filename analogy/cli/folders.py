@@ -28,7 +28,8 @@ from analogy.request import OptionError
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
-    from analogy.store import Command, RunFolder
+    from analogy.grid import Command
+    from analogy.store import RunFolder
     from analogy.verify import Verified
 
 VERIFICATION_VERSION = 1
@@ -170,7 +171,7 @@ def score(
     finally:
         folder.close()
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"judge     {judge.fingerprint}",
         f"run       {place}: {count:,} images scored now",
         *_which(command, scopes),
@@ -232,7 +233,7 @@ def import_(
     if clip_pretrained is not None:
         of_judge += ["--clip-pretrained", clip_pretrained]
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
         f"next      {analogy_command('score', run, *of_judge)}",
     ]

@@ -82,7 +82,7 @@ def steer(
         refuse(ExitCode.USAGE, f"-o: {error}")
 
     from analogy.models import ModelError
-    from analogy.report.strips import draw_strip, shoot
+    from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 
     try:
@@ -101,8 +101,8 @@ def steer(
             study = Study.open(replace(request, run_dir=folder), [pair])
         try:
             study.prepare(study.jobs())
-            shots = shoot(study, pair, study.config.seeds)
-            save(draw_strip(study, pair, shots), output)
+            strip = generate_strip(study, pair, study.config.seeds)
+            save(draw_strip(study, pair, strip), output)
         except ModelError as error:
             refuse(ExitCode.USAGE, error)
         except OSError as error:
@@ -115,15 +115,15 @@ def steer(
         "source_prompt": pair.source_prompt,
         "target_prompt": pair.target_prompt,
         "words": [pair.source_word, pair.target_word],
-        "model": study.model.fingerprint,
+        "model": study.grid.model,
         "judge": study.judge.fingerprint,
         "config": config.to_dict(),
         "strip": str(output),
-        "images": [shot.to_dict() for shot in shots],
+        "images": [entry.to_dict() for entry in strip],
     }
     write(data, json)
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
         f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
         f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
@@ -132,10 +132,10 @@ def steer(
         "",
         f"{'seed':<5} {'image':<15} {'margin':>8} {'to target':>10} {'to source':>10}",
         *(
-            f"{shot.seed:<5} {shot.title:<15} "
-            + (shot.problem or f"{shot.margin:>+8.4f} {shot.cos_target:>10.4f} "
-               f"{shot.cos_source:>10.4f}")
-            for shot in shots
+            f"{entry.seed:<5} {entry.title:<15} "
+            + (entry.problem or f"{entry.margin:>+8.4f} {entry.cos_target:>10.4f} "
+               f"{entry.cos_source:>10.4f}")
+            for entry in strip
         ),
         "",
         "margin: above 0 the image is closer to the target prompt than to the source prompt.",

@@ -86,7 +86,7 @@ def methods(
         json,
     )
     lines = [
-        f"model     {study.model.fingerprint}",
+        f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
         f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
         f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "

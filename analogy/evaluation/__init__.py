@@ -4,8 +4,9 @@ See docs/evaluation.md.
 """
 
 from analogy.evaluation.agent import EvaluationAgent
+from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.metrics import fid_metric, kid_metric, lpips_metric
-from analogy.evaluation.protocol import Measurement, Metric, TaskError, metric
+from analogy.evaluation.protocol import Metric, TaskError, metric
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import Samples
 from analogy.evaluation.task import Task

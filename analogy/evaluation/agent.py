@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from analogy._version import __version__
 from analogy.evaluation.data import Sample
-from analogy.evaluation.protocol import Measurement, Metric, TaskError, needs_of
+from analogy.evaluation.measurement import Measurement
+from analogy.evaluation.protocol import Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.samples import FeatureCache, Samples
 from analogy.evaluation.subjects import Model, Subject, open_subject
@@ -105,7 +106,7 @@ class EvaluationAgent:
             return
         for subject in reversed(subjects):
             if isinstance(subject, Model) and subject.lacks(self._wanted(needs)):
-                _ = subject.pipeline
+                subject.prepare()
                 if subject is not subjects[0]:
                     subject.release()
 

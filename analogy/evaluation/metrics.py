@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analogy.clip import Judge
+from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.protocol import (
     FunctionMetric,
-    Measurement,
     Metric,
     TaskError,
     near,

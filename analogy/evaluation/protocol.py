@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from analogy.errors import AnalogyError
 from analogy.evaluation.samples import Samples
@@ -35,16 +35,29 @@ class Metric(Protocol):
         ...
 
     def compute(self, samples: Samples) -> Any:
-        """A value for each image, ``(n,)``; or one number, or a :class:`Measurement`, for all."""
+        """A value for each image, ``(n,)``; or one number, or a
+        :class:`~analogy.evaluation.measurement.Measurement`, for all.
+        """
         ...
 
 
-class Measurement(NamedTuple):
-    """One number for all, with what it rests on and what should be said with it."""
+class ImageSource(Protocol):
+    """What of a model, or of a folder of images, decides which metrics can be computed."""
 
-    value: float
-    n: int | None = None
-    notes: tuple[str, ...] = ()
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of a folder's images; empty for a model."""
+        ...
+
+    @property
+    def generates(self) -> bool:
+        """True for a model, which makes images of prompts."""
+        ...
+
+    @property
+    def has_files(self) -> bool:
+        """True for a model whose weights are files."""
+        ...
 
 
 @dataclass(frozen=True)

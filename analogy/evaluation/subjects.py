@@ -6,11 +6,10 @@ import copy
 import hashlib
 import inspect
 import json
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from os import PathLike
 from os.path import expanduser
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from analogy.engine import Progress, Setup, no_progress
 from analogy.evaluation.altered import UnknownError, alterations
 from analogy.evaluation.data import (
     METADATA,
@@ -34,12 +34,14 @@ from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import check_one_size
 from analogy.evaluation.task import Task
 from analogy.evaluation.timed import Timed
-from analogy.execute import even_batches, in_threads
+from analogy.execute import Execution
 from analogy.families import FAMILIES, family_of
 from analogy.files import write_atomically
-from analogy.generator import Generator, latents_for, noise
+from analogy.generator import Generator
+from analogy.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
+from analogy.image_store import image_name
 from analogy.images import Images
-from analogy.memory import most_at_once
+from analogy.memory import limit_memory
 from analogy.metrics.efficiency import size_on_disk
 from analogy.models import (
     ModelError,
@@ -52,22 +54,10 @@ from analogy.models import (
     sampling,
 )
 from analogy.options import CARD_SAMPLING
-from analogy.records import RunConfig
-from analogy.steering.conditioning import Conditioning
-from analogy.store import SCHEMA_VERSION, Job, RunFolder, digest, plan
+from analogy.records import UNSTEERED, RunConfig
+from analogy.store import RunFolder, folder_name
 from analogy.study import scheduler_of
-from analogy.work import (
-    Fitted,
-    Painter,
-    changed_alike,
-    fit_batch_size,
-    side_by_side,
-    steered,
-    texts,
-)
-
-Report: TypeAlias = Callable[[int], object]
-"""Called with a number of images that are done."""
+from analogy.work import Worker, fit_batch_size, generator_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
 """Images by key, uint8 HWC; and those that came out as none, by key, each with the reason."""
@@ -95,16 +85,16 @@ class Folder:
         """Read the images of ``wanted``: one that is missing, cannot be used or has another size
         is an error now, before another model makes its own. Height and width of all.
         """
-        images, _ = self.images(wanted, lambda n: None)
+        images, _ = self.images(wanted, no_progress)
         return check_one_size(images, "images")
 
-    def images(self, wanted: Sequence[Sample], report: Report) -> Found:
+    def images(self, wanted: Sequence[Sample], progress: Progress) -> Found:
         """The images of ``wanted``, or all where the task asks for none by prompt."""
         files = match(self._path, wanted) if wanted else by_name(self._path)
         for key, file in files.items():
             if key not in self._decoded:
                 self._decoded[key] = read_picture(file)
-        report(len(files))
+        progress(len(files))
         return {key: self._decoded[key] for key in files}, {}
 
     def release(self) -> None:
@@ -112,49 +102,40 @@ class Folder:
         self._decoded = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PromptJob:
-    """One image of a prompt, and its key in the run folder."""
-
-    prompt: str
-    seed: int
-    key: str
-
-    @property
-    def what(self) -> dict[str, Any]:
-        """The image in words."""
-        return {"prompt": self.prompt, "seed": self.seed}
-
-
-AnyJob: TypeAlias = PromptJob | Job
-
-
 class Model:
     """A pipeline, named or live, that makes a task's images into its run folder.
 
     ``source``: its files, None for a live one, which is used as it is: on its device, in its dtype,
-    its own scheduler untouched. One that is altered by code which has no name that stays makes its
-    images anew each time; ``settings`` then has the reason as ``not_kept``.
+    its own scheduler untouched. ``lora``: weights to fuse into a named one. One that is altered by
+    code without a name that stays makes its images anew each time; ``settings`` then has the reason
+    as ``not_kept``.
     """
 
     generates = True
     names: tuple[str, ...] = ()
 
-    def __init__(self, given: Any, task: Task) -> None:
+    def __init__(self, given: Any, task: Task, *, lora: str | None = None) -> None:
         self._task = task
         self.source: ModelSource | None = None
         self._live: Any = None
         self._unknown: str | None = None
         if isinstance(given, (str, PathLike)):
             dtype = task.dtype or native_dtype(task.device)
-            self.source = find_pipeline(str(given), dtype=dtype, offline=task.offline)
+            name = str(given)
+            self.source = find_pipeline(name, dtype=dtype, offline=task.offline, lora=lora)
             folder = self.source.folder
             self.fingerprint = self.source.fingerprint
             self.scheduler = scheduler_of(folder)
-            steps, guidance = sampling(str(given), folder)
+            steps, guidance = sampling(name, folder)
             size, device = native_size(folder), task.device
+            name = name if lora is None else f"{name}+{lora}"
         else:
-            self._live = given
+            if task.config.engine != "serial":
+                raise TaskError(
+                    "engine: expected serial for a pipeline in memory, which no other process has, "
+                    f"got {task.config.engine}; give the pipeline's folder instead"
+                )
+            self._live, name = given, task.config.model
             family = family_of(given)
             denoiser = getattr(given, family.denoiser)
             self.fingerprint, self._unknown = _known_or_new(given)
@@ -170,6 +151,8 @@ class Model:
             size=size if task.size is None else task.size,
             device=device,
             dtype=dtype,
+            model=name,
+            lora=lora,
         )
         self.settings = {
             name: getattr(self.config, name)
@@ -177,13 +160,10 @@ class Model:
         } | {"scheduler": self.scheduler}
         if self._unknown is not None:
             self.settings["not_kept"] = self._unknown
-        same = {"model": self.fingerprint, "scheduler": self.scheduler,
-                "schema_version": SCHEMA_VERSION}  # fmt: skip
-        # One file for each key: a pair steered by another method has the same.
-        of_pairs = ("method",) if task.data.pairs else ()
-        for name in ("steps", "guidance", "size", "dtype", *of_pairs):
-            same[name] = getattr(self.config, name)
-        self.folder = task.run_dir / digest(same)[:12]
+        self._sampling = Sampling.of(self.config, self.scheduler)
+        # One folder for each method: a pair's samples have the same keys by every method.
+        more = {"method": self.config.method} if task.data.pairs else {}
+        self.folder = task.run_dir / folder_name(self._sampling.subject(self.fingerprint), **more)
 
     @property
     def has_files(self) -> bool:
@@ -194,16 +174,16 @@ class Model:
         """Height and width of the images to come."""
         return (self.config.size, self.config.size)
 
-    def images(self, wanted: Sequence[Sample], report: Report) -> Found:
+    def images(self, wanted: Sequence[Sample], progress: Progress) -> Found:
         """The images of ``wanted``, of which those that the run folder lacks are generated."""
         jobs = self._jobs(wanted)
         folder = RunFolder(self.folder)
         try:
             lines = self._described()  # damage is said before anything is made
             missing = folder.without_image(jobs.values())
-            report(len(jobs) - len(missing))
+            progress(len(jobs) - len(missing))
             if missing:
-                self._generate(missing, folder, report)
+                self._generate(missing, folder, progress)
             failed = {job.key: reason for job, reason in folder.failures(jobs.values())}
             made = {
                 key: folder.read_image(job) for key, job in jobs.items() if job.key not in failed
@@ -224,59 +204,27 @@ class Model:
 
     def _jobs(self, wanted: Sequence[Sample]) -> dict[str, AnyJob]:
         """What makes each sample, by its key."""
-        config = self.config
-        if self._task.data.pairs:
-            jobs = plan(
-                config, self.fingerprint, self.scheduler, self._task.data.pairs, config.grid_alphas
-            )
-            by_place = {(job.pair.id, job.alpha, job.seed): job for job in jobs}
+        pairs = self._task.data.pairs
+        if pairs:
+            grid = Grid(self.config, self.fingerprint, self.scheduler, pairs)
+            by_place = {
+                (job.pair.id, job.alpha, job.seed): job
+                for job in grid.jobs(Role.UNSTEERED, Role.STEERED)
+            }
             return {
-                sample.key: by_place[sample.cluster, sample.alpha or 0.0, sample.seed]
+                sample.key: by_place[sample.cluster, sample.alpha or UNSTEERED, sample.seed]
                 for sample in wanted
             }
-        subject = {
-            "model": self.fingerprint, "steps": config.steps, "guidance": config.guidance,
-            "size": config.size, "dtype": config.dtype, "scheduler": self.scheduler,
-        }  # fmt: skip
-        return {
-            s.key: PromptJob(
-                s.prompt, s.seed, digest({**subject, "prompt": s.prompt, "seed": s.seed})
-            )
-            for s in wanted
-        }
+        of = self._sampling.prompt_job
+        return {s.key: of(self.fingerprint, s.prompt, s.seed) for s in wanted}
 
-    def _generate(self, missing: Sequence[AnyJob], folder: RunFolder, report: Report) -> None:
-        pairs = self._task.data.pairs
-        prompts = {job.prompt for job in missing if isinstance(job, PromptJob)}
-        first = self.generator
-        encoded = first.encode([*texts(pairs), *sorted(prompts)])
-        shape = first.latent_shape
-        fitted = Fitted()
-
-        def given(job: AnyJob) -> tuple[Conditioning, Tensor]:
-            if isinstance(job, PromptJob):
-                return encoded[job.prompt], noise(shape, job.prompt, str(job.seed))
-            return steered(job, pairs, encoded, fitted), latents_for(job.pair, job.seed, shape)
-
-        def inputs(batch: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
-            conditionings, latents = zip(*map(given, batch), strict=True)
-            return list(conditionings), torch.stack(latents)
-
-        device = self.config.device
-        generators = side_by_side(first, device)
-        painter = Painter(generators, inputs, device=device)
-        batches = [
-            batch
-            for alike in changed_alike(missing)
-            for batch in even_batches(alike, first.batch_size)
-        ]
-        clock = time.perf_counter()
-        with closing(in_threads(painter, batches, len(generators), device)) as results:
-            for batch, (made, _) in results:
-                now = time.perf_counter()
-                folder.add_images(batch, made.images, now - clock, faults=made.faults)
-                clock = now
-                report(len(batch))
+    def _generate(self, missing: Sequence[AnyJob], folder: RunFolder, progress: Progress) -> None:
+        prompts = sorted({job.prompt for job in missing if isinstance(job, PromptJob)})
+        setup = Setup(self.config, self._task.data.pairs, self.source, None, prompts)
+        # Of this process, the generator that is timed afterwards.
+        worker = Worker(setup, generator=lambda: self.generator)
+        with closing(Execution(setup, folder, worker=worker)) as execution:
+            execution.generate(missing, progress)
 
     def _described(self) -> dict[str, Line]:
         """The lines of the run folder's ``metadata.jsonl``, by key."""
@@ -294,17 +242,24 @@ class Model:
         """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
         for sample in wanted:
             if sample.key in jobs:
-                key = jobs[sample.key].key
-                name = f"images/{key[:2]}/{key}.png"
+                name = image_name(jobs[sample.key].key)
                 lines[sample.key] = Line(name, sample.prompt, sample.seed, sample.key)
         rows = [json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in lines.values()]
         write_atomically(self.folder / METADATA, "".join(rows).encode())
 
+    def prepare(self) -> None:
+        """Load what generates in this process, so that a fault in it costs no image."""
+        if self.config.engine == "serial":
+            self.pipeline  # noqa: B018
+
     @cached_property
     def pipeline(self) -> Any:
         """The loaded pipeline; of a live one a copy that shares its weights and nothing else."""
+        config = self.config
+        if config.device.startswith("cuda") and config.memory is not None:
+            limit_memory(config.device, config.memory)
         if self.source is not None:
-            return load_pipeline(self.source, device=self.config.device, dtype=self.config.dtype)
+            return load_pipeline(self.source, device=config.device, dtype=config.dtype)
         pipeline = copy.copy(self._live)
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config)
@@ -315,15 +270,9 @@ class Model:
     def generator(self) -> Generator:
         """A generator with the batch size that fits."""
         config = self.config
-        made = Generator(
-            self.pipeline,
-            steps=config.steps,
-            guidance=config.guidance,
-            size=config.size,
-            batch_size=config.batch_size or most_at_once(config.device, config.size),
-        )
+        made = generator_of(self.pipeline, config)
         if config.batch_size is None:
-            fit_batch_size(made, config.device)
+            fit_batch_size(made, config.device, config.memory)
         return made
 
     def release(self) -> None:
@@ -351,7 +300,15 @@ Subject: TypeAlias = Folder | Model
 
 
 def open_subject(given: Any, task: Task) -> Subject:
-    """What a user evaluates: a model's name or files, a live pipeline, or a folder of images."""
+    """What a user evaluates: a model's name or files, a live pipeline, or a folder of images.
+
+    A model with a LoRA fused into it is (name or files, LoRA).
+    """
+    if isinstance(given, tuple) and len(given) == 2:
+        model, lora = given
+        if not all(isinstance(each, (str, PathLike)) for each in given):
+            raise ModelError(f"model: expected (name or files, LoRA) as texts, got {given}")
+        return Model(model, task, lora=str(lora))
     if isinstance(given, (str, PathLike)):
         path = Path(expanduser(given))
         if path.is_dir() and not (path / "model_index.json").is_file():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from analogy.clip import Judge, JudgeSource, find_judge
+from analogy.engines import ENGINES
 from analogy.errors import AnalogyError
 from analogy.evaluation.data import (
     Data,
@@ -22,7 +23,7 @@ from analogy.evaluation.data import (
     steered,
 )
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
-from analogy.evaluation.protocol import Metric, TaskError, near, needs_of
+from analogy.evaluation.protocol import ImageSource, Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
 from analogy.images import Images
 from analogy.metrics.checks import check_images
@@ -30,7 +31,8 @@ from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models import EMBEDDED, ModelError, go_offline
-from analogy.records import RunConfig
+from analogy.records import UNSTEERED, RunConfig
+from analogy.registry import UnknownNameError
 from analogy.steering.base import METHODS, with_method
 
 RUNS = Path(".analogy") / "evaluations"
@@ -53,6 +55,9 @@ class Task:
     - `device`; `dtype` (None: the fastest it has natively); `batch_size`; `steps`, `guidance`,
       `size` (None: the model's own), of models named or given as files. A live pipeline stays on
       its device and in its dtype;
+    - `engine`: what generates, ``serial``, ``ray`` with `num_workers` and `ray_address`, or one of
+      another package; `memory`: the most of a CUDA device to use, in GiB. They are as the options
+      of a run (docs/performance.md);
     - `seed`: of the bootstrap; `country`: for energy and carbon, such as ``DEU``;
     - `run_dir`: where images are kept, in a folder for each model and its settings;
     - `offline`: a file that is not on this machine is an error, and no network is asked.
@@ -75,6 +80,10 @@ class Task:
         device: str = "cpu",
         dtype: str | None = None,
         batch_size: int | None = None,
+        memory: float | None = None,
+        engine: str = "serial",
+        num_workers: int | None = None,
+        ray_address: str | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         size: int | None = None,
@@ -88,6 +97,7 @@ class Task:
             METHODS.get(str(method))
         except AnalogyError as error:
             raise TaskError(f"method: {error}") from error
+        _check_engine(engine, device, num_workers, ray_address)
         if offline:
             go_offline()
         self.offline = offline
@@ -107,6 +117,10 @@ class Task:
             dtype="float32" if dtype is None else dtype,
             device=device,
             batch_size=batch_size,
+            memory=memory,
+            engine=engine,
+            num_workers=num_workers,
+            ray_address=ray_address,
             limit=None,
         )
         self.config = with_method(self.config, method)
@@ -168,7 +182,7 @@ class Task:
     def sources(self) -> dict[str, Sample]:
         """Of word pairs each sample's image at alpha 0, by the sample's key."""
         return {
-            sample.key: steered(sample.pair, 0.0, sample.seed)
+            sample.key: steered(sample.pair, UNSTEERED, sample.seed)
             for sample in self.samples
             if sample.pair is not None
         }
@@ -189,7 +203,7 @@ class Task:
         images = self.reference_images
         return stacked(images, "references") if images else None
 
-    def offers(self, mode: str, subjects: Iterable[Any]) -> dict[str, bool]:
+    def offers(self, mode: str, subjects: Iterable[ImageSource]) -> dict[str, bool]:
         """What samples there are to be had, by the names of ``NEEDS``."""
         data, is_pairwise = self.data, mode == "pairwise"
         subjects = list(subjects)
@@ -209,7 +223,7 @@ class Task:
         }
 
     def choose(
-        self, mode: str, subjects: Iterable[Any]
+        self, mode: str, subjects: Iterable[ImageSource]
     ) -> tuple[tuple[Metric, ...], dict[str, str]]:
         """The metrics to compute; and, of a preset, those left out, each with the reason.
 
@@ -281,6 +295,24 @@ _HOW = {
     "model": "give a model's name or a pipeline, not a folder of images, and data with prompts",
     "files": "give the model's name or folder, not a pipeline that is in memory",
 }
+
+
+def _check_engine(
+    engine: str, device: str, num_workers: int | None, ray_address: str | None
+) -> None:
+    """Refuse an engine that does not exist, and settings that it has no use for."""
+    try:
+        ENGINES.check(engine)
+    except UnknownNameError as error:
+        raise TaskError(f"engine: {error}") from None
+    if engine == "ray" and device not in ("cpu", "cuda"):
+        raise TaskError(
+            "device: expected cpu or cuda with the engine ray, which gives each worker a device "
+            f"of its own, got {device!r}"
+        )
+    for name, value in (("num_workers", num_workers), ("ray_address", ray_address)):
+        if engine == "serial" and value is not None:
+            raise TaskError(f"{name}: expected the engine ray with it, got serial")
 
 
 def _asked(what: Any) -> Iterable[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from analogy.evaluation.protocol import Measurement
+from analogy.evaluation.measurement import Measurement
 from analogy.generator import Generator, noise
 from analogy.images import Images
 from analogy.metrics import efficiency

@@ -13,10 +13,11 @@ from urllib.parse import quote
 from PIL import Image
 
 from analogy.files import check_own, write_atomically
+from analogy.grid import TARGET_ALPHA, Grid, Job, Role, pairs_digest
 from analogy.images import Images, to_png
 from analogy.recorded import Recorded
 from analogy.records import Pair, RunConfig, is_imported
-from analogy.store import Job, RunFolder, StoreError, pairs_digest, plan, plan_targets
+from analogy.store import RunFolder, StoreError
 
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
@@ -102,7 +103,8 @@ def gallery(
     that image.
     """
     items = _items([*controls, *results["cells"]])
-    ends = {pair: at[1.0] for pair, at in _items([{**r, "alpha": 1.0} for r in targets]).items()}
+    at_target = [{**row, "alpha": TARGET_ALPHA} for row in targets]
+    ends = {pair: margins[TARGET_ALPHA] for pair, margins in _items(at_target).items()}
     if folder is None or not (folder / "index.sqlite").is_file():
         return Gallery(
             _bare(items, ends, {}), "No run folder: the pairs' margins without their images."
@@ -119,11 +121,9 @@ def gallery(
             config = RunConfig.from_dict(results["config"])
         except ValueError as error:
             return Gallery(_bare(items, ends, known), f"No images: {error}.")
-        pairs, subject = list(known.values()), recorded.subject
-        jobs = plan(config, subject.model, subject.scheduler, pairs, config.grid_alphas)
-        own = []
-        if config.target:
-            own = plan_targets(config, subject.model, subject.scheduler, pairs)
+        subject = recorded.subject
+        grid = Grid(config, subject.model, subject.scheduler, list(known.values()))
+        jobs, own = grid.jobs(Role.UNSTEERED, Role.STEERED), grid.jobs(Role.TARGET)
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
             return Gallery(
                 _bare(items, ends, known),
@@ -227,13 +227,11 @@ def _shots(
 ) -> Iterator[tuple[Job, Shot]]:
     """The images of jobs of one method."""
     frame = store.margins(jobs, judge)
-    keys = zip(frame["pair_id"], frame["alpha"], frame["seed"], strict=True)
-    margins = dict(zip(keys, frame["margin"].tolist(), strict=True))
+    margins = dict(zip(frame["key"], frame["margin"].tolist(), strict=True))
     reasons = {job.key: reason for job, reason in store.failures(jobs)}
     absent = {job.key for job in store.without_image(jobs)}
     for job in jobs:
-        margin = margins.get((job.pair.id, job.alpha, job.seed))
-        shot = Shot(job.alpha, job.seed, margin, is_target=is_target)
+        shot = Shot(job.alpha, job.seed, margins.get(job.key), is_target=is_target)
         if job.key in absent:
             yield job, replace(shot, problem=reasons.get(job.key, "not generated"))
         else:

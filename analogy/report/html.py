@@ -27,7 +27,7 @@ from analogy.files import check_output, write_output
 from analogy.grid_metrics import shown_metrics
 from analogy.options import OPTIONS, csv_list
 from analogy.recorded import Recorded
-from analogy.records import IMPORTED, Verdict, is_imported
+from analogy.records import IMPORTED, UNSTEERED, Verdict, is_imported
 from analogy.report import plots
 from analogy.report.gallery import Gallery, gallery
 from analogy.report.plots import Row, number, row_of, short
@@ -138,7 +138,7 @@ def render(
         facts=facts(results, checked),
         may=may_conclude(results, checked),
         may_not=may_not_conclude(results, checked),
-        alphas=[0.0, *checked.measurement.alphas],
+        alphas=[UNSTEERED, *checked.measurement.alphas],
         has_targets=bool(targets),
         map=verdict_map(results, checked),
         symbols=SYMBOLS,
@@ -702,7 +702,7 @@ def _failures(results: Mapping[str, Any], images: Gallery) -> list[list[Value]]:
         for row in _rows(results.get("failures"), "pair_id")
     }  # fmt: skip
     for strip, shot in images.problems:
-        method = "" if not shot.alpha else str(results["config"].get("method"))
+        method = "" if shot.alpha == UNSTEERED else str(results["config"].get("method"))
         method = TARGET_METHOD if shot.is_target else method
         found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}

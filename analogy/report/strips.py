@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from analogy.grid import Role, once, targets_of
 from analogy.images import Images
-from analogy.records import Pair, plain
-from analogy.store import plan
+from analogy.records import UNSTEERED, Pair, plain
 from analogy.study import Study
 
 LARGE, EDGE, SPACE, MAX_LINES = 192, 28, 14, 4
@@ -27,7 +27,7 @@ _INK, _GREY, _RULE = "#1b1f24", "#68707a", "#d8dde3"
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class StripImage:
     """One image of a pair with its cosines.
 
     ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None where it came
@@ -47,7 +47,7 @@ class Shot:
         """What it shows."""
         if self.alpha is None:
             return "target prompt"
-        return f"alpha {self.alpha:g}" + ("" if self.alpha else " (source)")
+        return f"alpha {self.alpha:g}" + (" (source)" if self.alpha == UNSTEERED else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the image."""
@@ -55,7 +55,7 @@ class Shot:
         return {name: plain(getattr(self, name)) for name in names}
 
 
-def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
+def generate_strip(study: Study, pair: Pair, seeds: Sequence[int]) -> list[StripImage]:
     """Generate and score a pair's images: seed by seed, every alpha and the target's own.
 
     The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
@@ -63,19 +63,17 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
     """
     jobs = [
         job
-        for job in study.jobs()
-        if job.pair == pair and job.seed in seeds and job.method == study.config.method
+        for job in study.grid.jobs(Role.UNSTEERED, Role.STEERED, category=pair.category)
+        if job.pair == pair and job.seed in seeds
     ]
-    straight = replace(study.config, method="lerp", seeds=tuple(seeds))
-    own = plan(straight, study.model.fingerprint, study.scheduler, [pair], (1.0,))
-    wanted = list({job.key: job for job in (*jobs, *own)}.values())
+    own = targets_of(study.grid, pair, seeds)
+    wanted = once([*jobs, *own])
     study.generate(wanted)
     study.score(wanted)
     frame = study.folder.margins(wanted, study.judge.fingerprint)
     failed = {job.key: reason for job, reason in study.failures(wanted)}
-    keys = [job.key for job in wanted if job.key not in failed]
     columns = [frame[name].tolist() for name in ("margin", "cos_target", "cos_source")]
-    figures = dict(zip(keys, zip(*columns, strict=True), strict=True))
+    figures = dict(zip(frame["key"], zip(*columns, strict=True), strict=True))
     none = (float("nan"),) * 3
     made = []
     for seed in seeds:
@@ -84,14 +82,14 @@ def shoot(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Shot]:
                 margin, cos_target, cos_source = figures.get(job.key, none)
                 image = None if job.key in failed else study.folder.read_image(job)
                 problem = failed.get(job.key, "")
-                made.append(Shot(seed, alpha, image, margin, cos_target, cos_source, problem))
+                made.append(StripImage(seed, alpha, image, margin, cos_target, cos_source, problem))
     return made
 
 
-def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
+def draw_strip(study: Study, pair: Pair, strip: Sequence[StripImage]) -> Image.Image:
     """One pair: its prompts, and for each seed a row of images with their margins."""
-    columns = len({shot.alpha for shot in shots})
-    rows = len(shots) // columns
+    columns = len({entry.alpha for entry in strip})
+    rows = len(strip) // columns
     label = 70 if rows > 1 else 0
     content = label + columns * LARGE + (columns - 1) * SPACE + SPACE
     width = max(content, 560) + 2 * EDGE
@@ -108,17 +106,18 @@ def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
         draw.text((EDGE, EDGE + 30 * i + 4), name, _GREY, font)
         draw.text((EDGE + 60, EDGE + 30 * i), line, _INK, large)
     draw.line([(EDGE, top - 26), (width - EDGE, top - 26)], _RULE)
-    reach = max((abs(shot.margin) for shot in shots if shot.image is not None), default=0.0)
-    for i, shot in enumerate(shots):
+    reach = max((abs(entry.margin) for entry in strip if entry.image is not None), default=0.0)
+    for i, entry in enumerate(strip):
         row, column = divmod(i, columns)
-        x = EDGE + label + column * (LARGE + SPACE) + (SPACE if shot.alpha is None else 0)
+        x = EDGE + label + column * (LARGE + SPACE) + (SPACE if entry.alpha is None else 0)
         y = top + 26 + row * row_height
         if row == 0:
-            draw.text((x + LARGE // 2, top + 4), shot.title, _INK, font, anchor="mm")
+            draw.text((x + LARGE // 2, top + 4), entry.title, _INK, font, anchor="mm")
         if column == 0 and label:
-            draw.text((EDGE, y + LARGE // 2), f"seed {shot.seed}", _GREY, small, anchor="lm")
-        _draw_shot(sheet, shot, (x, y), reach, font)
-    model, judge = (source.fingerprint.partition("@")[0] for source in (study.model, study.judge))
+            draw.text((EDGE, y + LARGE // 2), f"seed {entry.seed}", _GREY, small, anchor="lm")
+        _draw_entry(sheet, entry, (x, y), reach, font)
+    names = (study.grid.model, study.judge.fingerprint)
+    model, judge = (fingerprint.partition("@")[0] for fingerprint in names)
     note = (
         f"{model}, {study.config.method}; judged by {judge}. "
         "Margin above 0: closer to the target prompt than to the source prompt."
@@ -127,22 +126,22 @@ def draw_strip(study: Study, pair: Pair, shots: Sequence[Shot]) -> Image.Image:
     return sheet
 
 
-def _draw_shot(
-    sheet: Image.Image, shot: Shot, place: tuple[int, int], reach: float, font: Any
+def _draw_entry(
+    sheet: Image.Image, entry: StripImage, place: tuple[int, int], reach: float, font: Any
 ) -> None:
     """An image, its margin, and a bar from 0 to the margin; ``reach`` is half the image's width."""
     draw, (x, y) = ImageDraw.Draw(sheet), place
     middle, below = x + LARGE // 2, y + LARGE
     frame = [x - 1, y - 1, x + LARGE, below]
-    if shot.image is None:
+    if entry.image is None:
         draw.rectangle(frame, "#f2f4f6", _RULE)
         draw.text((middle, y + LARGE // 2), "no picture", _GREY, font, anchor="mm")
         return
-    sheet.paste(scaled(shot.image, LARGE), place)
+    sheet.paste(scaled(entry.image, LARGE), place)
     draw.rectangle(frame, None, _RULE)
-    color = TOWARDS if shot.margin > 0 else AWAY
-    draw.text((middle, below + 18), f"margin {shot.margin:+.3f}", color, font, anchor="mm")
-    end = middle + (round(shot.margin / reach * LARGE / 2) if reach else 0)
+    color = TOWARDS if entry.margin > 0 else AWAY
+    draw.text((middle, below + 18), f"margin {entry.margin:+.3f}", color, font, anchor="mm")
+    end = middle + (round(entry.margin / reach * LARGE / 2) if reach else 0)
     draw.line([(x, below + 38), (x + LARGE - 1, below + 38)], _RULE)
     draw.rectangle([min(middle, end), below + 35, max(middle, end), below + 41], color)
     draw.line([(middle, below + 31), (middle, below + 45)], _GREY)

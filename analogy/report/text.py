@@ -14,9 +14,9 @@ from analogy.stats import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
 
 if TYPE_CHECKING:
+    from analogy.grid import Job
     from analogy.methods import Difference, MethodComparison
     from analogy.quality import Mean, Quality
-    from analogy.store import Job
 
 _HEAD = (
     f"{'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analogy.analysis import Analysis
+from analogy.engine import Progress, no_progress
 from analogy.errors import AnalogyError, ExitCode
-from analogy.execute import Report
+from analogy.grid import Job
 from analogy.memory import memory_said
 from analogy.models import ModelError
 from analogy.sessions import cases
 from analogy.sessions.findings import CaseOutcome, unmeasured
 from analogy.sessions.outputs import write_outputs
 from analogy.sessions.session import Session
-from analogy.store import Job
 
 
 @dataclass(slots=True)
@@ -91,6 +91,6 @@ def finish(
 def _measure(session: Session, jobs: Sequence[Job]) -> None:
     """Generate what is missing, with a bar on a terminal, and score it."""
     study = session.study
-    report: Report = session.report if sys.stderr.isatty() else lambda n: None
-    study.generate(jobs, report, ahead=(study.cell_jobs(*cell) for cell in session.planned))
+    progress: Progress = session.report if sys.stderr.isatty() else no_progress
+    study.generate(jobs, progress, ahead=(study.cell_jobs(*cell) for cell in session.planned))
     study.score(jobs)

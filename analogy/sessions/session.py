@@ -147,7 +147,7 @@ class Session:
         missing = requirements.no_references(study, self.request)
         if missing is not None:
             return Absent(missing)
-        judge = study.execution.judge
+        judge = study.loaded_judge()
         if not isinstance(judge, FeatureEncoder):
             return no_features(study.judge.fingerprint)
         if folder is not None:
@@ -169,7 +169,7 @@ class Session:
             jobs = {
                 job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
             }.values()
-            left = len(study.execution.missing(jobs)) + count
+            left = len(study.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0

@@ -48,7 +48,7 @@ def summary(session: Session, analysis: Analysis) -> Iterator[str]:
 
 def _heading(session: Session) -> Iterator[str]:
     study, run = session.study, session.study.config
-    yield f"model     {study.model.fingerprint}"
+    yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
     yield (
         f"steering  {run.method}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from analogy.clip import Judge, find_judge
+from analogy.engine import Setup
 from analogy.generator import Generator, latents_for
+from analogy.grid import Grid
 from analogy.memory import GIB
 from analogy.metrics import psnr
 from analogy.models import ModelSource, find_pipeline, load_pipeline, native_size, shipped
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair, RunConfig
 from analogy.request import RunRequest, request_of
-from analogy.store import plan
 from analogy.study import Study
 from analogy.work import Worker
 from tools import ssd1b
@@ -179,13 +180,13 @@ def memory_limit(check: Recorder) -> None:
     """``--memory 12``: the batch that is chosen, its speed, and the peak of memory."""
     config, source = _ssd_1b(check, memory=12.0)
     pairs = _pairs(1)
-    worker = Worker(config, pairs, source, find_judge("embedded", None))
+    worker = Worker(Setup(config, pairs, source, find_judge("embedded", None)))
     ready = worker.prepare()
     check.add("images in a batch", ready.batch_size)
-    jobs = plan(config, source.fingerprint, "", pairs, config.grid_alphas)
+    jobs = Grid(config, source.fingerprint, "", pairs).jobs()
     batch = jobs[: min(ready.batch_size, 2 if check.setting.rehearse else 8)]
     start = time.perf_counter()
-    drawn = worker.draw(batch)
+    drawn = worker.generate(batch)
     check.add("seconds an image", (time.perf_counter() - start) / len(batch), "s")
     check.add("failed images", len(drawn.faults))
     if drawn.peak_bytes is not None:

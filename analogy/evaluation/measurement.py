@@ -1,0 +1,16 @@
+"""One number of all images, or of a model: what metrics of sets and of cost return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Measurement(NamedTuple):
+    """One number for all, with what it rests on and what should be said with it.
+
+    ``n``: images that it is of, None if unknown; ``notes``: shown beside the value.
+    """
+
+    value: float
+    n: int | None = None
+    notes: tuple[str, ...] = ()
