@@ -282,6 +282,8 @@ def test_an_interrupted_run_continues_with_the_same_command(bench, eight, monkey
         return generate(generator, conditionings, latents)
 
     monkeypatch.setattr(Generator, "generate", spy)
+    # One batch after another: of two in threads, the second may be the first to come here.
+    monkeypatch.setattr(work, "side_by_side", lambda first, device: [first])
     command = [*eight, "--batch-size=10"]
     interrupting = True
     cut = bench(*command)

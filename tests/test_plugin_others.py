@@ -276,13 +276,20 @@ def test_another_plugins_error_at_the_end_loses_no_results(cases, monkeypatch):
 # --- a machine's fault
 
 
+SESSION = "analogy.sessions.session.Session"
 CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
 
 @pytest.mark.parametrize(
     ("place", "name", "files", "error", "said_of"),
     [
-        ("analogy.bench", "load_references", ("test_quality",), ModelError("a judge: gone"), None),
+        (
+            "analogy.sessions.session.Session",
+            "_load_references",
+            ("test_quality",),
+            ModelError("a judge: gone"),
+            None,
+        ),
         ("analogy.study.Study", "cell", ("test_margin",), ModelError("a judge: gone"), None),
         ("analogy.quality.Quality", "cell", ("test_quality",), MemoryError(), "out of memory whi"),
         ("analogy.study.Study", "unscored", ("test_margin",), ClusterLostError("the head"), None),

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analogy import baseline as baselines
-from analogy import recorded
+from analogy import models, recorded
 from analogy.analysis import Analysis
-from analogy.models import DEFAULT_GPU_MODEL, shipped
+from analogy.models import shipped
 from analogy.pairs import named
 from analogy.report import text
 from analogy.sessions.session import Session
@@ -82,7 +82,7 @@ def unread_lines(study: Study) -> Iterator[str]:
 
 
 def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:
-    if session.study.config.model.partition("@")[0] != DEFAULT_GPU_MODEL:
+    if session.study.config.model.partition("@")[0] != models.DEFAULT_GPU_MODEL:
         return
     published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
     yield from text.published_lines(published, analysis.overall)
