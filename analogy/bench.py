@@ -28,13 +28,12 @@ from analogy.pairs import PairsError, PairsWarning, load_pairs, named, select
 from analogy.records import PER_SET, Cell, Limit, Pair, Verdict
 
 if TYPE_CHECKING:
-    from analogy.analysis import Analysis
     from analogy.baseline import Change
     from analogy.kept import Kept
     from analogy.metrics import Lpips, SetScore
-    from analogy.quality import Mean, References
-    from analogy.recorded import Recorded
+    from analogy.quality import References
     from analogy.records import Estimate
+    from analogy.results.model import Analysis, Mean, Results
     from analogy.study import Study
 
 # What must be the shipped baseline's own before it is held against a run unasked.
@@ -81,7 +80,7 @@ class Bench:
         values: Mapping[str, Any],
         *,
         note: str,
-        baseline: Recorded | None = None,
+        baseline: Results | None = None,
         update: Path | None = None,
         is_strict: bool = False,
     ) -> None:
@@ -196,7 +195,7 @@ def open_bench(values: Mapping[str, Any], *, is_strict: bool) -> Bench:
 
 def _results_of(values: Mapping[str, Any]) -> Path:
     """The file that was named with --results, or the default."""
-    from analogy.recorded import RESULTS_NAME
+    from analogy.results.model import RESULTS_NAME
 
     return Path(values["results"] or RESULTS_NAME)
 
@@ -206,7 +205,7 @@ def refusals() -> tuple[type[Exception], ...]:
     from analogy.baseline import BaselineError
     from analogy.ceiling import CeilingError
     from analogy.models import ModelError
-    from analogy.recorded import RecordedError
+    from analogy.results.reading import RecordedError
     from analogy.store import StoreError
 
     return (
@@ -227,11 +226,11 @@ def faults() -> tuple[type[Exception], ...]:
 def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) -> Bench:
     """The study with its baseline: the one that was named must fit, the default one may not."""
     from analogy import baseline as baselines
-    from analogy import recorded
+    from analogy.results.reading import read
 
     is_named = bool(values["baseline"])
     path = Path(values["baseline"]) if is_named else baselines.default_path(study.config.model)
-    now = recorded.of_header(study.header())
+    now = study.header()
     if values["update_baseline"]:
         if path is None:
             raise OptionError("--update-baseline: expected --baseline FILE to say where")
@@ -239,9 +238,9 @@ def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) 
         return Bench(study, values, note=f"to be written to {path}", update=path)
     if path is None or (not is_named and not path.is_file()):
         return Bench(study, values, note="none for this model", is_strict=is_strict)
-    old = recorded.read(path)
-    path = old.path or path  # of a run folder, the file that it shows
-    different = baselines.measurement_differences(old, now)
+    old = read(path)
+    path = old.header.path or path  # of a run folder, the file that it shows
+    different = baselines.measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
             f"--baseline {path}: expected results of the same measurement; "
@@ -249,7 +248,7 @@ def _with_baseline(study: Study, values: Mapping[str, Any], *, is_strict: bool) 
             "another baseline with --update-baseline"
         )
     if not is_named:  # nobody asked to compare two models or methods
-        different += baselines.subject_differences(old, now, of=_OWN_SUBJECT)
+        different += baselines.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
         note = f"{path}: not of this run, so not used ({'; '.join(different)})"
         return Bench(study, values, note=note, is_strict=is_strict)
@@ -545,7 +544,6 @@ def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
 
 def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
     """Say whether a cell, or the whole, is no worse than in the baseline, which must be there."""
-    from analogy import recorded
     from analogy.baseline import Outcome as Compared
     from analogy.baseline import compare_cell, compare_overall, n_comparisons
 
@@ -553,14 +551,13 @@ def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
     if old is None:
         raise ValueError("judge_regression: expected a bench with a baseline, got none")
     if cell is None:
-        now = recorded.of(study.results())
-        change = compare_overall(old, now, tolerance=bench.tolerance)
+        change = compare_overall(old, study.results(), tolerance=bench.tolerance)
     else:
         change = compare_cell(
             old,
-            recorded.of_cell(study.cell(*cell).to_dict()),
+            study.cell(*cell),
             tolerance=bench.tolerance,
-            comparisons=n_comparisons(recorded.of_header(study.header())),
+            comparisons=n_comparisons(study.header()),
         )
     bench.changes[cell] = change
     outcome = Outcome.PASSED
@@ -571,7 +568,7 @@ def judge_regression(bench: Bench, cell: Cell | None) -> Finding:
     return Finding(outcome, change.message(), change.to_dict())
 
 
-def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
+def write_outputs(bench: Bench, results: Results) -> bool:
     """Write results, report and baseline as asked for; whether all of them were written.
 
     A baseline that may not be replaced is said in the bench's note; a file that cannot be written
@@ -579,10 +576,10 @@ def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
     """
     from analogy.baseline import BaselineError, write
     from analogy.kept import keep, put
-    from analogy.recorded import write_results
+    from analogy.results.writing import write_results
 
     bench.kept = keep(results, bench.study.folder.path)
-    results = dict(bench.kept.results)
+    results = bench.kept.results
     if bench.values["results"]:  # the user's own word
         write_results(results, bench.results)
     else:
@@ -599,14 +596,13 @@ def write_outputs(bench: Bench, results: dict[str, Any]) -> bool:
     return True
 
 
-def _write_report(bench: Bench, results: dict[str, Any], path: Path) -> None:
+def _write_report(bench: Bench, results: Results, path: Path) -> None:
     from analogy.baseline import compare
-    from analogy.recorded import of
     from analogy.report.html import write_report
 
     comparison = None
     if bench.baseline is not None:
-        comparison = compare(bench.baseline, of(results), tolerance=bench.tolerance)
+        comparison = compare(bench.baseline, results, tolerance=bench.tolerance)
     write_report(results, path, folder=bench.study.folder.path, comparison=comparison)
 
 
@@ -643,7 +639,6 @@ def summary(bench: Bench, analysis: Analysis) -> Iterator[str]:
 
 def _heading(bench: Bench) -> Iterator[str]:
     from analogy.baseline import subject_differences
-    from analogy.recorded import of_header
 
     study, run = bench.study, bench.study.config
     yield f"model     {study.model.fingerprint}"
@@ -657,7 +652,7 @@ def _heading(bench: Bench) -> Iterator[str]:
         yield f"note      {study.folder.note}"
     yield f"baseline  {bench.note}"
     if bench.baseline is not None:
-        different = subject_differences(bench.baseline, of_header(study.header()))
+        different = subject_differences(bench.baseline.header, study.header())
         if different:
             yield f"differs   {'; '.join(different)}"
     yield from unread_lines(study)

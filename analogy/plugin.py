@@ -36,7 +36,7 @@ from analogy.records import Cell
 from analogy.text import printable
 
 if TYPE_CHECKING:
-    from analogy.analysis import Analysis
+    from analogy.results.model import Analysis
     from analogy.store import Job
 
 _XDIST = (

@@ -34,7 +34,8 @@ from analogy.metrics import (
     ssim,
 )
 from analogy.metrics.features import score_name
-from analogy.records import Cell, Figures, RunConfig
+from analogy.records import Cell, RunConfig
+from analogy.results.model import Distance, Mean, QualityFigures
 from analogy.stats import bootstrap_ci
 from analogy.store import Job, RunFolder
 
@@ -47,21 +48,6 @@ KEPT: dict[str, Callable[[Images, Images], NDArray[np.float64]]] = {
 
 #: Pixels of the images that are read and compared at a time.
 BATCH_PIXELS = 64 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Mean(Figures):
-    """A metric's mean over a cell's pairs, each the mean over its seeds, with a 95% interval.
-
-    ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that is
-    its control, whose PSNR is infinite; the mean is then infinite and has no interval.
-    """
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    n: int
-    n_equal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +165,18 @@ class Quality:
                 columns[name] = [have[job.key] for job in jobs]
         return pd.DataFrame(columns)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what has been computed."""
-        return {
-            "cells": [
-                {**cell._asdict(), **{name: mean.to_dict() for name, mean in found.items()}}
-                for cell, found in self.cells.items()
-            ],
-            "alphas": [
-                {"alpha": alpha, **{name: score._asdict() for name, score in found.items()}}
+    def figures(self) -> QualityFigures:
+        """What has been computed, as results have it."""
+        lpips, references = self.lpips, self.references
+        return QualityFigures(
+            cells=dict(self.cells),
+            alphas={
+                alpha: {name: Distance(*score) for name, score in found.items()}
                 for alpha, found in self.alphas.items()
-            ],
-            "lpips": self.lpips if isinstance(self.lpips, str) else self.lpips.fingerprint,
-            "references": self.references
-            if isinstance(self.references, str)
-            else self.references.name,
-        }
+            },
+            lpips=lpips if isinstance(lpips, str) else lpips.fingerprint,
+            references=references if isinstance(references, str) else references.name,
+        )
 
     def _of_features(self) -> dict[str, str]:
         """Names of the metrics of features, and those under which their values are stored."""

@@ -27,11 +27,11 @@ from analogy.ceiling import (
     ceiling,
     default_path,
     load,
-    share,
 )
 from analogy.models import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
+from analogy.results.model import share
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.store import content, digest
 from fixtures import ceiling as command

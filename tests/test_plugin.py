@@ -22,8 +22,9 @@ from analogy import execute, models, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.models import shipped
-from analogy.recorded import RESULTS_VERSION, read
 from analogy.records import Estimate
+from analogy.results.model import RESULTS_VERSION
+from analogy.results.reading import read
 from analogy.store import RunFolder
 
 pytest_plugins = ["pytester"]
@@ -340,7 +341,7 @@ def test_results_that_cannot_be_written_are_no_pass(bench, eight, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("analogy.recorded.write_output", full)
+    monkeypatch.setattr("analogy.results.writing.write_output", full)
     result = bench(*eight)
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["results   NOT written: *No space left on device*"])

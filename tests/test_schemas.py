@@ -13,14 +13,15 @@ import pytest
 from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from planted import write_results
 from reported import draw, picture
 from typer.testing import CliRunner
 
 from analogy import baseline, cli
 from analogy.models import shipped
 from analogy.quality import References
-from analogy.recorded import RESULTS_NAME, write_results
 from analogy.records import PER_IMAGE, PER_SET, Cell, Estimate, RunConfig, Verdict
+from analogy.results.model import RESULTS_NAME
 
 jsonschema = extra("jsonschema")
 

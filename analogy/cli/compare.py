@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analogy import recorded
 from analogy.cli.base import (
     LOOK,
     Exit,
@@ -22,6 +21,7 @@ from analogy.cli.base import (
     write,
 )
 from analogy.options import OPTIONS, parse_tolerance
+from analogy.results.reading import read, read_file
 from analogy.text import printable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def compare(
     except ValueError as error:
         refuse(Exit.USAGE, f"--tolerance: {error}")
     try:
-        sides = recorded.read(old), recorded.read(new)
+        sides = read(old), read(new)
     except ValueError as error:
         refuse(Exit.USAGE, error)
     for path in dict.fromkeys((old, new)):
@@ -95,7 +95,7 @@ def baseline(
     from analogy import baseline as baselines
 
     try:
-        baselines.write(recorded.load(run), output)
+        baselines.write(read_file(run), output)
     except ValueError as error:
         refuse(Exit.USAGE, error)
     say_which(run)

@@ -18,6 +18,7 @@ from analogy.cli.base import (
     write,
 )
 from analogy.options import METHOD_NAMES, parse_methods
+from analogy.results.writing import header_to_json
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
@@ -81,13 +82,13 @@ def methods(
 
             found = run_methods(studies, advance)
         failures = study.failures(jobs)
-        header = study.header()
+        header = header_to_json(study.header())
     except faults() as error:
         refuse(code_of_fault(error), error)
     finally:
         study.close()
     config = study.config
-    settings = {name: value for name, value in header["config"].items() if name != "method"}
+    settings = {name: value for name, value in config.to_dict().items() if name != "method"}
     write(
         {
             **header,

@@ -39,6 +39,7 @@ from analogy.cli.base import (
     write,
 )
 from analogy.records import PER_IMAGE, PER_SET, Cell
+from analogy.results.writing import to_json
 
 if TYPE_CHECKING:
     from analogy.store import Job
@@ -107,7 +108,7 @@ def run(
     finally:
         bench.close()
         bench.study.close()
-    write(results, json)
+    write(to_json(results), json)
     show_lines(lines, json)
     for message in failed:
         say(message)

@@ -8,14 +8,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analogy import records
-from analogy.analysis import Analysis, CellFigures, Pool
 from analogy.records import Cell, Estimate, Verdict
+from analogy.results.model import Analysis, CellFigures, Mean, Pool
 from analogy.stats import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
 
 if TYPE_CHECKING:
     from analogy.methods import Difference, MethodComparison
-    from analogy.quality import Mean, Quality
+    from analogy.quality import Quality
     from analogy.store import Job
 
 _HEAD = (
