@@ -12,30 +12,16 @@ has merely destroyed; so a claim rests on the margin, and the gain says where it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy.ceiling import Ceiling, share
-from analogy.records import (
-    UNSTEERED,
-    Cell,
-    Compared,
-    Estimate,
-    Figures,
-    ItemLevel,
-    Pair,
-    Trend,
-    Verdict,
-    plain,
-)
+from analogy.records import UNSTEERED, Cell, Estimate, Pair, Verdict
+from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, TargetFigures
 from analogy.stats import (
-    SIGNIFICANCE,
     benjamini_hochberg,
     estimate,
     holm,
@@ -51,156 +37,6 @@ RESOLUTION = 1e-6
 
 DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
 """Verdicts of a claim that was tested; the others say why there was no test."""
-
-
-@dataclass(frozen=True, slots=True)
-class Null(Figures):
-    """The random control beside a cell: its own figures, and the method's advantage over it.
-
-    ``margin`` and ``gain`` are the control's; ``advantage`` is the method's margin minus the
-    control's, pair by pair.
-    """
-
-    margin: Estimate
-    gain: Estimate
-    advantage: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class CellFigures(Compared):
-    """Everything that is said about one cell.
-
-    ``p_holm`` and ``p_bh`` are the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for
-    all cells of its run; NaN for a cell by itself, which knows of no other. ``items``: pair id to
-    margin, the complete ones. ``gain`` is None for a control. ``target``: of the target prompts'
-    own images in its category; None for a cell by itself, and where they were not asked for.
-    """
-
-    cell: Cell
-    margin: Estimate
-    gain: Estimate | None
-    items: Mapping[str, float]
-    ceiling: Ceiling | None = None
-    null: Null | None = None
-    p_holm: float = float("nan")
-    p_bh: float = float("nan")
-    target: Estimate | None = None
-
-    @property
-    def survives(self) -> bool:
-        """Whether a success stays one when the family of all cells is counted."""
-        return self.margin.verdict is Verdict.SUCCESS and self.p_holm < SIGNIFICANCE
-
-    @property
-    def share(self) -> float | None:
-        """The mean margin as a share of the ceiling's, None without a ceiling."""
-        return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
-
-    @property
-    def target_share(self) -> float | None:
-        """The mean margin as a share of what the model makes of the target prompts themselves.
-
-        None where that is not above 0, or where images are missing.
-        """
-        if self.target is None or not self.target.mean > 0 or not math.isfinite(self.margin.mean):
-            return None
-        return self.margin.mean / self.target.mean
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        ceiling = None
-        if self.ceiling is not None:
-            ceiling = {**self.ceiling.to_dict(), "share": plain(self.share)}
-        return {
-            "category": self.cell.category,
-            "alpha": self.cell.alpha,
-            **self.margin.to_dict(),
-            "p_holm": plain(self.p_holm),
-            "p_bh": plain(self.p_bh),
-            "gain": plain(self.gain),
-            "ceiling": ceiling,
-            "target_share": plain(self.target_share),
-            "random": plain(self.null),
-            "items": dict(self.items),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Several cells together, pairs as clusters.
-
-    ``margin`` and ``gain`` are over all alphas of the pool but the control; ``trend`` is over all
-    of them, and None for a single alpha; ``items`` are the naive figures of the published study.
-    """
-
-    margin: Estimate
-    gain: Estimate
-    trend: Trend | None
-    items: ItemLevel | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            **self.margin.to_dict(),
-            "gain": plain(self.gain),
-            "trend": plain(self.trend),
-            "item_level": plain(self.items),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """All figures of a run, in the order of its categories and alphas.
-
-    ``targets``: by category what the model makes of the target prompts themselves, its own ceiling;
-    empty where not asked for. They are no cells: nothing is claimed of them.
-    """
-
-    cells: Mapping[Cell, CellFigures]
-    controls: Mapping[str, CellFigures]
-    categories: Mapping[str, Pool]
-    alphas: Mapping[float, Pool]
-    overall: Pool
-    targets: Mapping[str, CellFigures]
-
-    @property
-    def blind(self) -> list[str]:
-        """The categories that the judge does not see."""
-        cells = self.controls.values()
-        return [c.cell.category for c in cells if c.ceiling is not None and c.ceiling.is_blind]
-
-    @property
-    def not_after_holm(self) -> list[Cell]:
-        """The successes that do not survive Holm's correction."""
-        return [
-            cell
-            for cell, figures in self.cells.items()
-            if figures.margin.verdict is Verdict.SUCCESS and not figures.survives
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, as results.json has them."""
-        targets = [_without_claims(figures) for figures in self.targets.values()]
-        for row in targets:
-            del row["alpha"], row["target_share"]
-        return {
-            "cells": [figures.to_dict() for figures in self.cells.values()],
-            "controls": [_without_claims(figures) for figures in self.controls.values()],
-            "targets": targets,
-            "categories": [
-                {"category": name, **pool.to_dict()} for name, pool in self.categories.items()
-            ],
-            "alphas": [{"alpha": alpha, **pool.to_dict()} for alpha, pool in self.alphas.items()],
-            "overall": {**self.overall.to_dict(), "blind": self.blind},
-        }
-
-
-def _without_claims(figures: CellFigures) -> dict[str, Any]:
-    """The figures of images that nothing is claimed of: no verdict, and what belongs to one."""
-    row = figures.to_dict()
-    for name in ("verdict", "n_needed", "p_holm", "p_bh", "gain", "random"):
-        del row[name]
-    return row
 
 
 def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
@@ -245,10 +81,9 @@ def analyse(
     drawn = _samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)
     with resampled_together([*drawn, *(of.to_numpy() for of in ends.values())]):
         own = {
-            category: CellFigures(
-                cell=Cell(category, 1.0),  # as the end of a straight line
-                margin=_pooled(of.to_numpy()[:, np.newaxis]),
-                gain=None,
+            category: TargetFigures(
+                category=category,
+                margin=_unclaimed(_pooled(of.to_numpy()[:, np.newaxis])),
                 items=_complete(of),
                 ceiling=ceilings.get(category),
             )
@@ -257,8 +92,8 @@ def analyse(
         controls = {category: figures(category, UNSTEERED) for category in members}
         cells = [figures(category, alpha) for category in members for alpha in steered]
         if own:
-            cells = [replace(one, target=own[one.cell.category].margin) for one in cells]
-            controls = {name: replace(c, target=own[name].margin) for name, c in controls.items()}
+            cells = [_with_share(one, own[one.cell.category]) for one in cells]
+            controls = {name: _with_share(c, own[name]) for name, c in controls.items()}
         return Analysis(
             cells={figures.cell: figures for figures in _adjusted(cells)},
             controls=controls,
@@ -276,12 +111,13 @@ def cell_figures(
     null: pd.DataFrame | None = None,
     ceiling: Ceiling | None = None,
 ) -> CellFigures:
-    """One cell by itself, from its category's items."""
+    """One cell by itself, from its category's items; without a verdict at alpha 0."""
     values = _cell_values(table, cell.alpha, null)
     figures = {name: _pooled(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
+    margin = _seen(figures["margin"], ceiling)
     return CellFigures(
         cell=cell,
-        margin=_seen(figures["margin"], ceiling),
+        margin=_unclaimed(margin) if cell.alpha == UNSTEERED else margin,
         gain=_seen(figures["gain"], ceiling) if "gain" in figures else None,
         items=_complete(values["margin"]),
         ceiling=ceiling,
@@ -359,6 +195,15 @@ def _pooled(values: NDArray[np.float64]) -> Estimate:
     if np.abs(values).max(initial=0.0) < RESOLUTION and made.verdict in DECIDED:
         return replace(made, verdict=Verdict.INCONCLUSIVE, n_needed=None)
     return replace(made, n_needed=None) if abs(made.mean) < RESOLUTION else made
+
+
+def _unclaimed(figures: Estimate) -> Estimate:
+    """The figures of images that nothing is claimed of."""
+    return replace(figures, verdict=None, n_needed=None)
+
+
+def _with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
+    return replace(figures, target_share=target.share_of(figures.margin.mean))
 
 
 def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:

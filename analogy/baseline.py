@@ -26,19 +26,12 @@ from typing import Any
 import numpy as np
 
 from analogy.errors import AnalogyError, ExitCode
-from analogy.files import PlaceError, check_output
-from analogy.recorded import (
-    Header,
-    Measurement,
-    Recorded,
-    RecordedCell,
-    RecordedError,
-    of,
-    read,
-    write_results,
-)
+from analogy.files import PlaceError, check_output, write_output
 from analogy.records import Cell, Figures, Verdict
 from analogy.request import TOLERANCE
+from analogy.results.model import CellFigures, Header, Measurement, Results
+from analogy.results.reading import RecordedError, ResultsFile, read
+from analogy.results.writing import encoded
 from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
 
 SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
@@ -89,6 +82,25 @@ class Outcome(StrEnum):
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
     BLIND = "blind"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What is compared on one side: a cell, or several cells pooled (``cell`` None).
+
+    ``verdict``: None where none is recorded, which only a pool's may be. ``n``: pairs, with and
+    without an item. ``items``: pair id to margin; of an incomplete cell those that are complete.
+    """
+
+    cell: Cell | None
+    verdict: Verdict | None
+    n: int
+    items: Mapping[str, float]
+
+    @classmethod
+    def of(cls, figures: CellFigures) -> Side:
+        """One cell of results."""
+        return cls(figures.cell, figures.margin.verdict, figures.margin.n, figures.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +247,7 @@ def subject_differences(
 ) -> list[str]:
     """In what the subjects differ, in words: what a change of the figures may be due to.
 
-    ``of``: only these fields of :class:`~analogy.recorded.Subject`; all of them unless given.
+    ``of``: only these fields of :class:`~analogy.results.model.Subject`; all unless given.
     """
     found = []
     for field in dataclasses.fields(old.subject):
@@ -270,8 +282,8 @@ def check_tolerance(tolerance: float) -> float:
 
 
 def compare_items(
-    old: RecordedCell,
-    new: RecordedCell,
+    old: Side,
+    new: Side,
     *,
     tolerance: float = TOLERANCE,
     comparisons: int,
@@ -312,9 +324,10 @@ def compare_items(
     else:
         has_fallen = _fell(old.verdict, new.verdict)
         outcome = _outcome(low, high, tolerance=tolerance, has_fallen=has_fallen)
+    category, alpha = old.cell or (None, None)
     return Change(
-        category=old.category,
-        alpha=old.alpha,
+        category=category,
+        alpha=alpha,
         n=n,
         old=before,
         new=after,
@@ -330,19 +343,17 @@ def compare_items(
 
 
 def compare_cell(
-    old: Recorded,
-    new: RecordedCell,
+    old: Results,
+    new: CellFigures,
     *,
     tolerance: float = TOLERANCE,
     comparisons: int,
     n_resamples: int | None = None,
 ) -> Change:
     """A cell of a comparable run against the baseline's."""
-    if new.category is None or new.alpha is None:
-        raise ValueError("new: expected one cell, got a pool; compare_overall takes the whole")
     return compare_items(
-        old.cells[Cell(new.category, new.alpha)],
-        new,
+        Side.of(old.analysis.cells[new.cell]),
+        Side.of(new),
         tolerance=tolerance,
         comparisons=comparisons,
         n_resamples=n_resamples,
@@ -350,30 +361,35 @@ def compare_cell(
 
 
 def compare_overall(
-    old: Recorded, new: Recorded, *, tolerance: float = TOLERANCE, n_resamples: int | None = None
+    old: Results, new: Results, *, tolerance: float = TOLERANCE, n_resamples: int | None = None
 ) -> Change:
     """All of a comparable run against the same categories of the baseline, over pairs."""
     # The baseline's overall verdict is of all its categories, and of no selection.
-    is_whole = len(new.categories) == len(old.categories)
+    categories = new.header.categories
+    is_whole = len(categories) == len(old.header.categories)
+    before, now = (
+        _pooled(side, categories, side.analysis.overall.margin.verdict if is_whole else None)
+        for side in (old, new)
+    )
     return compare_items(
-        _pooled(old, new.categories, old.overall_verdict if is_whole else None),
-        _pooled(new, new.categories, new.overall_verdict if is_whole else None),
+        before,
+        now,
         tolerance=tolerance,
-        comparisons=n_comparisons(new),
+        comparisons=n_comparisons(new.header),
         n_resamples=n_resamples,
     )
 
 
-def compare(old: Recorded, new: Recorded, *, tolerance: float = TOLERANCE) -> Comparison:
+def compare(old: Results, new: Results, *, tolerance: float = TOLERANCE) -> Comparison:
     """Results against a baseline; a :class:`NotComparableError` for another measurement."""
     check_tolerance(tolerance)
-    different = measurement_differences(old, new)
+    different = measurement_differences(old.header, new.header)
     if different:
         raise NotComparableError(_name(old), _name(new), different)
-    comparisons = n_comparisons(new)
+    comparisons = n_comparisons(new.header)
     changes = [
         compare_cell(old, cell, tolerance=tolerance, comparisons=comparisons)
-        for cell in new.cells.values()
+        for cell in new.analysis.cells.values()
     ]
     overall = compare_overall(old, new, tolerance=tolerance)
     throughput, note = _throughput(old, new)
@@ -383,16 +399,16 @@ def compare(old: Recorded, new: Recorded, *, tolerance: float = TOLERANCE) -> Co
         tolerance=tolerance,
         changes=tuple(changes),
         overall=overall,
-        subject_differences=tuple(subject_differences(old, new)),
-        categories=new.categories,
-        n_categories=len(old.categories),
+        subject_differences=tuple(subject_differences(old.header, new.header)),
+        categories=new.header.categories,
+        n_categories=len(old.header.categories),
         throughput=throughput,
         throughput_note=note,
     )
 
 
 def known_not_to_succeed(
-    recorded: Recorded, cell: Cell | None, categories: Collection[str] | None = None
+    results: Results, cell: Cell | None, categories: Collection[str] | None = None
 ) -> Verdict | None:
     """The recorded verdict of a cell that did not succeed: an expected failure.
 
@@ -402,9 +418,10 @@ def known_not_to_succeed(
     """
     verdict: Verdict | None = None
     if cell is not None:
-        verdict = recorded.cells[cell].verdict if cell in recorded.cells else None
-    elif categories is None or set(categories) == set(recorded.categories):
-        verdict = recorded.overall_verdict
+        cells = results.analysis.cells
+        verdict = cells[cell].margin.verdict if cell in cells else None
+    elif categories is None or set(categories) == set(results.header.categories):
+        verdict = results.analysis.overall.margin.verdict
     return None if verdict in (Verdict.SUCCESS, Verdict.INCOMPLETE) else verdict
 
 
@@ -417,26 +434,26 @@ def default_path(model: str) -> Path | None:
     return shipped("pairs.csv").parent / "baselines" / "embedded.json"
 
 
-def write(results: Mapping[str, Any], path: Path) -> None:
-    """Make results a baseline, atomically.
+def write(new: Results | ResultsFile, path: Path) -> None:
+    """Make results, or a copy of a file of them, a baseline, atomically.
 
     A :class:`BaselineError` if results are incomplete, and if ``path`` holds something that they
     cannot stand in for: no results file, another measurement, or categories that they lack.
     """
+    results, data = (new.results, new.data) if isinstance(new, ResultsFile) else (new, encoded(new))
     try:
-        new = of(results)
         incomplete = [
-            str(cell) for cell, one in new.cells.items() if one.verdict is Verdict.INCOMPLETE
+            str(cell)
+            for cell, figures in results.analysis.cells.items()
+            if figures.margin.verdict is Verdict.INCOMPLETE
         ]
         if incomplete:
             raise BaselineError(
                 f"baseline {path}: expected complete cells, got {len(incomplete)} incomplete ones "
                 f"({incomplete[0]} the first); finish the run: the same command continues it"
             )
-        check_replaceable(path, new)
-        write_results(results, path)
-    except RecordedError as error:
-        raise BaselineError(f"baseline {path}: cannot be written: {error}") from error
+        check_replaceable(path, results.header)
+        write_output(path, data)
     except OSError as error:
         raise BaselineError(
             f"baseline {path}: cannot be written ({error}); name another file"
@@ -455,7 +472,7 @@ def check_replaceable(path: Path, new: Header) -> None:
     if not path.is_file():  # none yet, or a device, which keeps nothing
         return
     try:
-        old = read(path)
+        old = read(path).header
     except RecordedError as error:
         raise BaselineError(
             f"baseline {path}: expected a results file or none, to replace it ({error}); name "
@@ -490,18 +507,19 @@ def _outcome(low: float, high: float, *, tolerance: float, has_fallen: bool) -> 
     return Outcome.INCONCLUSIVE
 
 
-def _pooled(recorded: Recorded, categories: Sequence[str], verdict: Verdict | None) -> RecordedCell:
+def _pooled(results: Results, categories: Sequence[str], verdict: Verdict | None) -> Side:
     """Some categories together: each pair's mean over the alphas."""
-    cells = [cell for key, cell in recorded.cells.items() if key.category in categories]
-    n = sum(recorded.cells[Cell(name, recorded.measurement.alphas[0])].n for name in categories)
-    if any(cell.verdict is Verdict.INCOMPLETE for cell in cells):
-        return RecordedCell(None, None, Verdict.INCOMPLETE, n, math.nan, {})
+    cells = [of for cell, of in results.analysis.cells.items() if cell.category in categories]
+    first = results.header.measurement.alphas[0]
+    n = sum(results.analysis.cells[Cell(name, first)].margin.n for name in categories)
+    if any(cell.margin.verdict is Verdict.INCOMPLETE for cell in cells):
+        return Side(None, Verdict.INCOMPLETE, n, {})
     margins: dict[str, list[float]] = {}
     for cell in cells:
         for pair, margin in cell.items.items():
             margins.setdefault(pair, []).append(margin)
     items = {pair: math.fsum(values) / len(values) for pair, values in margins.items()}
-    return RecordedCell(None, None, verdict, n, math.fsum(items.values()) / n, items)
+    return Side(None, verdict, n, items)
 
 
 def _setting_differences(old: Measurement, new: Measurement) -> list[str]:
@@ -530,22 +548,21 @@ def _worded(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _throughput(old: Recorded, new: Recorded) -> tuple[dict[str, float], str]:
+def _throughput(old: Results, new: Results) -> tuple[dict[str, float], str]:
     """New over old images/s by stage, or why there is none."""
-    if old.machine != new.machine:
-        names = [
-            name
-            for name in sorted({*old.machine, *new.machine})
-            if old.machine.get(name) != new.machine.get(name)
-        ]
+    before, now = old.header.provenance.machine, new.header.provenance.machine
+    if before != now:
+        names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
         return {}, f"not compared: another machine ({', '.join(names)})"
     ratios = {}
-    for stage, before in old.throughput.items():
-        now = new.throughput[stage]
-        if before is not None and now is not None:
-            ratios[stage] = now / before
+    for stage, was, rate in (
+        ("generate", old.throughput.generate, new.throughput.generate),
+        ("score", old.throughput.score, new.throughput.score),
+    ):
+        if was is not None and rate is not None:
+            ratios[stage] = rate / was
     return ratios, "" if ratios else "not compared: not timed on both sides"
 
 
-def _name(recorded: Recorded) -> str:
-    return "this run" if recorded.path is None else str(recorded.path)
+def _name(results: Results) -> str:
+    return "this run" if results.header.path is None else str(results.header.path)

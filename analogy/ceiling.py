@@ -23,9 +23,10 @@ from numpy.typing import ArrayLike
 from analogy.errors import AnalogyError
 from analogy.grid import content, digest
 from analogy.models import ModelError, shipped
-from analogy.records import Figures, Pair
+from analogy.records import Pair
+from analogy.results.model import Ceiling
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
-from analogy.strict_json import parse
+from analogy.strict_json import is_integer, is_number, parse
 from analogy.text import command_line
 
 SCHEMA_VERSION = 1
@@ -49,34 +50,6 @@ class GroundTruth:
     path: Path
     judge: str
     pairs: Mapping[str, tuple[Margins, Margins]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ceiling(Figures):
-    """What the judge gives for the true change of some pairs.
-
-    - `n`: pairs, the clusters of every interval here;
-    - `mean`, `ci_low`, `ci_high`: mean margin of drawings of the target, and its 95% interval: the
-      ceiling. Not a bound: an image can exaggerate what a drawing only shows;
-    - `floor`: mean margin of drawings of the source;
-    - `change`, `change_low`, `change_high`: mean difference of the two, paired by pair;
-    - `auc`: of the margin as a detector of the true attribute, drawings of targets against drawings
-      of sources, in 0..1, with one threshold for all pairs; 0.5 is chance;
-    - `is_blind`: the judge does not see the true change; see `ceiling`.
-
-    A figure that does not exist (an interval of one pair) is NaN.
-    """
-
-    n: int
-    mean: float
-    ci_low: float
-    ci_high: float
-    floor: float
-    change: float
-    change_low: float
-    change_high: float
-    auc: float
-    is_blind: bool
 
 
 def ceiling(truth: GroundTruth, pairs: Sequence[Pair]) -> Ceiling | None:
@@ -118,14 +91,6 @@ def ceiling(truth: GroundTruth, pairs: Sequence[Pair]) -> Ceiling | None:
         auc=auc(np.concatenate(targets), np.concatenate(sources)),
         is_blind=len(drawn) >= MIN_DECISIVE and not (low > 0 and change_low > 0),
     )
-
-
-def share(margin: float, of: Ceiling) -> float | None:
-    """A cell's mean margin as a share of the ceiling; 1 is what the true change scores.
-
-    None where the ceiling is not above 0, or where the cell has no mean.
-    """
-    return margin / of.mean if of.mean > 0 and math.isfinite(margin) else None
 
 
 def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
@@ -174,10 +139,10 @@ def _ground_truth(path: Path, data: Any) -> GroundTruth:
     for name in ("schema_version", "judge", "renders", "pairs"):
         check(name in data, f"the key {name!r}", sorted(data))
     version, judge, renders = data["schema_version"], data["judge"], data["renders"]
-    check(_is_integer(version) and version == SCHEMA_VERSION,
+    check(is_integer(version) and version == SCHEMA_VERSION,
           f"schema version {SCHEMA_VERSION}", version)  # fmt: skip
     check(isinstance(judge, str) and bool(judge), "the judge's fingerprint, a string", judge)
-    check(_is_integer(renders) and renders >= 1, "renders, an integer >= 1", renders)
+    check(is_integer(renders) and renders >= 1, "renders, an integer >= 1", renders)
     check(isinstance(data["pairs"], dict), "pairs, an object by digest", data["pairs"])
     pairs = {}
     for key, record in data["pairs"].items():
@@ -201,12 +166,8 @@ def _ground_truth(path: Path, data: Any) -> GroundTruth:
     return GroundTruth(path, judge, pairs)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_margin(value: Any) -> bool:
-    return (_is_integer(value) or isinstance(value, float)) and -2 <= value <= 2
+def _is_margin(value: object) -> bool:
+    return is_number(value) and -2 <= value <= 2
 
 
 def _refusal(path: Path, expected: str, got: str) -> CeilingError:

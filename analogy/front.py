@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from analogy import baseline as baselines
-from analogy import recorded
 from analogy.baseline import Comparison
 from analogy.errors import ExitCode
 from analogy.fields import check_number
 from analogy.records import Pair
 from analogy.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
+from analogy.results.model import Results
+from analogy.results.reading import read
 from analogy.runs import Run, load_run
 from analogy.sessions.running import finish, run_cases
 from analogy.sessions.session import Session
@@ -69,10 +70,10 @@ def compare(
     return baselines.compare(_recorded(old), _recorded(new), tolerance=tolerance)
 
 
-def _recorded(run: Run | str | Path) -> recorded.Recorded:
+def _recorded(run: Run | str | Path) -> Results:
     if isinstance(run, Run):
-        return recorded.of(run.results, run.path)
-    return recorded.read(Path(run))
+        return run.figures
+    return read(Path(run))
 
 
 def _fields(request: RunRequest) -> dict[str, Any]:

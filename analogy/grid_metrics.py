@@ -458,20 +458,25 @@ def _grid_metric(spec: str) -> GridMetric:
     return found
 
 
-def shown_metrics(quality: object) -> tuple[Described, ...]:
-    """What to show of metrics: the built-in ones, and those that a results file describes.
-
-    ``quality``: the field of results, of which nothing is imported. What it describes wrongly is
-    left out, and shown by its name alone.
-    """
-    rows = quality.get("metrics") if isinstance(quality, Mapping) else None
+def shown_metrics(described: Iterable[Described]) -> tuple[Described, ...]:
+    """What to show of metrics: the built-in ones, and those that results describe."""
     found: dict[str, Described] = {each.name: each for each in grid_metrics()}
+    for one in described:
+        found.setdefault(one.name, one)
+    return tuple(found.values())
+
+
+def described(rows: object) -> tuple[Described, ...]:
+    """The metrics that a results file describes; nothing is imported for them.
+
+    What is described wrongly is left out, and shown by its name alone.
+    """
+    found = []
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, Mapping):
             with suppress(MetricError):
-                one = _described(row)
-                found.setdefault(one.name, one)
-    return tuple(found.values())
+                found.append(_described(row))
+    return tuple(found)
 
 
 def _described(row: Mapping[str, object]) -> Described:

@@ -19,21 +19,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from analogy import recorded
-from analogy.fields import ALPHA_LIMIT
 from analogy.files import check_own, write_atomically
-from analogy.recorded import RESULTS_NAME, Recorded, RecordedError
 from analogy.records import Cell, Verdict
+from analogy.results.model import RESULTS_NAME, Mean, QualityFigures, Results
+from analogy.results.reading import RecordedError, read_file
+from analogy.results.writing import encoded, write_results
 
 FOLDER_NAME = "results"
 """What holds the results of all measurements in a run folder."""
 
 MOST_READ = 50
 """Results files of a folder that are read to say what they are of."""
+
+_Place = TypeVar("_Place")
+_Figures = TypeVar("_Figures")
 
 # What is written there; other files are the user's own.
 _NAME = re.compile(r"[0-9a-f]{12}\.json")
@@ -145,22 +148,39 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Results with their scope; ``path`` is their file, None in memory."""
+    """Results with their scope. ``data``: their file's content, None of results in memory.
 
-    path: Path | None
-    results: Mapping[str, Any]
+    A file is copied as it is: one of another suite may have fields that this one does not know.
+    """
+
+    results: Results
     scope: Scope
+    data: bytes | None
 
     @classmethod
-    def of(cls, results: Mapping[str, Any], path: Path | None = None) -> Measured:
-        """Results that are checked now. Raises ``RecordedError``."""
-        checked = recorded.of(results, path)
-        return cls(path, results, _scope(results, checked))
+    def of(cls, results: Results) -> Measured:
+        """Results in memory."""
+        return cls(results, scope_of_results(results), None)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Measured:
+        """Results in a file, or those that a run folder shows. Raises ``RecordedError``."""
+        file = read_file(path)
+        return cls(file.results, scope_of_results(file.results), file.data)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that they were read from, None in memory."""
+        return self.results.header.path
 
     @property
     def name(self) -> str:
         """What its file in ``results/`` is called."""
         return f"{self.scope.digest}.json"
+
+    def content(self) -> bytes:
+        """What a file of them holds."""
+        return encoded(self.results) if self.data is None else self.data
 
     def lacks(self, other: Measured) -> bool:
         """True if ``other``, of the same measurement, has items that this has not."""
@@ -173,14 +193,15 @@ class Kept:
 
     ``results``: the new ones, with what an earlier session measured besides (:func:`with_quality`).
     ``file``: where those of this measurement are. ``has_more``: they were more than the new ones,
-    and stay. ``shown``: those that readers of the folder get. ``why``: why they are of another
-    measurement, None where they are not.
+    and stay. ``shown``: the scope of those that readers get by the file ``view``. ``why``: why they
+    are of another measurement, None where they are not.
     """
 
-    results: Mapping[str, Any]
+    results: Results
     file: Path
     has_more: bool
-    shown: Measured
+    view: Path
+    shown: Scope
     why: str | None
 
     def lines(self) -> Iterator[str]:
@@ -192,9 +213,7 @@ class Kept:
             )
         elif self.why is not None:
             yield f"kept      {self.file}"
-            yield (
-                f"          {self.shown.path} stays that of {self.shown.scope}, since {self.why}"
-            )
+            yield f"          {self.view} stays that of {self.shown}, since {self.why}"
 
 
 # --- writing
@@ -209,7 +228,7 @@ def prepare(folder: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
 
 
-def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) -> Kept:
+def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
     """Keep results in their run folder; whoever calls has its lock.
 
     ``name``: the file that readers get them by, if they are to be shown (:func:`why_stays`).
@@ -226,16 +245,17 @@ def keep(results: Mapping[str, Any], folder: Path, *, name: str = RESULTS_NAME) 
     old = found(own)
     has_more = old is not None and new.lacks(old)
     if old is not None and has_more:
-        new = Measured(own, old.results, old.scope)
+        new = old
+    data = new.content()
     why = None if shown is None else why_stays(new.scope, shown.scope)
     if shown is None or why is None:
-        shown = Measured(view, new.results, new.scope)
-        _write(new.results, view)
+        shown = new
+        write_atomically(view, data)
     if not (folder / RESULTS_NAME).exists():  # of a run that another judge scored first
-        _write(new.results, folder / RESULTS_NAME)
+        write_atomically(folder / RESULTS_NAME, data)
     if not has_more:
-        _write(new.results, own)
-    return Kept(results, own, has_more, shown, why)
+        write_atomically(own, data)
+    return Kept(results, own, has_more, view, shown.scope, why)
 
 
 def why_stays(new: Scope, shown: Scope) -> str | None:
@@ -254,7 +274,7 @@ def why_stays(new: Scope, shown: Scope) -> str | None:
     return "this run is a part of it" if new.is_part_of(shown) else None
 
 
-def put(results: Mapping[str, Any], path: Path) -> str | None:
+def put(results: Results, path: Path) -> str | None:
     """Write results to a place that nobody named, unless it has what is to stay; why it stays.
 
     Besides :func:`why_stays`, results that are finished stay for those of a smaller grid: runs of
@@ -270,11 +290,11 @@ def put(results: Mapping[str, Any], path: Path) -> str | None:
             why = "this run is smaller"
         if why is not None:
             return f"{path} stays that of {old.scope}, since {why}"
-    recorded.write_results(results, path)
+    write_results(results, path)
     return None
 
 
-def with_quality(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def with_quality(results: Results, folder: Path) -> Results:
     """Results with those quality figures that an earlier session measured and this one did not.
 
     They are of the same measurement, and so of the same images. LPIPS by another network, and
@@ -282,36 +302,45 @@ def with_quality(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     new = Measured.of(results)
     old = found(folder / FOLDER_NAME / new.name) or found(folder / RESULTS_NAME)
-    if old is None or old.scope.digest != new.scope.digest or "quality" not in results:
-        return dict(results)
-    now, then = _part(results, "quality"), _part(old.results, "quality")
-    made = dict(now)
-    order = [_place(row) for row in _rows(results, "cells")]
-    no_lpips = _has(now, "lpips") and now.get("lpips") != then.get("lpips")
-    cells = _joined(now, then, "cells", without="lpips" if no_lpips else None)
-    made["cells"] = sorted(cells, key=lambda row: _rank(order, _place(row)))
-    if not now.get("alphas") or now.get("references") == then.get("references"):
-        made["alphas"] = _joined(now, then, "alphas")
-    for name, is_old in (
-        ("lpips", not _has(now, "lpips") and (_has(then, "lpips") or not now.get("cells"))),
-        ("references", not now.get("alphas") and bool(made.get("alphas"))),
-    ):
-        if is_old and isinstance(then.get(name), str):
-            made[name] = then[name]
-    return {**results, "quality": made}
+    if old is None or old.scope.digest != new.scope.digest:
+        return results
+    now, then = results.quality, old.results.quality
+    other_lpips = _has_lpips(now) and now.lpips != then.lpips
+    kept: dict[Cell, dict[str, Mean]] = {
+        cell: {name: mean for name, mean in of.items() if not (other_lpips and name == "lpips")}
+        for cell, of in then.cells.items()
+    }
+    cells = _joined(now.cells, kept)
+    order = [*results.analysis.cells]
+    alphas, lpips, references = now.alphas, now.lpips, now.references
+    if not now.alphas or now.references == then.references:
+        alphas = _joined(now.alphas, then.alphas)
+    if not _has_lpips(now) and (_has_lpips(then) or not now.cells):
+        lpips = then.lpips or lpips
+    if not now.alphas and alphas:
+        references = then.references or references
+    ranked = sorted(cells, key=lambda cell: order.index(cell) if cell in order else len(order))
+    quality = QualityFigures({cell: cells[cell] for cell in ranked}, alphas, lpips, references)
+    return replace(results, quality=quality)
 
 
 def _joined(
-    now: Mapping[str, Any], then: Mapping[str, Any], part: str, *, without: str | None = None
-) -> list[dict[str, Any]]:
-    """Rows of both, each place once and the present figures first."""
-    rows = {_place(row): dict(row) for row in _rows(now, part)}
-    for row in _rows(then, part):
-        mine = rows.setdefault(_place(row), {})
-        for name, value in row.items():
-            if name != without and (name in Cell._fields or isinstance(value, Mapping)):
-                mine.setdefault(name, value)
-    return list(rows.values())
+    now: Mapping[_Place, Mapping[str, _Figures]], then: Mapping[_Place, Mapping[str, _Figures]]
+) -> dict[_Place, dict[str, _Figures]]:
+    """The figures of both, each place once, those of ``now`` first and where both have one."""
+    made = {}
+    for place in dict.fromkeys([*now, *then]):
+        mine = now.get(place, {})
+        made[place] = {
+            **mine,
+            **then.get(place, {}),
+            **mine,
+        }  # in the order of mine, with its values
+    return made
+
+
+def _has_lpips(quality: QualityFigures) -> bool:
+    return any("lpips" in metrics for metrics in quality.cells.values())
 
 
 def _sweep(folder: Path) -> None:
@@ -326,13 +355,8 @@ def _adopt(shown: Measured, folder: Path) -> None:
     """Have what is shown in ``results/``, too: before it is replaced there, it may be nowhere."""
     own = folder / FOLDER_NAME / shown.name
     old = found(own)
-    if old is None or (old.results != shown.results and not shown.lacks(old)):
-        _write(shown.results, own)
-
-
-def _write(results: Mapping[str, Any], path: Path) -> None:
-    """Write a file of the run folder's own, which follows no link."""
-    write_atomically(path, recorded.encoded(results))
+    if old is None or (old.data != shown.data and not shown.lacks(old)):
+        write_atomically(own, shown.content())  # a file of the folder's own, which follows no link
 
 
 # --- reading
@@ -353,7 +377,7 @@ def found(path: Path) -> Measured | None:
     if not path.is_file():
         return None
     try:
-        return Measured.of(recorded.load(path), path)
+        return Measured.of_file(path)
     except RecordedError:
         return None
 
@@ -408,15 +432,15 @@ def _files(place: Path) -> list[Path]:
 # --- what results hold
 
 
-def _scope(results: Mapping[str, Any], checked: Recorded) -> Scope:
-    config, measurement, subject = results["config"], checked.measurement, checked.subject
+def scope_of_results(results: Results) -> Scope:
+    """What results are of, and how far they are done."""
+    header = results.header
+    measurement, subject = header.measurement, header.subject
     ids: dict[str, frozenset[str]] = {}
     sizes: dict[str, int] = {}
-    for (category, _), cell in checked.cells.items():
-        ids[category] = ids.get(category, frozenset()) | cell.items.keys()
-        sizes[category] = max(sizes.get(category, 0), cell.n)
-    ceiling = results["provenance"].get("ceiling")
-    categories = config.get("categories")
+    for (category, _), figures in results.analysis.cells.items():
+        ids[category] = ids.get(category, frozenset()) | figures.items.keys()
+        sizes[category] = max(sizes.get(category, 0), figures.margin.n)
     return Scope(
         model=subject.model,
         judge=measurement.judge,
@@ -428,24 +452,25 @@ def _scope(results: Mapping[str, Any], checked: Recorded) -> Scope:
         dtype=subject.dtype,
         alphas=measurement.alphas,
         seeds=measurement.seeds,
-        control=config.get("control") is True,
-        target=config.get("target") is True,
-        ceiling=ceiling if isinstance(ceiling, str) else None,
+        control=header.config.is_on("control"),
+        target=header.config.is_on("target"),
+        ceiling=header.provenance.ceiling,
         pairs=measurement.pairs,
         ids=ids,
         n_pairs=sum(sizes.values()),
         limit=measurement.limit,
-        categories=tuple(map(str, categories)) if isinstance(categories, list) else None,
-        is_finished=_is_finished(results, checked),
-        method_version=subject.method_version,
+        categories=header.config.categories,
+        is_finished=_is_finished(results),
+        method_version=header.subject.method_version,
     )
 
 
-def _is_finished(results: Mapping[str, Any], checked: Recorded) -> bool:
-    if any(cell.verdict is Verdict.INCOMPLETE for cell in checked.cells.values()):
+def _is_finished(results: Results) -> bool:
+    analysis = results.analysis
+    if any(one.margin.verdict is Verdict.INCOMPLETE for one in analysis.cells.values()):
         return False
-    rows = [*_rows(results, "controls"), *_rows(results, "targets")]
-    return all(row.get("n_items") == row.get("n") for row in rows)
+    margins = [one.margin for of in (analysis.controls, analysis.targets) for one in of.values()]
+    return all(margin.n_items == margin.n for margin in margins)
 
 
 def _chosen(scope: Scope) -> list[str]:
@@ -455,47 +480,15 @@ def _chosen(scope: Scope) -> list[str]:
     return [*limit, *names]
 
 
-def _items(results: Mapping[str, Any]) -> set[tuple[str, Cell, str]]:
+def _items(results: Results) -> set[tuple[str, str | Cell, str | int]]:
     """Every item that results have figures of, the controls' and the target prompts' too."""
-    made = set()
-    for part in ("cells", "controls", "targets"):
-        for row in _rows(results, part):
-            place, items = _place(row), row.get("items")
-            if isinstance(items, Mapping):
-                made |= {(part, place, pair) for pair in items}
-            null = _part(_part(row, "random"), "margin").get("n_items")
-            if isinstance(null, int):
-                made |= {("random", place, str(i)) for i in range(null)}
+    analysis = results.analysis
+    cells, controls = analysis.cells.values(), analysis.controls.values()
+    made: set[tuple[str, str | Cell, str | int]] = set()
+    for figures in (*cells, *controls):
+        made |= {("steered", figures.cell, pair) for pair in figures.items}
+        if figures.null is not None:
+            made |= {("random", figures.cell, i) for i in range(figures.null.margin.n_items)}
+    for target in analysis.targets.values():
+        made |= {("target", target.category, pair) for pair in target.items}
     return made
-
-
-def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = values.get(name)
-    return part if isinstance(part, Mapping) else {}
-
-
-def _rows(values: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """The rows of a list in results; those that have no place are left out."""
-    part = values.get(name)
-    rows = part if isinstance(part, (list, tuple)) else ()
-    return [
-        row
-        for row in rows
-        if isinstance(row, Mapping)
-        and isinstance(row.get("category", ""), str)
-        and isinstance(alpha := row.get("alpha", 1.0), (int, float))
-        and -ALPHA_LIMIT <= alpha <= ALPHA_LIMIT
-    ]
-
-
-def _place(row: Mapping[str, Any]) -> Cell:
-    """Where a row stands; that of a target has no alpha, that of an alpha no category."""
-    return Cell(str(row.get("category", "")), float(row.get("alpha", 1.0)))
-
-
-def _rank(order: list[Cell], place: Cell) -> int:
-    return order.index(place) if place in order else len(order)
-
-
-def _has(quality: Mapping[str, Any], name: str) -> bool:
-    return any(name in row for row in _rows(quality, "cells"))

@@ -23,8 +23,8 @@ from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
 from analogy.text import printable
 
 if TYPE_CHECKING:
-    from analogy.analysis import Analysis
     from analogy.grid import Job
+    from analogy.results.model import Analysis
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session

@@ -37,27 +37,13 @@ from analogy.images import image_files, read_image
 from analogy.judges import FeatureEncoder, Judge
 from analogy.metrics import Lpips, SetScore
 from analogy.metrics.features import score_name
-from analogy.records import Cell, Figures, RunConfig
+from analogy.records import Cell, RunConfig
+from analogy.results.model import Distance, Mean, QualityFigures
 from analogy.stats import bootstrap_ci
 from analogy.store import RunFolder
 
 #: Pixels of the images that are read and compared at a time.
 BATCH_PIXELS = 64 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Mean(Figures):
-    """A metric's mean over a cell's pairs, each the mean over its seeds, with a 95% interval.
-
-    ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that is
-    its control, whose PSNR is infinite; the mean is then infinite and has no interval.
-    """
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    n: int
-    n_equal: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,30 +216,21 @@ class Quality:
             self.features = no_features(self._fingerprint)
         return scored if self.features is not None else set()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: what has been computed; ``metrics`` if not those by default."""
-        more: dict[str, Any] = {}
-        if [metric.name for metric in self.metrics] != [*DEFAULT]:
-            more["metrics"] = [metric.to_dict() for metric in self.metrics]
-        if self.features is not None:
-            more["features"] = self.features.reason
-        return {
-            "cells": [
-                {**cell._asdict(), **{name: mean.to_dict() for name, mean in found.items()}}
-                for cell, found in self.cells.items()
-            ],
-            "alphas": [
-                {"alpha": alpha, **{name: score._asdict() for name, score in found.items()}}
+    def figures(self) -> QualityFigures:
+        """What has been computed, as results have it; ``metrics`` if not those by default."""
+        is_default = [metric.name for metric in self.metrics] == [*DEFAULT]
+        lpips, references = self.lpips, self.references
+        return QualityFigures(
+            cells=dict(self.cells),
+            alphas={
+                alpha: {name: Distance(*score) for name, score in found.items()}
                 for alpha, found in self.alphas.items()
-            ],
-            "lpips": self.lpips.reason
-            if isinstance(self.lpips, Absent)
-            else self.lpips.fingerprint,
-            "references": self.references.reason
-            if isinstance(self.references, Absent)
-            else self.references.name,
-            **more,
-        }
+            },
+            lpips=lpips.reason if isinstance(lpips, Absent) else lpips.fingerprint,
+            references=references.reason if isinstance(references, Absent) else references.name,
+            metrics=() if is_default else self.metrics,
+            features=None if self.features is None else self.features.reason,
+        )
 
     def _key(self, metric: GridMetric) -> str:
         """What a metric's values are kept under."""

@@ -23,6 +23,9 @@ UNSTEERED = 0.0
 MARGIN_LIMIT = 2.001
 """Largest |margin|: a difference of two cosines, with room for float32's rounding."""
 
+SIGNIFICANCE = 0.05
+"""A success needs a one-sided p below this."""
+
 IMPORTED = "@imported:"
 """What the fingerprint of imported images has between the name and the digest."""
 
@@ -168,6 +171,8 @@ class Estimate(Figures):
     - `min_detectable`: the true mean that as many pairs with this spread show in 80% of runs;
     - `n_needed`: where the verdict is open, the pairs that would decide in 80% of runs if the true
       mean and spread were those found; None where decided, and where no number would do.
+
+    The verdict is None where nothing is claimed: of unsteered images and of target prompts' own.
     """
 
     n: int
@@ -177,7 +182,7 @@ class Estimate(Figures):
     ci_high: float = _NAN
     p: float = _NAN
     success_rate: float = _NAN
-    verdict: Verdict = Verdict.INCOMPLETE
+    verdict: Verdict | None = Verdict.INCOMPLETE
     success_low: float = _NAN
     success_high: float = _NAN
     p_bootstrap: float = _NAN

@@ -6,21 +6,23 @@ Reads only: a run folder may be read while another process writes to it, and by 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import textwrap
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analogy import kept, recorded
+from analogy import kept
 from analogy.grid import Command, Job, digest, pairs_digest
-from analogy.records import UNSTEERED, Pair, RunConfig
+from analogy.records import UNSTEERED, Pair
+from analogy.results.model import RESULTS_NAME, Header, Results
+from analogy.results.reading import header_of, provenance_from_json, read
+from analogy.results.writing import cell_to_json, to_json
 from analogy.stats import items_from_margins
 from analogy.store import RunFolder, StoreError
 
@@ -59,34 +61,39 @@ class Run:
     object within a cell the names are joined: `gain_mean`, `ceiling_share`, `random_margin_mean`,
     and those of quality: `ssim_mean`, `ssim_n`.
 
-    ``results``: all of results.json. ``path``: what was loaded. ``folder``: the run folder, None if
-    there is none. ``others``: results files of other measurements in that folder, for
-    :func:`load_run`, where the folder was loaded and not one of its files.
+    ``figures``: the results as typed records, which :func:`analogy.baseline.compare` takes;
+    ``results``: the same as results.json has them. ``path``: what was loaded. ``folder``: the run
+    folder, None if there is none. ``others``: results files of other measurements in that folder,
+    for :func:`load_run`, where the folder was loaded and not one of its files.
     """
 
     path: Path
     folder: Path | None
-    results: Mapping[str, Any]
+    figures: Results
     images: pd.DataFrame
     items: pd.DataFrame
     cells: pd.DataFrame
     others: tuple[Path, ...] = ()
 
+    @cached_property
+    def results(self) -> Mapping[str, Any]:
+        """All of results.json."""
+        return to_json(self.figures)
+
     @property
     def config(self) -> Mapping[str, Any]:
         """All options of the run as resolved."""
-        config: Mapping[str, Any] = self.results["config"]
-        return config
+        return self.figures.header.config.values
 
     @property
     def categories(self) -> list[str]:
         """The categories, in the run's order."""
-        return list(self.results["pairs"])
+        return list(self.figures.header.categories)
 
     @property
     def verdict(self) -> str:
         """What is said of all cells together."""
-        return str(self.results["overall"]["verdict"])
+        return str(self.figures.analysis.overall.margin.verdict)
 
     def __repr__(self) -> str:
         """What it is of, in a line; of which measurement, where its folder has several."""
@@ -95,7 +102,7 @@ class Run:
             f"{len(self.cells)} cells, overall {self.verdict}"
         )
         if self.others:
-            text += f"; {kept.Measured.of(self.results).scope}; {len(self.others)} more in .others"
+            text += f"; {kept.scope_of_results(self.figures)}; {len(self.others)} more in .others"
         return text + ">"
 
     # Each plot draws on `ax`, or on a figure of its own (`axes.figure`), and returns the axes. They
@@ -106,47 +113,43 @@ class Run:
 
         A mark in brackets is a success that does not survive Holm's correction.
         """
-        from analogy.report import html, plots
+        from analogy.report import figures, plots
 
-        checked = recorded.of(self.results)
-        rows = {}
-        for row in html.verdict_map(self.results, checked):
-            marks = [html.symbol(cell["verdict"]) for cell in row["cells"]]
-            rows[row["name"]] = [
-                (cell["mean"], cell["strength"] / 100, f"({mark})" if cell["is_raw"] else mark)
-                for cell, mark in zip(row["cells"], marks, strict=True)
-            ]
-        columns = [f"alpha {alpha:g}" for alpha in (UNSTEERED, *checked.measurement.alphas)]
+        rows = {
+            row.name: [(cell.mean, cell.strength / 100, cell.mark) for cell in row.cells]
+            for row in figures.verdict_map(self.figures)
+        }
+        columns = [f"alpha {alpha:g}" for alpha in self.figures.header.alphas]
         draw = partial(plots.heat_map, rows=rows, columns=[*columns, "all"])
         return _drawn(ax, draw, 80 + 70 * (len(columns) + 1), 40 + 22 * len(rows))
 
     def plot_forest(self, ax: Axes | None = None, *, figure: str = "margin") -> Axes:
         """Every cell's mean ``margin`` or ``gain`` with its 95% interval."""
-        from analogy.report import html, plots
+        from analogy.report import figures, plots
 
         _check_name("figure", figure, ("margin", "gain"))
-        rows = html.forest_rows(self.results, figure)
+        rows = figures.forest_rows(self.figures.analysis, figure)
         draw = partial(plots.forest, rows=rows, label=figure)
         return _drawn(ax, draw, 320, 44 + 13.5 * len(rows))
 
     def plot_dose_response(self, category: str, ax: Axes | None = None) -> Axes:
         """A category's mean margin at each alpha, its pairs' own lines behind, and the ceiling."""
-        from analogy.report import html, plots
+        from analogy.report import figures, plots
 
         _check_name("category", category, self.categories)
-        of = html.responses(self.results, category)
-        ceiling = plots.number(of.ceiling.get("mean"))
+        of = figures.responses(self.figures.analysis, category)
         draw = partial(
-            plots.dose_response, alphas=of.alphas, margins=of.margins, rows=of.rows, ceiling=ceiling
-        )
+            plots.dose_response, alphas=of.alphas, margins=of.margins, rows=of.rows,
+            ceiling=of.ceiling_mean,
+        )  # fmt: skip
         return _drawn(ax, draw, 300, 210)
 
     def plot_distribution(self, category: str, ax: Axes | None = None) -> Axes:
         """A category's items at each alpha as histograms; a tick is the mean."""
-        from analogy.report import html, plots
+        from analogy.report import figures, plots
 
         _check_name("category", category, self.categories)
-        of = html.responses(self.results, category)
+        of = figures.responses(self.figures.analysis, category)
         draw = partial(plots.distribution, alphas=of.alphas, margins=of.margins)
         return _drawn(ax, draw, 300, 210)
 
@@ -155,11 +158,11 @@ class Run:
 
         A ``ValueError`` where that was not measured.
         """
-        from analogy.report import html, plots
+        from analogy.report import figures, plots
 
-        labels = html.preservation(self.results)
+        labels = figures.preservation(self.figures)
         _check_name("metric", metric, labels)
-        series = html.trade_off_series(self.results, metric)
+        series = figures.trade_off_series(self.figures, metric)
         if not series:
             raise ValueError(
                 f"metric: expected one that this run has, got {metric!r}, which was not measured; "
@@ -173,7 +176,7 @@ class Run:
 
         A ``StoreError`` where a file is missing or was changed.
         """
-        from analogy.report import plots
+        from analogy.report import numbers, plots
 
         images = self.images
         if self.folder is None or images.empty:
@@ -182,7 +185,7 @@ class Run:
                 "run folder"
             )
         _check_name("pair_id", pair_id, images["pair_id"].unique().tolist())
-        method = self.config["method"]
+        method = self.figures.header.subject.method
         mine = images[
             (images["pair_id"] == pair_id)
             & (images["method"].isna() | (images["method"] == method))
@@ -197,7 +200,7 @@ class Run:
             for row in mine.to_dict("records"):
                 pair = Pair(*(row[name] for name in _PAIR))
                 job = Job(pair, row["alpha"], row["seed"], method, row["key"])
-                margin = plots.number(row["margin"])
+                margin = numbers.number(row["margin"])
                 place = alphas.index(row["alpha"])
                 rows[row["seed"]][place] = store.read_image(job), margin
         finally:
@@ -228,23 +231,23 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     file elsewhere gives no images. While a run is writing, images and items are as they are now,
     and figures as when results were last written.
 
-    What cannot be read is a :class:`~analogy.recorded.RecordedError` or, of the folder, a
+    What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
     :class:`~analogy.store.StoreError`.
     """
     path = Path(path)
     folder = kept.folder_of(path)
     if not (folder / "index.sqlite").is_file():
-        results = _loaded(path)
+        results = read(path)
         return Run(path, None, results, _no_images(), _recorded_items(results), _cells(results))
     others: tuple[Path, ...] = ()
     store = RunFolder(folder, read_only=True)
     try:
-        if path == folder and not (folder / recorded.RESULTS_NAME).exists():
+        if path == folder and not (folder / RESULTS_NAME).exists():
             command = latest_command(store)
             results = _live(store, command)
         else:
-            results = _loaded(path)
-            command = command_of(store, results)
+            results = read(path)
+            command = command_of(store, results.header)
             if path == folder:
                 found, _ = kept.others(folder, kept.Measured.of(results))
                 others = tuple(each.path for each in found if each.path is not None)
@@ -252,16 +255,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     finally:
         store.close()
     images["path"] = [str(folder / name) for name in images["path"]]
-    unread = results.get("unread")
-    unread = [one for one in unread if isinstance(one, str)] if isinstance(unread, list) else []
-    items = _items(images, command, unread)
+    items = _items(images, command, results.unread)
     return Run(path, folder, results, images, items, _cells(results), others)
-
-
-def _loaded(path: Path) -> dict[str, Any]:
-    results = recorded.load(path)
-    recorded.of(results, path)
-    return results
 
 
 def latest_command(store: RunFolder) -> Command:
@@ -275,16 +270,14 @@ def latest_command(store: RunFolder) -> Command:
     return commands[0]
 
 
-def command_of(store: RunFolder, results: Mapping[str, Any]) -> Command:
-    """The command that these results are of: the same configuration, models and pairs."""
-    provenance = results["provenance"]
+def command_of(store: RunFolder, header: Header) -> Command:
+    """The command that results are of: the same configuration, models and pairs."""
+    provenance = header.provenance
     with contextlib.suppress(ValueError):  # a configuration of a later suite is no command's
-        of = (
-            RunConfig.from_dict(results["config"]), provenance["model"], provenance["judge"],
-        )  # fmt: skip
+        of = (header.config.run_config(), provenance.model, provenance.judge)
         for command in store.commands():
             same = of == (command.config, command.model, command.judge)
-            if same and _digests(command) == results["pairs"]:
+            if same and _digests(command) == header.measurement.pairs:
                 return command
     raise StoreError(
         f"run folder {store.path}: expected the command that its results are of, got none that has "
@@ -300,11 +293,11 @@ def command_to_score(store: RunFolder) -> Command:
     has it; then theirs.
     """
     latest = latest_command(store)
-    shown = kept.found(store.path / recorded.RESULTS_NAME)
+    shown = kept.found(store.path / RESULTS_NAME)
     if shown is None:
         return latest
     try:
-        own = command_of(store, shown.results)
+        own = command_of(store, shown.results.header)
     except StoreError:
         return latest
     is_finished = not store.without_image(latest.jobs())
@@ -349,17 +342,18 @@ def _digests(command: Command) -> dict[str, str]:
     return {category: pairs_digest(pairs) for category, pairs in by_category.items()}
 
 
-def _live(store: RunFolder, command: Command) -> dict[str, Any]:
-    """What results.json would hold if the command ended now."""
+def _live(store: RunFolder, command: Command) -> Results:
+    """What results.json would hold if the command ended now.
+
+    Raises ``RecordedError`` if the folder's provenance is damaged.
+    """
     from analogy.study import Study
 
     # Nothing is computed on the device, which may be another machine's.
-    study = Study.reopen(store, command, device="cpu")
-    return {
-        **study.results(),
-        "config": command.config.to_dict(),
-        "provenance": store.provenance(),
-    }
+    results = Study.reopen(store, command, device="cpu").results()
+    provenance = provenance_from_json(store.provenance())
+    digests = results.header.measurement.pairs
+    return replace(results, header=header_of(command.config, provenance, digests))
 
 
 def _no_images() -> pd.DataFrame:
@@ -382,20 +376,17 @@ def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> p
     return _with_gain(items.reset_index(drop=True))
 
 
-def _recorded_items(results: Mapping[str, Any]) -> pd.DataFrame:
+def _recorded_items(results: Results) -> pd.DataFrame:
     """The complete items, which are those that results have."""
-    controls = [
-        {**row, "alpha": UNSTEERED}
-        for row in _rows(results.get("controls"))
-        if isinstance(row.get("items"), Mapping)
-    ]
+    analysis = results.analysis
     rows = [
-        (pair, row["category"], float(row["alpha"]), _number(margin))
-        for row in [*controls, *results["cells"]]
-        for pair, margin in row["items"].items()
+        (pair, *figures.cell, margin)
+        for of in (analysis.controls, analysis.cells)
+        for figures in of.values()
+        for pair, margin in figures.items.items()
     ]
     items = pd.DataFrame(rows, columns=["pair_id", "category", "alpha", "margin"])
-    items["n_seeds"] = len(results["config"]["seeds"])
+    items["n_seeds"] = len(results.header.measurement.seeds)
     first = {pair: i for i, pair in enumerate(dict.fromkeys(items["pair_id"]))}
     items = items.sort_values("alpha").sort_values(
         "pair_id", key=lambda ids: ids.map(first), kind="stable"
@@ -409,50 +400,30 @@ def _with_gain(items: pd.DataFrame) -> pd.DataFrame:
     return items.assign(gain=gain)[["pair_id", "category", "alpha", "margin", "gain", "n_seeds"]]
 
 
-def _cells(results: Mapping[str, Any]) -> pd.DataFrame:
-    quality = results.get("quality")
-    measured = {
-        (row["category"], _number(row.get("alpha"))): _flat(row)
-        for row in _rows(quality.get("cells") if isinstance(quality, Mapping) else None)
-    }
-    rows = [
-        {**measured.get((row["category"], float(row["alpha"])), {}), **_flat(row)}
-        for row in results["cells"]
-    ]
-    cells = pd.DataFrame(rows, dtype=object)  # pandas 2 refuses an int beyond float64
+def _cells(results: Results) -> pd.DataFrame:
+    quality = results.quality
+    rows = []
+    for cell, figures in results.analysis.cells.items():
+        of = {name: mean.to_dict() for name, mean in quality.cells.get(cell, {}).items()}
+        rows.append({**cell._asdict(), **_flat(of), **_flat(cell_to_json(figures))})
+    cells = pd.DataFrame(rows, dtype=object)
     texts = ["category", *(name for name in map(str, cells) if name.endswith("verdict"))]
     for name in cells.columns.difference([*texts, "n", "n_items"]):
-        cells[name] = [_number(value) for value in cells[name]]
+        cells[name] = cells[name].astype("float64")
     cells = cells.infer_objects()
     first = ["category", "alpha", "verdict"]
     return cells[[*first, *(name for name in cells if name not in first)]]
 
 
-def _rows(part: Any) -> list[Mapping[str, Any]]:
-    """The rows with a category of a list in the results that nobody has checked."""
-    rows = part if isinstance(part, (list, tuple)) else ()
-    return [
-        row for row in rows if isinstance(row, Mapping) and isinstance(row.get("category"), str)
-    ]
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(row: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """A row's plain values, those of objects in it under joined names; items left out."""
-    made: dict[str, Any] = {}
+    made: dict[str, object] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
             made |= _flat(value, f"{prefix}{name}_") if name != "items" else {}
         elif value is not None or name not in ("gain", "ceiling", "random"):
             made[prefix + name] = value
     return made
-
-
-def _number(value: Any) -> float:
-    """A figure of the results, NaN for what is none."""
-    try:
-        return float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:
-        return math.nan
 
 
 def _check_name(what: str, name: str, known: Any) -> None:

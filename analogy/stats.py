@@ -23,10 +23,8 @@ import scipy.special
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from analogy.records import SIGNIFICANCE as SIGNIFICANCE
 from analogy.records import Estimate, ItemLevel, Trend, Verdict
-
-SIGNIFICANCE = 0.05
-"""A success needs a one-sided p below this."""
 
 POWER = 0.8
 """The chance of a success for which the detectable margin and the pairs needed are planned."""

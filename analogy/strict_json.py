@@ -1,11 +1,12 @@
-"""JSON that may come from anywhere: a value, or a ``ValueError`` that says what is wrong."""
+"""Strict JSON: read from anywhere, a value or a ``ValueError`` that says what is wrong; written."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeGuard
 
 MAX_DEPTH = 100
 """Lists and objects within one another: more than any file of this suite has, and few enough for
@@ -30,6 +31,21 @@ def parse(text: str) -> Any:
     except RecursionError:
         pass
     raise ValueError(f"nested too deeply, more than {MAX_DEPTH} levels")
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """True for an integer of JSON; Python's true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for a number of JSON."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def encoded(data: Mapping[str, Any]) -> bytes:
+    """An object as the JSON of a file. Raises ``ValueError`` for NaN and infinities."""
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _is_deep(value: Any) -> bool:

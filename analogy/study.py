@@ -19,8 +19,8 @@ import pandas as pd
 
 from analogy import ceiling as ceilings
 from analogy._version import __version__
-from analogy.analysis import Analysis, CellFigures, Pool, analyse, cell_figures, item_table, pool
-from analogy.ceiling import Ceiling, CeilingError, GroundTruth
+from analogy.analysis import analyse, cell_figures, item_table, pool
+from analogy.ceiling import CeilingError, GroundTruth
 from analogy.clip import JudgeSource
 from analogy.engine import Progress, Setup, no_progress
 from analogy.execute import Execution
@@ -47,10 +47,22 @@ from analogy.options import csv_list, parse_device
 from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, select
 from analogy.quality import Quality
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
-from analogy.recorded import RESULTS_VERSION
 from analogy.records import Cell, Pair, RunConfig
 from analogy.request import OptionError, RunRequest
 from analogy.resolve import check_device, resolve
+from analogy.results.model import (
+    Analysis,
+    Ceiling,
+    CellFigures,
+    Failure,
+    Header,
+    Pool,
+    Provenance,
+    Results,
+    Throughput,
+)
+from analogy.results.reading import header_of
+from analogy.results.writing import provenance_to_json
 from analogy.stats import items_from_margins
 from analogy.steering.base import Identity, Need, with_method
 from analogy.store import RunFolder, folder_name
@@ -202,7 +214,7 @@ class Study:
 
     def record(self, lora: str | None) -> None:
         """Keep this configuration in the run folder as its latest."""
-        self.folder.record_config(self.config, self.provenance())
+        self.folder.record_config(self.config, provenance_to_json(self.provenance()))
         self.folder.record_command(
             Command(
                 self.config,
@@ -368,61 +380,54 @@ class Study:
         """What identifies a category's pairs: their ids and contents, whatever their order."""
         return pairs_digest(pair for pair in self.pairs if pair.category == category)
 
-    def provenance(self) -> dict[str, Any]:
-        """What produced this run's figures; ``ceiling`` where ground truth was given for it."""
+    def provenance(self) -> Provenance:
+        """What produced this run's figures."""
         own = self.own_ceiling
-        ceiling = {} if own is None else {"ceiling": digest(dict(own))}
-        return {
-            **ceiling,
-            "suite": __version__,
-            "model": self.grid.model,
-            "judge": self.judge.fingerprint,
-            "scheduler": self.scheduler,
-            "python": sys.version.split()[0],
-            "packages": package_versions(),
-            "git_commit": _git_commit(),
-            "machine": machine(self.config.device),
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        return Provenance(
+            suite=__version__,
+            model=self.grid.model,
+            judge=self.judge.fingerprint,
+            scheduler=self.scheduler,
+            packages=package_versions(),
+            git_commit=_git_commit(),
+            machine=machine(self.config.device),
+            python=sys.version.split()[0],
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ceiling=None if own is None else digest(dict(own)),
+        )
 
-    def header(self) -> dict[str, Any]:
-        """What the results are of: all that is known before there are any."""
-        return {
-            "schema_version": RESULTS_VERSION,
-            "config": self.config.to_dict(),
-            "provenance": self.provenance(),
-            "pairs": {category: self.pairs_digest(category) for category in self.categories},
-        }
+    def header(self) -> Header:
+        """What the results are of: all that is known before there are any.
 
-    def results(self, analysis: Analysis | None = None) -> dict[str, Any]:
+        Raises ``RecordedError`` if a name in it has control characters, as a model's folder may.
+        """
+        digests = {category: self.pairs_digest(category) for category in self.categories}
+        return header_of(self.config, self.provenance(), digests)
+
+    def results(self, analysis: Analysis | None = None) -> Results:
         """Everything that ``results.json`` holds; see docs/results.md.
 
-        ``analysis`` is made anew unless given. ``cells`` has every cell that is a case,
-        ``controls`` the same figures at alpha 0, where nothing is claimed and so there is no
-        verdict, ``targets`` those of the target prompts' own images where asked for. A cell that
-        lacks images is ``incomplete``; ``failures`` are those that came out as no picture.
+        ``analysis`` is made anew unless given. A cell that lacks images is ``incomplete``.
         ``quality`` has what was asked for of it. Rates and memory are over all work recorded in the
-        run folder; the memory is a CUDA device's, None elsewhere.
+        run folder.
         """
-        return {
-            **self.header(),
-            **{
-                name: [pair.id for pair in self.pairs if pair.id in ids]
-                for name, ids in (("unread", self.unread), ("unsteered", self.unsteered))
-                if ids
-            },
-            **(analysis or self.analysis()).to_dict(),
-            "quality": self.quality.to_dict(),
-            "failures": [
-                {**job.what, "reason": reason} for job, reason in self.failures(self.jobs())
-            ],
-            "throughput": {
-                "generate_images_per_s": self.folder.rate("generate"),
-                "score_images_per_s": self.folder.rate("score"),
-                "workers": self.folder.worker_rates(),
-            },
-            "peak_memory_bytes": self.folder.peak_memory(),
-        }
+        return Results(
+            header=self.header(),
+            analysis=analysis or self.analysis(),
+            quality=self.quality.figures(),
+            failures=tuple(_failure(*failed) for failed in self.failures(self.jobs())),
+            throughput=Throughput(
+                self.folder.rate("generate"), self.folder.rate("score"), self.folder.worker_rates()
+            ),
+            peak_memory_bytes=self.folder.peak_memory(),
+            unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
+            unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
+        )
+
+
+def _failure(job: Job, reason: str) -> Failure:
+    method = None if job.alpha == 0.0 else job.method
+    return Failure(job.pair.id, job.pair.category, job.alpha, job.seed, method, reason)
 
 
 def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:

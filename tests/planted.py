@@ -7,6 +7,11 @@ import math
 import numpy as np
 import scipy.stats
 
+from analogy.files import write_output
+from analogy.results.model import Results
+from analogy.results.writing import to_json
+from analogy.strict_json import encoded
+
 CATEGORIES = ("color", "object", "pattern", "count", "size", "scene", "weather", "emotion")
 ALPHAS = (0.5, 0.8, 1.0)
 
@@ -90,6 +95,11 @@ def results(margins, **changed):
             for stage, rate in changed.get("rates", {"generate": 20.0, "score": 400.0}).items()
         },
     }
+
+
+def write_results(results, path):
+    """Write results, as records or as JSON, to a file."""
+    write_output(path, encoded(to_json(results) if isinstance(results, Results) else results))
 
 
 def noise(n, *seed, sd=0.05):

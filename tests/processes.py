@@ -22,8 +22,10 @@ import pytest
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["processes", "served"])
 
-from analogy import execute, options, recorded  # noqa: E402
+from analogy import execute, options  # noqa: E402
 from analogy.request import RunRequest  # noqa: E402
+from analogy.results.model import RESULTS_NAME  # noqa: E402
+from analogy.results.writing import write_results  # noqa: E402
 from analogy.store import RunFolder, StoreError  # noqa: E402
 from analogy.study import Study  # noqa: E402
 
@@ -114,7 +116,7 @@ def run(connection: Any, path: Path) -> None:
             study.generate(study.cell_jobs(category, alpha))
             connection.send(f"generated {category} {alpha}")
             study.score(study.cell_jobs(category, alpha))
-            recorded.write_results(study.results(), study.folder.path / recorded.RESULTS_NAME)
+            write_results(study.results(), study.folder.path / RESULTS_NAME)
             connection.send(f"scored {category} {alpha}")
     study.folder.close()
     connection.send("done")
@@ -123,7 +125,7 @@ def run(connection: Any, path: Path) -> None:
 def outcome(path: Path) -> dict[str, Any]:
     """What a run has come to: its table, its images by name, its scores, and its work."""
     run = path / "run"
-    table = json.loads((run / recorded.RESULTS_NAME).read_text())
+    table = json.loads((run / RESULTS_NAME).read_text())
     db = sqlite3.connect(run / "index.sqlite")
     images = {
         name: hashlib.sha256((run / name).read_bytes()).hexdigest()

@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
+from analogy.results.writing import to_json
+
 VOID = {"meta", "img", "input", "link", "br", "hr"}
 
 
@@ -28,8 +30,15 @@ def picture(job, size: int):
     return np.full((size, size, 3), color(job), np.uint8)
 
 
-def draw(study, jobs=None, *, margin=margin, faults=()):
-    """Put images and scores of ``jobs`` into a study's folder; those of ``faults`` failed."""
+def draw(study, jobs=None, **changed):
+    """As :func:`draw_results`, but as JSON."""
+    return to_json(draw_results(study, jobs, **changed))
+
+
+def draw_results(study, jobs=None, *, margin=margin, faults=()):
+    """Put images and scores of ``jobs`` into a study's folder; those of ``faults`` failed. Returns
+    the study's results.
+    """
     jobs = study.jobs() if jobs is None else jobs
     images = np.stack([picture(job, study.config.size) for job in jobs])
     study.record(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from statsmodels.stats.multitest import multipletests
 
 from analogy import stats
 from analogy.analysis import CONTROL, analyse, cell_figures, item_table, pool
-from analogy.ceiling import Ceiling
 from analogy.records import Cell, Pair, Verdict
+from analogy.results.model import Ceiling
+from analogy.results.writing import analysis_to_json
 from analogy.stats import bootstrap_ci, estimate, item_level, pooled_estimate, trend
 
 ALPHAS = (0.0, 0.5, 0.8, 1.0)
@@ -69,7 +71,8 @@ def test_cells_pools_and_the_whole_are_the_estimates_of_their_items(table):
             assert figures.margin == estimate(mine[alpha])
             assert figures.gain == estimate(mine[alpha] - mine[CONTROL])
             assert figures.items == mine[alpha].to_dict()
-        assert found.controls[category].margin == estimate(mine[CONTROL])
+        own = replace(estimate(mine[CONTROL]), verdict=None, n_needed=None)  # nothing is claimed
+        assert found.controls[category].margin == own
         assert found.controls[category].gain is None
         steered = mine[list(ALPHAS[1:])].to_numpy()
         assert found.categories[category].margin == pooled_estimate(steered)
@@ -236,7 +239,7 @@ def test_items_become_a_table_in_the_pairs_order():
 def test_the_dictionary_is_strict_json(table, null):
     table.loc["color-3", 0.8] = np.nan
     found = analyse(table, PAIRS, null=null, ceilings={"size": SEES})
-    made = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    made = json.loads(json.dumps(analysis_to_json(found), allow_nan=False))
     assert list(made) == ["cells", "controls", "targets", "categories", "alphas", "overall"]
     cell = made["cells"][1]
     assert (cell["category"], cell["alpha"], cell["verdict"]) == ("color", 0.8, "incomplete")

@@ -27,12 +27,12 @@ from analogy.ceiling import (
     ceiling,
     default_path,
     load,
-    share,
 )
 from analogy.grid import content, digest
 from analogy.models import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
+from analogy.results.model import share
 from analogy.stats import MIN_DECISIVE, bootstrap_ci
 from analogy.world import (
     ATTRIBUTES,

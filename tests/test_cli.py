@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from extras import extra
-from planted import results, small
+from planted import results, small, write_results
 from typer.testing import CliRunner
 
 from analogy import baseline, cli
-from analogy.recorded import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 

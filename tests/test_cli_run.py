@@ -309,7 +309,7 @@ def test_results_that_cannot_be_written_end_with_4_and_the_table_all_the_same(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     judged(above)
-    monkeypatch.setattr("analogy.recorded.write_output", full)
+    monkeypatch.setattr("analogy.results.writing.write_output", full)
     result = run()
     assert result.exit_code == 4
     assert "analogy: results NOT written: " in result.stderr

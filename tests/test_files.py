@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted import results, small
+from planted import results, small, write_results
 from verbs import verb
 
 from analogy import files
 from analogy.files import PlaceError, check_output, is_device, write_atomically, write_output
-from analogy.recorded import write_results
 
 DATA = b"what was asked for"
 

@@ -12,10 +12,11 @@ import sqlite3
 
 import numpy as np
 import pytest
+from planted import write_results
 from verbs import verb
 
 from analogy import index, load_run
-from analogy.recorded import RecordedError, write_results
+from analogy.results.reading import RecordedError
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
 

@@ -19,12 +19,13 @@ from processes import write_pairs
 from test_score import run
 from typer.testing import CliRunner
 
-from analogy import cli, recorded
+from analogy import cli
 from analogy import manifest as manifests
 from analogy.images import from_png, to_png
 from analogy.manifest import ManifestError, read_manifest
 from analogy.models import shipped
 from analogy.pairs import load_pairs
+from analogy.results.reading import read
 
 
 @pytest.fixture
@@ -79,12 +80,12 @@ def test_imported_images_are_scored_like_any(tmp_path, manifest, name):
     assert scored.exit_code == 0, scored.output
     assert "model     other-tool@imported:" in scored.stdout
     [file] = (tmp_path / "run").glob("results-*.json")
-    found = recorded.read(file)
-    assert found.subject.method == "mine"
-    assert {cell.alpha for cell in found.cells} == {1.0}
-    assert all(row.n == 6 for row in found.cells.values())
-    assert all(np.isfinite(row.mean) for row in found.cells.values())
-    assert found.throughput["generate"] is None  # nothing was generated
+    found = read(file)
+    assert found.header.subject.method == "mine"
+    assert {cell.alpha for cell in found.analysis.cells} == {1.0}
+    assert all(row.margin.n == 6 for row in found.analysis.cells.values())
+    assert all(np.isfinite(row.margin.mean) for row in found.analysis.cells.values())
+    assert found.throughput.generate is None  # nothing was generated
     assert run("verify", tmp_path / "run").exit_code == 0
 
 
@@ -258,9 +259,9 @@ def test_unusual_names_are_written_and_read_again(tmp_path, manifest, text):
     assert bring_in(tmp_path, tmp_path / "a.jsonl", name=f"model {text}").exit_code == 0
     assert run("score", tmp_path / "run", "--clip-model", "embedded").exit_code == 0
     [file] = (tmp_path / "run").glob("results-*.json")
-    found = recorded.read(file)
-    assert found.subject.method == text
-    assert found.subject.model.startswith(f"model {text}@imported:")
+    found = read(file)
+    assert found.header.subject.method == text
+    assert found.header.subject.model.startswith(f"model {text}@imported:")
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -385,6 +386,6 @@ def test_commands_that_are_said_of_an_imported_run_work(tmp_path, manifest):
     words = [str(tmp_path / "new") if word == "RUN" else word for word in shlex.split(score)[3:]]
     assert run(*words).exit_code == 0
     [new] = (tmp_path / "new").glob("results-*.json")
-    old = recorded.read(results)
-    assert recorded.read(new).subject.model == old.subject.model
-    assert recorded.read(new).overall_mean == old.overall_mean
+    old = read(results)
+    assert read(new).header.subject.model == old.header.subject.model
+    assert read(new).analysis.overall.margin.mean == old.analysis.overall.margin.mean

@@ -18,7 +18,8 @@ from analogy.pairs import (
     select,
 )
 from analogy.records import Pair
-from analogy.report.html import command
+from analogy.report.provenance import command
+from analogy.results.model import Settings
 from analogy.text import display_width, padded, shortened
 from analogy.words import confusable, differs_in_more, folded, has_word, invisible
 from tools.training.pairs import PAIRS_CSV
@@ -238,7 +239,7 @@ def test_a_category_with_a_comma_is_chosen_in_quotes_and_printed_so():
     with pytest.raises(PairsError, match=r'a name that holds a comma is quoted: "food, drink"$'):
         select(pairs, ["food", "drink"])
     config = {"model": "embedded", "categories": ["food, drink", "tea"], "alphas": [1.0]}
-    assert """'--categories="food, drink",tea'""" in command(config)
+    assert """'--categories="food, drink",tea'""" in command(Settings(config))
 
 
 def test_names_keep_a_tables_columns():

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from verbs import verb
 
-from analogy.recorded import RecordedError, read
+from analogy.results.reading import RecordedError, read
 from analogy.store import StoreError
 from analogy.verify import verify
 

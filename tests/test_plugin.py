@@ -22,8 +22,9 @@ from analogy import clip, execute, models, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.models import shipped
-from analogy.recorded import RESULTS_VERSION, read
 from analogy.records import Estimate
+from analogy.results.model import RESULTS_VERSION
+from analogy.results.reading import read
 from analogy.store import RunFolder
 
 pytest_plugins = ["pytester"]
@@ -142,7 +143,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     assert list(whole) == [*FIGURES, "gain", "trend", "item_level", "blind"]
     assert [pool["alpha"] for pool in results["alphas"]] == [0.5, 0.8, 1.0]
     assert [pool["category"] for pool in results["categories"]] == CATEGORIES
-    assert read(bench.path / "run").cells == read(bench.path / "results.json").cells
+    assert read(bench.path / "run") == read(bench.path / "results.json")
     assert (whole["n"], whole["n_items"]) == (16, 48)
     throughput = dict(results["throughput"])
     assert throughput.pop("workers") == {}
@@ -342,7 +343,7 @@ def test_results_that_cannot_be_written_are_no_pass(bench, eight, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("analogy.recorded.write_output", full)
+    monkeypatch.setattr("analogy.results.writing.write_output", full)
     result = bench(*eight)
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["results   NOT written: *No space left on device*"])

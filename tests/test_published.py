@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analogy import recorded
-from analogy.analysis import Pool
 from analogy.models import DEFAULT_GPU_MODEL, shipped
 from analogy.pairs import load_pairs
 from analogy.records import Estimate, Verdict
 from analogy.report.text import published_lines
+from analogy.results.model import Pool
+from analogy.results.reading import RecordedError, read
 from analogy.stats import MIN_DECISIVE, item_level, success_rate, verdict, wilson_interval
 
 PATH = shipped("baselines/ssd-1b-published.json")
@@ -119,8 +119,8 @@ def test_it_says_where_its_figures_are_from():
 
 def test_it_is_no_results_file():
     assert PUBLISHED["kind"] == "published-study"
-    with pytest.raises(recorded.RecordedError, match=r"ssd-1b-published\.json"):
-        recorded.read(PATH)
+    with pytest.raises(RecordedError, match=r"ssd-1b-published\.json"):
+        read(PATH)
 
 
 def test_the_report_can_print_it():

@@ -23,6 +23,7 @@ from analogy.metrics import (
 )
 from analogy.quality import References
 from analogy.records import Cell, Limit
+from analogy.results.writing import quality_to_json
 from analogy.stats import bootstrap_ci
 
 CELL = Cell("color", 1.0)
@@ -125,7 +126,7 @@ def test_an_image_that_did_not_change_has_an_infinite_psnr_and_json_says_so(
     assert (found["psnr"].mean, found["psnr"].n_equal) == (math.inf, 1)
     assert found["ssim"].n_equal == 0
     assert found["ssim"].ci_high <= 1.0
-    [row] = same.quality.to_dict()["cells"]
+    [row] = quality_to_json(same.quality.figures())["cells"]
     assert row["psnr"] == {"mean": None, "ci_low": None, "ci_high": None, "n": 6, "n_equal": 1}
 
 
@@ -140,7 +141,7 @@ def test_distances_are_those_of_all_images_at_an_alpha(study, judge):
         expected = plain(images, references, judge)
         assert found[name].value == pytest.approx(expected.value, rel=1e-4)
         assert found[name]._replace(value=0.0) == expected._replace(value=0.0)
-    assert study.quality.to_dict()["references"] == "noise"
+    assert study.quality.figures().references == "noise"
 
 
 def test_references_are_the_images_of_a_folder_of_any_size(tmp_path, judge):

@@ -12,10 +12,9 @@ import sys
 
 import pytest
 
-from analogy.analysis import CellFigures
 from analogy.methods import Difference
-from analogy.recorded import RecordedCell
 from analogy.records import Cell, Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
+from analogy.results.model import CellFigures
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 
@@ -81,9 +80,8 @@ def test_records_are_frozen_hashable_and_picklable(record):
         lambda mean: Estimate(n=1, n_items=1, verdict=Verdict.TOO_FEW, mean=mean),
         lambda mean: CellFigures(Cell("color", 1.0), ESTIMATE, None, {}, p_holm=mean),
         lambda mean: Difference("lerp", "word", None, None, 6, mean=mean),
-        lambda mean: RecordedCell("color", 1.0, Verdict.INCOMPLETE, 6, mean, {}),
     ],
-    ids=["Estimate", "CellFigures", "Difference", "RecordedCell"],
+    ids=["Estimate", "CellFigures", "Difference"],
 )
 def test_a_missing_figure_equals_a_missing_one_and_nothing_else(make):
     """On every Python: dataclasses compare NaN by identity up to 3.12, and as unequal from 3.13."""

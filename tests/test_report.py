@@ -13,22 +13,31 @@ import numpy as np
 import pytest
 from extras import extra
 from planted import results as planted_results
-from planted import small
-from reported import color, draw, margin, picture, pixels, read_page
+from planted import small, write_results
+from reported import color, draw, draw_results, margin, picture, pixels, read_page
 from typer.testing import CliRunner
 
-from analogy import baseline, cli, recorded
+from analogy import baseline, cli
 from analogy.images import from_png
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
-from analogy.recorded import RecordedError, write_results
 from analogy.records import Pair
 from analogy.report import gallery as galleries
+from analogy.report.numbers import SYMBOLS
+from analogy.results.model import Settings
+from analogy.results.reading import RecordedError, from_json
 from analogy.world.drawings import drawings
 
 plots = extra("analogy.report.plots", of="matplotlib")
 html = extra("analogy.report.html", of="matplotlib")
-render, write_report = html.render, html.write_report
+provenance = extra("analogy.report.provenance", of="matplotlib")
+write_report = html.write_report
+
+
+def render(results, **given):
+    """The page of results as JSON."""
+    return html.render(from_json(results), **given)
+
 
 MARKUP = "<script>alert(1)</script>"
 
@@ -134,7 +143,7 @@ def test_every_cell_has_its_margin_verdict_and_mark(study):
         for cell, alpha in zip(row[2:4], (0.5, 1.0), strict=True):
             [found] = [c for c in results["cells"]
                        if (c["category"], c["alpha"]) == (row[0].text, alpha)]  # fmt: skip
-            mark = html.SYMBOLS[found["verdict"]]
+            mark = SYMBOLS[found["verdict"]]
             figure = f"{found['mean']:+.2f}".replace("-", "−")  # noqa: RUF001
             assert cell.text == f"{mark} {figure} {found['verdict']}"
             assert ("pos" in cell.classes) == (found["mean"] > 0)
@@ -201,9 +210,9 @@ def test_preservation_is_shown_where_it_was_measured(study):
 
 def test_a_comparison_names_what_regressed(study):
     results = draw(study)
-    old = recorded.of(results)
+    old = from_json(results)
     worse = draw(study, margin=lambda job: margin(job) - 0.1 * (job.pair.category == "color"))
-    comparison = baseline.compare(old, recorded.of(worse))
+    comparison = baseline.compare(old, from_json(worse))
     assert 'id="comparison"' not in render(worse)
     page = read_page(render(worse, comparison=comparison))
     said = page.id("comparison").text
@@ -413,7 +422,9 @@ def test_the_full_grid_of_the_embedded_model_fits():
 def test_large_images_become_thumbnails_and_the_full_ones_stand_beside(make_study, tmp_path, pairs):
     study = make_study(pairs=pairs[:2], size=512, seeds=(0,), alphas=(1.0,))
     results = draw(study)
-    write_report(results, tmp_path / "a b.html", folder=study.folder.path, full_images=True)
+    write_report(
+        from_json(results), tmp_path / "a b.html", folder=study.folder.path, full_images=True
+    )
     page = read_page((tmp_path / "a b.html").read_text("utf-8"))
     assert len(images(page)) == 4
     links = {next(a.all("img"))["alt"]: a["href"] for a in page.id("strips").all("a")
@@ -427,7 +438,7 @@ def test_large_images_become_thumbnails_and_the_full_ones_stand_beside(make_stud
 
 
 def test_without_full_images_nothing_stands_beside(study, tmp_path):
-    write_report(draw(study), tmp_path / "new" / "r.html", folder=study.folder.path)
+    write_report(draw_results(study), tmp_path / "new" / "r.html", folder=study.folder.path)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.html"]
 
 
@@ -522,7 +533,7 @@ def test_the_command_repeats_the_run(study):
     config = {**results["config"], "model": "a+model+my lora.safetensors", "control": True,
               "target": True, "categories": ["color", "object"], "limit": 4,
               "lora": "my lora.safetensors"}  # fmt: skip
-    first, second, *given = shlex.split(html.command(config))
+    first, second, *given = shlex.split(provenance.command(Settings(config)))
     assert (first, second) == ("pytest", "benchmarks")
     raw = dict(argument.partition("=")[::2] for argument in given)
     request = parse_options(
@@ -553,7 +564,7 @@ def test_the_command_repeats_the_run(study):
     ],
 )
 def test_the_command_names_model_and_lora_apart(config, words):
-    assert sorted(shlex.split(html.command(config))[2:]) == sorted(words)
+    assert sorted(shlex.split(provenance.command(Settings(config)))[2:]) == sorted(words)
 
 
 def test_provenance_is_said(study, page):

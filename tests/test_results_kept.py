@@ -12,13 +12,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 from planted import results as planted
-from planted import small
+from planted import small, write_results
 
-from analogy import kept, recorded
-from analogy.kept import Measured, found, keep, notes, put, with_quality
-from analogy.recorded import RESULTS_NAME, RecordedError, write_results
+from analogy import kept
+from analogy.kept import Measured, found, notes
+from analogy.results.model import RESULTS_NAME
+from analogy.results.reading import RecordedError, from_json, read
+from analogy.results.writing import to_json
 
 CATEGORIES = ("color", "size")
+
+
+def whole(data):
+    """Results as JSON with every key that a run writes."""
+    return to_json(from_json(data))
+
+
+def keep(data, folder, **given):
+    return kept.keep(from_json(data), folder, **given)
+
+
+def put(data, path):
+    return kept.put(from_json(data), path)
+
+
+def with_quality(data, folder):
+    return to_json(kept.with_quality(from_json(data), folder))
+
+
+def measured(data):
+    return Measured.of(from_json(data))
 
 
 def of(n=12, categories=CATEGORIES, alphas=(0.5, 1.0), missing=0, shift=0.1, **changed):
@@ -33,7 +56,7 @@ def of(n=12, categories=CATEGORIES, alphas=(0.5, 1.0), missing=0, shift=0.1, **c
     made["config"] |= {name: changed[name] for name in ("control", "target") if name in changed}
     if "ceiling" in changed:
         made["provenance"]["ceiling"] = changed["ceiling"]
-    return made
+    return whole(made)
 
 
 WHOLE = of()
@@ -52,7 +75,7 @@ def all_kept(folder):
         best = made.setdefault(one.scope.digest, one)
         if best.lacks(one):
             made[one.scope.digest] = one
-    return {digest: one.results for digest, one in made.items()}
+    return {digest: to_json(one.results) for digest, one in made.items()}
 
 
 # --- which results are shown
@@ -93,7 +116,7 @@ def test_what_is_less_does_not_take_the_place_of_what_is_finished(tmp_path, name
     assert outcome.file.parent == tmp_path / "results"
     assert len(list((tmp_path / "results").iterdir())) == 2
     assert "stays that of word, 24 pairs in color, size" in " ".join(outcome.lines())
-    assert shown(tmp_path) == recorded.load(tmp_path)
+    assert shown(tmp_path) == to_json(read(tmp_path))
 
 
 @pytest.mark.parametrize("name", NO_LESS)
@@ -152,19 +175,19 @@ def test_an_interrupted_run_of_it_does_not(tmp_path):
 
 @pytest.mark.parametrize("part", ["controls", "targets", "random"])
 def test_what_was_measured_beside_the_cells_counts(tmp_path, part):
-    whole, less = of(), of()
+    more, less = of(), of()
     if part == "random":
-        whole["cells"][0]["random"] = {"margin": {"n": 12, "n_items": 12}}
+        more["cells"][0]["random"] = {"margin": {"n": 12, "n_items": 12}}
         less["cells"][0]["random"] = {"margin": {"n": 12, "n_items": 3}}
     else:
-        whole[part] = [{"category": "color", "alpha": 0.0, "n": 2, "n_items": 2,
+        more[part] = [{"category": "color", "alpha": 0.0, "n": 2, "n_items": 2,
                         "items": {"a": 0.0, "b": 0.1}}]  # fmt: skip
         less[part] = [{"category": "color", "alpha": 0.0, "n": 2, "n_items": 1,
                        "items": {"a": 0.0}}]  # fmt: skip
-    keep(whole, tmp_path)
+    keep(more, tmp_path)
     assert keep(less, tmp_path).has_more
-    assert shown(tmp_path) == whole
-    assert not keep(whole, tmp_path).has_more
+    assert shown(tmp_path) == whole(more)
+    assert not keep(more, tmp_path).has_more
 
 
 # --- kills, damage, folders of an earlier suite
@@ -222,13 +245,13 @@ def test_a_kill_between_any_two_writes_loses_nothing(tmp_path, monkeypatch, sequ
         # Whatever was there is there, and what is shown is whole.
         now = all_kept(folder)
         for digest, one in before.items():
-            assert not Measured.of(now[digest]).lacks(Measured.of(one))
+            assert not measured(now[digest]).lacks(measured(one))
         if (folder / RESULTS_NAME).exists():
-            recorded.read(folder)
+            read(folder)
         # The next run loses nothing either.
         keep(of(method="category"), folder)
         for digest, one in now.items():
-            assert not Measured.of(all_kept(folder)[digest]).lacks(Measured.of(one))
+            assert not measured(all_kept(folder)[digest]).lacks(measured(one))
         if not was_killed:
             return
     pytest.fail("more writes than expected")
@@ -250,9 +273,9 @@ def test_a_damaged_file_hides_no_other_and_gives_way(tmp_path):
     assert json.loads(outcome.file.read_text()) == WHOLE
     (tmp_path / RESULTS_NAME).write_text("{")
     with pytest.raises(RecordedError):
-        recorded.read(tmp_path)
+        read(tmp_path)
     keep(WHOLE, tmp_path)
-    assert recorded.load(tmp_path) == WHOLE
+    assert shown(tmp_path) == WHOLE
 
 
 def test_a_folder_without_results_json_names_the_place_of_the_others(tmp_path):
@@ -260,7 +283,7 @@ def test_a_folder_without_results_json_names_the_place_of_the_others(tmp_path):
     keep(WHOLE, tmp_path)
     (tmp_path / RESULTS_NAME).unlink()
     with pytest.raises(RecordedError, match=r"name one of the files in its folder 'results'"):
-        recorded.read(tmp_path)
+        read(tmp_path)
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
@@ -279,11 +302,11 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_a_judge_s_scores_of_the_run_s_own_images_lose_no_quality(tmp_path):
-    whole = with_metrics(WHOLE, [("color", 0.5)])
-    keep(whole, tmp_path)
+    more = with_metrics(WHOLE, [("color", 0.5)])
+    keep(more, tmp_path)
     outcome = keep(with_metrics(WHOLE, []), tmp_path, name="results-clip-tiny.json")
-    assert outcome.results["quality"] == whole["quality"]
-    assert json.loads(outcome.file.read_text()) == whole == shown(tmp_path)
+    assert to_json(outcome.results)["quality"] == more["quality"]
+    assert json.loads(outcome.file.read_text()) == more == shown(tmp_path)
 
 
 def test_a_link_in_the_folder_is_replaced_and_not_followed(tmp_path):
@@ -292,10 +315,10 @@ def test_a_link_in_the_folder_is_replaced_and_not_followed(tmp_path):
     folder = tmp_path / "run"
     (folder / "results").mkdir(parents=True)
     (folder / RESULTS_NAME).symlink_to(mine)
-    (folder / "results" / Measured.of(WHOLE).name).symlink_to(mine)
+    (folder / "results" / measured(WHOLE).name).symlink_to(mine)
     keep(WHOLE, folder)
     assert mine.read_text() == "mine"
-    assert recorded.load(folder) == WHOLE
+    assert shown(folder) == WHOLE
 
 
 def test_readers_write_nothing(tmp_path, monkeypatch):
@@ -305,7 +328,7 @@ def test_readers_write_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(Path, name, lambda *_, **__: pytest.fail("written"))
     monkeypatch.setattr(kept, "write_atomically", lambda *_: pytest.fail("written"))
     assert len(list(notes(tmp_path))) == 3
-    assert recorded.read(tmp_path).measurement.limit is None
+    assert read(tmp_path).header.measurement.limit is None
 
 
 # --- what readers are told
@@ -324,7 +347,7 @@ def test_the_other_measurements_are_listed_with_files_that_can_be_read(tmp_path)
     )
     files = {line.removeprefix("other     ").partition(": ")[0]: line for line in rest}
     assert {Path(file).parent for file in files} == {tmp_path / "results"}
-    found_ = {recorded.read(Path(file)).measurement.limit: line for file, line in files.items()}
+    found_ = {read(Path(file)).header.measurement.limit: line for file, line in files.items()}
     assert found_[2].endswith(": word, 2 pairs in color, alpha 0.5, 1, seeds 0, 1, 2, limit 2")
     assert found_[None].endswith("seeds 0, 1, 2, judge another@sha256:00")
     for file in files:
@@ -405,7 +428,7 @@ def with_metrics(results, places, lpips=None, references="drawings", sets=()):
         "lpips": lpips or "no weights",
         "references": references if sets else "not asked for",
     }
-    return made
+    return whole(made)
 
 
 def test_quality_that_an_earlier_session_measured_is_kept(tmp_path):
@@ -424,14 +447,13 @@ def test_quality_that_an_earlier_session_measured_is_kept(tmp_path):
         ("color", 0.5, False), ("color", 1.0, False), ("size", 1.0, True),
     ]  # fmt: skip
     assert (other["lpips"], other["references"]) == ("alex@2", "photos")
-    assert other["alphas"] == [{"alpha": 0.5, "cmmd": {"value": 1.0}}]
+    assert [(row["alpha"], row["cmmd"]["value"]) for row in other["alphas"]] == [(0.5, 1.0)]
 
 
 def test_quality_of_another_measurement_is_not(tmp_path):
     keep(with_metrics(WHOLE, [("color", 0.5)]), tmp_path)
     less = with_metrics(of(2, limit=2), [])
     assert with_quality(less, tmp_path) == less
-    assert with_quality(WHOLE, tmp_path) == WHOLE  # results of a suite without quality
 
 
 ODD = [
@@ -456,7 +478,7 @@ def test_odd_parts_that_nobody_checked_are_left_out(tmp_path, odd):
 
 def test_a_measurement_s_name_is_of_what_determines_its_figures():
     every = [WHOLE, *LESS.values(), *NO_LESS.values()]
-    scopes = [Measured.of(results).scope for results in every]
+    scopes = [measured(results).scope for results in every]
     names = [scope.digest for scope in scopes if scope.is_finished]
     assert len({*names}) == len(names) == len(every) - 3
     for same in (
@@ -466,7 +488,7 @@ def test_a_measurement_s_name_is_of_what_determines_its_figures():
         of(suite="9"),
         of(seeds=[2, 1, 0]),
     ):
-        assert Measured.of(same).scope.digest == Measured.of(WHOLE).scope.digest
+        assert measured(same).scope.digest == measured(WHOLE).scope.digest
 
 
 def test_a_copy_of_the_folder_shows_the_same(tmp_path):

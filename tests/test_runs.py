@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 from extras import extra
 from planted import results as planted
-from planted import small
+from planted import small, write_results
 from reported import draw, margin, picture
 
 import analogy
 from analogy.images import from_png
-from analogy.recorded import RESULTS_NAME, RecordedError, write_results
+from analogy.results.model import RESULTS_NAME
+from analogy.results.reading import RecordedError
 from analogy.runs import load_run
 from analogy.store import RunFolder, StoreError
 

@@ -14,6 +14,7 @@ from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from injected import Injected
+from planted import write_results
 from reported import draw, picture
 from typer.testing import CliRunner
 
@@ -21,8 +22,8 @@ from analogy import baseline, cli
 from analogy.grid_metrics import Absent, Per, grid_metrics
 from analogy.models import shipped
 from analogy.quality import References
-from analogy.recorded import RESULTS_NAME, write_results
 from analogy.records import Cell, Estimate, RunConfig, Verdict
+from analogy.results.model import RESULTS_NAME
 
 jsonschema = extra("jsonschema")
 

@@ -9,8 +9,9 @@ import sqlite3
 import pytest
 from typer.testing import CliRunner
 
-from analogy import cli, recorded
+from analogy import cli
 from analogy.models import shipped
+from analogy.results.reading import read
 
 
 @pytest.fixture
@@ -71,10 +72,12 @@ def test_a_second_judge_scores_the_images_that_are_there(path, second):
 
     [file] = path.glob("results-*.json")
     assert file.name.startswith("results-second-sha256-")
-    found = recorded.read(file)
-    assert found.measurement.judge.startswith("second@sha256:")
-    assert found.subject.model == recorded.read(path).subject.model
-    assert {cell: row.n for cell, row in found.cells.items()} == dict.fromkeys(found.cells, 6)
+    found = read(file)
+    assert found.header.measurement.judge.startswith("second@sha256:")
+    assert found.header.subject.model == read(path).header.subject.model
+    assert [row.margin.n for row in found.analysis.cells.values()] == [6] * len(
+        found.analysis.cells
+    )
     assert run("verify", path).exit_code == 0
 
     again = run("score", path, "--clip-model", second, "--results", path / "named.json")

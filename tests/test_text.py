@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from analogy.analysis import analyse
-from analogy.ceiling import Ceiling
 from analogy.records import Cell, Pair, Verdict
 from analogy.report import text
+from analogy.results.model import Ceiling
 from analogy.text import display_width
 
 N = 12

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from planted import results, small
+from planted import results, small, write_results
 from verbs import verb
 
-from analogy import baseline, ceiling, lock, recorded
+from analogy import baseline, ceiling, lock
 from analogy.evaluation import Report
 from analogy.pairs import (
     COLUMNS,
@@ -34,7 +34,7 @@ from analogy.pairs import (
     WeakCategoryWarning,
     load_pairs,
 )
-from analogy.recorded import RecordedError, read, write_results
+from analogy.results.reading import RecordedError, from_json, read
 from analogy.strict_json import parse
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
@@ -256,7 +256,7 @@ def test_any_file_is_results_or_a_recorded_error(tmp_path_factory, data):
         found = read(file)
     except RecordedError as refused:
         error = str(refused)
-    assert found is None or found.cells
+    assert found is None or found.analysis.cells
     assert error.startswith(str(file))
     assert len(error) < 100_000
 
@@ -267,16 +267,16 @@ def test_any_baseline_is_compared_or_refused(tmp_path_factory, changes):
     """As the plugin does: read, held against a run; and as what an update would replace."""
     file = tmp_path_factory.getbasetemp() / "baseline.json"
     file.write_bytes(as_json(changed(changes)))
-    new = recorded.of(GOOD)
+    new = from_json(GOOD)
     with contextlib.suppress(RecordedError, baseline.NotComparableError):
         old = read(file)
-        baseline.measurement_differences(old, new)
-        baseline.subject_differences(old, new)
-        for cell in [*new.cells, None]:
-            baseline.known_not_to_succeed(old, cell, new.categories)
+        baseline.measurement_differences(old.header, new.header)
+        baseline.subject_differences(old.header, new.header)
+        for cell in [*new.analysis.cells, None]:
+            baseline.known_not_to_succeed(old, cell, new.header.categories)
         baseline.compare(old, new)
     with contextlib.suppress(RecordedError, baseline.BaselineError):
-        baseline.check_replaceable(file, new)
+        baseline.check_replaceable(file, new.header)
 
 
 # --- nesting, sizes and kinds that no reader expects

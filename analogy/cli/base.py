@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 import sys
 import traceback
@@ -19,10 +18,11 @@ import typer
 from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from analogy import files, kept, recorded
+from analogy import files, kept
 from analogy.errors import AnalogyError, ExitCode
 from analogy.options import OPTIONS, Option, parse_options, parse_path
 from analogy.request import OptionError
+from analogy.strict_json import encoded
 from analogy.text import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -251,11 +251,11 @@ def write(
             xml = ElementTree.tostring(report, "utf-8", xml_declaration=True) + b"\n"
             files.write_output(junit, xml)
         if json_file not in (None, "-"):
-            recorded.write_results(data, Path(str(json_file)))
+            files.write_output(Path(str(json_file)), encoded(data))
     except OSError as error:
         refuse(ExitCode.USAGE, f"expected files that can be written, got: {error}; name others")
     if json_file == "-":
-        show(json.dumps(data, indent=2, allow_nan=False) + "\n")
+        show(encoded(data).decode())
 
 
 def show_lines(lines: Iterable[str], json_file: str | None = None) -> None:

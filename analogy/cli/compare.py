@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analogy import recorded
 from analogy.cli.base import (
     LOOK,
     Json,
@@ -23,6 +22,7 @@ from analogy.cli.base import (
 from analogy.errors import ExitCode
 from analogy.options import parse_tolerance
 from analogy.request import TOLERANCE, OptionError
+from analogy.results.reading import read, read_file
 from analogy.text import printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def compare(
         most = parse_tolerance(tolerance)
     except OptionError as error:
         refuse(ExitCode.USAGE, f"--tolerance: {error}")
-    sides = recorded.read(old), recorded.read(new)
+    sides = read(old), read(new)
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
@@ -90,7 +90,7 @@ def baseline(
     """
     from analogy import baseline as baselines
 
-    baselines.write(recorded.load(run), output)
+    baselines.write(read_file(run), output)
     say_which(run)
     show_lines([f"baseline {output} written"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analogy import kept, recorded
+from analogy import kept
 from analogy.cli.base import (
     KEEP,
     Json,
@@ -25,6 +25,8 @@ from analogy.cli.base import (
 )
 from analogy.errors import AnalogyError, ExitCode
 from analogy.request import OptionError
+from analogy.results.reading import read
+from analogy.results.writing import to_json, write_results
 from analogy.text import analogy_command, is_printable
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def score(
             "--clip-model: expected a folder whose name has no control characters, got "
             f"{judge.fingerprint!r}; rename it"
         )
-    chosen = None if run == place else kept.Measured.of(recorded.load(run), run).results
+    chosen = None if run == place else read(run).header
     name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
     if results is None:  # a stranger's link may lead anywhere
         check_output(place / f"results-{name}.json", "--results", may_link=False)
@@ -159,11 +161,10 @@ def score(
         study.record(command.lora)
         analysis = study.analysis()
         outcome = kept.keep(study.results(analysis), place, name=f"results-{name}.json")
-        found = dict(outcome.results)
         scopes = {str(scope_of(each, is_finished=True)) for each in folder.commands()}
         file = results or place / f"results-{name}.json"
         if results is not None:
-            recorded.write_results(found, results)
+            write_results(outcome.results, results)
         elif outcome.why is not None or outcome.has_more:
             file = outcome.file
     except OSError as error:
@@ -180,7 +181,7 @@ def score(
         *outcome.lines(),
         f"results   {file}",
     ]
-    write(found, json)
+    write(to_json(outcome.results), json)
     show_lines(lines, json)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from analogy import kept, recorded
+from analogy import kept
 from analogy.cli.base import (
     LOOK,
     MAKE,
@@ -29,6 +29,8 @@ from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
 from analogy.request import OptionError, RunRequest
+from analogy.results.model import RESULTS_NAME
+from analogy.results.reading import RecordedError, read
 from analogy.steering.base import METHODS, Need
 from analogy.words import folded, has_word
 
@@ -239,13 +241,13 @@ def report(
         output = folder / _report_name(run)
         check_output(output, "-o", may_link=False)  # a stranger's link may lead anywhere
     try:
-        results = recorded.load(run)
-        old = None if baseline is None else recorded.read(baseline)
-        comparison = None if old is None else compare(old, recorded.of(results))
+        results = read(run)
+        this_run = replace(results, header=replace(results.header, path=None))
+        comparison = None if baseline is None else compare(read(baseline), this_run)
         write_report(results, output, folder=folder, comparison=comparison, full_images=full_images)
     except NotComparableError as error:
         refuse(ExitCode.NOT_COMPARABLE, error)
-    except (recorded.RecordedError, StoreError, OSError) as error:
+    except (RecordedError, StoreError, OSError) as error:
         refuse(ExitCode.USAGE, error)
     for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
         say_which(path)
@@ -254,7 +256,7 @@ def report(
 
 def _report_name(run: Path) -> str:
     """One for each results file of a run folder: none replaces the report of another."""
-    if run.is_dir() or run.name == recorded.RESULTS_NAME:
+    if run.is_dir() or run.name == RESULTS_NAME:
         return "report.html"
     if not (kept.folder_of(run) / "index.sqlite").is_file():
         return "report.html"

@@ -8,6 +8,7 @@ from analogy.cli.base import MAKE, Json, app, option, refuse, show_lines, with_o
 from analogy.errors import AnalogyError, ExitCode
 from analogy.options import parse_methods
 from analogy.request import OptionError, RunRequest
+from analogy.results.writing import header_to_json
 from analogy.steering.base import METHODS, Need
 
 METHODS_VERSION = 1
@@ -69,11 +70,11 @@ def methods(
             except AnalogyError as error:
                 refuse(fault_code(error), error)
         failures = study.failures(jobs)
-        header = study.header()
+        header = header_to_json(study.header())
     finally:
         study.close()
     config = study.config
-    settings = {name: value for name, value in header["config"].items() if name not in _OF_ONE}
+    settings = {name: value for name, value in config.to_dict().items() if name not in _OF_ONE}
     write(
         {
             **header,

@@ -29,6 +29,7 @@ def run(
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
+    from analogy.results.writing import to_json
     from analogy.sessions.running import fault_code, finish, run_cases
     from analogy.sessions.session import Session
     from analogy.sessions.summary import interrupted, summary
@@ -47,7 +48,7 @@ def run(
     finally:
         session.close()
         session.study.close()
-    write(results, json)
+    write(to_json(results), json)
     show_lines(lines, json)
     for message in ending.failed:
         say(message)

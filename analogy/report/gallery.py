@@ -7,16 +7,15 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
 
 from analogy.files import check_own, write_atomically
-from analogy.grid import TARGET_ALPHA, Grid, Job, Role, pairs_digest
+from analogy.grid import Grid, Job, Role, pairs_digest
 from analogy.images import Images, to_png
-from analogy.recorded import Recorded
-from analogy.records import Pair, RunConfig, is_imported
+from analogy.records import Pair, is_imported
+from analogy.results.model import Analysis, Results
 from analogy.store import RunFolder, StoreError
 
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
@@ -85,26 +84,15 @@ class Gallery:
         ]
 
 
-def gallery(
-    results: Mapping[str, Any],
-    recorded: Recorded,
-    controls: Sequence[Mapping[str, Any]],
-    targets: Sequence[Mapping[str, Any]],
-    folder: Path | None,
-    full_images: Path | None = None,
-) -> Gallery:
+def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
     """The gallery of results from their run folder, or of margins alone without one.
-
-    ``controls``, ``targets``: the results' rows of these that can be used.
 
     ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
     words are not known, because the folder has another file's, is shown without images, and so is
     every pair where there are more than `MOST_IMAGES`. An image that cannot be read is a problem of
     that image.
     """
-    items = _items([*controls, *results["cells"]])
-    at_target = [{**row, "alpha": TARGET_ALPHA} for row in targets]
-    ends = {pair: margins[TARGET_ALPHA] for pair, margins in _items(at_target).items()}
+    header, items, ends = results.header, _items(results.analysis), _target_items(results.analysis)
     if folder is None or not (folder / "index.sqlite").is_file():
         return Gallery(
             _bare(items, ends, {}), "No run folder: the pairs' margins without their images."
@@ -113,15 +101,15 @@ def gallery(
     try:
         known: dict[str, Pair] = {}
         for command in store.commands():
-            for category, digest in recorded.measurement.pairs.items():
+            for category, digest in header.measurement.pairs.items():
                 pairs = [pair for pair in command.pairs if pair.category == category]
                 if pairs_digest(pairs) == digest:
                     known |= {pair.id: pair for pair in pairs}
         try:
-            config = RunConfig.from_dict(results["config"])
+            config = header.config.run_config()
         except ValueError as error:
             return Gallery(_bare(items, ends, known), f"No images: {error}.")
-        subject = recorded.subject
+        subject = header.subject
         grid = Grid(config, subject.model, subject.scheduler, list(known.values()))
         jobs, own = grid.jobs(Role.UNSTEERED, Role.STEERED), grid.jobs(Role.TARGET)
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
@@ -134,7 +122,7 @@ def gallery(
             (job.pair, shot)
             for of, is_target in ((jobs, False), (own, True))
             for job, shot in _shots(
-                store, of, recorded.measurement.judge, full_images, is_target=is_target
+                store, of, header.measurement.judge, full_images, is_target=is_target
             )
         ]
         strips = _strips(shots, items, ends)
@@ -173,15 +161,23 @@ def data_uri(image: Images) -> tuple[str, int, int]:
     return f"data:image/{kind};base64,{text}", *picture.size
 
 
-def _items(
-    rows: Iterable[Mapping[str, Any]],
-) -> dict[tuple[str, str], dict[float, float]]:
+def _items(analysis: Analysis) -> dict[tuple[str, str], dict[float, float]]:
     """Category and pair id to the pair's margin at each alpha."""
     items: dict[tuple[str, str], dict[float, float]] = {}
-    for row in rows:
-        for pair, margin in row["items"].items():
-            items.setdefault((row["category"], pair), {})[float(row["alpha"])] = float(margin)
+    for figures in (*analysis.controls.values(), *analysis.cells.values()):
+        category, alpha = figures.cell
+        for pair, margin in figures.items.items():
+            items.setdefault((category, pair), {})[alpha] = margin
     return items
+
+
+def _target_items(analysis: Analysis) -> dict[tuple[str, str], float]:
+    """Category and pair id to the margin of the target prompt's own image."""
+    return {
+        (category, pair): margin
+        for category, figures in analysis.targets.items()
+        for pair, margin in figures.items.items()
+    }
 
 
 def _bare(

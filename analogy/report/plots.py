@@ -294,15 +294,3 @@ def short(name: str, most: int = 22) -> str:
     """A name that leaves a plot room for its figures."""
     name = printable(name)
     return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def row_of(label: str, figures: Mapping[str, Any]) -> Row:
-    """A row from an estimate as the results have it."""
-    mean, low, high = (number(figures.get(name)) for name in ("mean", "ci_low", "ci_high"))
-    return Row(label, mean, low, high, str(figures.get("verdict", "control")))
-
-
-def number(value: Any) -> float | None:
-    """A finite number of the results; None for what is none."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and np.isfinite(value) else None

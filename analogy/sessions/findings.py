@@ -9,13 +9,12 @@ from enum import Enum
 from typing import Any
 
 from analogy import baseline as baselines
-from analogy import recorded
 from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
-from analogy.quality import Mean
 from analogy.records import Cell, Estimate, Verdict
 from analogy.report import text
 from analogy.request import RunRequest
+from analogy.results.model import Mean
 from analogy.sessions.session import Session
 
 
@@ -137,14 +136,13 @@ def of_regression(session: Session, cell: Cell | None) -> Finding:
     if old is None:
         raise ValueError("of_regression: expected a session with a baseline, got none")
     if cell is None:
-        now = recorded.of(study.results())
-        change = baselines.compare_overall(old, now, tolerance=tolerance)
+        change = baselines.compare_overall(old, study.results(), tolerance=tolerance)
     else:
         change = baselines.compare_cell(
             old,
-            recorded.of_cell(study.cell(*cell).to_dict()),
+            study.cell(*cell),
             tolerance=tolerance,
-            comparisons=baselines.n_comparisons(recorded.of_header(study.header())),
+            comparisons=baselines.n_comparisons(study.header()),
         )
     session.changes[cell] = change
     outcome = CaseOutcome.PASSED

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from analogy import baseline as baselines
-from analogy import kept, recorded
+from analogy import kept
+from analogy.results.model import Results
+from analogy.results.writing import write_results
 from analogy.sessions.session import Session
 
 
-def write_outputs(session: Session, results: dict[str, Any], *, shows_results: bool = True) -> bool:
+def write_outputs(session: Session, results: Results, *, shows_results: bool = True) -> bool:
     """Write results, report and baseline as asked for. Returns whether all of them were written.
 
     ``shows_results``: whether the default results file is written if none was named.
@@ -21,9 +21,9 @@ def write_outputs(session: Session, results: dict[str, Any], *, shows_results: b
     """
     request = session.request
     session.kept = kept.keep(results, session.study.folder.path)
-    written = dict(session.kept.results)
+    written = session.kept.results
     if request.results is not None:  # the user's own word
-        recorded.write_results(written, session.results)
+        write_results(written, session.results)
     elif shows_results:
         session.stays = kept.put(written, session.results)
     if request.report is not None:
@@ -38,12 +38,11 @@ def write_outputs(session: Session, results: dict[str, Any], *, shows_results: b
     return True
 
 
-def _write_report(session: Session, results: Mapping[str, Any], path: Path) -> None:
+def _write_report(session: Session, results: Results, path: Path) -> None:
     from analogy.report.html import write_report  # jinja2 and matplotlib are an extra
 
     comparison = None
     if session.baseline is not None:
-        now = recorded.of(results)
         tolerance = session.request.tolerance
-        comparison = baselines.compare(session.baseline, now, tolerance=tolerance)
-    write_report(dict(results), path, folder=session.study.folder.path, comparison=comparison)
+        comparison = baselines.compare(session.baseline, results, tolerance=tolerance)
+    write_report(results, path, folder=session.study.folder.path, comparison=comparison)

@@ -48,7 +48,7 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
 def results_path(request: RunRequest) -> Path:
     """The file that was named with ``--results``, or the default one."""
-    from analogy.recorded import RESULTS_NAME
+    from analogy.results.model import RESULTS_NAME
 
     return Path(request.results or RESULTS_NAME)
 

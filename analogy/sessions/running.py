@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from analogy.analysis import Analysis
 from analogy.engine import Progress, no_progress
 from analogy.errors import AnalogyError, ExitCode
 from analogy.grid import Job
 from analogy.memory import memory_said
 from analogy.models import ModelError
+from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
 from analogy.sessions.findings import CaseOutcome, unmeasured
 from analogy.sessions.outputs import write_outputs
@@ -73,7 +72,7 @@ def run_cases(session: Session) -> Ending:
 
 def finish(
     session: Session, ending: Ending, *, shows_results: bool = True
-) -> tuple[Analysis, dict[str, Any]]:
+) -> tuple[Analysis, Results]:
     """Analyse what there is and write the files; returns the analysis and the results.
 
     ``shows_results``: whether the default results file in the current folder is written.

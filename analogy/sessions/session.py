@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from analogy import baseline as baselines
-from analogy import recorded
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
@@ -20,13 +19,14 @@ from analogy.models import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import OptionError, RunRequest
+from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.study import Study
 
 if TYPE_CHECKING:
     from analogy.baseline import Change
     from analogy.kept import Kept
-    from analogy.recorded import Recorded
+    from analogy.results.model import Results
 
 # What must be the shipped baseline's own before it is held against a run unasked.
 _OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
@@ -54,7 +54,7 @@ class Session:
         request: RunRequest,
         *,
         note: str,
-        baseline: Recorded | None = None,
+        baseline: Results | None = None,
         update: Path | None = None,
         is_strict: bool = False,
     ) -> None:
@@ -191,7 +191,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
     path = baselines.default_path(study.config.model)
     if request.baseline is not None:
         path = Path(request.baseline)
-    now = recorded.of_header(study.header())
+    now = study.header()
     if request.update_baseline:
         if path is None:
             raise OptionError(place="--update-baseline", expected="--baseline FILE to say where")
@@ -199,9 +199,9 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
         return Session(study, request, note=f"to be written to {path}", update=path)
     if path is None or (not is_named and not path.is_file()):
         return Session(study, request, note="none for this model", is_strict=is_strict)
-    old = recorded.read(path)
-    path = old.path or path  # of a run folder, the file that it shows
-    different = baselines.measurement_differences(old, now)
+    old = read(path)
+    path = old.header.path or path  # of a run folder, the file that it shows
+    different = baselines.measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
             f"--baseline {path}: expected results of the same measurement; "
@@ -209,7 +209,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
             "another baseline with --update-baseline"
         )
     if not is_named:  # nobody asked to compare two models or methods
-        different += baselines.subject_differences(old, now, of=_OWN_SUBJECT)
+        different += baselines.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
         note = f"{path}: not of this run, so not used ({'; '.join(different)})"
         return Session(study, request, note=note, is_strict=is_strict)

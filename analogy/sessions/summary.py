@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analogy import baseline as baselines
-from analogy import models, recorded
-from analogy.analysis import Analysis
+from analogy import models
 from analogy.models import shipped
 from analogy.pairs import named
 from analogy.report import text
+from analogy.results.model import Analysis
 from analogy.sessions.session import Session
 from analogy.study import Study
 
@@ -59,8 +59,7 @@ def _heading(session: Session) -> Iterator[str]:
         yield f"note      {study.folder.note}"
     yield f"baseline  {session.note}"
     if session.baseline is not None:
-        now = recorded.of_header(study.header())
-        different = baselines.subject_differences(session.baseline, now)
+        different = baselines.subject_differences(session.baseline.header, study.header())
         if different:
             yield f"differs   {'; '.join(different)}"
     yield from unread_lines(study)

@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from planted import results, small
+from planted import results, small, write_results
 
-from analogy import recorded
-from analogy.recorded import (
-    RecordedError,
-    load,
-    of,
-    of_cell,
-    of_header,
-    read,
-    write_results,
-)
-from analogy.records import Cell, Verdict
+from analogy.records import MARGIN_LIMIT, Cell, Verdict
+from analogy.results import reading
+from analogy.results.model import RESULTS_VERSION
+from analogy.results.reading import RecordedError, from_json, header_from_json, read
+from analogy.results.writing import provenance_to_json, to_json
 
 
 @pytest.fixture
@@ -45,89 +39,84 @@ def path(data, tmp_path):
 
 def test_what_is_read_is_what_was_written(data, path):
     found = read(path)
-    assert found.path == path
-    measurement = found.measurement
+    header = found.header
+    assert header.path == path
+    measurement = header.measurement
     assert measurement.judge == data["provenance"]["judge"]
     assert (measurement.size, measurement.seeds, measurement.limit) == (64, (0, 1, 2), None)
     assert (measurement.alphas, measurement.pairs) == ((0.5, 1.0), data["pairs"])
-    subject = found.subject
+    subject = header.subject
     assert (subject.model, subject.scheduler, subject.suite) == tuple(
         data["provenance"][name] for name in ("model", "scheduler", "suite")
     )
     assert (subject.method, subject.steps, subject.guidance) == ("word", 8, 4.0)
     assert (subject.dtype, subject.device, subject.commit) == ("float32", "cpu", "0" * 40)
     assert subject.packages == {"torch": "2.15.0", "numpy": "2.4.6"}
-    assert found.machine == data["provenance"]["machine"]
-    assert found.throughput == {"generate": 20.0, "score": 400.0}
-    assert found.overall_verdict is Verdict.SUCCESS
-    assert found.overall_mean == data["overall"]["mean"]
-    assert found.provenance == data["provenance"]
-    assert found.categories == ("color", "size")
-    assert list(found.cells) == [(c, a) for c in ("color", "size") for a in (0.5, 1.0)]
+    assert (found.throughput.generate, found.throughput.score) == (20.0, 400.0)
+    overall = found.analysis.overall.margin
+    assert (overall.verdict, overall.mean) == (Verdict.SUCCESS, data["overall"]["mean"])
+    assert header.config.values == data["config"]
+    unknown = {"python": None, "time": None}  # in these results
+    assert provenance_to_json(header.provenance) == {**data["provenance"], **unknown}
+    assert header.categories == ("color", "size")
+    assert list(found.analysis.cells) == [(c, a) for c in ("color", "size") for a in (0.5, 1.0)]
     for row in data["cells"]:
-        cell = found.cells[Cell(row["category"], row["alpha"])]
-        assert (cell.category, cell.alpha, cell.n) == (row["category"], row["alpha"], 12)
-        assert (cell.verdict, cell.mean, cell.items) == (row["verdict"], row["mean"], row["items"])
+        cell = found.analysis.cells[Cell(row["category"], row["alpha"])]
+        assert (cell.margin.n, cell.margin.verdict) == (12, row["verdict"])
+        assert (cell.margin.mean, cell.items) == (row["mean"], row["items"])
 
 
 def test_in_memory_is_the_same_but_for_its_path(data, path):
-    found = of(data)
-    assert found.path is None
-    assert found.cells == read(path).cells
-    assert found.measurement == read(path).measurement
+    found = from_json(data)
+    assert found.header.path is None
+    assert found == read(path)
 
 
 def test_a_run_folder_holds_its_latest(path):
-    assert read(path.parent).path == path
-    assert read(path.parent).cells == read(path).cells
+    assert read(path.parent).header.path == path
+    assert read(path.parent) == read(path)
 
 
 def test_the_order_of_seeds_and_alphas_is_none_of_a_mean(data):
     data["config"] |= {"seeds": [2, 0, 1], "alphas": [1, 0.5]}
     data["cells"].reverse()
-    found = of(data)
-    assert (found.measurement.seeds, found.measurement.alphas) == ((0, 1, 2), (0.5, 1.0))
-    assert next(iter(found.cells)) == ("color", 0.5)
+    found = from_json(data)
+    measurement = found.header.measurement
+    assert (measurement.seeds, measurement.alphas) == ((0, 1, 2), (0.5, 1.0))
+    assert next(iter(found.analysis.cells)) == ("color", 0.5)
 
 
 def test_an_incomplete_cell_has_what_is_complete_and_no_figures():
     margins = small()
     margins["color", 0.5][3:] = math.nan
-    found = of(results(margins))
-    cell = found.cells[Cell("color", 0.5)]
-    assert cell.verdict is Verdict.INCOMPLETE
-    assert (cell.n, len(cell.items)) == (12, 3)
-    assert math.isnan(cell.mean)
-    assert math.isnan(found.overall_mean)
+    found = from_json(results(margins))
+    cell = found.analysis.cells[Cell("color", 0.5)]
+    assert cell.margin.verdict is Verdict.INCOMPLETE
+    assert (cell.margin.n, len(cell.items)) == (12, 3)
+    assert math.isnan(cell.margin.mean)
+    assert math.isnan(found.analysis.overall.margin.mean)
 
 
 def test_a_study_s_results_are_read(make_study, fill):
     study = make_study()
     fill(study, lambda job: 0.1 + 0.01 * math.sin(sum(job.pair.id.encode())), study.jobs("color"))
-    if study.results()["schema_version"] != recorded.RESULTS_VERSION:
-        pytest.skip("the study writes an earlier schema")
-    found = of(study.results())
-    assert found.measurement.judge == study.judge.fingerprint
-    assert found.subject.model == study.grid.model
-    assert found.cells[Cell("color", 0.5)].verdict is Verdict.SUCCESS
-    assert found.cells[Cell("object", 0.5)].verdict is Verdict.INCOMPLETE
+    data = to_json(study.results())
+    assert data["schema_version"] == RESULTS_VERSION
+    found = from_json(data)
+    assert found.header.measurement.judge == study.judge.fingerprint
+    assert found.header.subject.model == study.grid.model
+    cells = found.analysis.cells
+    assert cells[Cell("color", 0.5)].margin.verdict is Verdict.SUCCESS
+    assert cells[Cell("object", 0.5)].margin.verdict is Verdict.INCOMPLETE
 
 
 def test_a_header_is_what_is_known_before_there_are_figures(data):
     only = {name: data[name] for name in ("schema_version", "config", "provenance", "pairs")}
-    header, found = of_header(only), of(data)
-    for name in ("path", "measurement", "subject", "machine", "provenance", "categories"):
-        assert getattr(header, name) == getattr(found, name)
+    assert header_from_json(only) == from_json(data).header
     with pytest.raises(RecordedError, match="overall: expected a value, got none"):
-        of(only)
+        from_json(only)
     with pytest.raises(RecordedError, match="expected schema version 2, got 1"):
-        of_header({**only, "schema_version": 1})
-
-
-def test_a_row_is_a_cell(data):
-    assert of_cell(data["cells"][1]) == of(data).cells[Cell("color", 1.0)]
-    with pytest.raises(RecordedError, match=r"cell\.n: expected an integer"):
-        of_cell({**data["cells"][1], "n": 0})
+        header_from_json({**only, "schema_version": 1})
 
 
 # --- writing
@@ -139,7 +128,7 @@ def test_writing_replaces_whole_files_only(data, path):
         write_results({**data, "extra": math.nan}, path)
     assert path.read_bytes() == before
     write_results({**data, "extra": 1}, path)
-    assert load(path)["extra"] == 1
+    assert json.loads(path.read_text())["extra"] == 1
     assert os.listdir(path.parent) == [path.name]
 
 
@@ -195,17 +184,17 @@ def test_a_file_that_may_not_be_read_is_said(path, monkeypatch):
 def test_a_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     large = tmp_path / "large.json"
     with open(large, "wb") as file:
-        file.truncate(recorded.MAX_FILE_BYTES + 1)
+        file.truncate(reading.MAX_FILE_BYTES + 1)
     monkeypatch.setattr("builtins.open", pytest.fail)
     with pytest.raises(RecordedError, match="at most 64,000,000 bytes"):
         read(large)
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(path, monkeypatch):
-    monkeypatch.setattr(recorded, "_file_of", lambda path: path)
-    monkeypatch.setattr(recorded, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(reading, "_file_of", lambda path: path)
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
     with pytest.raises(RecordedError, match="at most 100 bytes"):
-        load(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -229,18 +218,18 @@ def test_what_is_no_strict_json_is_refused(tmp_path, content):
 
 def test_an_earlier_file_says_how_to_write_it_anew(data):
     with pytest.raises(RecordedError, match=r"version 2, got 1; .*earlier suite.*--update-base"):
-        of({**data, "schema_version": 1})
+        from_json({**data, "schema_version": 1})
 
 
 def test_a_later_file_says_to_update(data):
     with pytest.raises(RecordedError, match="got 3; it was written by a later suite: update"):
-        of({**data, "schema_version": 3})
+        from_json({**data, "schema_version": 3})
 
 
 @pytest.mark.parametrize("version", [None, True, "2", 2.5, [2], -1, 0])
 def test_another_version_is_none(data, version):
     with pytest.raises(RecordedError, match="expected schema version 2, got"):
-        of({**data, "schema_version": version})
+        from_json({**data, "schema_version": version})
 
 
 def broken(place, value):
@@ -307,37 +296,37 @@ WRONG = [
 
 @pytest.mark.parametrize("change", [*MISSING, *WRONG])
 def test_damage_is_refused_in_memory(data, change):
-    of(data)
+    from_json(data)
     changed = copy.deepcopy(data)
     change(changed)
     with pytest.raises(RecordedError, match=r"expected .*got"):
-        of(changed)
+        from_json(changed)
 
 
 def test_cells_of_a_category_are_of_the_same_pairs(data):
     items = data["cells"][0]["items"]
     items["other"] = items.pop("color-00")
     with pytest.raises(RecordedError, match="the same pairs at every alpha, got others in color"):
-        of(data)
+        from_json(data)
 
 
 def test_a_pair_is_in_one_category(data):
     for cell in data["cells"]:
         cell["items"] = {name[-2:]: margin for name, margin in cell["items"].items()}
     with pytest.raises(RecordedError, match="a pair in one category"):
-        of(data)
+        from_json(data)
 
 
 def test_a_cell_twice_is_refused(data):
     data["cells"].append(data["cells"][0])
     with pytest.raises(RecordedError, match=r"cells\[4\]: .* got another color at alpha 0\.5"):
-        of(data)
+        from_json(data)
 
 
 def test_a_cell_that_is_not_there_is_named(data):
     del data["cells"][1]
     with pytest.raises(RecordedError, match="got none of color at alpha 1;"):
-        of(data)
+        from_json(data)
 
 
 def test_an_error_names_the_file_the_place_and_what_to_do(data, path):
@@ -353,15 +342,15 @@ def test_an_error_names_the_file_the_place_and_what_to_do(data, path):
 
 def test_numpy_s_floats_are_numbers_and_its_arrays_are_none(data):
     data["cells"][0]["mean"] = np.float64(data["cells"][0]["mean"])
-    of(data)
+    from_json(data)
     data["cells"][0]["items"] = np.zeros(12)
     with pytest.raises(RecordedError, match=r"items: expected an object"):
-        of(data)
+        from_json(data)
 
 
 def test_names_in_any_script_are_names(data):
     text = json.dumps(data, ensure_ascii=False).replace("color", "farbe größer 色")
-    assert of(json.loads(text)).categories == ("farbe größer 色", "size")
+    assert from_json(json.loads(text)).header.categories == ("farbe größer 色", "size")
 
 
 scalars = (
@@ -410,12 +399,12 @@ def test_whatever_stands_at_any_place_there_is_no_other_error(changes):
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took the place away
     try:
-        found = of(data)
+        found = from_json(data)
     except RecordedError:
         return
-    for cell in found.cells.values():
-        assert all(abs(margin) <= recorded.MARGIN_LIMIT for margin in cell.items.values())
-        assert (cell.verdict is Verdict.INCOMPLETE) == math.isnan(cell.mean)
+    for cell in found.analysis.cells.values():
+        assert all(abs(margin) <= MARGIN_LIMIT for margin in cell.items.values())
+        assert (cell.margin.verdict is Verdict.INCOMPLETE) == math.isnan(cell.margin.mean)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,174 @@
+"""The report's prose: the answer to the suite's question, and what a run supports."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from analogy.records import SIGNIFICANCE, Verdict
+from analogy.report.numbers import (
+    counted,
+    interval,
+    listed,
+    number,
+    p_value,
+    percent,
+    signed,
+    verdict_name,
+    words,
+)
+from analogy.results.model import Header, Results
+
+ANSWERS = {
+    Verdict.SUCCESS: "Yes: over all categories and strengths, the images are closer to the target "
+    "than to the source.",
+    Verdict.FAILURE: "No: over all categories and strengths, the images are still closer to the "
+    "source than to the target.",
+    Verdict.INCONCLUSIVE: "Open: over all categories and strengths, these pairs do not tell "
+    "whether the images are closer to the target or to the source.",
+    Verdict.TOO_FEW: "Not decided: 5 pairs or fewer decide nothing.",
+    Verdict.INCOMPLETE: "Not finished: images are missing, so nothing is said of the whole.",
+    Verdict.BLIND: "Nothing can be said: the judge does not see the true change.",
+}
+
+
+def answer(results: Results) -> str:
+    """The answer to the suite's question in a sentence, and whether it holds in every cell."""
+    said = ANSWERS[results.analysis.overall.margin.verdict or Verdict.INCOMPLETE]
+    if {Verdict.SUCCESS, Verdict.FAILURE} <= _verdicts(results):
+        said += " It depends on category and strength: some cells succeed, some fail."
+    return said
+
+
+def facts(results: Results) -> list[str]:
+    """The sentences below the answer: the figures that it rests on."""
+    said = [_scope(results)]
+    analysis = results.analysis
+    overall, gain = analysis.overall.margin, analysis.overall.gain
+    if number(overall.mean) is not None:
+        said.append(
+            f"Mean margin {signed(overall.mean)}, 95% interval {interval(overall)}, one-sided p "
+            f"{p_value(overall.p)}; {percent(overall.success_rate)} of "
+            f"{counted(overall.n_items, 'item')} lie above 0."
+        )
+    if gain is not None and number(gain.mean) is not None:
+        said.append(
+            "Against the unsteered images of the same pairs and seeds (alpha 0), steering moved "
+            f"the margin by {signed(gain.mean)} {interval(gain)}."
+        )
+    by_alpha = [
+        f"{signed(pool.margin.mean)} at alpha {alpha:g} "
+        f"({words(verdict_name(pool.margin.verdict))})"
+        for alpha, pool in analysis.alphas.items()
+    ]
+    if len(by_alpha) > 1:
+        said.append(f"By strength: {listed(by_alpha)}.")
+    said.append(_verdict_counts(results))
+    decided = [cell for cell in analysis.cells.values() if number(cell.margin.mean) is not None]
+    if len(decided) > 1:
+        best = max(decided, key=lambda cell: cell.margin.mean)
+        worst = min(decided, key=lambda cell: cell.margin.mean)
+        said.append(
+            f"Best: {best.cell} ({signed(best.margin.mean)}). "
+            f"Worst: {worst.cell} ({signed(worst.margin.mean)})."
+        )
+    return said
+
+
+def _scope(results: Results) -> str:
+    """What was measured, of how many pairs."""
+    header = results.header
+    measurement, subject = header.measurement, header.subject
+    alphas = listed(f"{alpha:g}" for alpha in measurement.alphas)
+    one_each = {cell.category: f.margin.n for cell, f in results.analysis.cells.items()}
+    names = header.categories
+    of = listed(names) if len(names) <= 10 else f"{len(names)} categories"
+    return (
+        f"{counted(sum(one_each.values()), 'pair')} ({of}), steered by the method "
+        f"{subject.method} at alpha {alphas}, {counted(len(measurement.seeds), 'seed')} each. "
+        f"Model: {subject.model.partition('@')[0]}. Judge: {measurement.judge.partition('@')[0]}."
+    )
+
+
+def _verdict_counts(results: Results) -> str:
+    cells = results.analysis.cells.values()
+    counts = Counter(verdict_name(cell.margin.verdict) for cell in cells)
+    adjusted = [
+        cell.margin.verdict is Verdict.SUCCESS and cell.p_holm < SIGNIFICANCE
+        for cell in cells
+        if number(cell.p_holm) is not None
+    ]
+    holm = f" After Holm's correction for testing {len(adjusted)}, success in {sum(adjusted)}."
+    return (
+        f"Of {counted(len(cells), 'cell')} (category and strength): "
+        + listed(f"{words(name)} in {count}" for name, count in counts.most_common())
+        + "."
+        + (holm if adjusted else "")
+    )
+
+
+def may_conclude(results: Results) -> list[str]:
+    """What the run supports."""
+    has_findings = bool(_verdicts(results) & {Verdict.SUCCESS, Verdict.FAILURE})
+    said = []
+    if _is_embedded(results.header):
+        said.append(
+            "That the machinery works, from prompts to verdicts, and whether a change to the suite "
+            "or its libraries moved the figures."
+        )
+    elif has_findings:
+        said.append(
+            f"For {results.header.subject.model} with these settings and this judge, and for pairs "
+            "like these: what each cell that succeeds or fails says."
+        )
+    else:
+        said.append("Nothing about the method yet: no cell succeeds or fails.")
+    if has_findings:
+        said.append(
+            "One cell named beforehand is judged by its own p; a sentence about several cells, or "
+            "about the best of them, by Holm's."
+        )
+    return said
+
+
+def may_not_conclude(results: Results) -> list[str]:
+    """What the run does not support, the more important first."""
+    verdicts, limit = _verdicts(results), results.header.measurement.limit
+    said = []
+    if _is_embedded(results.header):
+        said.append(
+            "Anything about SSD-1B or another model: these images come from the small model that "
+            "is part of the suite, trained on drawings."
+        )
+    elif results.header.config.text("clip_model") == "embedded":
+        said.append(
+            "Much about photographs: the judge is the small one that is part of the suite, trained "
+            "on drawings."
+        )
+    if limit is not None:
+        said.append(
+            f"What the whole set of pairs says: only the first {limit} of each category were "
+            "measured."
+        )
+    if Verdict.INCOMPLETE in verdicts:
+        said.append("Anything about incomplete cells: images are missing there.")
+    if Verdict.BLIND in verdicts:
+        said.append("Anything about blind cells: the judge does not see the true change there.")
+    if Verdict.INCONCLUSIVE in verdicts:
+        said.append(
+            "That steering does nothing in an inconclusive cell: the pairs are too few to tell."
+        )
+    said.append(
+        "That people would agree: a margin is what one CLIP model sees. Look at the images below."
+    )
+    said.append(
+        "That the rest of the image was kept: the margin does not ask. See gain and preservation."
+    )
+    return said
+
+
+def _verdicts(results: Results) -> set[Verdict | None]:
+    return {cell.margin.verdict for cell in results.analysis.cells.values()}
+
+
+def _is_embedded(header: Header) -> bool:
+    return header.config.model == "embedded"

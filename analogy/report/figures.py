@@ -1,0 +1,200 @@
+"""What the plots of a run draw, as the page and the notebook have them: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analogy.baseline import Comparison
+from analogy.grid_metrics import shown_metrics
+from analogy.records import SIGNIFICANCE, Cell, Estimate, Verdict
+from analogy.report.numbers import interval, number, symbol, verdict_name
+from analogy.report.plots import Row, short
+from analogy.results.model import Analysis, Ceiling, CellFigures, Results
+
+# --- category x alpha
+
+
+@dataclass(frozen=True, slots=True)
+class HeatCell:
+    """An entry of the heat map.
+
+    ``verdict``: as in `numbers.SYMBOLS`. ``is_raw``: a success that does not survive Holm's
+    correction. ``strength``: of the colour, in percent. ``interval``: of the mean, as text.
+    """
+
+    mean: float | None
+    verdict: str
+    is_raw: bool
+    strength: int
+    interval: str
+
+    @property
+    def side(self) -> str:
+        """``pos`` above 0, else ``neg``; ``none`` without a mean."""
+        if self.mean is None:
+            return "none"
+        return "pos" if self.mean > 0 else "neg"
+
+    @property
+    def mark(self) -> str:
+        """What stands for the verdict."""
+        return f"({symbol(self.verdict)})" if self.is_raw else symbol(self.verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class HeatRow:
+    """A category at the control, at each alpha, and over all of them; or all categories."""
+
+    name: str
+    cells: Sequence[HeatCell]
+
+
+def verdict_map(results: Results) -> list[HeatRow]:
+    """The heat map: a row per category, and one for all of them together.
+
+    ``strength``: |margin| as a share of the largest, in percent of the strongest colour.
+    """
+    analysis, alphas = results.analysis, results.header.measurement.alphas
+    figures = [*analysis.cells.values(), *analysis.controls.values()]
+    means = [abs(mean) for one in figures if (mean := number(one.margin.mean)) is not None]
+    most = max(means, default=0.0) or 1.0
+
+    def entry(margin: Estimate | None, p_holm: float = 0.0) -> HeatCell:
+        mean = None if margin is None else number(margin.mean)
+        verdict = None if margin is None else margin.verdict
+        return HeatCell(
+            mean=mean,
+            verdict=verdict_name(verdict),
+            is_raw=verdict is Verdict.SUCCESS and p_holm >= SIGNIFICANCE,
+            strength=0 if mean is None else round(min(abs(mean) / most, 1.0) * 60),
+            interval="" if margin is None else interval(margin),
+        )
+
+    made = []
+    for name in results.header.categories:
+        control, pool = analysis.controls.get(name), analysis.categories.get(name)
+        own = [analysis.cells[Cell(name, alpha)] for alpha in alphas]
+        cells = [
+            entry(None if control is None else control.margin),
+            *(entry(one.margin, one.p_holm) for one in own),
+            entry(None if pool is None else pool.margin),
+        ]
+        made.append(HeatRow(name, cells))
+    pools = [analysis.alphas.get(alpha) for alpha in alphas]
+    whole = [entry(None), *(entry(None if one is None else one.margin) for one in pools)]
+    made.append(HeatRow("all", [*whole, entry(analysis.overall.margin)]))
+    return made
+
+
+# --- intervals
+
+
+def row_of(label: str, figures: Estimate | None) -> Row:
+    """A row of an estimate, without figures where there is none."""
+    if figures is None:
+        return Row(label, None, None, None, verdict_name(None))
+    low, high = number(figures.ci_low), number(figures.ci_high)
+    return Row(label, number(figures.mean), low, high, verdict_name(figures.verdict))
+
+
+def forest_rows(analysis: Analysis, name: str) -> list[Row]:
+    """The ``margin`` or the ``gain`` of every cell, as `plots.forest` takes them."""
+    return [
+        row_of(
+            f"{short(cell.category)} {cell.alpha:g}",
+            figures.margin if name == "margin" else figures.gain,
+        )
+        for cell, figures in analysis.cells.items()
+    ]
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """The difference of every cell, and of all together, from the baseline."""
+    rows = []
+    for change in comparison.all_changes:
+        name = "overall"
+        if change.category is not None:
+            name = f"{short(change.category)} {change.alpha:g}"
+        low, high = number(change.ci_low), number(change.ci_high)
+        rows.append(Row(name, number(change.difference), low, high, str(change.outcome)))
+    return rows
+
+
+# --- dose and response
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """A category at each alpha, ascending, the control among them.
+
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: the estimates.
+    ``ceiling``, ``share``, ``target_share``: as of the cell at the last alpha.
+    """
+
+    alphas: Sequence[float]
+    margins: NDArray[np.float64]
+    rows: Sequence[Row]
+    ceiling: Ceiling | None
+    share: float | None
+    target_share: float | None
+
+    @property
+    def ceiling_mean(self) -> float | None:
+        """The ceiling's mean margin, None where there is none."""
+        return None if self.ceiling is None else number(self.ceiling.mean)
+
+
+def responses(analysis: Analysis, category: str) -> Responses:
+    """What `plots.dose_response` and `plots.distribution` draw of a category."""
+    figures = [one for cell, one in analysis.cells.items() if cell.category == category]
+    if category in analysis.controls:
+        figures.append(analysis.controls[category])
+    figures.sort(key=lambda one: one.cell.alpha)
+    last = figures[-1]
+    return Responses(
+        alphas=[one.cell.alpha for one in figures],
+        margins=_margins(figures),
+        rows=[row_of(f"{one.cell.alpha:g}", one.margin) for one in figures],
+        ceiling=last.ceiling,
+        share=last.share,
+        target_share=last.target_share,
+    )
+
+
+def _margins(figures: Sequence[CellFigures]) -> NDArray[np.float64]:
+    """Items as ``(pairs, alphas)``, NaN where one is missing."""
+    pairs = list(dict.fromkeys(pair for one in figures for pair in one.items))
+    values = [[one.items.get(pair) for one in figures] for pair in pairs]
+    return np.array(values, dtype=float).reshape(len(pairs), len(figures))
+
+
+# --- preservation
+
+
+def preservation(results: Results) -> dict[str, str]:
+    """What the trade-off is drawn against: names of metrics, and the labels of their axes."""
+    shown = shown_metrics(results.quality.metrics)
+    return {metric.name: metric.axis for metric in shown if metric.unchanged is not None}
+
+
+def trade_off_series(
+    results: Results, metric: str
+) -> Mapping[str, Sequence[tuple[float, float, float]]]:
+    """What `plots.trade_off` draws: of each category (preservation, gain, alpha), where measured.
+
+    ``metric``: the name of a metric of quality.
+    """
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    measured = sorted(results.quality.cells.items(), key=lambda one: one[0].alpha)
+    for cell, metrics in measured:
+        figures = results.analysis.cells.get(cell)
+        if metric not in metrics or figures is None or figures.gain is None:
+            continue
+        kept, gain = number(metrics[metric].mean), number(figures.gain.mean)
+        if kept is not None and gain is not None:
+            series.setdefault(cell.category, []).append((kept, gain, cell.alpha))
+    return series

@@ -1,0 +1,92 @@
+"""How the report writes numbers, verdicts and lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+from analogy.records import Verdict
+
+#: What stands for a verdict where there is no room for its word.
+SYMBOLS = {
+    "success": "✓", "failure": "✗", "inconclusive": "?", "too_few": "<6", "incomplete": "…",
+    "blind": "∅", "control": "",
+}  # fmt: skip
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+
+class WithInterval(Protocol):
+    """Figures that have an interval."""
+
+    @property
+    def ci_low(self) -> float:
+        """Its lower end, NaN if there is none."""
+
+    @property
+    def ci_high(self) -> float:
+        """Its upper end."""
+
+
+def number(value: float | None) -> float | None:
+    """A finite number; None for NaN, an infinity and None."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A margin or another signed figure; a dash where there is none."""
+    found = number(value)
+    return DASH if found is None else f"{found:+.{digits}f}".replace("-", MINUS)
+
+
+def percent(value: float | None) -> str:
+    """A share in percent."""
+    found = number(value)
+    return DASH if found is None else f"{found:.0%}".replace("-", MINUS)
+
+
+def significant(value: float | None) -> str:
+    """A figure to three significant digits."""
+    found = number(value)
+    return DASH if found is None else f"{found:.3g}".replace("-", MINUS)
+
+
+def p_value(value: float | None) -> str:
+    """The p of a test."""
+    found = number(value)
+    return DASH if found is None else f"{found:.3g}"
+
+
+def interval(figures: WithInterval, digits: int = 3) -> str:
+    """An interval's ends."""
+    if number(figures.ci_low) is None or number(figures.ci_high) is None:
+        return DASH
+    return f"[{signed(figures.ci_low, digits)}, {signed(figures.ci_high, digits)}]"
+
+
+def verdict_name(verdict: Verdict | None) -> str:
+    """A verdict as in `SYMBOLS`; ``control`` where nothing is claimed."""
+    return "control" if verdict is None else verdict.value
+
+
+def symbol(verdict: str) -> str:
+    """What stands for a verdict."""
+    return SYMBOLS.get(verdict, verdict)
+
+
+def words(name: str) -> str:
+    """A verdict or an outcome as words."""
+    return name.replace("_", " ")
+
+
+def counted(count: int, one: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
+def listed(values: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = values
+    return f"{', '.join(most)} and {last}" if most else last

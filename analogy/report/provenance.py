@@ -1,0 +1,69 @@
+"""What produced a run's figures, and the command that repeats it, as the page says them."""
+
+from __future__ import annotations
+
+from analogy.options import OPTIONS, csv_list
+from analogy.records import IMPORTED, is_imported
+from analogy.results.model import Header, Results, Settings
+from analogy.text import analogy_command, command_line
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """What produced the figures, as names and values."""
+    header = results.header
+    config, subject, found = header.config, header.subject, header.provenance
+    return [
+        ("model", f"{config.text('model')}: {subject.model}"),
+        ("judge", f"{config.text('clip_model') or ''}: {found.judge}"),
+        ("method", subject.method),
+        (
+            "sampling",
+            f"{subject.steps} steps, guidance {subject.guidance:g}, {subject.scheduler}, "
+            f"{header.measurement.size} px, {subject.dtype} on {subject.device}",
+        ),
+        ("suite", subject.suite),
+        ("commit", subject.commit or "not known"),
+        ("python", found.python or "not known"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in found.packages.items())),
+        ("machine", ", ".join(f"{name}: {value}" for name, value in found.machine.items())),
+        ("time", found.time or "not known"),
+        ("generated", _rate(results.throughput.generate)),
+        ("scored", _rate(results.throughput.score)),
+    ]
+
+
+def _rate(rate: float | None) -> str:
+    return "not timed" if rate is None else f"{rate:.1f} images/s"
+
+
+def commands(header: Header) -> list[str]:
+    """What gives the results again: a run; or of imported images an import and a score, with RUN
+    and MANIFEST where the results do not know the user's paths.
+    """
+    config, model = header.config, header.subject.model
+    if not is_imported(model):
+        return [command(config)]
+    name = model.partition(IMPORTED)[0]
+    judge = [f"--clip-model={config.text('clip_model')}"]
+    weights = config.text("clip_pretrained")
+    if weights is not None:
+        judge.append(f"--clip-pretrained={weights}")
+    of_images = [f"--model-name={name}", f"--pairs={config.text('pairs')}"]
+    return [
+        analogy_command("import", "RUN", "MANIFEST", *of_images, *judge),
+        analogy_command("score", "RUN", *judge),
+    ]
+
+
+def command(config: Settings) -> str:
+    """The command that repeats a run, with every setting that was resolved."""
+    values = {**config.values, "model": config.model, "lora": config.lora}
+    words = ["pytest", "benchmarks"]
+    for option in OPTIONS:
+        value = values.get(option.name.removeprefix("analogy_"))
+        if value is None or value is False:
+            continue
+        if isinstance(value, (list, tuple)):
+            value = csv_list(map(str, value))
+        words.append(option.flag if value is True else f"{option.flag}={value}")
+    return command_line(*words)

@@ -1,0 +1,230 @@
+"""The report's tables: every figure of a run, to be sorted and saved as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from analogy.baseline import Comparison
+from analogy.grid_metrics import shown_metrics
+from analogy.records import Estimate
+from analogy.report.gallery import Gallery
+from analogy.report.numbers import (
+    number,
+    p_value,
+    percent,
+    signed,
+    significant,
+    verdict_name,
+    words,
+)
+from analogy.results.model import CellFigures, Pool, Results
+from analogy.steering.base import TARGET_METHOD
+
+_FIGURES = ("margin", "low", "high", "p", "above 0")
+_GAIN = ("gain", "gain low", "gain high")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A table's entry: what is shown, and what it is sorted and exported by."""
+
+    text: str
+    sort: float | str | None
+    href: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that the page can sort and save as CSV; ``name`` is its id and file name."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+
+
+def tables(results: Results, images: Gallery, comparison: Comparison | None) -> list[Table]:
+    """Every figure of the run, as tables that have any rows."""
+    made = [
+        _cells(results),
+        _pools(results),
+        *([] if comparison is None else [_comparison(comparison)]),
+        _targets(results),
+        _quality(results),
+        _distances(results),
+        _pairs(results, images),
+        _failures(results, images),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _cells(results: Results) -> Table:
+    analysis = results.analysis
+    order = {name: i for i, name in enumerate(results.header.categories)}
+    figures = [*analysis.controls.values(), *analysis.cells.values()]
+    figures.sort(key=lambda one: (order[one.cell.category], one.cell.alpha))
+    has_null = any(one.null is not None for one in figures)
+    rows = [
+        [
+            _text(one.cell.category), _alpha(one.cell.alpha), _count(one.margin.n),
+            *_estimate(one.margin), _value(one.p_holm, p_value), *_gain(one.gain),
+            *(_null(one) if has_null else ()),
+            _value(one.share, percent),
+            *([_value(one.target_share, percent)] if analysis.targets else ()),
+            _text(words(verdict_name(one.margin.verdict))),
+        ]
+        for one in figures
+    ]  # fmt: skip
+    columns = [
+        "category", "alpha", "pairs", *_FIGURES, "Holm's p", *_GAIN,
+        *(("random", "over random") if has_null else ()), "of ceiling",
+        *(["of target"] if analysis.targets else ()), "verdict",
+    ]  # fmt: skip
+    return Table("cells", "Cells", columns, rows)
+
+
+def _null(figures: CellFigures) -> list[Value]:
+    null = figures.null
+    means = (None, None) if null is None else (null.margin.mean, null.advantage.mean)
+    return [_value(mean, signed) for mean in means]
+
+
+def _pools(results: Results) -> Table:
+    analysis = results.analysis
+    pools: list[tuple[str, Pool]] = [
+        *analysis.categories.items(),
+        *((f"alpha {alpha:g}", pool) for alpha, pool in analysis.alphas.items()),
+        ("overall", analysis.overall),
+    ]
+    rows = [
+        [
+            _text(name), _count(pool.margin.n), *_estimate(pool.margin), *_gain(pool.gain),
+            _value(None if pool.trend is None else pool.trend.slope, signed),
+            _text(words(verdict_name(pool.margin.verdict))),
+        ]
+        for name, pool in pools
+    ]  # fmt: skip
+    return Table("pools", "Pools", ["pool", "pairs", *_FIGURES, *_GAIN, "slope", "verdict"], rows)
+
+
+def _targets(results: Results) -> Table:
+    rows = [
+        [_text(category), _count(one.margin.n), *_estimate(one.margin), _value(one.share, percent)]
+        for category, one in results.analysis.targets.items()
+    ]
+    columns = ["category", "pairs", *_FIGURES, "of ceiling"]
+    return Table("targets", "Target prompts' own images", columns, rows)
+
+
+def _quality(results: Results) -> Table:
+    cells = results.quality.cells
+    shown = [
+        metric for metric in shown_metrics(results.quality.metrics)
+        if any(metric.name in of for of in cells.values())
+    ]  # fmt: skip
+    names = [metric.name for metric in shown]
+    rows = [
+        [
+            _text(cell.category), _alpha(cell.alpha),
+            *(_value(of[name].mean if name in of else None, significant) for name in names),
+        ]
+        for cell, of in cells.items()
+    ]  # fmt: skip
+    columns = ["category", "alpha", *(metric.long_title for metric in shown)]
+    return Table("quality", "Quality", columns, rows)
+
+
+def _distances(results: Results) -> Table:
+    rows = [
+        [_alpha(alpha), _text(one.name), _value(one.value, significant), _count(one.n)]
+        for alpha, of in results.quality.alphas.items()
+        for one in of.values()
+    ]
+    columns = ["alpha", "metric", "value", "images"]
+    return Table("distance", "Distance from reference images", columns, rows)
+
+
+def _pairs(results: Results, images: Gallery) -> Table:
+    has_targets = bool(results.analysis.targets)
+    alphas = sorted({alpha for strip in images.strips for alpha in strip.items})
+    rows = [
+        [
+            Value(strip.pair.id, strip.pair.id, f"#{strip.anchor}"), _text(strip.pair.category),
+            _text(strip.pair.source_word), _text(strip.pair.target_word),
+            *(_value(strip.items.get(alpha), signed) for alpha in alphas),
+            *([_value(strip.target, signed)] if has_targets else ()),
+        ]
+        for strip in images.strips
+    ]  # fmt: skip
+    columns = [
+        "pair", "category", "source", "target", *(f"alpha {alpha:g}" for alpha in alphas),
+        *(["target prompt"] if has_targets else ()),
+    ]  # fmt: skip
+    return Table("pairs", "Pairs", columns, rows)
+
+
+def _failures(results: Results, images: Gallery) -> Table:
+    """Images that failed when they were made, and those that cannot be shown now."""
+    found = {
+        (one.pair_id, one.category, one.method or "", one.alpha, one.seed): one.reason
+        for one in results.failures
+    }
+    for strip, shot in images.problems:
+        method = results.header.subject.method if shot.alpha else ""
+        method = TARGET_METHOD if shot.is_target else method
+        found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
+    hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}
+    rows = [
+        [
+            Value(pair, pair, hrefs.get(pair, "")), _text(category), _text(method), _alpha(alpha),
+            _count(seed), _text(reason),
+        ]
+        for (pair, category, method, alpha, seed), reason in found.items()
+    ]  # fmt: skip
+    columns = ["pair", "category", "method", "alpha", "seed", "reason"]
+    return Table("failures", "Images that are no picture", columns, rows)
+
+
+def _comparison(comparison: Comparison) -> Table:
+    rows = [
+        [
+            _text(change.name), _count(change.n), _value(change.old, signed),
+            _value(change.new, signed), _value(change.difference, signed),
+            _value(change.ci_low, signed), _value(change.ci_high, signed),
+            _text(words(change.outcome)),
+        ]
+        for change in comparison.all_changes
+    ]  # fmt: skip
+    columns = ["cell", "pairs", "baseline", "this run", "difference", "low", "high", "outcome"]
+    return Table("baseline", "Against the baseline", columns, rows)
+
+
+def _estimate(figures: Estimate) -> list[Value]:
+    return [
+        _value(figures.mean, signed), _value(figures.ci_low, signed),
+        _value(figures.ci_high, signed), _value(figures.p, p_value),
+        _value(figures.success_rate, percent),
+    ]  # fmt: skip
+
+
+def _gain(figures: Estimate | None) -> list[Value]:
+    if figures is None:
+        return [_value(None, signed)] * len(_GAIN)
+    return _estimate(figures)[: len(_GAIN)]
+
+
+def _value(value: float | None, text: Callable[[float | None], str]) -> Value:
+    return Value(text(value), number(value))
+
+
+def _text(value: str) -> Value:
+    return Value(value, value)
+
+
+def _count(value: int) -> Value:
+    return Value(str(value), float(value))
+
+
+def _alpha(alpha: float) -> Value:
+    return Value(f"{alpha:g}", alpha)

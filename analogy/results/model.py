@@ -1,0 +1,412 @@
+"""The results of a run as one tree of frozen records: what is estimated, written, read and shown.
+
+:mod:`analogy.results.writing` makes JSON of it and :mod:`analogy.results.reading` makes it of JSON.
+Everything here is a plain value: neither torch nor numpy is imported. A figure that does not exist
+is NaN in a float field and None elsewhere, and null in JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analogy.grid_metrics import Described
+from analogy.records import (
+    SIGNIFICANCE,
+    Cell,
+    Compared,
+    Estimate,
+    Figures,
+    ItemLevel,
+    RunConfig,
+    Trend,
+    Verdict,
+)
+
+RESULTS_VERSION = 2
+"""The schema version that is written and read."""
+
+RESULTS_NAME = "results.json"
+"""The results that a run folder shows."""
+
+Machine = Mapping[str, str | int | float | None]
+"""Properties of a machine by name."""
+
+
+# --- figures
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling(Figures):
+    """What the judge gives for the true change of some pairs.
+
+    - `n`: pairs, the clusters of every interval here;
+    - `mean`, `ci_low`, `ci_high`: mean margin of drawings of the target, and its 95% interval: the
+      ceiling. Not a bound: an image can exaggerate what a drawing only shows;
+    - `floor`: mean margin of drawings of the source;
+    - `change`, `change_low`, `change_high`: mean difference of the two, paired by pair;
+    - `auc`: of the margin as a detector of the true attribute, drawings of targets against drawings
+      of sources, in 0..1, with one threshold for all pairs; 0.5 is chance;
+    - `is_blind`: the judge does not see the true change; see :func:`analogy.ceiling.ceiling`.
+
+    A figure that does not exist (an interval of one pair) is NaN.
+    """
+
+    n: int
+    mean: float
+    ci_low: float
+    ci_high: float
+    floor: float
+    change: float
+    change_low: float
+    change_high: float
+    auc: float
+    is_blind: bool
+
+
+def share(margin: float, of: Ceiling) -> float | None:
+    """A cell's mean margin as a share of the ceiling; 1 is what the true change scores.
+
+    None where the ceiling is not above 0, or where the cell has no mean.
+    """
+    return margin / of.mean if of.mean > 0 and math.isfinite(margin) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Null(Figures):
+    """The random control beside a cell: its own figures, and the method's advantage over it.
+
+    ``margin`` and ``gain`` are the control's; ``advantage`` is the method's margin minus the
+    control's, pair by pair.
+    """
+
+    margin: Estimate
+    gain: Estimate
+    advantage: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CellFigures(Compared):
+    """Everything that is said about one cell, or about a category's unsteered images (alpha 0).
+
+    - ``margin``: its verdict is None at alpha 0, where nothing is claimed;
+    - ``gain``: None at alpha 0, and where a file has none;
+    - ``items``: pair id to margin, in -2..2, of the pairs that have all their images;
+    - ``ceiling``: of the category's pairs; ``null``: the random control's; None where not measured;
+    - ``p_holm``, ``p_bh``: the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for all
+      cells of the run; NaN for a cell by itself;
+    - ``target_share``: the mean margin as a share of the category's in ``Analysis.targets``; None
+      where that is not above 0, where images are missing, and where targets were not asked for.
+    """
+
+    cell: Cell
+    margin: Estimate
+    gain: Estimate | None
+    items: Mapping[str, float]
+    ceiling: Ceiling | None = None
+    null: Null | None = None
+    p_holm: float = math.nan
+    p_bh: float = math.nan
+    target_share: float | None = None
+
+    @property
+    def survives(self) -> bool:
+        """Whether a success stays one when the family of all cells is counted."""
+        return self.margin.verdict is Verdict.SUCCESS and self.p_holm < SIGNIFICANCE
+
+    @property
+    def share(self) -> float | None:
+        """The mean margin as a share of the ceiling's, None without a ceiling."""
+        return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFigures(Compared):
+    """The figures of a category's target prompts' own images: what the model can do at best.
+
+    Nothing is claimed of them: the margin's verdict is None. ``items`` and ``ceiling``: as of a
+    cell.
+    """
+
+    category: str
+    margin: Estimate
+    items: Mapping[str, float]
+    ceiling: Ceiling | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The mean margin as a share of the ceiling's, None without a ceiling."""
+        return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
+
+    def share_of(self, mean: float) -> float | None:
+        """A cell's mean margin as a share of this one; None if this is not above 0, or for NaN."""
+        return mean / self.margin.mean if self.margin.mean > 0 and math.isfinite(mean) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Several cells together, pairs as clusters.
+
+    - ``margin``, ``gain``: over all alphas of the pool but the control;
+    - ``trend``: over all of them; None for a single alpha and where images are missing;
+    - ``items``: the naive figures of the published study; None where images are missing.
+
+    Results of earlier suites may lack the last three.
+    """
+
+    margin: Estimate
+    gain: Estimate | None
+    trend: Trend | None
+    items: ItemLevel | None
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All figures of margins, in the order of the run's categories and ascending alphas.
+
+    ``cells`` has every category at every alpha but the control, which ``controls`` has by category.
+    ``targets``: by category; empty where not asked for. ``categories``, ``alphas``: pools, which
+    results of earlier suites may lack.
+    """
+
+    cells: Mapping[Cell, CellFigures]
+    controls: Mapping[str, CellFigures]
+    targets: Mapping[str, TargetFigures]
+    categories: Mapping[str, Pool]
+    alphas: Mapping[float, Pool]
+    overall: Pool
+
+    @property
+    def blind(self) -> list[str]:
+        """The categories that the judge does not see."""
+        cells = self.controls.values()
+        return [c.cell.category for c in cells if c.ceiling is not None and c.ceiling.is_blind]
+
+    @property
+    def not_after_holm(self) -> list[Cell]:
+        """The successes that do not survive Holm's correction."""
+        return [
+            cell
+            for cell, figures in self.cells.items()
+            if figures.margin.verdict is Verdict.SUCCESS and not figures.survives
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Mean(Figures):
+    """A metric's mean over a cell's pairs, each the mean over its seeds, with a 95% interval.
+
+    ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that is
+    its control, whose PSNR is infinite; the mean is then infinite and has no interval.
+    """
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_equal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Distance(Figures):
+    """A metric of all ``n`` images at one alpha against ``n_references`` reference images.
+
+    ``name`` says by whose features.
+    """
+
+    name: str
+    value: float
+    n: int
+    n_references: int
+
+
+@dataclass(frozen=True, slots=True)
+class QualityFigures:
+    """What was measured beside the margin, by metric: of each cell, and of all images at an alpha.
+
+    ``lpips``: the network's fingerprint, or why LPIPS was not measured. ``references``: what the
+    reference images are, or why there are none. None where a file has neither. ``metrics``: those
+    that were measured, empty for the default ones. ``features``: why the judge gives no features of
+    images; None if it does.
+    """
+
+    cells: Mapping[Cell, Mapping[str, Mean]] = field(default_factory=dict)
+    alphas: Mapping[float, Mapping[str, Distance]] = field(default_factory=dict)
+    lpips: str | None = None
+    references: str | None = None
+    metrics: tuple[Described, ...] = ()
+    features: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that failed. ``method``: None at alpha 0, which all methods share."""
+
+    pair_id: str
+    category: str
+    alpha: float
+    seed: int
+    method: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Images per second over all work that the run folder records; None where nothing was timed."""
+
+    generate: float | None
+    score: float | None
+    workers: Mapping[str, float] = field(default_factory=dict)
+
+
+# --- what the figures are of
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A run's options by name, as its results have them.
+
+    Suites before and after this one have other options, which a copy of their results must keep:
+    ``values`` holds all of them. Those that determine figures are checked when a file is read, and
+    are in :class:`Measurement` and :class:`Subject`; the others may hold anything.
+    """
+
+    values: Mapping[str, object]
+
+    @property
+    def model(self) -> str | None:
+        """The model without its LoRA."""
+        return self._model_and_lora()[0]
+
+    @property
+    def lora(self) -> str | None:
+        """The LoRA, None where there is none."""
+        return self._model_and_lora()[1]
+
+    def text(self, name: str) -> str | None:
+        """An option that is a text; None for any other value and for a missing one."""
+        value = self.values.get(name)
+        return value if isinstance(value, str) else None
+
+    def is_on(self, name: str) -> bool:
+        """Whether a switch is set."""
+        return self.values.get(name) is True
+
+    @property
+    def categories(self) -> tuple[str, ...] | None:
+        """The categories that were chosen; None if all were run."""
+        value = self.values.get("categories")
+        return tuple(map(str, value)) if isinstance(value, (list, tuple)) else None
+
+    def run_config(self) -> RunConfig:
+        """The configuration of these options. Raises ``ValueError`` if one is missing, unknown or
+        invalid, as in results of a later suite.
+        """
+        return RunConfig.from_dict(self.values)
+
+    def _model_and_lora(self) -> tuple[str | None, str | None]:
+        """Results of earlier suites lack the key ``lora`` and have both in ``model`` alone, where a
+        ``+`` of the model's own cannot be told from the LoRA's.
+        """
+        model, lora = self.text("model"), self.text("lora")
+        if model is not None and "lora" not in self.values:
+            base, _, added = model.partition("+")
+            return base, added or None
+        if model is None or lora is None:
+            return model, lora
+        return model.removesuffix(f"+{lora}"), lora
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What produced the figures.
+
+    ``model``, ``judge``: fingerprints. ``ceiling``: a digest of ground truth that the user gave;
+    None for the suite's own. ``python`` and ``time`` (ISO 8601): None in files that lack them.
+    """
+
+    suite: str
+    model: str
+    judge: str
+    scheduler: str
+    packages: Mapping[str, str]
+    git_commit: str | None
+    machine: Machine
+    python: str | None = None
+    time: str | None = None
+    ceiling: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What the figures were measured with: figures of another measurement are not comparable.
+
+    ``seeds`` and ``alphas`` ascend; ``pairs`` is a digest of each category's pairs.
+    """
+
+    judge: str
+    size: int
+    seeds: tuple[int, ...]
+    alphas: tuple[float, ...]
+    limit: int | None
+    pairs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured: the things that one compares."""
+
+    model: str
+    method: str
+    steps: int
+    guidance: float
+    scheduler: str
+    dtype: str
+    device: str
+    suite: str
+    commit: str | None
+    packages: Mapping[str, str]
+    method_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What results are of: all that is known before there are any.
+
+    ``path``: the file that they were read from, None in memory; it does not count in comparisons.
+    """
+
+    config: Settings
+    provenance: Provenance
+    measurement: Measurement
+    subject: Subject
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories, in the run's order."""
+        return tuple(self.measurement.pairs)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The alphas that were measured, the control's first and the others ascending."""
+        return (0.0, *self.measurement.alphas)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A run's results. ``unread``, ``unsteered``: ids of pairs, as of :class:`analogy.study.Study`.
+
+    ``peak_memory_bytes``: of a CUDA device, None elsewhere.
+    """
+
+    header: Header
+    analysis: Analysis
+    quality: QualityFigures
+    failures: tuple[Failure, ...]
+    throughput: Throughput
+    peak_memory_bytes: int | None = None
+    unread: tuple[str, ...] = ()
+    unsteered: tuple[str, ...] = ()

@@ -1,0 +1,306 @@
+"""Results read from JSON and checked: the one format of runs and of baselines.
+
+A baseline is a ``results.json`` (schema version 2), and a run folder shows one as
+``RUN/results.json``; :mod:`analogy.kept` decides which. A file may come from anywhere. What decides
+is checked strictly: whatever stands there, the only error is a :class:`RecordedError`. Other
+figures, which are only shown and which earlier suites may lack, count as missing where they are
+invalid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from analogy.fields import shown
+from analogy.records import RunConfig
+from analogy.results import checks
+from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
+from analogy.results.figures import analysis_of, failures_of, quality_of
+from analogy.results.model import (
+    RESULTS_NAME,
+    RESULTS_VERSION,
+    Header,
+    Measurement,
+    Provenance,
+    Results,
+    Settings,
+    Subject,
+    Throughput,
+)
+from analogy.strict_json import is_integer, parse
+from analogy.text import command_line
+
+MAX_FILE_BYTES = 64_000_000
+"""A larger file is refused before it is read; the full grid's is under 1 MB."""
+
+
+class RecordedError(ValueError):
+    """A results file cannot be used; the message says what was expected, what came, what to do."""
+
+
+class _VersionError(ValueError):
+    """The results are of another schema version; what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """A file of results: what it holds, and its bytes, for a copy that is not of this suite's own
+    making.
+    """
+
+    results: Results
+    data: bytes
+
+
+# --- files
+
+
+def read(path: Path) -> Results:
+    """The results in a file, or those that a run folder shows. Raises :class:`RecordedError`."""
+    return read_file(path).results
+
+
+def read_file(path: Path) -> ResultsFile:
+    """Likewise, with the bytes that they were read from."""
+    file = _file_of(path)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise RecordedError(
+            f"{file}: expected a results file, got: {error.strerror}; check the path"
+        ) from error
+    if len(data) > MAX_FILE_BYTES:
+        _refuse_size(file)
+    return ResultsFile(from_json(_parsed(data, file), file), data)
+
+
+def _parsed(data: bytes, file: Path) -> Object:
+    """Strict JSON: neither NaN nor infinities, however spelled, and no key given twice."""
+    try:
+        content = parse(data.decode("utf-8"))
+    except ValueError as error:
+        raise RecordedError(
+            f"{file}: expected the JSON of a results file, got invalid JSON ({error}); name a "
+            "results.json or a run folder"
+        ) from error
+    if not isinstance(content, dict):
+        raise RecordedError(
+            f"{file}: expected the JSON of a results file, got {shown(content)}; name a "
+            "results.json or a run folder"
+        )
+    return content
+
+
+def _file_of(path: Path) -> Path:
+    """The results file that ``path`` names; small enough and a regular file."""
+    try:
+        if path.is_dir():
+            return _shown_of(path)
+        if not path.exists():
+            raise RecordedError(
+                f"{path}: expected a results file or a run folder, got nothing there; check the "
+                "path"
+            )
+        if not path.is_file():
+            raise RecordedError(
+                f"{path}: expected a results file, got a device or a pipe; check the path"
+            )
+        if path.stat().st_size > MAX_FILE_BYTES:
+            _refuse_size(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, RecordedError):
+            raise
+        raise RecordedError(f"{path}: cannot be read ({error}); check the path") from error
+    return path
+
+
+def _shown_of(folder: Path) -> Path:
+    file = folder / RESULTS_NAME
+    if file.is_file():
+        return _file_of(file)
+    if (folder / "index.sqlite").is_file():
+        raise RecordedError(
+            f"{folder}: expected {RESULTS_NAME} in the run folder, got none; name one of the files "
+            "in its folder 'results' if there are any. Else the run has written none yet: where "
+            "its images were imported, 'python -m analogy score' judges them; where not, continue "
+            "it with its options and: "
+            + command_line("pytest", "benchmarks", f"--run-dir={folder}")
+        )
+    raise RecordedError(
+        f"{folder}: expected a results file or a run folder, got a folder without {RESULTS_NAME}; "
+        "check the path"
+    )
+
+
+def _refuse_size(path: Path) -> NoReturn:
+    raise RecordedError(
+        f"{path}: expected a results file of at most {MAX_FILE_BYTES:,} bytes, got a larger one; "
+        "check the path"
+    )
+
+
+# --- the tree
+
+
+def from_json(data: Object, path: Path | None = None) -> Results:
+    """The results of a JSON object; ``path`` is the file that it was read from."""
+    with _told(path):
+        return _results(data, path)
+
+
+def header_from_json(data: Object) -> Header:
+    """What results are of; they need hold no figures yet."""
+    with _told(None):
+        return _header(data, None)
+
+
+def provenance_from_json(data: Object) -> Provenance:
+    """What produced figures, as a run folder's index has it."""
+    with _told(None):
+        return _provenance(data)
+
+
+def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str]) -> Header:
+    """What a run's results are of. ``pairs``: a digest of each category's pairs.
+
+    Raises :class:`RecordedError` if a name in them is one that no reader would take.
+    """
+    settings = Settings(config.to_dict())
+    with _told(None):
+        for name in ("suite", "model", "judge", "scheduler"):
+            checks.text(getattr(provenance, name), f"provenance.{name}")
+        return _header_of(settings, provenance, checks.texts(pairs, "pairs"), None)
+
+
+@contextmanager
+def _told(path: Path | None) -> Iterator[None]:
+    """Say of an error which file it is in, and what to do."""
+    name = "these results" if path is None else str(path)
+    try:
+        yield
+    except _VersionError as error:
+        raise RecordedError(f"{name}: {error}") from None
+    except PlaceError as error:
+        raise RecordedError(
+            f"{name}: {error}; it is no results file of this suite, or was changed: write it anew "
+            "from its run with: python -m analogy baseline RUN -o FILE"
+        ) from None
+
+
+def _check_version(version: object) -> None:
+    if is_integer(version) and version == RESULTS_VERSION:
+        return
+    advice = "name a results.json or a run folder"
+    if is_integer(version) and version == 1:
+        advice = (
+            "it was written by an earlier suite, which kept no items to compare: delete it, repeat "
+            "its run with the same --run-dir, which generates nothing twice, or write it anew "
+            "with: pytest benchmarks --baseline FILE --update-baseline"
+        )
+    elif is_integer(version) and version > RESULTS_VERSION:
+        advice = "it was written by a later suite: update this one"
+    raise _VersionError(
+        f"expected schema version {RESULTS_VERSION}, got {shown(version)}; {advice}"
+    )
+
+
+def _header(data: Object, path: Path | None) -> Header:
+    _check_version(value_of(data, "schema_version", ""))
+    config = object_of(value_of(data, "config", ""), "config")
+    provenance = object_of(value_of(data, "provenance", ""), "provenance")
+    pairs = checks.texts(value_of(data, "pairs", ""), "pairs")
+    if not pairs:
+        raise PlaceError("pairs: expected a category or more, got none")
+    return _header_of(Settings(config), _provenance(provenance), pairs, path)
+
+
+def _provenance(data: Object) -> Provenance:
+    place = "provenance"
+    return Provenance(
+        suite=at(data, place, "suite", checks.text),
+        model=at(data, place, "model", checks.text),
+        judge=at(data, place, "judge", checks.text),
+        scheduler=at(data, place, "scheduler", checks.text),
+        packages=at(data, place, "packages", checks.texts),
+        git_commit=at(data, place, "git_commit", checks.optional(checks.text)),
+        machine=at(data, place, "machine", checks.machine),
+        python=checks.name(data.get("python")),
+        time=checks.name(data.get("time")),
+        ceiling=checks.name(data.get("ceiling")),
+    )
+
+
+def _header_of(
+    settings: Settings, provenance: Provenance, pairs: Mapping[str, str], path: Path | None
+) -> Header:
+    config, place = settings.values, "config"
+    return Header(
+        config=settings,
+        provenance=provenance,
+        measurement=Measurement(
+            judge=provenance.judge,
+            size=at(config, place, "size", checks.count),
+            seeds=at(config, place, "seeds", checks.each(checks.seed)),
+            alphas=at(config, place, "alphas", checks.each(checks.alpha)),
+            limit=at(config, place, "limit", checks.optional(checks.count)),
+            pairs=pairs,
+        ),
+        subject=Subject(
+            model=provenance.model,
+            method=at(config, place, "method", checks.text),
+            steps=at(config, place, "steps", checks.count),
+            guidance=at(config, place, "guidance", checks.guidance),
+            scheduler=provenance.scheduler,
+            dtype=at(config, place, "dtype", checks.text),
+            device=at(config, place, "device", checks.text),
+            suite=provenance.suite,
+            commit=provenance.git_commit,
+            packages=provenance.packages,
+            method_version=_method_version(config, place),
+        ),
+        path=path,
+    )
+
+
+def _method_version(config: Object, place: str) -> str:
+    """Of a method that has one and is not built in; of any other empty."""
+    if "method_version" not in config:
+        return ""
+    return at(config, place, "method_version", checks.text)
+
+
+def _results(data: Object, path: Path | None) -> Results:
+    header = _header(data, path)
+    analysis = analysis_of(data, header.measurement)
+    throughput = object_of(value_of(data, "throughput", ""), "throughput")
+    rate = checks.optional(checks.rate)
+    workers = {name: figure(one) for name, one in part(throughput, "workers").items()}
+    return Results(
+        header=header,
+        analysis=analysis,
+        quality=quality_of(part(data, "quality")),
+        failures=tuple(failures_of(rows(data, "failures"))),
+        throughput=Throughput(
+            generate=at(throughput, "throughput", "generate_images_per_s", rate),
+            score=at(throughput, "throughput", "score_images_per_s", rate),
+            workers={name: one for name, one in workers.items() if not math.isnan(one)},
+        ),
+        peak_memory_bytes=_memory(data.get("peak_memory_bytes")),
+        unread=_ids(data.get("unread")),
+        unsteered=_ids(data.get("unsteered")),
+    )
+
+
+def _memory(value: object) -> int | None:
+    return value if is_integer(value) else None
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    values = value if isinstance(value, (list, tuple)) else ()
+    return tuple(one for one in values if isinstance(one, str))

@@ -1,0 +1,182 @@
+"""Results written as JSON: see docs/results.md and ``analogy/schemas/results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from analogy.files import write_output
+from analogy.records import Estimate, plain
+from analogy.results.model import (
+    RESULTS_VERSION,
+    Analysis,
+    Ceiling,
+    CellFigures,
+    Failure,
+    Header,
+    Pool,
+    Provenance,
+    QualityFigures,
+    Results,
+    TargetFigures,
+)
+from analogy.strict_json import encoded as encoded_json
+
+JsonObject = dict[str, object]
+"""An object of JSON, whose keys are written in their order."""
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Write results as strict JSON, atomically: a reader sees the old file or the new one.
+
+    ``path`` may be a device or a link to a file (:func:`analogy.files.write_output`).
+    """
+    write_output(path, encoded(results))
+
+
+def encoded(results: Results) -> bytes:
+    """The content of a results file."""
+    return encoded_json(to_json(results))
+
+
+def to_json(results: Results) -> JsonObject:
+    """All of a results file: plain values, null for a figure that does not exist."""
+    lacking = {"unread": list(results.unread), "unsteered": list(results.unsteered)}
+    return {
+        **header_to_json(results.header),
+        **{name: ids for name, ids in lacking.items() if ids},
+        **analysis_to_json(results.analysis),
+        "quality": quality_to_json(results.quality),
+        "failures": [_failure(failure) for failure in results.failures],
+        "throughput": {
+            "generate_images_per_s": results.throughput.generate,
+            "score_images_per_s": results.throughput.score,
+            "workers": dict(results.throughput.workers),
+        },
+        "peak_memory_bytes": results.peak_memory_bytes,
+    }
+
+
+def header_to_json(header: Header) -> JsonObject:
+    """What results are of."""
+    return {
+        "schema_version": RESULTS_VERSION,
+        "config": dict(header.config.values),
+        "provenance": provenance_to_json(header.provenance),
+        "pairs": dict(header.measurement.pairs),
+    }
+
+
+def provenance_to_json(provenance: Provenance) -> JsonObject:
+    """What produced the figures."""
+    ceiling = {} if provenance.ceiling is None else {"ceiling": provenance.ceiling}
+    return {
+        **ceiling,
+        "suite": provenance.suite,
+        "model": provenance.model,
+        "judge": provenance.judge,
+        "scheduler": provenance.scheduler,
+        "python": provenance.python,
+        "packages": dict(provenance.packages),
+        "git_commit": provenance.git_commit,
+        "machine": dict(provenance.machine),
+        "time": provenance.time,
+    }
+
+
+def analysis_to_json(analysis: Analysis) -> JsonObject:
+    """The figures of margins."""
+    return {
+        "cells": [cell_to_json(figures) for figures in analysis.cells.values()],
+        "controls": [_control(figures) for figures in analysis.controls.values()],
+        "targets": [_target(figures) for figures in analysis.targets.values()],
+        "categories": [
+            {"category": name, **_pool(pool)} for name, pool in analysis.categories.items()
+        ],
+        "alphas": [{"alpha": alpha, **_pool(pool)} for alpha, pool in analysis.alphas.items()],
+        "overall": {**_pool(analysis.overall), "blind": analysis.blind},
+    }
+
+
+def cell_to_json(figures: CellFigures) -> JsonObject:
+    """One cell."""
+    return {
+        "category": figures.cell.category,
+        "alpha": figures.cell.alpha,
+        **figures.margin.to_dict(),
+        "p_holm": plain(figures.p_holm),
+        "p_bh": plain(figures.p_bh),
+        "gain": plain(figures.gain),
+        "ceiling": _ceiling(figures.ceiling, figures.share),
+        "target_share": plain(figures.target_share),
+        "random": plain(figures.null),
+        "items": dict(figures.items),
+    }
+
+
+def quality_to_json(quality: QualityFigures) -> JsonObject:
+    """What was measured beside the margin."""
+    more: JsonObject = {}
+    if quality.metrics:
+        more["metrics"] = [metric.to_dict() for metric in quality.metrics]
+    if quality.features is not None:
+        more["features"] = quality.features
+    return {
+        "cells": [
+            {**cell._asdict(), **{name: mean.to_dict() for name, mean in found.items()}}
+            for cell, found in quality.cells.items()
+        ],
+        "alphas": [
+            {"alpha": alpha, **{name: one.to_dict() for name, one in found.items()}}
+            for alpha, found in quality.alphas.items()
+        ],
+        "lpips": quality.lpips,
+        "references": quality.references,
+        **more,
+    }
+
+
+def _control(figures: CellFigures) -> JsonObject:
+    return {
+        "category": figures.cell.category,
+        "alpha": figures.cell.alpha,
+        **_unclaimed(figures.margin),
+        "ceiling": _ceiling(figures.ceiling, figures.share),
+        "target_share": plain(figures.target_share),
+        "items": dict(figures.items),
+    }
+
+
+def _target(figures: TargetFigures) -> JsonObject:
+    return {
+        "category": figures.category,
+        **_unclaimed(figures.margin),
+        "ceiling": _ceiling(figures.ceiling, figures.share),
+        "items": dict(figures.items),
+    }
+
+
+def _unclaimed(margin: Estimate) -> Mapping[str, object]:
+    """The figures of images that nothing is claimed of: no verdict, and what belongs to one."""
+    claims = ("verdict", "n_needed")
+    return {name: value for name, value in margin.to_dict().items() if name not in claims}
+
+
+def _ceiling(ceiling: Ceiling | None, share: float | None) -> JsonObject | None:
+    return None if ceiling is None else {**ceiling.to_dict(), "share": plain(share)}
+
+
+def _pool(pool: Pool) -> JsonObject:
+    return {
+        **pool.margin.to_dict(),
+        "gain": plain(pool.gain),
+        "trend": plain(pool.trend),
+        "item_level": plain(pool.items),
+    }
+
+
+def _failure(failure: Failure) -> JsonObject:
+    made = asdict(failure)
+    reason, method = made.pop("reason"), made.pop("method")
+    return {**made, **({} if method is None else {"method": method}), "reason": reason}
