@@ -12,12 +12,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import EIGHT, results_of, write_eight
+import statsmodels.stats.multitest
+import statsmodels.stats.power
+import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
+from cases import EIGHT, results_of, run_cases, write_eight
 from hypothesis import given
 from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
+from analogy import analysis, baseline, bench, execute, quality, study  # noqa: F401  likewise
 from analogy.grid_metrics import (
     DEFAULT,
     Described,
@@ -34,6 +38,9 @@ from analogy.judges import OwnJudge, find_judge
 from analogy.models import ModelError
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
+from analogy.report import html, text  # noqa: F401  likewise
+
+pytest_plugins = ["pytester"]
 
 MODULE = '''
 import numpy as np
@@ -122,6 +129,21 @@ def test_a_users_metric_is_measured_kept_shown_and_limited(own, measured):
     assert "left alone (share)" in page
     assert "Gain against preservation" in page
     assert module.left_alone.version == "2"
+
+
+def test_pytests_cases_measure_it_and_hold_it_to_a_limit(own, measured, pytester):
+    shutil.copytree(own / "run", "run")
+    shutil.copy(own / "eight.csv", "eight.csv")
+    options = ("--metrics=ssim,tried:left_alone", "--limits=left_alone>=0.9999")
+    run = run_cases(pytester, *options, cases=("test_quality",))
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(["*left_alone 0.*limit left_alone>=0.9999*"])
+    run.stdout.fnmatch_lines(["*no metric per set is measured*"])
+    run = run_cases(pytester, *options)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["*left_alone>=0.9999: expected a case that measures it, got none*"])
+    wrong = run_cases(pytester, "--metrics=tried:other", "--limits=other>=1")
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_its_description_is_in_the_results_and_the_report_needs_no_module(own, measured):
