@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_a_judge_that_gives_no_features_judges_a_grid(own, measured):
     assert results["provenance"]["judge"] == "redness@1"
     [cell] = results["cells"]
     rows = analogy.load_run("run").images.query("alpha == 1")
-    pixels = np.stack([read_image(path) for path in rows["path"]])
+    pixels = np.stack([read_image(Path(path)) for path in rows["path"]])
     score = importlib.import_module("tried").redness.score
     margins = score(pixels, rows["target_prompt"]) - score(pixels, rows["source_prompt"])
     assert len(margins) == 8
