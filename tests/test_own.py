@@ -136,7 +136,7 @@ def test_pytests_cases_measure_it_and_hold_it_to_a_limit(own, measured, pytester
     shutil.copytree(own / "run", "run")
     shutil.copy(own / "eight.csv", "eight.csv")
     options = ("--metrics=ssim,tried:left_alone", "--limits=left_alone>=0.9999")
-    run = run_cases(pytester, *options, cases=("test_quality",))
+    run = run_cases(pytester, *options, "-rs", cases=("test_quality",))
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.stdout.fnmatch_lines(["*left_alone 0.*limit left_alone>=0.9999*"])
     run.stdout.fnmatch_lines(["*no metric per set is measured*"])
@@ -167,9 +167,9 @@ def test_its_values_are_computed_once_and_again_by_another_version(own, measured
     assert verb("run", *RUN).exit_code in (0, 1)
     newer = replace(first, compute=lambda of: np.zeros(len(of.images)), version="3")
     monkeypatch.setattr(module, "left_alone", newer)
-    assert verb("run", *RUN).exit_code in (0, 1)
+    assert verb("run", *RUN, "--results=newer.json").exit_code in (0, 1)
     assert stored(own) == {"ssim": 8, "left_alone@2": 8, "left_alone@3": 8}
-    [row] = results_of(own / "results.json")["quality"]["cells"]
+    [row] = results_of(own / "newer.json")["quality"]["cells"]
     assert row["left_alone"]["mean"] == 0.0
 
 
