@@ -9,15 +9,20 @@ import shutil
 import sqlite3
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import EIGHT, results_of, write_eight
+import statsmodels.stats.multitest
+import statsmodels.stats.power
+import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
+from cases import EIGHT, results_of, run_cases, write_eight
 from hypothesis import given
 from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
+from analogy import analysis, baseline, bench, execute, study  # noqa: F401  likewise
 from analogy.grid_metrics import (
     DEFAULT,
     Described,
@@ -34,6 +39,9 @@ from analogy.judges import OwnJudge, find_judge
 from analogy.models import ModelError
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
+from analogy.report import html, text  # noqa: F401  likewise
+
+pytest_plugins = ["pytester"]
 
 MODULE = '''
 import numpy as np
@@ -124,6 +132,21 @@ def test_a_users_metric_is_measured_kept_shown_and_limited(own, measured):
     assert module.left_alone.version == "2"
 
 
+def test_pytests_cases_measure_it_and_hold_it_to_a_limit(own, measured, pytester):
+    shutil.copytree(own / "run", "run")
+    shutil.copy(own / "eight.csv", "eight.csv")
+    options = ("--metrics=ssim,tried:left_alone", "--limits=left_alone>=0.9999")
+    run = run_cases(pytester, *options, "-rs", cases=("test_quality",))
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(["*left_alone 0.*limit left_alone>=0.9999*"])
+    run.stdout.fnmatch_lines(["*no metric per set is measured*"])
+    run = run_cases(pytester, *options)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines(["*left_alone>=0.9999: expected a case that measures it, got none*"])
+    wrong = run_cases(pytester, "--metrics=tried:other", "--limits=other>=1")
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
+
+
 def test_its_description_is_in_the_results_and_the_report_needs_no_module(own, measured):
     quality = results_of(own / "results.json")["quality"]
     assert [each["name"] for each in quality["metrics"]] == ["ssim", "left_alone"]
@@ -144,9 +167,9 @@ def test_its_values_are_computed_once_and_again_by_another_version(own, measured
     assert verb("run", *RUN).exit_code in (0, 1)
     newer = replace(first, compute=lambda of: np.zeros(len(of.images)), version="3")
     monkeypatch.setattr(module, "left_alone", newer)
-    assert verb("run", *RUN).exit_code in (0, 1)
+    assert verb("run", *RUN, "--results=newer.json").exit_code in (0, 1)
     assert stored(own) == {"ssim": 8, "left_alone@2": 8, "left_alone@3": 8}
-    [row] = results_of(own / "results.json")["quality"]["cells"]
+    [row] = results_of(own / "newer.json")["quality"]["cells"]
     assert row["left_alone"]["mean"] == 0.0
 
 
@@ -179,7 +202,7 @@ def test_a_judge_that_gives_no_features_judges_a_grid(own, measured):
     assert results["provenance"]["judge"] == "redness@1"
     [cell] = results["cells"]
     rows = analogy.load_run("run").images.query("alpha == 1")
-    pixels = np.stack([read_image(path) for path in rows["path"]])
+    pixels = np.stack([read_image(Path(path)) for path in rows["path"]])
     score = importlib.import_module("tried").redness.score
     margins = score(pixels, rows["target_prompt"]) - score(pixels, rows["source_prompt"])
     assert len(margins) == 8

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analogy.clip import judge_batch
 from analogy.images import Images
+from analogy.judges import FeatureEncoder
 from analogy.metrics.checks import batches, check_images, check_sizes, finite_features
 
 
@@ -73,7 +74,7 @@ def set_features(
     """
     check_images(images, what)
     if batch_size is None:
-        batch_size = judge_batch(images) if hasattr(model, "text_features") else 32
+        batch_size = judge_batch(images) if isinstance(model, FeatureEncoder) else 32
     rows = []
     for batch in batches(images, batch_size):
         part = images[batch]
