@@ -18,6 +18,7 @@ from analogy import study as studies
 from analogy.evaluation import Task
 from analogy.evaluation.protocol import TaskError
 from analogy.generator import Generator
+from analogy.grid import Grid
 from analogy.memory import MemoryFullError
 from analogy.options import OPTIONS, parse_options
 from analogy.records import Need, RunConfig
@@ -25,7 +26,6 @@ from analogy.registry import ExtensionError
 from analogy.request import OptionError
 from analogy.steering.base import DEFAULT_METHOD, METHODS, Identity, with_method
 from analogy.steering.conditioning import mean
-from analogy.store import plan
 from analogy.study import Study
 from analogy.work import changed_alike, steered, texts
 
@@ -238,9 +238,9 @@ def test_a_change_of_the_pipeline_is_seen_by_its_own_batches_alone(make_study, p
             )
             study.generate(study.jobs())
             assert own.louder.at_work == 0
-            painter = study.execution._worker._painter
-            assert len(painter.generators) == threads
-            assert not painter.generators[0]._denoiser._forward_hooks
+            pool = study.execution._worker._pool
+            assert len(pool.generators) == threads
+            assert not pool.generators[0]._denoiser._forward_hooks
             jobs = study.jobs()
             images.append({job.key: study.folder.read_image(job).astype(int) for job in jobs})
     finally:
@@ -269,15 +269,14 @@ def test_a_change_is_undone_after_an_error(make_study, pairs, monkeypatch):
             with pytest.raises(MemoryFullError):
                 study.generate([job])
     assert hooked == [False, True, True]
-    assert not study.execution._worker._painter.generators[0]._denoiser._forward_hooks
+    assert not study.execution._worker._pool.generators[0]._denoiser._forward_hooks
     study.generate(study.jobs())
     assert len(study.folder.image_rows()) == 3
 
 
 def test_batches_are_of_one_change(config, pairs):
     louder = replace(config, method="own:louder")
-    jobs = plan(louder, "model", "Euler/1", pairs[:2], louder.grid_alphas)
-    jobs += plan(replace(config, method="random"), "model", "Euler/1", pairs[:2], (0.5, 1.0))
+    jobs = Grid(replace(louder, control=True), "model", "Euler/1", pairs[:2]).jobs()
     groups = changed_alike(jobs)
     assert [{(job.method, job.alpha) for job in group} for group in groups] == [
         {("own:louder", 0.0), ("random", 0.5), ("random", 1.0)},

@@ -78,7 +78,7 @@ def judged(monkeypatch):
     """Let the judge find the margins of a function of the job, whatever the images show."""
 
     def use(margin) -> None:
-        def cosines(worker, batch, features):
+        def cosines(worker, judge, batch, features):
             return [(margin(job), 0.0, margin(job)) for job in batch]
 
         monkeypatch.setattr(work.Worker, "_cosines", cosines)

@@ -12,7 +12,7 @@ import pytest
 from planted import write_results
 from tiny import build
 
-from analogy import options, resolve, study
+from analogy import options, resolve
 from analogy.ceiling import CeilingError
 from analogy.models import (
     DEFAULT_GPU_CLIP,
@@ -179,7 +179,7 @@ def test_gpu_needs_a_cuda_device(open_study, monkeypatch):
 )
 def test_an_absent_device_is_refused(open_study, monkeypatch, given, message):
     monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(study.torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(resolve.torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(OptionError, match=message):
         open_study(**given)
 
