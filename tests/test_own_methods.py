@@ -40,7 +40,7 @@ def keys(config, pairs):
     """Keys of the grid of a configuration, by (pair, alpha, seed)."""
 
     def keyed(config: RunConfig, pairs=pairs) -> dict[tuple[str, float, int], str]:
-        jobs = plan(config, "model", "Euler/1", pairs, config.grid_alphas)
+        jobs = Grid(config, "model", "Euler/1", pairs).jobs()
         return {(job.pair.id, job.alpha, job.seed): job.key for job in jobs}
 
     return keyed
@@ -136,7 +136,7 @@ def test_a_method_that_cannot_be_used_is_refused_before_a_model_is_looked_for(
 
 def test_a_conditioning_of_another_shape_is_an_error_of_the_method(config, pairs, generator):
     mine = with_method(config, "own:short")
-    job = next(job for job in plan(mine, "model", "Euler/1", pairs, (1.0,)))
+    job = next(job for job in Grid(mine, "model", "Euler/1", pairs).jobs(alpha=1.0))
     encoded = generator.encode(texts(pairs))
     with pytest.raises(ExtensionError, match=r"method short: expected .* shapes, \{'prompt_emb"):
         steered(job, pairs, encoded)
@@ -284,5 +284,5 @@ def test_batches_are_of_one_change(config, pairs):
         {("own:louder", 1.0)},
     ]
     assert sorted(job.key for group in groups for job in group) == sorted(job.key for job in jobs)
-    plain = plan(config, "model", "Euler/1", pairs, config.grid_alphas)
+    plain = Grid(config, "model", "Euler/1", pairs).jobs()
     assert changed_alike(plain) == [plain]

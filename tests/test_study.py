@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from planted import write_results
 from tiny import build
 
 from analogy import options, resolve
 from analogy.ceiling import CeilingError
+from analogy.grid import Role
 from analogy.models import (
     DEFAULT_GPU_CLIP,
     DEFAULT_GPU_MODEL,
@@ -27,6 +29,7 @@ from analogy.request import OptionError, RunRequest
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.writing import to_json
 from analogy.stats import estimate
+from analogy.steering.conditioning import Conditioning
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
 from analogy.work import steered, texts
@@ -368,10 +371,11 @@ def test_a_run_by_lerp_has_the_target_prompts_own_images_in_its_grid(make_study,
 
 def test_a_target_image_is_of_the_target_prompts_own_conditioning(make_study):
     opened = make_study(target=True)
-    encoded = {text: object() for text in texts(opened.pairs)}
-    for job in opened.jobs():
-        if job.method == "lerp":
-            assert steered(job, opened.pairs, encoded) is encoded[job.pair.target_prompt]
+    encoded = {text: Conditioning({"states": torch.zeros(1, 1)}) for text in texts(opened.pairs)}
+    targets = opened.grid.jobs(Role.TARGET)
+    assert targets
+    for job in targets:
+        assert steered(job, opened.pairs, encoded) is encoded[job.pair.target_prompt]
 
 
 def test_a_folder_knows_the_target_images_of_its_command(make_study):
