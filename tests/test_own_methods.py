@@ -144,13 +144,13 @@ def test_a_conditioning_of_another_shape_is_an_error_of_the_method(config, pairs
 
 def test_a_methods_own_strengths_are_the_default():
     raw = {option.name: option.default for option in OPTIONS}
-    assert parse_options(raw.get)["alphas"] == (0.5, 0.8, 1.0)
+    assert parse_options(raw.get).alphas == (0.5, 0.8, 1.0)
     raw["analogy_method"] = "own:pooled"
-    assert parse_options(raw.get)["alphas"] == (0.5, 0.8, 1.0)
+    assert parse_options(raw.get).alphas == (0.5, 0.8, 1.0)
     raw["analogy_method"] = "own:louder"
-    assert parse_options(raw.get)["alphas"] == (1.0, 2.0)
+    assert parse_options(raw.get).alphas == (1.0, 2.0)
     raw["analogy_alphas"] = "0.5"
-    assert parse_options(raw.get)["alphas"] == (0.5,)
+    assert parse_options(raw.get).alphas == (0.5,)
     del raw["analogy_alphas"]
     raw["analogy_method"] = "own:missing"
     with pytest.raises(OptionError, match="--method: method own:missing: expected"):
