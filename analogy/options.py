@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -20,6 +20,7 @@ from analogy.grid_metrics import DEFAULT
 from analogy.records import Limit
 from analogy.request import OptionError, RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
+from analogy.writers.base import WRITERS, Output
 
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
@@ -256,6 +257,15 @@ def _engine(text: str) -> str:
         raise OptionError(str(error)) from None
 
 
+def _outputs(text: str) -> tuple[Output, ...]:
+    """Files with their writers. Imports those that a suffix is looked for in."""
+    try:
+        outputs = [Output.parse(file) for file in parse_names(text)]
+    except AnalogyError as error:
+        raise OptionError(str(error)) from None
+    return tuple(replace(output, path=parse_path(output.path)) for output in outputs)
+
+
 def parse_methods(text: str) -> tuple[str, ...]:
     """Two or more different steering methods; another text is an ``OptionError``."""
     names: tuple[str, ...] = _list_of(_method)(text)
@@ -275,6 +285,10 @@ def _limits(text: str) -> tuple[Limit, ...]:
         metric, sign, value = found.groups()
         limits.append(Limit(metric, sign == ">=", parse_number(value)))
     return tuple(limits)
+
+
+def _writer_starts() -> tuple[str, ...]:
+    return tuple(f"{name}=" for name in WRITERS.names())
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -363,6 +377,10 @@ OPTIONS: tuple[Option, ...] = (
            "of a larger run]", parse=parse_path, metavar="FILE"),
     Option("--report", "write the report, one HTML file with every image and figure",
            parse=parse_path, metavar="FILE.html"),
+    Option("--write", "further files of the results, separated by commas: FILE, whose suffix says "
+           "how (.json, .html, .csv, .md, or one that an installed package adds), or NAME=FILE "
+           f"with a writer of {', '.join(WRITERS.builtin)}, an installed package's or "
+           "package.module:name", parse=_outputs, metavar="FILES", choices=_writer_starts),
 )  # fmt: skip
 
 

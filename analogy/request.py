@@ -24,6 +24,7 @@ from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.records import Limit
 from analogy.registry import is_spec
 from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
+from analogy.writers.base import Output
 
 TOLERANCE = 0.005
 """How far below the baseline a mean margin may be."""
@@ -56,7 +57,8 @@ class RunRequest:
     ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``, ``tolerance``
     (margin), ``update_baseline``.
 
-    Outputs: ``run_dir``, ``results``, ``report``.
+    Outputs: ``run_dir``, ``results``, ``report``; ``write``: further files, each an ``Output`` or
+    the text ``FILE`` or ``NAME=FILE``.
 
     Paths may be given as ``Path``, and lists for tuples. Raises ``FieldError`` for a value that no
     run can have; it names the field.
@@ -98,6 +100,7 @@ class RunRequest:
     update_baseline: bool = False
     results: str | None = None
     report: str | None = None
+    write: tuple[Output, ...] = ()
 
     def __post_init__(self) -> None:
         _check_method(self.method)
@@ -109,6 +112,8 @@ class RunRequest:
                 value = os.fspath(value)
             elif isinstance(value, list):
                 value = tuple(value)
+            if field.name == "write":
+                value = _outputs(value)
             object.__setattr__(self, field.name, value)
         for name, check in CHECKS.items():
             value = getattr(self, name)
@@ -169,6 +174,21 @@ def _check_engine(name: str) -> None:
     except AnalogyError as error:
         raise FieldError(
             place="engine", expected=error.expected, got=error.got, advice=error.advice
+        ) from None
+
+
+def _outputs(write: Any) -> tuple[Output, ...]:
+    """One file or several, each an ``Output`` or text."""
+    files = write if isinstance(write, tuple) else (write,)
+    if not all(isinstance(file, (str, os.PathLike, Output)) for file in files):
+        raise FieldError(place="write", expected="files or NAME=FILE", got=repr(write))
+    try:
+        return tuple(
+            file if isinstance(file, Output) else Output.parse(os.fspath(file)) for file in files
+        )
+    except AnalogyError as error:
+        raise FieldError(
+            place="write", expected=error.expected, got=error.got, advice=error.advice
         ) from None
 
 

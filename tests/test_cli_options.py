@@ -29,7 +29,7 @@ OTHERS = {
     "steps": "3", "guidance": "2.5", "size": "512", "dtype": "float16", "limit": "7",
     "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
     "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json",
-    "tolerance": "0.1", "results": "o.json", "report": "o.html",
+    "tolerance": "0.1", "results": "o.json", "report": "o.html", "write": "o.csv,md=o.txt",
 }  # fmt: skip
 
 

@@ -253,6 +253,10 @@ def run_it(run, option, path):
     return verb("run", "--model", "no-such-model", "--run-dir", folder, option, path)
 
 
+def write_it(run, option, path):
+    return run_it(run, option, f"md={path}")
+
+
 def score(run, option, path):
     return verb("score", run.parent, "--clip-model", "no-such-judge", option, path)
 
@@ -272,7 +276,8 @@ def models(run, option, path):
 OPTIONS = [
     (compare, "--json"), (compare, "--junit"), (baseline, "-o"), (baseline, "--output"),
     (report, "-o"), (check, "--json"), (steer, "-o"), (steer, "--json"), (run_it, "--results"),
-    (run_it, "--report"), (run_it, "--json"), (score, "--results"), (score, "--json"),
+    (run_it, "--report"), (write_it, "--write"), (run_it, "--json"), (score, "--results"),
+    (score, "--json"),
     (methods, "--json"), (verify, "--json"), (models, "--json"),
 ]  # fmt: skip
 

@@ -27,12 +27,15 @@ from analogy.cli.base import (
 from analogy.errors import AnalogyError, ExitCode, FieldError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
+from analogy.registry import ExtensionError
 from analogy.report.pictures import picture_format, save
 from analogy.request import OptionError, RunRequest
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError, read
 from analogy.steering.base import METHODS, Need
 from analogy.words import folded, has_word
+from analogy.writers.base import Context, Output, by_suffix
+from analogy.writers.base import write as write_output
 
 STEERED_VERSION = 1
 """The schema version of what ``steer --json`` writes."""
@@ -211,7 +214,7 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to [RUN/report.html].",
+            help="Where to; the suffix says how: .html, .json, .csv, .md [RUN/report.html].",
             callback=checked_output,
         ),
     ] = None,
@@ -225,17 +228,20 @@ def report(
 ) -> None:
     """Write a run as one HTML file: the answer, plots, tables and every pair's images.
 
+    The suffix of -o may ask for another format, as that of 'run --write' does: .csv for the cells,
+    .md for the verdicts. A file of an unknown suffix is HTML.
+
     Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
     another measurement.
     """
     from analogy.baseline import NotComparableError, compare
+    from analogy.sessions.requirements import check_writer
+    from analogy.store import StoreError
 
-    try:
-        from analogy.report.html import write_report
-        from analogy.store import StoreError
-    except ImportError as error:
-        refuse(ExitCode.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
-                "install them with pip install 'analogy-bench[report]'")  # fmt: skip
+    writer = "html" if output is None else by_suffix(str(output)) or "html"
+    check_writer("-o", writer)
+    if full_images and writer != "html":
+        raise OptionError(place="--full-images", expected="an HTML report", got=str(output))
     folder = kept.folder_of(run)
     if output is None:
         output = folder / _report_name(run)
@@ -244,10 +250,11 @@ def report(
         results = read(run)
         this_run = replace(results, header=replace(results.header, path=None))
         comparison = None if baseline is None else compare(read(baseline), this_run)
-        write_report(results, output, folder=folder, comparison=comparison, full_images=full_images)
+        context = Context(folder, comparison, full_images)
+        write_output(Output(str(output), writer), results, context)
     except NotComparableError as error:
         refuse(ExitCode.NOT_COMPARABLE, error)
-    except (RecordedError, StoreError, OSError) as error:
+    except (RecordedError, StoreError, ExtensionError, OSError) as error:
         refuse(ExitCode.USAGE, error)
     for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
         say_which(path)

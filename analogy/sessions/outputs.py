@@ -1,33 +1,34 @@
-"""The files that a run writes: results, report and baseline."""
+"""The files that a run writes: results, report, what else was asked for, and baseline."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from analogy import baseline as baselines
 from analogy import kept
+from analogy.baseline import Comparison
 from analogy.results.model import Results
-from analogy.results.writing import write_results
+from analogy.sessions.requirements import outputs
 from analogy.sessions.session import Session
+from analogy.writers.base import Context, write
 
 
 def write_outputs(session: Session, results: Results, *, shows_results: bool = True) -> bool:
-    """Write results, report and baseline as asked for. Returns whether all of them were written.
+    """Write results, other files and baseline as asked for. Returns whether all were written.
 
     ``shows_results``: whether the default results file is written if none was named.
 
-    A baseline that may not be replaced is said in the session's note. Raises ``OSError`` or
-    ``StoreError`` if a file cannot be written.
+    A baseline that may not be replaced is said in the session's note. Raises ``OSError`` or an
+    ``AnalogyError`` if a file cannot be written.
     """
-    request = session.request
-    session.kept = kept.keep(results, session.study.folder.path)
+    request, folder = session.request, session.study.folder.path
+    session.kept = kept.keep(results, folder)
     written = session.kept.results
-    if request.results is not None:  # the user's own word
-        write_results(written, session.results)
-    elif shows_results:
+    if request.results is None and shows_results:
         session.stays = kept.put(written, session.results)
-    if request.report is not None:
-        _write_report(session, written, Path(request.report))
+    named = outputs(request)
+    is_shown = any(flag != "--results" for flag, _ in named)
+    context = Context(folder, _comparison(session, written) if is_shown else None)
+    for _, output in named:
+        write(output, written, context)
     if session.update is not None:
         try:
             baselines.write(written, session.update)
@@ -38,11 +39,8 @@ def write_outputs(session: Session, results: Results, *, shows_results: bool = T
     return True
 
 
-def _write_report(session: Session, results: Results, path: Path) -> None:
-    from analogy.report.html import write_report  # jinja2 and matplotlib are an extra
-
-    comparison = None
-    if session.baseline is not None:
-        tolerance = session.request.tolerance
-        comparison = baselines.compare(session.baseline, results, tolerance=tolerance)
-    write_report(results, path, folder=session.study.folder.path, comparison=comparison)
+def _comparison(session: Session, results: Results) -> Comparison | None:
+    """With the run's baseline, None without one."""
+    if session.baseline is None:
+        return None
+    return baselines.compare(session.baseline, results, tolerance=session.request.tolerance)

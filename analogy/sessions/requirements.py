@@ -13,11 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analogy.errors import AnalogyError
 from analogy.files import PlaceError, check_output, is_device
 from analogy.grid_metrics import Input, chosen_metrics
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.records import Limit, Pair
 from analogy.request import OptionError, RunRequest
+from analogy.writers.base import WRITERS, NeedsPackages, Output
 
 if TYPE_CHECKING:
     from analogy.study import Study
@@ -53,14 +55,24 @@ def results_path(request: RunRequest) -> Path:
     return Path(request.results or RESULTS_NAME)
 
 
+def outputs(request: RunRequest) -> list[tuple[str, Output]]:
+    """The files that options name, each with its option, in the order in which they are written."""
+    results, report = request.results, request.report
+    return [
+        *([] if results is None else [("--results", Output(results, "json"))]),
+        *([] if report is None else [("--report", Output(report, "html"))]),
+        *(("--write", output) for output in request.write),
+    ]
+
+
 def check_files(request: RunRequest) -> None:
     """Raise ``OptionError`` if a file of the run cannot be written or read, or a package that
     writes one is missing.
     """
     _check_place("--results", str(results_path(request)))
-    if request.report is not None:
-        _check_place("--report", request.report)
-        _check_packages()
+    for flag, output in outputs(request):
+        _check_place(flag, output.path)
+        check_writer(flag, output.writer)
     _check_no_file_twice(request)
     _check_quality(request)
 
@@ -163,31 +175,40 @@ def _check_place(flag: str, name: str) -> None:
 
 def _check_no_file_twice(request: RunRequest) -> None:
     """Refuse a run that would write one of its files over another."""
+    named = [(flag, output.path) for flag, output in outputs(request)]
+    if request.results is None:
+        named.insert(0, ("--results", str(results_path(request))))
+    if request.baseline is not None:
+        named.insert(0, ("--baseline", request.baseline))
     flags: dict[str, str] = {}
-    for flag, name in (
-        ("--baseline", request.baseline),
-        ("--results", str(results_path(request))),
-        ("--report", request.report),
-    ):
-        if not name or (Path(name).exists() and is_device(name)):
+    for flag, name in named:
+        if Path(name).exists() and is_device(name):
             continue
-        if (other := flags.setdefault(os.path.realpath(name), flag)) != flag:
+        place = os.path.realpath(name)
+        if place in flags:
             raise OptionError(
                 place=flag,
-                expected=f"another file than that of {other}, which it would replace",
+                expected=f"another file than that of {flags[place]}, which it would replace",
                 got=name,
             )
+        flags[place] = flag
 
 
-def _check_packages() -> None:
-    """Refuse a report whose packages are not installed."""
-    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+def check_writer(flag: str, name: str) -> None:
+    """Raise ``OptionError`` if a writer cannot be imported, or its packages are not installed."""
+    try:
+        writer = WRITERS.get(name)
+    except AnalogyError as error:
+        raise OptionError(f"{flag}: {error}") from None
+    if not isinstance(writer, NeedsPackages):
+        return
+    missing = [package for package in writer.packages if find_spec(package) is None]
     if missing:
         raise OptionError(
-            place="--report",
-            expected="jinja2 and matplotlib",
+            place=flag,
+            expected=" and ".join(writer.packages),
             got=f"no {' and no '.join(missing)}",
-            advice="install them with pip install 'analogy-bench[report]'",
+            advice=f"install them with {writer.install}",
         )
 
 

@@ -119,3 +119,5 @@ def _rates(session: Session) -> Iterator[str]:
         yield f"          {session.stays}"
     if session.request.report is not None:
         yield f"report    {session.request.report}"
+    for output in session.request.write:
+        yield f"written   {output.path}"

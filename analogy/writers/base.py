@@ -1,0 +1,155 @@
+"""The seam of output writers: the protocol, the registry, and how a file's writer is chosen.
+
+Imports nothing heavy: options list and check these names without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from analogy.errors import AnalogyError
+from analogy.registry import ExtensionError, Registry, UnknownNameError
+
+if TYPE_CHECKING:
+    from analogy.baseline import Comparison
+    from analogy.results.model import Results
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a writer may use beside the results.
+
+    - ``folder``: the run folder, which has the images;
+    - ``comparison``: of the results with the baseline, None without one;
+    - ``full_images``: True if images should be put beside the file as they are; a writer without
+      images ignores it.
+    """
+
+    folder: Path
+    comparison: Comparison | None = None
+    full_images: bool = False
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Writes results as a file of one format.
+
+    ``suffixes``: the ends of file names that choose it, such as ``(".csv",)``; may be empty.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def write(self, results: Results, path: Path, context: Context) -> None:
+        """Write the file. :func:`analogy.files.write_output` replaces an old one when all is there.
+
+        Raises ``OSError`` or an ``AnalogyError`` if it cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsPackages(Protocol):
+    """Optional, of a writer that imports packages only when it writes.
+
+    ``packages``: modules that must be installed, which is checked before the run; ``install``: the
+    command that installs them.
+    """
+
+    packages: tuple[str, ...]
+    install: str
+
+
+WRITERS = Registry[Writer](
+    "writer",
+    "analogy.writers",
+    {
+        "json": "analogy.writers.results_json:writer",
+        "html": "analogy.writers.report_html:writer",
+        "csv": "analogy.writers.cells_csv:writer",
+        "md": "analogy.writers.verdicts_md:writer",
+    },
+    Writer,  # type: ignore[type-abstract]
+)
+
+_NAMED = re.compile(r"([A-Za-z_][\w.:-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file to write, and the name of its writer."""
+
+    path: str
+    writer: str
+
+    @classmethod
+    def parse(cls, text: str) -> Output:
+        """Read ``FILE``, whose suffix chooses the writer, or ``NAME=FILE``.
+
+        Raises ``UnknownNameError`` for an unknown suffix or name, ``ExtensionError`` for an
+        installed writer that cannot be imported while the suffix is looked for.
+        """
+        if named := _NAMED.fullmatch(text):
+            return cls(named[2], WRITERS.check(named[1]))
+        writer = by_suffix(text)
+        if writer is None:
+            suffixes = _suffixes(WRITERS.names())
+            near = get_close_matches(Path(text).suffix.lower(), suffixes, n=1)
+            raise UnknownNameError(
+                expected=f"a file that ends in one of {', '.join(suffixes)}, or NAME=FILE with a "
+                f"writer of {', '.join(WRITERS.names())}, or package.module:name",
+                got=repr(text),
+                advice=f"did you mean {near[0]!r}?" if near else None,
+            )
+        return cls(text, writer)
+
+    def __str__(self) -> str:
+        return f"{self.writer}={self.path}"
+
+
+def by_suffix(path: str) -> str | None:
+    """The name of the writer that a file's suffix chooses, the longest suffix's of several.
+
+    None if no writer has it. A built-in writer goes before those of installed packages, which are
+    imported only if no built-in one has the suffix.
+    """
+    for names in (WRITERS.builtin, WRITERS.names()):
+        suffixes = _suffixes(names)
+        found = [suffix for suffix in suffixes if path.lower().endswith(suffix)]
+        if found:
+            return suffixes[max(found, key=len)]
+    return None
+
+
+def write(output: Output, results: Results, context: Context) -> None:
+    """Write a file by its writer.
+
+    Raises ``OSError`` or an ``AnalogyError`` if it cannot be written; whatever else a writer of the
+    user's own raises is an ``ExtensionError``.
+    """
+    writer = WRITERS.get(output.writer)
+    try:
+        writer.write(results, Path(output.path), context)
+    except (AnalogyError, OSError):
+        raise
+    except Exception as error:
+        if WRITERS.is_builtin(output.writer):
+            raise
+        raise ExtensionError(
+            place=f"writer {output.writer}",
+            expected=f"{output.path} to be written",
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def _suffixes(names: Iterable[str]) -> dict[str, str]:
+    """Suffix to the name of the first writer that has it."""
+    found: dict[str, str] = {}
+    for name in names:
+        for suffix in WRITERS.get(name).suffixes:
+            found.setdefault(suffix.lower(), name)
+    return found

@@ -1,0 +1,31 @@
+"""The writer ``html``: the report, one page with every image and figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analogy.results.model import Results
+from analogy.writers.base import Context
+
+
+class HtmlReport:
+    """Writes the report. Its packages are an extra, so they are imported when it writes."""
+
+    suffixes = (".html", ".htm")
+    packages = ("jinja2", "matplotlib")
+    install = "pip install 'analogy-bench[report]'"
+
+    def write(self, results: Results, path: Path, context: Context) -> None:
+        """Write the page, with a section of the comparison if there is one."""
+        from analogy.report.html import write_report
+
+        write_report(
+            results,
+            path,
+            folder=context.folder,
+            comparison=context.comparison,
+            full_images=context.full_images,
+        )
+
+
+writer = HtmlReport()
