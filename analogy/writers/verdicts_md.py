@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from analogy.files import write_output
 from analogy.records import Estimate, Verdict
 from analogy.report.answer import answer
-from analogy.report.numbers import interval, p_value, signed, verdict_name, words
+from analogy.report.numbers import counted, interval, p_value, signed, verdict_name, words
 from analogy.results.model import CellFigures, Results
 from analogy.text import printable
 from analogy.writers.base import Context
@@ -40,7 +40,7 @@ def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
     subject = header.subject
     yield (
         f"Method {_name(subject.method)}, model {_name(subject.model)}, judge "
-        f"{_name(header.measurement.judge)}, {len(header.measurement.seeds)} seeds."
+        f"{_name(header.measurement.judge)}, {counted(len(header.measurement.seeds), 'seed')}."
     )
     yield ""
     yield _row(*_HEAD)
