@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -163,7 +164,13 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> F
 
     is_own = name in JUDGES.names() or (is_spec(name) and not Path(name).exists())
     if not is_own:
-        return clip.find_judge(name, pretrained, offline=offline)
+        try:
+            return clip.find_judge(name, pretrained, offline=offline)
+        except ModelError as error:
+            near = get_close_matches(name, JUDGES.names(), n=1)
+            if near:
+                raise ModelError(f"{error}; did you mean {near[0]!r}?") from error
+            raise
     if pretrained is not None:
         raise ModelError(
             f"--clip-pretrained {pretrained}: expected none for the judge {name}, which loads what "

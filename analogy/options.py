@@ -16,7 +16,7 @@ from typing import Any
 from analogy.engines import ENGINES
 from analogy.errors import AnalogyError, FieldError
 from analogy.fields import DTYPES
-from analogy.grid_metrics import DEFAULT
+from analogy.grid_metrics import DEFAULT, grid_names
 from analogy.records import Limit
 from analogy.request import OptionError, RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
@@ -363,7 +363,8 @@ OPTIONS: tuple[Option, ...] = (
            "downloads]", parse=parse_path, metavar="FILE"),
     Option("--metrics", "what is measured beside the margin: names, those of installed packages "
            "and package.module:name, separated by commas [default: "
-           f"{', '.join(DEFAULT)}]", parse=_list_of(str), metavar="NAMES"),
+           f"{', '.join(DEFAULT)}]", parse=_list_of(str), metavar="NAMES",
+           choices=grid_names),
     Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
            "if its whole interval is beyond [default: recorded, never failed]",
            parse=_limits, metavar="LIST"),

@@ -50,7 +50,7 @@ from extras import extra
 from verbs import verb
 
 import analogy.world.ceiling
-from analogy import cli, registry, study
+from analogy import cli, registry, resolve
 from analogy.evaluation import subjects
 from analogy.models import shipped
 from analogy.options import OPTIONS, parse_options
@@ -191,7 +191,7 @@ def prepared(tmp_path_factory):
     env = {f"ANALOGY_RUN_{name.upper()}": value for name, value in SMALL.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(study, "native_dtype", lambda device: "float32")
+        patch.setattr(resolve, "native_dtype", lambda device: "float32")
         assert verb("run", "--target", env=env).exit_code in (0, 1)
     [run] = (folder / ".analogy" / "runs").iterdir()
     shutil.copytree(run, folder / "RUN")
@@ -431,7 +431,7 @@ def reader(request, pytester, monkeypatch, prepared):
     """What reads a page, in a new copy of the prepared folder."""
     shutil.copytree(prepared, pytester.path, dirs_exist_ok=True)
     pytester.syspathinsert()  # as python -m has it
-    for module in (study, subjects):  # bfloat16 prints other digits
+    for module in (resolve, subjects):  # bfloat16 prints other digits
         monkeypatch.setattr(module, "native_dtype", lambda device: "float32")
     # `--install-completion` asks which shell runs it, and CI's may be none that typer knows.
     monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))

@@ -150,6 +150,7 @@ def test_its_names_can_be_chosen(here):
         assert not seam.is_builtin(name)
     offered = {option.key: option.completions for option in OPTIONS}
     assert "eased" in offered["method"]
+    assert "brightened" in offered["metrics"]
     assert "named" in offered["engine"]
     assert "tsv=" in offered["write"]
     assert not [name for name in sys.modules if name.startswith("analogy_example.")]
@@ -160,6 +161,7 @@ def test_its_names_can_be_chosen(here):
     [
         ("--method=easd", "eased"),
         ("--metrics=brightend", "brightened"),
+        ("--clip-model=warmt", "warmth"),
         ("--engine=nmed", "named"),
         ("--write=tvs=cells.txt", "tsv"),
         ("--write=cells.tvs", ".tsv"),
