@@ -99,7 +99,7 @@ def _check_alpha(name: str, value: Any) -> None:
             place=name,
             expected="strengths other than 0",
             got=repr(value),
-            advice="alpha 0 is the control and always in the grid, so leave it out",
+            advice="alpha 0 (unsteered) is always in the grid, so leave it out",
         )
 
 

@@ -48,8 +48,8 @@ class Scope:
     """What a measurement is of: all that determines its figures, and how far it is done.
 
     - ``model`` to ``dtype``: what was measured, and by which judge;
-    - ``alphas``, ``seeds``: ascending, the control left out; ``control``, ``target``: whether the
-      random control and the target prompts' own images are in it; ``ceiling``: a digest of ground
+    - ``alphas``, ``seeds``: ascending, 0 left out; ``control``, ``target``: whether the
+      null and the target prompts' own images are in it; ``ceiling``: a digest of ground
       truth that the user gave, None for the suite's own;
     - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, of results
       those with figures; ``n_pairs``: how many there are;
@@ -104,7 +104,7 @@ class Scope:
 
     @property
     def n_images(self) -> int:
-        """The images of the grid, the control among them."""
+        """The images of the grid, the unsteered among them."""
         return self.n_pairs * len(self.seeds) * (1 + len(self.alphas))
 
     def is_part_of(self, other: Scope) -> bool:
@@ -137,7 +137,7 @@ class Scope:
         )
         for is_so, word in (
             (self.limit is not None, f"limit {self.limit}"),
-            (self.control, "random control"),
+            (self.control, "with the null"),
             (self.target, "target prompts"),
             (self.ceiling is not None, "own ceiling"),
             (not self.is_finished, "not finished"),
@@ -469,7 +469,7 @@ def _is_finished(results: Results) -> bool:
     analysis = results.analysis
     if any(one.margin.verdict is Verdict.INCOMPLETE for one in analysis.cells.values()):
         return False
-    margins = [one.margin for of in (analysis.controls, analysis.targets) for one in of.values()]
+    margins = [one.margin for of in (analysis.unsteered, analysis.targets) for one in of.values()]
     return all(margin.n_items == margin.n for margin in margins)
 
 
@@ -481,11 +481,11 @@ def _chosen(scope: Scope) -> list[str]:
 
 
 def _items(results: Results) -> set[tuple[str, str | Cell, str | int]]:
-    """Every item that results have figures of, the controls' and the target prompts' too."""
+    """Every item that results have figures of, unsteered and target prompts' too."""
     analysis = results.analysis
-    cells, controls = analysis.cells.values(), analysis.controls.values()
+    cells, unsteered = analysis.cells.values(), analysis.unsteered.values()
     made: set[tuple[str, str | Cell, str | int]] = set()
-    for figures in (*cells, *controls):
+    for figures in (*cells, *unsteered):
         made |= {("steered", figures.cell, pair) for pair in figures.items}
         if figures.null is not None:
             made |= {("random", figures.cell, i) for i in range(figures.null.margin.n_items)}

@@ -302,7 +302,7 @@ OPTIONS: tuple[Option, ...] = (
            metavar="FILE"),
     Option("--categories", "only these, separated by commas, one that holds a comma in double "
            "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
-    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there "
+    Option("--alphas", "steering strengths, separated by commas; 0, unsteered, is always there "
            f"[default: {','.join(map(str, DEFAULT_ALPHAS))}, or the method's own]",
            parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
@@ -310,7 +310,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--method", f"steering method: {', '.join(METHODS.builtin)}, one that an installed "
            "package adds, or package.module:name", parse=_method, metavar="NAME",
            choices=METHODS.names),
-    Option("--control", "measure the null control, the method random, beside the method"),
+    Option("--control", "measure the null, the method random, beside the method; in results.json "
+           "it is called random, and unsteered images (alpha 0) are called controls"),
     Option("--target", "also draw each target prompt itself: what the model can do at best, and "
            "the report's last column [default: on with --report]"),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "

@@ -245,7 +245,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One case for every category, every category and alpha (``cell``), or every alpha with the
-    control (``strength``), of the pairs.
+    unsteered images (``strength``), of the pairs.
 
     For cases that ask for the ``bench``: others may call their own arguments so.
     """
@@ -476,7 +476,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """The table: category x alpha, the control among them, and the whole; or how to go on."""
+    """The table: category x alpha, 0 among them, and the whole; or how to go on."""
     config = terminalreporter.config
     bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -45,7 +45,7 @@ class RunRequest:
 
     Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
     name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
-    the null control as well; ``target``: the target prompts' own images as well.
+    the null as well; ``target``: the target prompts' own images as well.
 
     Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
 

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class Run:
     """A run's images, items, cells and results. The frames are the caller's to change.
 
-    ``images``, a row per image that is there, the random control's too; a results file away from
+    ``images``, a row per image that is there, the null's too; a results file away from
     its run folder has none, so that this frame is then empty:
 
     - `key` (str): the image's key in the run folder;
     - `pair_id`, `category`, `source_word`, `target_word`, `source_prompt`, `target_prompt` (str);
     - `alpha` (float64), `seed` (int64);
-    - `method` (str): None at alpha 0, the control, which all methods share; with ``--target``
+    - `method` (str): None at alpha 0: all methods share the unsteered image; with ``--target``
       `lerp` at alpha 1 is the target prompt's own image;
     - `path` (str): the PNG file;
     - `margin`, `cos_target`, `cos_source` (float64): the run's judge's, margin in -2..2, cosines in
@@ -48,7 +48,7 @@ class Run:
     - a column (float64) for each metric that was measured: `clip_score` (0..100),
       `directional_similarity` (-1..1), `psnr` (dB), `ssim`, `lpips-NETWORK`; NaN elsewhere.
 
-    ``items``, a row per pair and alpha that has a score, without the random control:
+    ``items``, a row per pair and alpha that has a score, without the null:
 
     - `pair_id`, `category` (str), `alpha` (float64);
     - `margin` (float64): the mean over seeds;
@@ -381,7 +381,7 @@ def _recorded_items(results: Results) -> pd.DataFrame:
     analysis = results.analysis
     rows = [
         (pair, *figures.cell, margin)
-        for of in (analysis.controls, analysis.cells)
+        for of in (analysis.unsteered, analysis.cells)
         for figures in of.values()
         for pair, margin in figures.items.items()
     ]
@@ -395,8 +395,8 @@ def _recorded_items(results: Results) -> pd.DataFrame:
 
 
 def _with_gain(items: pd.DataFrame) -> pd.DataFrame:
-    control = items[items["alpha"] == UNSTEERED].set_index("pair_id")["margin"]
-    gain = (items["margin"] - items["pair_id"].map(control)).astype("float64")
+    unsteered = items[items["alpha"] == UNSTEERED].set_index("pair_id")["margin"]
+    gain = (items["margin"] - items["pair_id"].map(unsteered)).astype("float64")
     return items.assign(gain=gain)[["pair_id", "category", "alpha", "margin", "gain", "n_seeds"]]
 
 

@@ -209,7 +209,7 @@ def prepared(tmp_path_factory):
         rows = db.execute("SELECT what, path FROM images").fetchall()
     lines = ["pair_id,alpha,seed,file"]
     for what, path in ((json.loads(what), path) for what, path in rows):
-        if what.get("method") in (None, "word"):  # the control has none
+        if what.get("method") in (None, "word"):  # unsteered images have none
             lines.append(f"{what['pair_id']},{what['alpha']},{what['seed']},RUN/{path}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     subprocess.run(["git", "init", "-q", folder], check=True)

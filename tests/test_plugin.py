@@ -180,7 +180,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "run       run",
             "limit     2 pairs per category: not the whole measurement",
             "category   alpha    n   margin             95% CI        p    >0     gain *verdict",
-            "color          0    2 *control",
+            "color          0    2 *unsteered",
             "color        0.5    2 *too_few",
             "emotion        1    2 *too_few",
             "all          0.8   16 *",
@@ -419,7 +419,7 @@ def test_success_passes(bench, eight, judged):
     run = bench(*eight)
     run.assert_outcomes(passed=2)
     assert run.ret == pytest.ExitCode.OK
-    run.stdout.fnmatch_lines(["color *0 *8 *control", "color *1 *8 *100% *success"])
+    run.stdout.fnmatch_lines(["color *0 *8 *unsteered", "color *1 *8 *100% *success"])
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "failure"), (0.0, "inconclusive")])
@@ -781,7 +781,7 @@ def test_memory_for_not_one_image_ends_the_run_with_the_reason(bench, eight, mon
 
 def test_quality_is_recorded_and_fails_only_where_the_user_sets_limits(bench, eight):
     result = bench(*eight, "--junitxml=junit.xml", cases=("test_quality",))
-    result.assert_outcomes(passed=3)  # a cell, and two alphas with the control's
+    result.assert_outcomes(passed=3)  # a cell, and two alphas with 0's
     result.stdout.fnmatch_lines(
         [
             "quality *CLIPScore *direction *PSNR (dB) *SSIM",

@@ -1,4 +1,4 @@
-"""Strips: a pair's images from the control over the strengths to the target prompt's own.
+"""Strips: a pair's images from the unsteered one over the strengths to the target prompt's own.
 
 ``analogy steer`` draws one of a pair of prompts.
 """

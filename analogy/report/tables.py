@@ -62,7 +62,7 @@ def tables(results: Results, images: Gallery, comparison: Comparison | None) -> 
 def _cells(results: Results) -> Table:
     analysis = results.analysis
     order = {name: i for i, name in enumerate(results.header.categories)}
-    figures = [*analysis.controls.values(), *analysis.cells.values()]
+    figures = [*analysis.unsteered.values(), *analysis.cells.values()]
     figures.sort(key=lambda one: (order[one.cell.category], one.cell.alpha))
     has_null = any(one.null is not None for one in figures)
     rows = [

@@ -38,17 +38,17 @@ def figures_line(figures: Estimate) -> str:
 
 
 def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[str]:
-    """Category x alpha with the controls, then each alpha over all categories, then the whole.
+    """Category x alpha, alpha 0 first, then each alpha over all categories, then the whole.
 
     ``known``: cells that the baseline records as not succeeding.
     """
-    width = _width(analysis.controls)
+    width = _width(analysis.unsteered)
     rule = "-" * (LINE - _NARROW + width)
     yield f"{'category':<{width}} {_HEAD}"
     yield rule
-    for category, control in analysis.controls.items():
+    for category, unsteered in analysis.unsteered.items():
         name = _name(category, width)
-        yield _row(name, "0", control.margin, None, control.share, "control")
+        yield _row(name, "0", unsteered.margin, None, unsteered.share, "unsteered")
         for cell, figures in analysis.cells.items():
             if cell.category == category:
                 says = verdict_words(figures, cell in known)
@@ -97,7 +97,7 @@ def reading_notes(analysis: Analysis) -> Iterator[str]:
     """What the table's columns ask, and what may be said of several cells together."""
     yield "margin: are the images closer to the target than to the source? The verdict is of it."
     yield "gain: what did steering itself do? margin(alpha) - margin(0), pair by pair."
-    if any(figures.ceiling is not None for figures in analysis.controls.values()):
+    if any(figures.ceiling is not None for figures in analysis.unsteered.values()):
         yield "ceiling: the margin as a share of what drawings of the true target score."
     tested = [f for f in analysis.cells.values() if f.p_holm == f.p_holm]
     if tested:
@@ -138,11 +138,11 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
 
 
 def null_table(analysis: Analysis) -> Iterator[str]:
-    """The random control beside the method: its margin, its gain, the method's advantage."""
+    """The null beside the method: its margin, its gain, the method's advantage over it."""
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
-    width = _width(analysis.controls)
+    width = _width(analysis.unsteered)
     yield (
         f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
         f"{'advantage':>9} {'95% CI':>18} {'p':>8}"

@@ -154,12 +154,10 @@ def rate(value: object, place: str) -> float:
 
 
 def alpha(value: object, place: str) -> float:
-    """A strength other than the control's."""
+    """A strength other than 0."""
     found = number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
     if found == 0:
-        raise PlaceError(
-            f"{place}: expected a strength other than the control's, got {shown(value)}"
-        )
+        raise PlaceError(f"{place}: expected a strength other than 0, got {shown(value)}")
     return found
 
 
