@@ -173,7 +173,7 @@ class Quality:
         return found
 
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
-        """A row per image: pair_id, seed and every metric; both it and its unsteered one are scored.
+        """A row per image that is scored, as its unsteered one is: pair_id, seed and every metric.
 
         ``jobs`` are steered ones. A metric that is :meth:`absent` has no column.
         """

@@ -55,6 +55,7 @@ from analogy.evaluation import subjects
 from analogy.models import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
+from analogy.report import glossary
 
 with contextlib.suppress(ModuleNotFoundError):
     import analogy.report.html  # noqa: F401  likewise
@@ -516,3 +517,9 @@ def test_figures_in_the_text_of_the_verdicts_example_are_those_it_prints():
     assert figures
     known = set(re.findall(r"[-+]?\b\d\.\d{3,}\b", kept))
     assert figures <= known, figures - known
+
+
+def test_the_glossary_is_the_table():
+    """docs/glossary.md; ``python -m analogy.report.glossary > docs/glossary.md`` writes it."""
+    assert (ROOT / "docs" / "glossary.md").read_text("utf-8") == glossary.page()
+    assert all(term.definition for section in glossary.SECTIONS for term in section.terms)
