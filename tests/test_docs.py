@@ -87,7 +87,7 @@ QUICK = {
     "tools.distort": "-n=8",
     "tools.metric_timing": "-n=8 --inception=2 --repeat=1",
 }
-#: Verbs whose exit code 1 is a verdict.
+#: Commands whose exit code 1 is a verdict.
 VERDICTS = {"run", "compare"}
 #: What sets up an environment: only in blocks that are not run here.
 SET_UP = {"python3", "python3.11", "pip", ".", "export", "tox"}
