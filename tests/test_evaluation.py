@@ -573,7 +573,7 @@ def test_a_model_whose_images_all_fail_has_no_figures(make_task, tmp_path, monke
     )  # fmt: skip
     task = make_task([BRIGHT])
     task.run_dir = tmp_path
-    with pytest.raises(TaskError, match=r"all 6 came out as no picture \(black\)"):
+    with pytest.raises(TaskError, match=r"all 6 images failed \(black\)"):
         EvaluationAgent(task).evaluate("embedded")
 
 

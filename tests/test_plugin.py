@@ -290,7 +290,7 @@ def test_an_interrupted_run_continues_with_the_same_command(bench, eight, monkey
     cut = bench(*command)
     assert cut.ret == pytest.ExitCode.INTERRUPTED
     cut.stdout.fnmatch_lines(
-        ["interrupted: what was done is kept in run; the same command goes on from there"]
+        ["interrupted: finished work is kept in run; the same command continues from there"]
     )
     assert sizes == [8]
     results = results_of(bench.path / "results.json")
@@ -731,7 +731,7 @@ def test_gpu_without_cuda_is_a_usage_error(bench, eight, monkeypatch):
     run.stdout.fnmatch_lines(["*Exit: --gpu: expected a CUDA device, but torch * sees none*"])
 
 
-# --- images that are no pictures, and memory
+# --- failed images, and memory
 
 
 def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
@@ -750,9 +750,9 @@ def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(
         [
-            "*1 image came out as no picture; not scored, items incomplete.*",
+            "*1 failed image; not scored, items incomplete.*",
             "*color at alpha 1: 1 (black)",
-            "*SKIPPED*incomplete: color at alpha 1 cannot be judged (1 image came out as no pict*",
+            "*SKIPPED*incomplete: color at alpha 1 cannot be decided (1 failed image)*",
         ]
     )
     results = results_of(bench.path / "results.json")

@@ -1,4 +1,4 @@
-"""The commands on two runs: ``compare`` and ``baseline``. They generate nothing and load no model."""
+"""The commands ``compare`` and ``baseline``. They generate nothing and load no model."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Gallery:
 
     @property
     def problems(self) -> list[tuple[Strip, Shot]]:
-        """The images that are no picture."""
+        """The failed images."""
         return [
             (strip, shot)
             for strip in self.strips

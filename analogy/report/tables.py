@@ -183,7 +183,7 @@ def _failures(results: Results, images: Gallery) -> Table:
         for (pair, category, method, alpha, seed), reason in found.items()
     ]  # fmt: skip
     columns = ["pair", "category", "method", "alpha", "seed", "reason"]
-    return Table("failures", "Images that are no picture", columns, rows)
+    return Table("failures", "Failed images", columns, rows)
 
 
 def _comparison(comparison: Comparison) -> Table:
