@@ -1,13 +1,13 @@
-"""Items to everything that a run says: cells, their gains, pools, trends, and families of tests.
+"""From a table of items to all figures of a run: cells, gains, pools, trends, families of tests.
 
 Pure functions of a table of items. A table has a row per pair and a column per alpha, ascending,
 0 (unsteered) among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
 indexed by pair id, and belong to the category that `pairs` gives.
 
-Two questions are kept apart in every cell. The **margin** asks whether the images are now closer
-to the target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what
-steering did: it is positive as soon as an image has moved, and would be for images that steering
-has merely destroyed; so a claim rests on the margin, and the gain says where it came from.
+Every cell answers two questions. The **margin** asks whether the images are now closer to the
+target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what steering
+did. The gain is positive as soon as an image has moved, also for images that steering has merely
+destroyed; so a claim rests on the margin, and the gain says where it came from.
 """
 
 from __future__ import annotations

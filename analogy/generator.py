@@ -1,4 +1,4 @@
-"""Conditioning and latents to images, through the diffusers pipeline that any user would call."""
+"""From conditioning and latents to images, through a standard diffusers pipeline."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Steering methods compared over one grid: paired differences, and a ranking.
+"""Compares steering methods on one grid: paired differences, and a ranking.
 
-All methods steer the same pairs from the same latents at the same strengths, so that they are
-compared pair by pair: the difference of a pair's margins is free of what the pair and its noise
-bring. A pair enters with the mean of its items at the strengths asked for; alpha 0, unsteered, is
-the same image for every method and is left out.
+All methods steer the same pairs from the same latents at the same strengths, so they are compared
+pair by pair: the difference of a pair's margins is free of the effects of the pair and its noise.
+Each pair enters with the mean of its items at the requested strengths. Alpha 0, unsteered, is the
+same image for every method and is left out.
 
-Every two methods are compared, so that k methods make k (k - 1) / 2 tests. The p of the overall
-differences are adjusted for all of those (Holm 1979): they are the family, and by them alone are
-two methods told apart. The differences at single strengths and in single categories say where the
-overall one comes from; their intervals and p stand each by itself.
+Every two methods are compared, so k methods give k (k - 1) / 2 tests. These overall differences are
+one family: their p are adjusted for it (Holm 1979), and only they decide whether two methods
+differ. The differences at single strengths and in single categories show where the overall one
+comes from; their intervals and p are not adjusted.
 """
 
 from __future__ import annotations

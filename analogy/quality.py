@@ -1,9 +1,9 @@
-"""Beyond the margin, on the grid's own images: alignment, preservation, distribution.
+"""The metrics beside the margin on the grid's images: alignment, preservation, distribution.
 
 Per image: **CLIPScore** to the target prompt; **directional similarity**, whether the image moved
-the way the prompt did; and **preservation**, PSNR, SSIM and LPIPS against the same pair and seed at
-alpha 0, since steering that moves everything is no edit. Per alpha, over all categories: **CMMD**
-and **KID** against reference images. Values of single images are kept in the run folder.
+as the prompt did; and **preservation**, PSNR, SSIM and LPIPS against the unsteered image of the
+same pair and seed, since an edit should change nothing else. Per alpha, over all categories:
+**CMMD** and **KID** against reference images. Values of single images are kept in the run folder.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class RunConfig:
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
-    - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
+    - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
     - `engine` (a name of `analogy.engines.ENGINES`), `num_workers` (None: as many as there are
       devices), `ray_address` (of a cluster, None for this machine): what computes it.

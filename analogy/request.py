@@ -1,4 +1,4 @@
-"""What a user asks of a run: one frozen value, checked when it is made."""
+"""What a user requests of a run: one frozen value, checked when it is created."""
 
 from __future__ import annotations
 

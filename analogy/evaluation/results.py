@@ -1,4 +1,4 @@
-"""What an evaluation gives: plain frozen records, which JSON, pandas and a terminal can show."""
+"""The results of an evaluation: plain frozen dataclasses, for JSON, pandas and terminals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a model that makes its images, or a folder of images made elsewhere."""
+"""What is evaluated: a model that generates images, or a folder of images of another tool."""
 
 from __future__ import annotations
 

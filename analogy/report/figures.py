@@ -1,4 +1,4 @@
-"""What the plots of a run draw, as the page and the notebook have them: plain values."""
+"""The values that a run's plots draw, for the report and for notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a run, pair by pair, as a page shows them."""
+"""The images of a run, pair by pair, for the report."""
 
 from __future__ import annotations
 

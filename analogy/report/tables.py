@@ -1,4 +1,4 @@
-"""The report's tables: every figure of a run, to be sorted and saved as CSV."""
+"""The report's tables: every figure of a run, which can be sorted and saved as CSV."""
 
 from __future__ import annotations
 

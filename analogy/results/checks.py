@@ -1,8 +1,8 @@
-"""Checks of JSON that may come from anywhere: each takes a value and the place where it stands.
+"""Checks of JSON that may come from anywhere: each takes a value and its place in the file.
 
-The first, which raise :class:`PlaceError`, are for what decides: what is compared, judged or named.
-The last, from ``figure`` on, are for figures that are only shown: what is invalid there counts as
-missing.
+The first, which raise :class:`PlaceError`, are for values that decide something: a comparison, a
+verdict, a name. The last, from ``figure`` on, are for figures that are only shown: an invalid one
+counts as missing.
 """
 
 from __future__ import annotations

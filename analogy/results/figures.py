@@ -1,4 +1,4 @@
-"""The figures of results, read from JSON: strict where they decide, else missing where invalid."""
+"""The figures of results, read from JSON: strict if they decide something, else None if invalid."""
 
 from __future__ import annotations
 

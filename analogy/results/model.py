@@ -1,6 +1,6 @@
-"""The results of a run as one tree of frozen records: what is estimated, written, read and shown.
+"""The results of a run as one tree of frozen dataclasses, which is written, read and shown.
 
-:mod:`analogy.results.writing` makes JSON of it and :mod:`analogy.results.reading` makes it of JSON.
+:mod:`analogy.results.writing` writes it as JSON and :mod:`analogy.results.reading` reads it.
 Everything here is a plain value: neither torch nor numpy is imported. A figure that does not exist
 is NaN in a float field and None elsewhere, and null in JSON.
 """
