@@ -1,7 +1,6 @@
-"""Finds out whether steering a text-to-image model by analogy works: where, and how surely.
+"""Measures whether steering a text-to-image model by analogy works, where, and how reliably.
 
-``run`` does the main job, ``load_run`` reads what it left, ``compare`` holds one run against
-another.
+``run`` generates and scores a grid, ``load_run`` reads a run folder, ``compare`` compares two runs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Items to everything that a run says: cells, their gains, pools, trends, and families of tests.
+"""From a table of items to all figures of a run: cells, gains, pools, trends, families of tests.
 
 Pure functions of a table of items. A table has a row per pair and a column per alpha, ascending,
-the control 0 among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
+0 (unsteered) among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
 indexed by pair id, and belong to the category that `pairs` gives.
 
-Two questions are kept apart in every cell. The **margin** asks whether the images are now closer
-to the target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what
-steering did: it is positive as soon as an image has moved, and would be for images that steering
-has merely destroyed; so a claim rests on the margin, and the gain says where it came from.
+Every cell answers two questions. The **margin** asks whether the images are now closer to the
+target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what steering
+did. The gain is positive as soon as an image has moved, also for images that steering has merely
+destroyed; so a claim rests on the margin, and the gain says where it came from.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def analyse(
     targets: pd.Series | None = None,
     ceilings: Mapping[str, Ceiling | None] | None = None,
 ) -> Analysis:
-    """Everything about a run, from its items, those of its random control, and those of the target
+    """Everything about a run, from its items, those of its null, and those of the target
     prompts' own images by pair id.
     """
     ceilings = ceilings or {}
@@ -89,14 +89,14 @@ def analyse(
             )
             for category, of in ends.items()
         }
-        controls = {category: figures(category, UNSTEERED) for category in members}
+        unsteered = {category: figures(category, UNSTEERED) for category in members}
         cells = [figures(category, alpha) for category in members for alpha in steered]
         if own:
             cells = [_with_share(one, own[one.cell.category]) for one in cells]
-            controls = {name: _with_share(c, own[name]) for name, c in controls.items()}
+            unsteered = {name: _with_share(c, own[name]) for name, c in unsteered.items()}
         return Analysis(
             cells={figures.cell: figures for figures in _adjusted(cells)},
-            controls=controls,
+            unsteered=unsteered,
             targets=own,
             categories={category: pool(of) for category, of in tables.items()},
             alphas={alpha: pool(of) for alpha, of in by_alpha.items()},
@@ -147,7 +147,7 @@ def _cell_values(
 
 
 def pool(table: pd.DataFrame) -> Pool:
-    """All cells of a table together, the control aside."""
+    """All cells of a table together, without the unsteered images."""
     margins, gains = _pool_values(table)
     return Pool(
         margin=_pooled(margins),

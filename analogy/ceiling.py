@@ -1,9 +1,9 @@
-"""The ceiling: what the judge gives for the true change, and where it sees none.
+"""The ceiling: the judge's margins for images of the true target, and whether it sees the change.
 
-A margin has no unit that means anything by itself: 0.031 is much where the judge gives 0.05 for an
-image that truly shows the target, and little where it gives 0.5. The embedded world knows what it
-drew, so `python -m analogy.world.ceiling` renders both prompts of every pair, scores the drawings
-as any image is scored, and writes the margins; here they are read and put beside a cell.
+A margin has no unit of its own: 0.031 is much if the judge gives 0.05 for an image that truly shows
+the target, and little if it gives 0.5. The embedded world can draw both prompts of every pair, so
+`python -m analogy.world.ceiling` renders them, scores the drawings like any image, and writes the
+margins. This module reads them and computes a cell's ceiling.
 """
 
 from __future__ import annotations

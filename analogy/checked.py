@@ -1,4 +1,4 @@
-"""What is read of a run folder's index, checked: an index may come from anywhere.
+"""Checks of the values in a run folder's index, which may come from anywhere.
 
 Each check takes a value and its place, ``table.column``, and raises :class:`DamageError` if the
 suite does not write such a value.

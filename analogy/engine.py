@@ -1,7 +1,7 @@
-"""The seam of engines: what does a run's work, what it is given and what it gives back.
+"""The seam of engines: what an engine is, its input and its results.
 
 An engine works on batches of jobs and returns their results in the batches' order. It knows no run
-folder: :class:`~analogy.execute.Execution` writes what it returns. :class:`~analogy.serial.Serial`
+folder: :class:`~analogy.execute.Execution` writes the results. :class:`~analogy.serial.Serial`
 works in this process, :class:`~analogy.cluster.RayEngine` on other processes and machines. An
 engine of another package is chosen by an entry point of the group ``analogy.engines``, or as
 ``--engine package.module:attribute``.

@@ -1,6 +1,6 @@
-"""The engines that can be chosen, by name.
+"""The table of engines, by name.
 
-Apart from :mod:`analogy.engine`, whose types are of models: options list and check these names
+It is separate from :mod:`analogy.engine`, whose types need torch: options list and check the names
 without torch.
 """
 

@@ -1,4 +1,4 @@
-"""The base of every error that a user can mend, with the exit code of a command that it ends."""
+"""The base class of every error that a user can correct, and the exit codes of commands."""
 
 from __future__ import annotations
 

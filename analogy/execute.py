@@ -1,7 +1,7 @@
-"""A run's work by an engine, into its folder: what is missing is generated, what is new scored.
+"""Runs an engine for a run folder: missing images are generated, new images are scored.
 
 Engines return results in the order of the batches; the process that owns the run folder writes
-them. :mod:`analogy.engine` has what an engine is, :mod:`analogy.engines` those that can be chosen.
+them. :mod:`analogy.engine` defines an engine, :mod:`analogy.engines` lists those available.
 """
 
 from __future__ import annotations

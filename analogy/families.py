@@ -1,8 +1,8 @@
-"""One adapter for each pipeline family: what differs between them is here and nowhere else.
+"""One adapter for each pipeline family; all differences between families are here.
 
-:class:`Family` says what the suite asks of one; :class:`PipelineFamily` answers as most diffusers
-pipelines do, so that a new family is a class of a few lines. A pipeline's family is found by the
-name of its class, which a folder has in ``model_index.json``.
+:class:`Family` is the protocol. :class:`PipelineFamily` implements it for most diffusers pipelines,
+so that a new family is a class of a few lines. A pipeline's family is found by the name of its
+class, which a folder has in ``model_index.json``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What values the fields of a run's configuration may have: one check for each field, used by the
-request that a user makes and by the configuration that is kept with a run.
+"""One check for each field of a run's configuration.
+
+The request that a user makes and the configuration that is kept with a run both use these checks.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _check_alpha(name: str, value: Any) -> None:
             place=name,
             expected="strengths other than 0",
             got=repr(value),
-            advice="alpha 0 is the control and always in the grid, so leave it out",
+            advice="alpha 0 (unsteered) is always in the grid, so leave it out",
         )
 
 

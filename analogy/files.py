@@ -1,7 +1,7 @@
-"""Files: written whole, only where a user asked for them, and read only inside their folder.
+"""Writes files completely or not at all, and reads the suite's files only inside their folder.
 
-Two ways of writing. :func:`write_atomically` is for the suite's own files and follows no link.
-:func:`write_output` is for a file that a user named, which may be a link or a device.
+There are two ways of writing. :func:`write_atomically` is for the suite's own files and follows no
+link. :func:`write_output` is for a file that a user named, which may be a link or a device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conditioning and latents to images, through the diffusers pipeline that any user would call."""
+"""From conditioning and latents to images, through a standard diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from analogy.steering.conditioning import Conditioning
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A batch: ``images``, uint8 ``(n, size, size, 3)``, and which of them are no pictures.
+    """A batch: ``images``, uint8 ``(n, size, size, 3)``, and which of them failed.
 
     ``faults``: an image's place in the batch to the reason; its pixels mean nothing.
     """
@@ -165,7 +165,7 @@ class Generator:
         return self._family.denoise(self._pipeline, conditionings, self._empty, latents, sampling)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Float NCHW 0..1, as the pipeline itself decodes; what is no picture twice, in float32."""
+        """Float NCHW 0..1, as the pipeline itself decodes; failed images again, in float32."""
         images = self._decoded_by(self._vae, latents)
         if self._vae.dtype != torch.float32:
             again = [

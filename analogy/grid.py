@@ -1,7 +1,8 @@
-"""Which images a run has: one job for each, its role, and the key that identifies its image.
+"""The images of a run: one job for each, with its role and the key that identifies its image.
 
-The only place that plans. It knows no model and no run folder: a grid follows from a configuration,
-the fingerprint of its model, the scheduler and the pairs. Imports no torch and no SQLite.
+Only this module plans jobs. It knows no model and no run folder: a grid follows from a
+configuration, the fingerprint of its model, the scheduler and the pairs. Imports no torch and no
+SQLite.
 """
 
 from __future__ import annotations

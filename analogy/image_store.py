@@ -1,6 +1,6 @@
-"""The image files of a run folder: ``images/ab/<key>.png``, written whole or not at all.
+"""The image files of a run folder: ``images/ab/<key>.png``, written completely or not at all.
 
-A file's place follows from its key alone. No link is followed out of the folder.
+A file's path follows only from its key. No link is followed out of the folder.
 """
 
 from __future__ import annotations

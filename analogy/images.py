@@ -67,7 +67,7 @@ def from_unit(images: Tensor) -> Images:
     """Float NCHW 0..1, as a diffusers pipeline gives with ``output_type="pt"``, to uint8 NHWC.
 
     Rounded, as diffusers' own conversion to PIL does. Another shape, and values that are not
-    finite, are a ``ValueError``: they are no picture.
+    finite, are a ``ValueError``: the image failed.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -84,7 +84,7 @@ def from_unit(images: Tensor) -> Images:
 
 
 def faults(images: Tensor) -> list[str | None]:
-    """Why each of float NCHW 0..1 images is no picture, None where it is one.
+    """Why each of float NCHW 0..1 images failed, None if it did not.
 
     NaN and infinity are what a decoder gives that overflows; black from edge to edge is what such
     an image becomes in other software, and what a safety checker puts in an image's place.

@@ -1,7 +1,7 @@
-"""What judges an image: the protocols, and the table of judges of the user's own.
+"""The protocols of a judge, and the table of custom judges.
 
-A judge gives how well an image shows a prompt; the margin is that of the target prompt minus that
-of the source prompt. open_clip's judges are in :mod:`analogy.clip`.
+A judge scores how well an image shows a prompt; the margin is the target prompt's score minus the
+source prompt's. open_clip's judges are in :mod:`analogy.clip`.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The results that a run folder keeps: a file for each measurement, and the one that is shown.
 
-Runs of other pairs, strengths, seeds or methods share a folder. Each such measurement has results
-of its own there::
+Runs with different pairs, strengths, seeds or methods may share a folder. Each measurement has its
+own results file there::
 
-    RUN/results/<12 hex digits>.json   each measurement's
-    RUN/results.json                   a copy of those that are shown: what readers of RUN get
-    RUN/results-JUDGE.json             likewise, of the scores of another judge
+    RUN/results/<12 hex digits>.json   the results of one measurement
+    RUN/results.json                   a copy of the shown results, which readers of RUN get
+    RUN/results-JUDGE.json             the same for the scores of another judge
 
-What ``results.json`` has is put into ``results/`` before it is replaced, and the new results go
-there last. So a writer that is killed leaves a folder in which every reader finds whole results,
-and a folder of an earlier suite, with ``results.json`` alone, is one like any other. The writer has
-the run folder's lock; readers take none.
+The content of ``results.json`` is copied into ``results/`` before it is replaced, and new results
+are written to ``results/`` last. If the writer is killed, every reader therefore still finds
+complete results. A folder of an earlier suite, with only ``results.json``, needs no other handling.
+The writer holds the run folder's lock; readers take none.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from analogy.results.reading import RecordedError, read_file
 from analogy.results.writing import encoded, write_results
 
 FOLDER_NAME = "results"
-"""What holds the results of all measurements in a run folder."""
+"""The folder for the results of all measurements, in a run folder."""
 
 MOST_READ = 50
-"""Results files of a folder that are read to say what they are of."""
+"""At most this many results files of a folder are read to list its measurements."""
 
 _Place = TypeVar("_Place")
 _Figures = TypeVar("_Figures")
@@ -45,15 +45,15 @@ _LEFT = re.compile(r"([0-9a-f]{12}|results(-[\w.-]+)?)\.json\.\d+\.partial")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a measurement is of: all that determines its figures, and how far it is done.
+    """A measurement: everything that determines its figures, and whether it is finished.
 
     - ``model`` to ``dtype``: what was measured, and by which judge;
-    - ``alphas``, ``seeds``: ascending, the control left out; ``control``, ``target``: whether the
-      random control and the target prompts' own images are in it; ``ceiling``: a digest of ground
-      truth that the user gave, None for the suite's own;
-    - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, of results
-      those with figures; ``n_pairs``: how many there are;
-    - ``limit``, ``categories``: the options that left pairs out, None where they did not;
+    - ``alphas``, ``seeds``: ascending, without alpha 0; ``control``, ``target``: whether the null
+      and the target prompts' own images were measured; ``ceiling``: a digest of the ground truth
+      that the user gave, None for the suite's own;
+    - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, for results
+      only pairs with figures; ``n_pairs``: their number;
+    - ``limit``, ``categories``: the options that left pairs out, None if they did not;
     - ``is_finished``: no image is missing.
     """
 
@@ -104,7 +104,7 @@ class Scope:
 
     @property
     def n_images(self) -> int:
-        """The images of the grid, the control among them."""
+        """The images of the grid, the unsteered among them."""
         return self.n_pairs * len(self.seeds) * (1 + len(self.alphas))
 
     def is_part_of(self, other: Scope) -> bool:
@@ -126,7 +126,7 @@ class Scope:
         return mine < others
 
     def __str__(self) -> str:
-        """For people: what distinguishes it from others in its folder."""
+        """One line that distinguishes it from other measurements in its folder."""
         names = ", ".join(self.pairs)
         if len(self.pairs) > 3:
             names = f"{len(self.pairs)} categories"
@@ -137,7 +137,7 @@ class Scope:
         )
         for is_so, word in (
             (self.limit is not None, f"limit {self.limit}"),
-            (self.control, "random control"),
+            (self.control, "with the null"),
             (self.target, "target prompts"),
             (self.ceiling is not None, "own ceiling"),
             (not self.is_finished, "not finished"),
@@ -179,22 +179,24 @@ class Measured:
         return f"{self.scope.digest}.json"
 
     def content(self) -> bytes:
-        """What a file of them holds."""
+        """The content of their file."""
         return encoded(self.results) if self.data is None else self.data
 
     def lacks(self, other: Measured) -> bool:
-        """True if ``other``, of the same measurement, has items that this has not."""
+        """True if ``other``, of the same measurement, has items that this one lacks."""
         return not _items(other.results) <= _items(self.results)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What became of results in a run folder.
+    """How results were stored in a run folder.
 
-    ``results``: the new ones, with what an earlier session measured besides (:func:`with_quality`).
-    ``file``: where those of this measurement are. ``has_more``: they were more than the new ones,
-    and stay. ``shown``: the scope of those that readers get by the file ``view``. ``why``: why they
-    are of another measurement, None where they are not.
+    - ``results``: the new results, with quality figures of an earlier session
+      (:func:`with_quality`);
+    - ``file``: the file of this measurement;
+    - ``has_more``: True if the file had more items than the new results and was not replaced;
+    - ``view``: the file that readers get; ``shown``: its measurement;
+    - ``why``: why ``view`` shows another measurement than this one, None if it shows this one.
     """
 
     results: Results
@@ -205,7 +207,7 @@ class Kept:
     why: str | None
 
     def lines(self) -> Iterator[str]:
-        """For a run's summary; nothing where all is as one expects."""
+        """Lines for a run's summary; none if ``view`` shows the new results."""
         if self.has_more:
             yield (
                 f"kept      {self.file} has more of this measurement than was measured now, and "
@@ -220,8 +222,9 @@ class Kept:
 
 
 def prepare(folder: Path) -> None:
-    """Make the place of results, before the work. Raises ``OSError`` if it cannot be, or is a link
-    that somebody else may have made.
+    """Create the folder for results, before the work.
+
+    Raises ``OSError`` if it cannot be created, or is a link, which another user may have made.
     """
     place = folder / FOLDER_NAME
     check_own(folder, place)
@@ -229,9 +232,9 @@ def prepare(folder: Path) -> None:
 
 
 def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
-    """Keep results in their run folder; whoever calls has its lock.
+    """Store results in their run folder. The caller must hold its lock.
 
-    ``name``: the file that readers get them by, if they are to be shown (:func:`why_stays`).
+    ``name``: the file for readers, which is replaced unless :func:`why_stays` gives a reason.
     """
     prepare(folder)
     _sweep(folder)
@@ -259,10 +262,11 @@ def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
 
 
 def why_stays(new: Scope, shown: Scope) -> str | None:
-    """Why new results do not take the place of those that are shown; None if they do.
+    """Why new results do not replace the shown ones; None if they do.
 
-    They do unless the others are finished and the new ones are not, or are only a part: of chosen
-    pairs where the others are of all, or with fewer of their pairs, strengths or seeds.
+    They replace them unless the shown ones are finished and the new ones are unfinished or only a
+    part: of selected pairs while the shown ones are of all pairs, or with fewer of the same pairs,
+    strengths or seeds.
     """
     if new.digest == shown.digest or not shown.is_finished:
         return None
@@ -275,10 +279,10 @@ def why_stays(new: Scope, shown: Scope) -> str | None:
 
 
 def put(results: Results, path: Path) -> str | None:
-    """Write results to a place that nobody named, unless it has what is to stay; why it stays.
+    """Write results to the default file unless its present results must stay; returns why they do.
 
-    Besides :func:`why_stays`, results that are finished stay for those of a smaller grid: runs of
-    all folders meet here, and nothing else may keep them.
+    In addition to :func:`why_stays`, results of a smaller grid do not replace finished results:
+    runs of all folders write this file, and the old results may be kept nowhere else.
     """
     old = found(path)
     if old is not None:
@@ -295,10 +299,10 @@ def put(results: Results, path: Path) -> str | None:
 
 
 def with_quality(results: Results, folder: Path) -> Results:
-    """Results with those quality figures that an earlier session measured and this one did not.
+    """Results with the quality figures that an earlier session measured and this one did not.
 
-    They are of the same measurement, and so of the same images. LPIPS by another network, and
-    distances from other references, are left out where this session has its own.
+    Both are of the same measurement, and so of the same images. LPIPS by another network, and
+    distances from other references, are left out if this session measured its own.
     """
     new = Measured.of(results)
     old = found(folder / FOLDER_NAME / new.name) or found(folder / RESULTS_NAME)
@@ -327,7 +331,7 @@ def with_quality(results: Results, folder: Path) -> Results:
 def _joined(
     now: Mapping[_Place, Mapping[str, _Figures]], then: Mapping[_Place, Mapping[str, _Figures]]
 ) -> dict[_Place, dict[str, _Figures]]:
-    """The figures of both, each place once, those of ``now`` first and where both have one."""
+    """The figures of both, each place once. ``now`` comes first, and wins if both have a figure."""
     made = {}
     for place in dict.fromkeys([*now, *then]):
         mine = now.get(place, {})
@@ -344,7 +348,7 @@ def _has_lpips(quality: QualityFigures) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a writer that was killed left of its results; the lock says that none is left."""
+    """Remove leftovers of a killed writer; the lock guarantees that no other writer is active."""
     for place in (folder, folder / FOLDER_NAME):
         for file in place.glob("*.partial"):
             if _LEFT.fullmatch(file.name):
@@ -352,7 +356,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _adopt(shown: Measured, folder: Path) -> None:
-    """Have what is shown in ``results/``, too: before it is replaced there, it may be nowhere."""
+    """Copy the shown results into ``results/`` unless they are there: they may be nowhere else."""
     own = folder / FOLDER_NAME / shown.name
     old = found(own)
     if old is None or (old.data != shown.data and not shown.lacks(old)):
@@ -363,7 +367,7 @@ def _adopt(shown: Measured, folder: Path) -> None:
 
 
 def folder_of(path: Path) -> Path:
-    """The run folder that a results file lies in; any other path is given back."""
+    """The run folder that contains a results file; any other path is returned unchanged."""
     if not path.is_file():
         return path
     folder = path.parent
@@ -373,7 +377,7 @@ def folder_of(path: Path) -> Path:
 
 
 def found(path: Path) -> Measured | None:
-    """The results in a file; None if there are none, or none that can be read."""
+    """The results in a file; None if there is no file, or it cannot be read."""
     if not path.is_file():
         return None
     try:
@@ -383,9 +387,9 @@ def found(path: Path) -> Measured | None:
 
 
 def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
-    """The folder's other measurements, the latest file first, and how many more were not read.
+    """The folder's other measurements, the latest file first, and the number of files not read.
 
-    Those that are no results are left out.
+    Files that are not valid results are left out.
     """
     place = folder / FOLDER_NAME
     files = [file for file in _files(place) if file.name != shown.name]
@@ -399,10 +403,10 @@ def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
 
 
 def notes(path: Path, now: Measured | None = None) -> Iterator[str]:
-    """What a reader of a run folder is told: which results it gets, and which there are besides.
+    """Lines for the reader of a run folder: which results are shown, and which others exist.
 
-    Nothing of a folder with one measurement, and of a results file, which was chosen. ``now``: what
-    is shown, if that was read already.
+    None for a folder with one measurement, and for a results file. ``now``: the shown results, if
+    they were read already.
     """
     if not path.is_dir():
         return
@@ -433,7 +437,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def scope_of_results(results: Results) -> Scope:
-    """What results are of, and how far they are done."""
+    """The measurement that results belong to, and whether it is finished."""
     header = results.header
     measurement, subject = header.measurement, header.subject
     ids: dict[str, frozenset[str]] = {}
@@ -469,23 +473,23 @@ def _is_finished(results: Results) -> bool:
     analysis = results.analysis
     if any(one.margin.verdict is Verdict.INCOMPLETE for one in analysis.cells.values()):
         return False
-    margins = [one.margin for of in (analysis.controls, analysis.targets) for one in of.values()]
+    margins = [one.margin for of in (analysis.unsteered, analysis.targets) for one in of.values()]
     return all(margin.n_items == margin.n for margin in margins)
 
 
 def _chosen(scope: Scope) -> list[str]:
-    """The options that left pairs out."""
+    """The options that left pairs out, as text."""
     limit = [] if scope.limit is None else [f"--limit {scope.limit}"]
     names = [] if scope.categories is None else [f"--categories {','.join(scope.categories)}"]
     return [*limit, *names]
 
 
 def _items(results: Results) -> set[tuple[str, str | Cell, str | int]]:
-    """Every item that results have figures of, the controls' and the target prompts' too."""
+    """Every item that results have figures of, unsteered and target prompts' too."""
     analysis = results.analysis
-    cells, controls = analysis.cells.values(), analysis.controls.values()
+    cells, unsteered = analysis.cells.values(), analysis.unsteered.values()
     made: set[tuple[str, str | Cell, str | int]] = set()
-    for figures in (*cells, *controls):
+    for figures in (*cells, *unsteered):
         made |= {("steered", figures.cell, pair) for pair in figures.items}
         if figures.null is not None:
             made |= {("random", figures.cell, i) for i in range(figures.null.margin.n_items)}

@@ -1,7 +1,7 @@
-"""One writer per run folder: a lock of the operating system, and beside it who holds it.
+"""One writer per run folder: an operating system lock, and a record of the process that holds it.
 
-The system frees the lock of a process that dies, however it dies; the owner's record stays behind
-and so says that it did. Readers take no lock.
+The system frees the lock of a process that dies, however it dies. The record of the process remains
+and shows that it died. Readers take no lock.
 """
 
 from __future__ import annotations

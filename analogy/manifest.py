@@ -1,8 +1,8 @@
-"""Images made by other tools, brought into a run by a manifest: which file is which image.
+"""Imports images of other tools into a run folder; a manifest says which file is which image.
 
 A manifest is CSV with a header, or JSON lines (``.jsonl``), with ``pair_id``, ``alpha``, ``seed``,
-``file`` (relative to the manifest) and perhaps ``method``. The images are known by a model's name
-that the user gives and a digest of them all, so they are never taken for another model's.
+``file`` (relative to the manifest) and optionally ``method``. The images' model is the name that
+the user gives and a digest of all images, so they are never mixed with another model's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Features to margins: how much closer an image is to the target than to the source.
+"""From features to margins: how much closer an image is to the target than to the source.
 
 Embeddings are `(..., dim)`, usually float32 `(n, dim)` as the clip module gives them. Everything is
-computed and returned in float32 whatever came in, so that a margin does not depend on the model's
+computed and returned in float32 whatever the input, so that a margin does not depend on the model's
 own number format. A row's result does not depend on the other rows.
 """
 

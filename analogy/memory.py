@@ -1,4 +1,4 @@
-"""How many images go through a model at once: as many as fit, and half of them when they do not."""
+"""How many images a model processes at once: as many as fit, half after memory ran out."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Steering methods compared over one grid: paired differences, and a ranking.
+"""Compares steering methods on one grid: paired differences, and a ranking.
 
-All methods steer the same pairs from the same latents at the same strengths, so that they are
-compared pair by pair: the difference of a pair's margins is free of what the pair and its noise
-bring. A pair enters with the mean of its items at the strengths asked for; the control, alpha 0, is
-the same image for every method and is left out.
+All methods steer the same pairs from the same latents at the same strengths, so they are compared
+pair by pair: the difference of a pair's margins is free of the effects of the pair and its noise.
+Each pair enters with the mean of its items at the requested strengths. Alpha 0, unsteered, is the
+same image for every method and is left out.
 
-Every two methods are compared, so that k methods make k (k - 1) / 2 tests. The p of the overall
-differences are adjusted for all of those (Holm 1979): they are the family, and by them alone are
-two methods told apart. The differences at single strengths and in single categories say where the
-overall one comes from; their intervals and p stand each by itself.
+Every two methods are compared, so k methods give k (k - 1) / 2 tests. These overall differences are
+one family: their p are adjusted for it (Holm 1979), and only they decide whether two methods
+differ. The differences at single strengths and in single categories show where the overall one
+comes from; their intervals and p are not adjusted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OVERALL: Scope = (None, None)
 class Difference(Figures):
     """The margins of ``first`` minus those of ``second``, pair by pair.
 
-    ``category`` None: of all; ``alpha`` None: the mean over all strengths but the control. ``n``:
+    ``category`` None: of all; ``alpha`` None: the mean over all strengths but 0. ``n``:
     pairs. ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test;
     ``p_holm``: the larger of both, adjusted for all overall differences, NaN for any other.
     A figure that does not exist is NaN.
@@ -223,7 +223,7 @@ def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
 
 
 def all_jobs(studies: Sequence[Study]) -> list[Job]:
-    """The jobs of all the methods; the control's, whose key has no method, once."""
+    """The jobs of all the methods; those of unsteered images, whose key has no method, once."""
     return once(job for study in studies for job in study.jobs())
 
 
@@ -248,7 +248,7 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> 
     wanted = [pair.id for pair in pairs]
     columns = next(iter(tables.values())).columns
     if all(float(alpha) == UNSTEERED for alpha in columns):
-        raise ValueError("methods: expected a strength other than the control, got none")
+        raise ValueError("methods: expected a strength other than 0, got none")
     for name, table in tables.items():
         if list(table.index) != wanted:
             raise ValueError(

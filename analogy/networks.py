@@ -1,9 +1,8 @@
-"""What a model's files hold, against what its networks take: none runs on weights of its own.
+"""Checks a model's weight files against its networks: every weight must come from the files.
 
-A network whose file lacks a key is filled with random numbers by the libraries that load it, with
-no more than a line in a log. Here every key of every part must be in its place, or it is a
-:class:`ModelError` that names the part and the keys. What can be said from a file's header alone
-is said when a model is found; the rest when it is loaded.
+The libraries that load a network fill missing keys with random numbers and only log a line. Here
+every key of every part must be present, or a :class:`ModelError` names the part and the keys. What
+a file's header shows is checked when a model is found, the rest when it is loaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of a run, defined once, and how their text is read. Imports nothing heavy."""
+"""The options of a run, defined once, and the parsers of their text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -296,27 +296,28 @@ OPTIONS: tuple[Option, ...] = (
            "ViT-B-32 laion2b_s34b_b79k unless given"),
     Option("--device", "cpu, mps, cuda or cuda:N [default: cpu; with --gpu cuda]",
            parse=parse_device, metavar="DEVICE", choices=("cpu", "mps", "cuda")),
-    Option("--offline", "never touch the network; a file that is not on this machine is an error "
-           "that names the command that fetches it"),
+    Option("--offline", "never use the network; a file that is missing on this machine is an error "
+           "that names the command to download it"),
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
            "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=parse_path,
            metavar="MODEL"),
     Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
            "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
-    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id, or a "
-           "judge of your own: the name of an installed package's, or package.module:name "
+    Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id, the "
+           "name of an installed package's judge, or your own as package.module:name "
            "[default: embedded; with --gpu ViT-B-32]", parse=parse_path, metavar="CLIP"),
     Option("--clip-pretrained", "open_clip's tag of the judge's weights, a .safetensors file, or "
-           "TAG:FILE, a file whose images are preprocessed as for that tag "
+           "TAG:FILE, a file of weights with the preprocessing of that tag "
            "[default: none; with --gpu laion2b_s34b_b79k]", parse=parse_path, metavar="TAG"),
-    Option("--clip-dtype", f"what the judge computes in: {', '.join(DTYPES)}; half precision "
-           "is faster and moves the margins (docs/performance.md)",
+    Option("--clip-dtype", f"the judge's number format: {', '.join(DTYPES)}; half precision "
+           "is faster and changes margins slightly (docs/performance.md)",
            parse=_one_of(DTYPES), metavar="DTYPE", choices=DTYPES),
     Option("--pairs", "CSV file of word pairs [default: the suite's 400]", parse=parse_path,
            metavar="FILE"),
-    Option("--categories", "only these, separated by commas, one that holds a comma in double "
-           "quotes [default: all in the pairs]", parse=parse_names, metavar="NAMES"),
-    Option("--alphas", "steering strengths, separated by commas; the control 0 is always there "
+    Option("--categories", "only these categories, separated by commas; put a name that contains a "
+           "comma in double quotes [default: all in the pairs]", parse=parse_names,
+           metavar="NAMES"),
+    Option("--alphas", "steering strengths, separated by commas; 0 (unsteered) is always included "
            f"[default: {','.join(map(str, DEFAULT_ALPHAS))}, or the method's own]",
            parse=_list_of(parse_number), metavar="LIST"),
     Option("--seeds", "seeds, separated by commas: one image per pair, alpha and seed",
@@ -324,57 +325,58 @@ OPTIONS: tuple[Option, ...] = (
     Option("--method", f"steering method: {', '.join(METHODS.builtin)}, one that an installed "
            "package adds, or package.module:name", parse=_method, metavar="NAME",
            choices=METHODS.names),
-    Option("--control", "measure the null control, the method random, beside the method"),
-    Option("--target", "also draw each target prompt itself: what the model can do at best, and "
-           "the report's last column [default: on with --report]"),
+    Option("--control", "measure the null, the method random, beside the method; in results.json "
+           "it is called random, and unsteered images (alpha 0) are called controls"),
+    Option("--target", "also generate each target prompt's own image: the best that the model can "
+           "do, and the report's last column [default: on with --report]"),
     Option("--steps", f"denoising steps [default: {EMBEDDED_SAMPLING[0]} for the embedded model; "
-           "else what the model's card asks for, or its pipeline's own]", parse=_integer(1),
+           "else what the model's card recommends, or its pipeline's default]", parse=_integer(1),
            metavar="N"),
     Option("--guidance", "classifier-free guidance scale [default: "
            f"{EMBEDDED_SAMPLING[1]} for the embedded model; else as for --steps]",
            parse=parse_number,
            metavar="SCALE"),
-    Option("--size", "pixels a side [default: what the model was trained for]", parse=_integer(8),
-           metavar="PIXELS"),
-    Option("--dtype", f"what the generator computes in: {', '.join(DTYPES)} [default: the fastest "
-           "that the device has: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME",
+    Option("--size", "pixels a side [default: the size that the model was trained for]",
+           parse=_integer(8), metavar="PIXELS"),
+    Option("--dtype", f"the generator's number format: {', '.join(DTYPES)} [default: the fastest "
+           "on the device: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME",
            choices=DTYPES),
-    Option("--limit", "only the first N pairs of each category, said so in every result",
+    Option("--limit", "only the first N pairs of each category; every result says so",
            parse=_integer(1), metavar="N"),
-    Option("--batch-size", "images generated together [default: as many as pay and fit; fewer by "
-           "itself once memory runs out]", parse=_integer(1), metavar="N"),
+    Option("--batch-size", "images generated together [default: as many as fit and are faster; "
+           "halved automatically if memory runs out]", parse=_integer(1), metavar="N"),
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
-    Option("--engine", f"who does the work: {', '.join(ENGINES.builtin)}; ray has workers on all "
+    Option("--engine", f"what runs the work: {', '.join(ENGINES.builtin)}; ray has workers on all "
            "devices of this machine or of a cluster", parse=_engine, metavar="NAME",
            choices=ENGINES.names),
-    Option("--num-workers", "Ray's workers [default: one for each GPU; on CPUs one for each "
-           "machine, which they share out]", parse=_integer(1), metavar="N"),
+    Option("--num-workers", "number of Ray workers [default: one for each GPU; on CPUs one for "
+           "each machine; workers of a machine share its CPUs]", parse=_integer(1), metavar="N"),
     Option("--ray-address", "a Ray cluster's address, such as auto or ray://head:10001 [default: "
-           "this machine alone]", parse=str, metavar="ADDRESS"),
-    Option("--run-dir", "where images and scores are kept and continued from "
+           "only this machine]", parse=str, metavar="ADDRESS"),
+    Option("--run-dir", "the folder that keeps images and scores; an existing one is continued "
            "[default: .analogy/runs/<config hash>]", parse=parse_path, metavar="FOLDER"),
     Option("--ceiling", "the judge's margins on ground truth, by python -m analogy.world.ceiling "
            "[default: the suite's own, for the embedded judge]", parse=parse_path, metavar="FILE"),
-    Option("--reference", "images that those of the grid should be distributed like, for CMMD and "
-           "KID [default: for the embedded model, drawings of the pairs' targets]",
+    Option("--reference", "reference images for CMMD and KID, which measure the distance between "
+           "distributions [default: for the embedded model, drawings of the pairs' targets]",
            parse=parse_path, metavar="FOLDER"),
-    Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: where torch keeps its "
-           "downloads]", parse=parse_path, metavar="FILE"),
+    Option("--lpips-weights", "torchvision's AlexNet for LPIPS [default: torch's download folder]",
+           parse=parse_path, metavar="FILE"),
     Option("--metrics", "what is measured beside the margin: names, those of installed packages "
            "and package.module:name, separated by commas [default: "
            f"{', '.join(DEFAULT)}]", parse=_list_of(str), metavar="NAMES",
            choices=grid_names),
-    Option("--limits", "what quality metrics must be, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
-           "if its whole interval is beyond [default: recorded, never failed]",
+    Option("--limits", "limits of quality metrics, such as 'ssim>=0.4,lpips<=0.3'; a case fails "
+           "if its whole interval is beyond [default: metrics are recorded and fail no case]",
            parse=_limits, metavar="LIST"),
-    Option("--baseline", "results of an earlier run: no cell may fall below them, and cells that "
-           "did not succeed there are expected not to [default: the suite's own for the embedded "
-           "model, else none]", parse=parse_path, metavar="FILE"),
+    Option("--baseline", "results of an earlier run: a cell that falls below them fails, and cells "
+           "that did not succeed there are expected failures [default: the suite's own for the "
+           "embedded model, else none]", parse=parse_path, metavar="FILE"),
     Option("--tolerance", "how far below the baseline a mean margin may be",
            parse=parse_tolerance, metavar="MARGIN"),
     Option("--update-baseline", "write this run's results as the baseline"),
-    Option("--results", "where to write the results [default: results.json, unless that has those "
+    Option("--results", "the results file to write [default: results.json, unless it has results "
            "of a larger run]", parse=parse_path, metavar="FILE"),
     Option("--report", "write the report, one HTML file with every image and figure",
            parse=parse_path, metavar="FILE.html"),

@@ -1,7 +1,7 @@
 """Load, validate and select word pairs: CSV in, `Pair` records out.
 
-A file is read whole and all that is wrong with it is reported at once: each problem with its line
-in the file, its column, what was expected, what came and what to do.
+A file is read completely and all errors are reported at once: each with its line in the file, its
+column, what was expected, what was found and what to do.
 """
 
 from __future__ import annotations

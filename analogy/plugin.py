@@ -1,7 +1,7 @@
-"""The pytest side: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
+"""The pytest plugin: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
 
-Loaded by the root ``conftest.py``; elsewhere by ``pytest -p analogy.plugin``. Nothing heavy is
-imported before a benchmark asks for the study.
+Loaded by the root ``conftest.py``; elsewhere by ``pytest -p analogy.plugin``. Slow imports are made
+only when a benchmark needs the study.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from analogy.sessions.session import Session
 
 _XDIST = (
-    "pytest-xdist is not supported: cases that time each other's work measure nothing. Run without "
-    "-n; --engine ray --num-workers N is how to use several devices."
+    "pytest-xdist is not supported: cases that run at the same time cannot be timed. Run without "
+    "-n; --engine ray --num-workers N uses several devices."
 )
 _REFUSED = "analogy_refused"
-"""The key under which a worker of pytest-xdist's tells the controller so."""
+"""The key of a pytest-xdist worker's output that says that it refused the session."""
 
 _CASES = Path(__file__).resolve().parents[1] / "benchmarks"
 """The suite's own cases, in a checkout."""
@@ -48,8 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the suite's options in a group of their own."""
     group = parser.getgroup(
         "analogy",
-        "analogy steering benchmark (pytest benchmarks); pytest's own --strict also makes it "
-        "ignore the baseline",
+        "analogy steering benchmark (pytest benchmarks); with pytest's own --strict no cell is "
+        "expected to fail",
     )
     for option in OPTIONS:
         if option.parse is None:
@@ -67,8 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--perf",
         action="store_true",
-        help="measure throughput against what users would write (minutes): the cases marked perf, "
-        "which are left out without it",
+        help="run the cases marked perf, which compare throughput with a usual loop (minutes)",
     )
 
 
@@ -245,7 +244,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One case for every category, every category and alpha (``cell``), or every alpha with the
-    control (``strength``), of the pairs.
+    unsteered images (``strength``), of the pairs.
 
     For cases that ask for the ``bench``: others may call their own arguments so.
     """
@@ -476,7 +475,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """The table: category x alpha, the control among them, and the whole; or how to go on."""
+    """The table: category x alpha, 0 among them, and the whole; or how to go on."""
     config = terminalreporter.config
     bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

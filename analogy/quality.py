@@ -1,9 +1,9 @@
-"""Beyond the margin, on the grid's own images: alignment, preservation, distribution.
+"""The metrics beside the margin on the grid's images: alignment, preservation, distribution.
 
 Per image: **CLIPScore** to the target prompt; **directional similarity**, whether the image moved
-the way the prompt did; and **preservation**, PSNR, SSIM and LPIPS against the same pair and seed at
-alpha 0, since steering that moves everything is no edit. Per alpha, over all categories: **CMMD**
-and **KID** against reference images. Values of single images are kept in the run folder.
+as the prompt did; and **preservation**, PSNR, SSIM and LPIPS against the unsteered image of the
+same pair and seed, since an edit should change nothing else. Per alpha, over all categories:
+**CMMD** and **KID** against reference images. Values of single images are kept in the run folder.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def no_features(fingerprint: str) -> Absent:
 class Quality:
     """The quality metrics of one run: computes what the folder does not have, and keeps it there.
 
-    ``jobs``: the grid's, controls among them; ``judge`` loads the judge when it is needed, whose
+    ``jobs``: the grid's, alpha 0 among them; ``judge`` loads the judge when it is needed, whose
     features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
     ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
     judge gives none; None if it does, or if nothing was asked for yet.
@@ -91,7 +91,9 @@ class Quality:
         self._folder = folder
         self._judge = judge
         self._fingerprint = fingerprint
-        self._controls = {(job.pair.id, job.seed): job for job in self._jobs if job.is_unsteered}
+        self._unsteered_jobs = {
+            (job.pair.id, job.seed): job for job in self._jobs if job.is_unsteered
+        }
         self.metrics = grid_metrics() if metrics is None else tuple(metrics)
         self.features: Absent | None = None
         self.lpips: Lpips | Absent = NOT_ASKED
@@ -171,14 +173,14 @@ class Quality:
         return found
 
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
-        """A row per image that is scored, as is its control: pair_id, seed and every metric.
+        """A row per image that is scored, as its unsteered one is: pair_id, seed and every metric.
 
         ``jobs`` are steered ones. A metric that is :meth:`absent` has no column.
         """
-        controls = [self._control(job) for job in jobs]
-        features = self._folder.features([*jobs, *controls], self._fingerprint)
-        scored = features.keys() or self._scored([*jobs, *controls])
-        jobs = [job for job in jobs if {job.key, self._control(job).key} <= scored]
+        unsteered = [self._unsteered(job) for job in jobs]
+        features = self._folder.features([*jobs, *unsteered], self._fingerprint)
+        scored = features.keys() or self._scored([*jobs, *unsteered])
+        jobs = [job for job in jobs if {job.key, self._unsteered(job).key} <= scored]
         columns: dict[str, list[Any]] = {
             "pair_id": [job.pair.id for job in jobs],
             "seed": [job.seed for job in jobs],
@@ -245,14 +247,14 @@ class Quality:
     ) -> Inputs:
         """What these metrics ask for, of these jobs."""
         asked = frozenset[Input]().union(*(metric.inputs for metric in metrics))
-        controls = [self._control(job) for job in batch]
+        unsteered = [self._unsteered(job) for job in batch]
         values: dict[Input, Any] = {}
         if asked & PIXELS:
-            both = self._folder.read_images([*batch, *controls])
+            both = self._folder.read_images([*batch, *unsteered])
             values[Input.IMAGES], values[Input.UNSTEERED] = np.split(both, 2)
         if asked & OF_JUDGE:
             values[Input.FEATURES] = np.stack([features[job.key] for job in batch])
-            values[Input.UNSTEERED_FEATURES] = np.stack([features[job.key] for job in controls])
+            values[Input.UNSTEERED_FEATURES] = np.stack([features[job.key] for job in unsteered])
         if Input.TARGET_TEXT in asked:
             values[Input.TARGET_TEXT] = self._text([job.pair.target_prompt for job in batch])
         if Input.SOURCE_TEXT in asked:
@@ -269,8 +271,8 @@ class Quality:
             raise TypeError(f"{self._fingerprint}: expected features, which were kept of images")
         return judge.text_features(prompts)
 
-    def _control(self, job: Job) -> Job:
-        return self._controls[job.pair.id, job.seed]
+    def _unsteered(self, job: Job) -> Job:
+        return self._unsteered_jobs[job.pair.id, job.seed]
 
     def _batches(self, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         size = max(BATCH_PIXELS // self._config.size**2, 1)

@@ -1,9 +1,9 @@
-"""Texts that a model cannot tell apart: its tokenizer makes the same tokens of both.
+"""Texts that a model cannot tell apart, because its tokenizer gives them the same tokens.
 
-A tokenizer drops the end of a long prompt, and knows some characters by no name of their own. Where
-a judge reads both prompts of a pair as one, every margin is 0, whatever an image shows. Where a
-generator reads as one what a method steers between, nothing is steered. Both are known from the
-tokenizers alone, before any model is loaded.
+A tokenizer drops the end of a long prompt and does not distinguish all characters. If both prompts
+of a pair have the same tokens to a judge, every margin is 0, whatever the image shows. If the texts
+that a method steers between have the same tokens to the generator, steering does nothing. Both are
+found with the tokenizers alone, before any model is loaded.
 """
 
 from __future__ import annotations

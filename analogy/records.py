@@ -237,15 +237,15 @@ class RunConfig:
       which `model` then ends with, behind a ``+`` (`base_model` is the part before it);
     - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the first so
       many pairs per category, None for all;
-    - `alphas`: strengths asked for, without the control, which every grid holds (`grid_alphas`);
+    - `alphas`: strengths asked for, without 0 (unsteered), which every grid holds (`grid_alphas`);
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
       built in, `method_version` and `method_needs` are what its images' keys depend on besides;
     - `steps`, `guidance`, `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
-    - `control`: whether the null control, the method `random`, is measured as well; `target`:
+    - `control`: whether the null, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
-    - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as pay and fit), `memory`
+    - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
     - `engine` (a name of `analogy.engines.ENGINES`), `num_workers` (None: as many as there are
       devices), `ray_address` (of a cluster, None for this machine): what computes it.

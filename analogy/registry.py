@@ -1,8 +1,8 @@
-"""What can be chosen by name: what is built in, and what packages of the user's add.
+"""Tables of what can be chosen by name: built-in entries and those of the user's packages.
 
 A seam of the suite (steering methods, metrics, judges, model families, engines, writers) is one
-protocol and one :class:`Registry`. A package adds to it by an entry point of the registry's group;
-code that is in no package is named as ``package.module:attribute``.
+protocol and one :class:`Registry`. A package adds an entry by an entry point of the registry's
+group; code outside packages is named as ``package.module:attribute``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user asks of a run: one frozen value, checked when it is made."""
+"""What a user requests of a run: one frozen value, checked when it is created."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunRequest:
 
     Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
     name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
-    the null control as well; ``target``: the target prompts' own images as well.
+    the null as well; ``target``: the target prompts' own images as well.
 
     Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
 

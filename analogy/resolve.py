@@ -1,4 +1,4 @@
-"""What a request stands for on this machine: its device, its models, and the configuration."""
+"""Resolves a request on this machine: its device, its models, and the configuration."""
 
 from __future__ import annotations
 

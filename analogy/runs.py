@@ -1,6 +1,6 @@
 """A run as tidy pandas frames and matplotlib axes, for notebooks: :func:`load_run`.
 
-Reads only: a run folder may be read while another process writes to it, and by who may not write.
+It only reads: read-only access is enough, and another process may write to the folder meanwhile.
 """
 
 from __future__ import annotations
@@ -34,37 +34,38 @@ if TYPE_CHECKING:
 class Run:
     """A run's images, items, cells and results. The frames are the caller's to change.
 
-    ``images``, a row per image that is there, the random control's too; a results file away from
-    its run folder has none, so that this frame is then empty:
+    ``images``, a row per existing image, also of the null. It is empty for a results file that is
+    not in its run folder:
 
     - `key` (str): the image's key in the run folder;
     - `pair_id`, `category`, `source_word`, `target_word`, `source_prompt`, `target_prompt` (str);
     - `alpha` (float64), `seed` (int64);
-    - `method` (str): None at alpha 0, the control, which all methods share; with ``--target``
+    - `method` (str): None at alpha 0: all methods share the unsteered image; with ``--target``
       `lerp` at alpha 1 is the target prompt's own image;
     - `path` (str): the PNG file;
-    - `margin`, `cos_target`, `cos_source` (float64): the run's judge's, margin in -2..2, cosines in
-      -1..1; NaN where not scored;
+    - `margin`, `cos_target`, `cos_source` (float64): by the run's judge, margin in -2..2, cosines
+      in -1..1; NaN if not scored;
     - a column (float64) for each metric that was measured: `clip_score` (0..100),
       `directional_similarity` (-1..1), `psnr` (dB), `ssim`, `lpips-NETWORK`; NaN elsewhere.
 
-    ``items``, a row per pair and alpha that has a score, without the random control:
+    ``items``, a row per pair and alpha that has a score, without the null:
 
     - `pair_id`, `category` (str), `alpha` (float64);
     - `margin` (float64): the mean over seeds;
     - `gain` (float64): margin minus the pair's at alpha 0; NaN where that is missing;
-    - `n_seeds` (int64): images in the mean. With fewer than the run has, the item is incomplete,
-      and in no figure of ``cells``.
+    - `n_seeds` (int64): images in the mean. With fewer than the run's seeds the item is incomplete
+      and enters no figure of ``cells``.
 
     ``cells``, a row per cell in the results' order: `category`, `alpha`, `n`, `verdict` (str), and
-    every other figure of results.json (docs/results.md) as float64, NaN where there is none. Of an
-    object within a cell the names are joined: `gain_mean`, `ceiling_share`, `random_margin_mean`,
-    and those of quality: `ssim_mean`, `ssim_n`.
+    every other figure of results.json (docs/results.md) as float64, NaN if it is missing. Figures
+    of an object within a cell have joined names: `gain_mean`, `ceiling_share`,
+    `random_margin_mean`, and for quality metrics `ssim_mean`, `ssim_n`.
 
-    ``figures``: the results as typed records, which :func:`analogy.baseline.compare` takes;
-    ``results``: the same as results.json has them. ``path``: what was loaded. ``folder``: the run
-    folder, None if there is none. ``others``: results files of other measurements in that folder,
-    for :func:`load_run`, where the folder was loaded and not one of its files.
+    - ``figures``: the results as dataclasses, which :func:`analogy.baseline.compare` takes;
+    - ``results``: the same as in results.json;
+    - ``path``: what was loaded; ``folder``: the run folder, None if there is none;
+    - ``others``: results files of other measurements in the folder, for :func:`load_run`; empty if
+      a file was loaded and not the folder.
     """
 
     path: Path
@@ -92,11 +93,11 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """What is said of all cells together."""
+        """The verdict on all cells together."""
         return str(self.figures.analysis.overall.margin.verdict)
 
     def __repr__(self) -> str:
-        """What it is of, in a line; of which measurement, where its folder has several."""
+        """The run in one line; with its measurement if its folder has several."""
         text = (
             f"<Run {self.path}: {len(self.images):,} images, {len(self.items):,} items, "
             f"{len(self.cells)} cells, overall {self.verdict}"
@@ -381,7 +382,7 @@ def _recorded_items(results: Results) -> pd.DataFrame:
     analysis = results.analysis
     rows = [
         (pair, *figures.cell, margin)
-        for of in (analysis.controls, analysis.cells)
+        for of in (analysis.unsteered, analysis.cells)
         for figures in of.values()
         for pair, margin in figures.items.items()
     ]
@@ -395,8 +396,8 @@ def _recorded_items(results: Results) -> pd.DataFrame:
 
 
 def _with_gain(items: pd.DataFrame) -> pd.DataFrame:
-    control = items[items["alpha"] == UNSTEERED].set_index("pair_id")["margin"]
-    gain = (items["margin"] - items["pair_id"].map(control)).astype("float64")
+    unsteered = items[items["alpha"] == UNSTEERED].set_index("pair_id")["margin"]
+    gain = (items["margin"] - items["pair_id"].map(unsteered)).astype("float64")
     return items.assign(gain=gain)[["pair_id", "category", "alpha", "margin", "gain", "n_seeds"]]
 
 

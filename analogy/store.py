@@ -1,14 +1,14 @@
-"""The run folder: which images and scores there are, so that a killed run loses nothing.
+"""The run folder: an index of images and scores, so that a killed run loses no finished work.
 
 Layout (docs/run-folder.md)::
 
     <run>/index.sqlite     images, scores, work done, and the configurations (SQLite, WAL)
     <run>/images/ab/<key>.png
-    <run>/writer.lock, writer.json     the lock of the one process that writes, and who that is
+    <run>/writer.lock, writer.json     the lock of the one process that writes, and its record
 
-An image is written under another name, flushed and renamed, and only then named in the index, one
-transaction a batch: what the index names exists. A key is a digest of all that produced the image,
-so an image of another model, dtype or step count is never taken for this run's.
+An image is written under a temporary name, flushed and renamed, and only then recorded in the
+index, in one transaction per batch: every image in the index exists. A key is a digest of
+everything that produced the image, so an image of another model, dtype or step count is never used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Strict JSON: read from anywhere, a value or a ``ValueError`` that says what is wrong; written."""
+"""Strict JSON: reads a value or raises a ``ValueError`` that says what is wrong; writes JSON."""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ class Study:
         self.folder.close()
 
     def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-        """The jobs whose image came out as no picture, each with the reason."""
+        """The jobs whose image failed, each with the reason."""
         return self.folder.failures(jobs)
 
     def unscored(self, jobs: Sequence[Job]) -> list[Job]:
@@ -316,7 +316,7 @@ class Study:
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
         """Items: a row per judged pair, a column per alpha, NaN where images lack scores.
 
-        Of one category if given; of the random control if ``null``.
+        Of one category if given; of the null if ``null``.
         """
         pairs = [pair for pair in self.judged if category in (None, pair.category)]
         roles = (Role.UNSTEERED, Role.NULL if null else Role.STEERED)
@@ -359,7 +359,7 @@ class Study:
         )
 
     def overall(self) -> Pool:
-        """All cells pooled, the control left out, pairs as clusters."""
+        """All cells pooled, alpha 0 left out, pairs as clusters."""
         return pool(self.table())
 
     def analysis(self) -> Analysis:

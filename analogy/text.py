@@ -1,4 +1,4 @@
-"""Text that leaves the suite: safe to print, safe to paste into a shell."""
+"""Makes text safe to print on a terminal and to paste into a shell."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How words and prompts are compared: letter case, Unicode forms, scripts, what cannot be seen.
+"""How words and prompts are compared: letter case, Unicode forms, scripts, invisible characters.
 
-Every comparison of words in the suite goes through here. Images and their keys do not: they are of
-a text exactly as it is written.
+Every comparison of words in the suite uses this module. Images and their keys do not: they depend
+on the text exactly as it is written.
 """
 
 from __future__ import annotations

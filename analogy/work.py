@@ -1,4 +1,4 @@
-"""The work of a run, one batch at a time: what holds the models, in a process or a Ray actor."""
+"""The work of a run, one batch at a time: a worker holds the models, here or in a Ray actor."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Are the images closer to the target than to the source after the edit? Cell by cell, and overall.
 
-Every case generates what is missing of its cell and of its controls, scores it under
+Every case generates what is missing of its cell and of its unsteered images, scores it under
 pytest-benchmark, and asserts success: the 95% interval of the mean margin above 0 and one-sided
 p < 0.05, as a test by itself. A cell that its baseline records as no success is an expected failure
 with its figures.

@@ -12,8 +12,8 @@ import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
 from analogy import stats
-from analogy.analysis import CONTROL, analyse, cell_figures, item_table, pool
-from analogy.records import Cell, Pair, Verdict
+from analogy.analysis import analyse, cell_figures, item_table, pool
+from analogy.records import UNSTEERED, Cell, Pair, Verdict
 from analogy.results.model import Ceiling
 from analogy.results.writing import analysis_to_json
 from analogy.stats import bootstrap_ci, estimate, item_level, pooled_estimate, trend
@@ -53,11 +53,11 @@ def table():
 
 @pytest.fixture
 def null(table):
-    """A control that does nothing but add noise."""
+    """A null that does nothing but add noise."""
     rng = np.random.default_rng(1)
     made = table.copy()
     for alpha in ALPHAS[1:]:
-        made[alpha] = table[CONTROL] + 0.01 * rng.normal(size=len(table))
+        made[alpha] = table[UNSTEERED] + 0.01 * rng.normal(size=len(table))
     return made
 
 
@@ -69,11 +69,11 @@ def test_cells_pools_and_the_whole_are_the_estimates_of_their_items(table):
         for alpha in ALPHAS[1:]:
             figures = found.cells[Cell(category, alpha)]
             assert figures.margin == estimate(mine[alpha])
-            assert figures.gain == estimate(mine[alpha] - mine[CONTROL])
+            assert figures.gain == estimate(mine[alpha] - mine[UNSTEERED])
             assert figures.items == mine[alpha].to_dict()
-        own = replace(estimate(mine[CONTROL]), verdict=None, n_needed=None)  # nothing is claimed
-        assert found.controls[category].margin == own
-        assert found.controls[category].gain is None
+        own = replace(estimate(mine[UNSTEERED]), verdict=None, n_needed=None)  # nothing is claimed
+        assert found.unsteered[category].margin == own
+        assert found.unsteered[category].gain is None
         steered = mine[list(ALPHAS[1:])].to_numpy()
         assert found.categories[category].margin == pooled_estimate(steered)
         assert found.categories[category].trend == trend(mine, ALPHAS)
@@ -82,7 +82,7 @@ def test_cells_pools_and_the_whole_are_the_estimates_of_their_items(table):
         assert found.alphas[alpha].trend is None  # one dose has no response
     steered = table[list(ALPHAS[1:])].to_numpy()
     assert found.overall.margin == pooled_estimate(steered)
-    gains = steered - table[[CONTROL]].to_numpy()
+    gains = steered - table[[UNSTEERED]].to_numpy()
     assert found.overall.gain == pooled_estimate(gains)
     assert found.overall.items == item_level(steered)
 
@@ -126,7 +126,7 @@ def test_the_gain_is_paired(table):
         figures.margin.ci_high - figures.margin.ci_low
     )
     mine = table.loc[[pair.id for pair in pairs_of("color")]]
-    expected = scipy.stats.ttest_rel(mine[1.0], mine[CONTROL], alternative="greater").pvalue
+    expected = scipy.stats.ttest_rel(mine[1.0], mine[UNSTEERED], alternative="greater").pvalue
     assert figures.gain.p == pytest.approx(expected)
 
 
@@ -182,7 +182,7 @@ def test_missing_images_make_their_cells_incomplete_and_no_others(table):
 
 
 def test_a_missing_control_takes_the_gains_and_leaves_the_margins(table):
-    table.loc["color-3", CONTROL] = np.nan
+    table.loc["color-3", UNSTEERED] = np.nan
     figures = analyse(table, PAIRS).cells[Cell("color", 1.0)]
     assert figures.gain.verdict is Verdict.INCOMPLETE
     assert figures.margin.verdict is Verdict.SUCCESS
@@ -215,7 +215,7 @@ def test_the_random_control_stands_beside_the_method(table, null):
     figures = analyse(table, PAIRS, null=null).cells[Cell("color", 1.0)]
     mine = [pair.id for pair in pairs_of("color")]
     assert figures.null.margin == estimate(null.loc[mine, 1.0])
-    assert figures.null.gain == estimate(null.loc[mine, 1.0] - null.loc[mine, CONTROL])
+    assert figures.null.gain == estimate(null.loc[mine, 1.0] - null.loc[mine, UNSTEERED])
     assert figures.null.advantage == estimate(table.loc[mine, 1.0] - null.loc[mine, 1.0])
     assert figures.null.margin.verdict is Verdict.FAILURE
     assert figures.null.advantage.verdict is Verdict.SUCCESS

@@ -243,7 +243,8 @@ def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, 
         cut = run()
     assert cut.exit_code == 130
     assert (
-        "analogy: interrupted: what was done is kept in run; the same command goes on" in cut.stderr
+        "analogy: interrupted: finished work is kept in run; the same command continues"
+        in cut.stderr
     )
     found = results_of(Path("results.json"))["cells"]
     assert [cell["verdict"] for cell in found] == ["success", "incomplete"]

@@ -55,6 +55,7 @@ from analogy.evaluation import subjects
 from analogy.models import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
+from analogy.report import glossary
 
 with contextlib.suppress(ModuleNotFoundError):
     import analogy.report.html  # noqa: F401  likewise
@@ -86,7 +87,7 @@ QUICK = {
     "tools.distort": "-n=8",
     "tools.metric_timing": "-n=8 --inception=2 --repeat=1",
 }
-#: Verbs whose exit code 1 is a verdict.
+#: Commands whose exit code 1 is a verdict.
 VERDICTS = {"run", "compare"}
 #: What sets up an environment: only in blocks that are not run here.
 SET_UP = {"python3", "python3.11", "pip", ".", "export", "tox"}
@@ -209,7 +210,7 @@ def prepared(tmp_path_factory):
         rows = db.execute("SELECT what, path FROM images").fetchall()
     lines = ["pair_id,alpha,seed,file"]
     for what, path in ((json.loads(what), path) for what, path in rows):
-        if what.get("method") in (None, "word"):  # the control has none
+        if what.get("method") in (None, "word"):  # unsteered images have none
             lines.append(f"{what['pair_id']},{what['alpha']},{what['seed']},RUN/{path}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     subprocess.run(["git", "init", "-q", folder], check=True)
@@ -516,3 +517,9 @@ def test_figures_in_the_text_of_the_verdicts_example_are_those_it_prints():
     assert figures
     known = set(re.findall(r"[-+]?\b\d\.\d{3,}\b", kept))
     assert figures <= known, figures - known
+
+
+def test_the_glossary_is_the_table():
+    """docs/glossary.md; ``python -m analogy.report.glossary > docs/glossary.md`` writes it."""
+    assert (ROOT / "docs" / "glossary.md").read_text("utf-8") == glossary.page()
+    assert all(term.definition for section in glossary.SECTIONS for term in section.terms)

@@ -573,7 +573,7 @@ def test_a_model_whose_images_all_fail_has_no_figures(make_task, tmp_path, monke
     )  # fmt: skip
     task = make_task([BRIGHT])
     task.run_dir = tmp_path
-    with pytest.raises(TaskError, match=r"all 6 came out as no picture \(black\)"):
+    with pytest.raises(TaskError, match=r"all 6 images failed \(black\)"):
         EvaluationAgent(task).evaluate("embedded")
 
 
@@ -753,7 +753,7 @@ def test_settings_are_checked(make_task, tmp_path):
     for settings, message in (
         ({"seeds": (0, 0)}, "seeds: expected each value once"),
         ({"steps": 0}, r"steps: expected an integer in 1\.\.1000000000"),
-        ({"alphas": (0.0,)}, "alphas: .*alpha 0 is the control"),
+        ({"alphas": (0.0,)}, "alphas: .*alpha 0 .unsteered. is always"),
         ({"method": "wrod"}, "did you mean 'word'"),
         ({"device": "gpu"}, "device: expected cpu"),
         ({"references": tmp_path / "no"}, "references: expected a folder"),

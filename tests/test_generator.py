@@ -290,7 +290,7 @@ def test_drawing_goes_on_without_the_text_encoders(name):
     np.testing.assert_array_equal(generator.clone().generate([encoded], latents).images, before)
 
 
-# --- images that are no pictures
+# --- failed images
 
 
 @pytest.fixture

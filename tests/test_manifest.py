@@ -75,7 +75,7 @@ def images(path):
 def test_imported_images_are_scored_like_any(tmp_path, manifest, name):
     result = bring_in(tmp_path, manifest(name))
     assert result.exit_code == 0, result.output
-    assert "24 images imported, 0 were there" in result.stdout
+    assert "24 images imported, 0 were already there" in result.stdout
     scored = run("score", tmp_path / "run", "--clip-model", "embedded")
     assert scored.exit_code == 0, scored.output
     assert "model     other-tool@imported:" in scored.stdout
@@ -93,7 +93,7 @@ def test_the_same_images_are_imported_once_and_others_are_another_models(tmp_pat
     bring_in(tmp_path, manifest())
     first = {key for key, *_ in images(tmp_path / "run")}
     again = bring_in(tmp_path, manifest())
-    assert "0 images imported, 24 were there" in again.stdout
+    assert "0 images imported, 24 were already there" in again.stdout
     bring_in(tmp_path, manifest("others.csv", draw=1))
     bring_in(tmp_path, manifest(), name="another-tool")
     keys = [key for key, *_ in images(tmp_path / "run")]
@@ -107,7 +107,7 @@ def test_lost_images_are_imported_again(tmp_path, manifest):
     refused = run("verify", tmp_path / "run", "--repair")
     assert refused.exit_code == 4
     assert "import their manifest again with: python -m analogy import" in refused.stderr
-    assert "1 images imported, 23 were there" in bring_in(tmp_path, file).stdout
+    assert "1 images imported, 23 were already there" in bring_in(tmp_path, file).stdout
     assert len(images(tmp_path / "run")) == 24
 
 

@@ -172,7 +172,7 @@ def test_nothing_to_compare_is_said_as_that(tables, pairs):
             lambda t: t.update(word=t["word"][[0.0, 0.5]]),
             r"word: expected the other methods' alphas",
         ),
-        (lambda t: t.update({m: f[[0.0]] for m, f in t.items()}), "other than the control"),
+        (lambda t: t.update({m: f[[0.0]] for m, f in t.items()}), "a strength other than 0"),
     ],
 )
 def test_tables_of_different_grids_are_refused(tables, pairs, change, said):

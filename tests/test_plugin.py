@@ -180,7 +180,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "run       run",
             "limit     2 pairs per category: not the whole measurement",
             "category   alpha    n   margin             95% CI        p    >0     gain *verdict",
-            "color          0    2 *control",
+            "color          0    2 *unsteered",
             "color        0.5    2 *too_few",
             "emotion        1    2 *too_few",
             "all          0.8   16 *",
@@ -290,7 +290,7 @@ def test_an_interrupted_run_continues_with_the_same_command(bench, eight, monkey
     cut = bench(*command)
     assert cut.ret == pytest.ExitCode.INTERRUPTED
     cut.stdout.fnmatch_lines(
-        ["interrupted: what was done is kept in run; the same command goes on from there"]
+        ["interrupted: finished work is kept in run; the same command continues from there"]
     )
     assert sizes == [8]
     results = results_of(bench.path / "results.json")
@@ -419,7 +419,7 @@ def test_success_passes(bench, eight, judged):
     run = bench(*eight)
     run.assert_outcomes(passed=2)
     assert run.ret == pytest.ExitCode.OK
-    run.stdout.fnmatch_lines(["color *0 *8 *control", "color *1 *8 *100% *success"])
+    run.stdout.fnmatch_lines(["color *0 *8 *unsteered", "color *1 *8 *100% *success"])
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "failure"), (0.0, "inconclusive")])
@@ -731,7 +731,7 @@ def test_gpu_without_cuda_is_a_usage_error(bench, eight, monkeypatch):
     run.stdout.fnmatch_lines(["*Exit: --gpu: expected a CUDA device, but torch * sees none*"])
 
 
-# --- images that are no pictures, and memory
+# --- failed images, and memory
 
 
 def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
@@ -750,9 +750,9 @@ def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(
         [
-            "*1 image came out as no picture; not scored, items incomplete.*",
+            "*1 failed image; not scored, items incomplete.*",
             "*color at alpha 1: 1 (black)",
-            "*SKIPPED*incomplete: color at alpha 1 cannot be judged (1 image came out as no pict*",
+            "*SKIPPED*incomplete: color at alpha 1 cannot be decided (1 failed image)*",
         ]
     )
     results = results_of(bench.path / "results.json")
@@ -781,7 +781,7 @@ def test_memory_for_not_one_image_ends_the_run_with_the_reason(bench, eight, mon
 
 def test_quality_is_recorded_and_fails_only_where_the_user_sets_limits(bench, eight):
     result = bench(*eight, "--junitxml=junit.xml", cases=("test_quality",))
-    result.assert_outcomes(passed=3)  # a cell, and two alphas with the control's
+    result.assert_outcomes(passed=3)  # a cell, and two alphas with 0's
     result.stdout.fnmatch_lines(
         [
             "quality *CLIPScore *direction *PSNR (dB) *SSIM",

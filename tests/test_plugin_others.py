@@ -186,7 +186,7 @@ def test_our_own_warning_is_an_error_where_it_is_named_and_then_a_sentence(cases
 def test_xdist_is_refused_in_a_sentence_and_with_no_verdict(cases):
     run = cases("-n2", "-p", "xdist")
     assert run.ret == USAGE
-    assert "Exit: pytest-xdist is not supported: cases that time each other's work" in said(run)
+    assert "Exit: pytest-xdist is not supported: cases that run at the same time" in said(run)
     assert "--engine ray --num-workers N is how to use several devices" in said(run)
     assert "INTERNALERROR" not in said(run)
     assert run.parseoutcomes() == {}

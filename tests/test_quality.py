@@ -44,7 +44,7 @@ def make_study(make_study, pairs):
 
 
 def picture(job) -> Images:
-    """Grey for the control, with noise that grows with alpha."""
+    """Grey at alpha 0, with noise that grows with alpha."""
     rng = np.random.default_rng([job.seed, int(10 * job.alpha), len(job.pair.source_prompt)])
     noise = rng.normal(0, 40 * job.alpha, (64, 64, 3))
     return np.clip(128 + 10 * job.seed + noise, 0, 255).astype(np.uint8)
@@ -66,9 +66,9 @@ def test_every_metric_compares_what_it_should(study, judge):
     assert list(found) == ["clip_score", "directional_similarity", "psnr", "ssim"]
     by_seed: dict[str, list] = {name: [] for name in found}
     for seed in (0, 1):
-        jobs, controls = of(study, "color", 1.0, seed), of(study, "color", 0.0, seed)
+        jobs, unsteered = of(study, "color", 1.0, seed), of(study, "color", 0.0, seed)
         images = np.stack([picture(job) for job in jobs])
-        before = np.stack([picture(job) for job in controls])
+        before = np.stack([picture(job) for job in unsteered])
         targets = [job.pair.target_prompt for job in jobs]
         sources = [job.pair.source_prompt for job in jobs]
         by_seed["clip_score"].append(clip_score(images, targets, judge))
@@ -101,7 +101,7 @@ def test_values_are_computed_once(study, make_study, monkeypatch):
 
 
 def test_what_is_not_there_is_left_out(make_study, judge):
-    """An image of one pair and the control of another are missing."""
+    """An image of one pair and the unsteered image of another are missing."""
     study = make_study(pairs=make_study.pairs[:6], judge=Injected.of(judge))
     missing = [study.jobs("color", 1.0)[0], study.jobs("color", 0.0)[-1]]
     draw(study, [job for job in study.jobs() if job not in missing])

@@ -231,7 +231,7 @@ def test_unknown_and_missing_keys_are_named():
         ("categories", (["color"],), "categories: expected a non-empty string, got ['color']"),
         ("alphas", (), "alphas: expected a non-empty tuple"),
         ("alphas", (0.5, 0.5), "alphas: expected each value once"),
-        ("alphas", (0.5, 0.0), "alpha 0 is the control and always in the grid"),
+        ("alphas", (0.5, 0.0), "alpha 0 (unsteered) is always in the grid"),
         ("alphas", (5.1,), "alphas: expected a finite number from -5 to 5, got 5.1"),
         ("alphas", (math.nan,), "alphas: expected a finite number from -5 to 5, got nan"),
         ("alphas", ("0.5",), "alphas: expected a finite number from -5 to 5, got '0.5'"),

@@ -110,7 +110,7 @@ def test_missing_images_leave_the_whole_open(study):
     assert missing == ["not generated"] * 12
     cells = table(page, "cells")
     assert [row["verdict"].text for row in cells if row["category"].text == "object"] == [
-        "control", *[str(study.cell("object", 0.5).margin.verdict), "incomplete"],
+        "unsteered", *[str(study.cell("object", 0.5).margin.verdict), "incomplete"],
     ]  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_whatever_the_figures_they_survive_json(data):
         analysis=replace(
             BASE.analysis,
             cells=cells,
-            controls={"color": unsteered},
+            unsteered={"color": unsteered},
             categories={"size": replace(pool, margin=draw(ESTIMATE))},
             alphas={1.0: replace(pool, margin=draw(ESTIMATE))},
             overall=pool,

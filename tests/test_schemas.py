@@ -48,7 +48,7 @@ def problems(name, data):
 
 @pytest.fixture
 def study(make_study, judge):
-    """Scored by the real judge, with the random control; one image failed, one is not there."""
+    """Scored by the real judge, with the null; one image failed, one is not there."""
     made = make_study(control=True, judge=Injected.of(judge))
     jobs = made.jobs()
     bad, absent = made.jobs("object", 1.0)[:2]
@@ -62,7 +62,7 @@ def study(make_study, judge):
 
 @pytest.fixture
 def results(study):
-    """All that a results.json can hold: quality, a failure, the control, incomplete cells."""
+    """All that a results.json can hold: quality, a failure, the null, incomplete cells."""
     rng = np.random.default_rng(0)
     references = References("noise", rng.normal(size=(9, 128)).astype(np.float32))
     for alpha in study.config.alphas:

@@ -49,7 +49,7 @@ def test_every_cell_has_a_row_with_its_figures(table):
         assert value in success
     assert success.endswith(" success")
     assert rows["color", "0.5"].endswith(" failure")
-    assert rows["color", "0"].endswith(" control")
+    assert rows["color", "0"].endswith(" unsteered")
     needed = found.cells[Cell("size", 1.0)].margin.n_needed
     assert rows["size", "1"].endswith(f"inconclusive ({needed} pairs would decide)")
     assert rows["overall", "all"].split()[2] == "24"

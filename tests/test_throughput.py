@@ -168,9 +168,9 @@ def test_the_intervals_are_of_the_cells_and_pools_of_the_analysis():
     samples = cells_and_pools(frame)
     cells = [
         figures.margin
-        for category in found.controls
+        for category in found.unsteered
         for figures in (
-            found.controls[category],
+            found.unsteered[category],
             *(cell for key, cell in found.cells.items() if key.category == category),
         )
     ]

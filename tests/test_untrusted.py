@@ -375,5 +375,7 @@ def test_memory_that_is_full_is_said_in_a_sentence(tmp_path):
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    assert done.stderr.startswith("analogy: memory is full; what a run folder has is kept. Free ")
+    assert done.stderr.startswith(
+        "analogy: memory is full; a run folder keeps finished work. Free "
+    )
     assert "Traceback" not in done.stderr

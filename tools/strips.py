@@ -42,7 +42,7 @@ def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
         for i, shot in enumerate(shots):
             x = TEXT_WIDTH + i * (SIDE + GAP)
             if shot.image is None:
-                draw.text((x, y + SIDE // 2), "no picture", "#666666", small)
+                draw.text((x, y + SIDE // 2), "failed", "#666666", small)
                 continue
             sheet.paste(scaled(shot.image, SIDE), (x, y))
             color = TOWARDS if shot.margin > 0 else AWAY

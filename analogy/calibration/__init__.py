@@ -1,8 +1,8 @@
-"""Do the statistics hold what they promise? Simulations on data whose true mean is known.
+"""Do intervals and tests have their stated error rates? Simulations with a known true mean.
 
     python -m analogy.calibration -o docs/calibration.md
 
-:mod:`~analogy.calibration.simulation` makes one figure, :mod:`~analogy.calibration.report` all
+:mod:`~analogy.calibration.simulation` computes one figure, :mod:`~analogy.calibration.report` all
 figures of the document and its tables.
 """
 

@@ -1,8 +1,8 @@
 """Simulations on data whose true mean is known: coverage, errors of verdicts, power.
 
-Intervals, tests and verdicts come from `analogy.stats`, the functions that judge a run; only the
-data are drawn here. Every figure is a share of repetitions, of which it carries the Monte-Carlo
-error, and depends on its arguments alone: neither on the order of calls nor on the processes.
+Intervals, tests and verdicts come from `analogy.stats`, as in a run; only the data are drawn here.
+Every figure is a share of repetitions with its Monte-Carlo error. It depends only on its arguments:
+neither on the order of calls nor on the number of processes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The command line: ``python -m analogy VERB``, or the script ``analogy``.
+"""The command line: ``python -m analogy COMMAND``, or the script ``analogy``.
 
-A verb is a function with ``@app.command()`` in a module of this package, imported below. It ends by
-an ``ExitCode``; what a user can mend is said in one line on stderr, without a traceback.
-Tables go to stdout, progress and notes to stderr. Nothing heavy is imported before a verb needs it.
+A command is a function with ``@app.command()`` in a module of this package, imported below. It ends
+with an ``ExitCode``. An error that the user can correct is printed as one line on stderr, without a
+traceback. Tables go to stdout, progress and notes to stderr. Slow imports are made only by the
+commands that need them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from analogy.cli.base import app, main
 from analogy.errors import ExitCode
 
-# The order of the verbs in the help. Another verb is a module here.
+# The order of the commands in the help. A new command is a module here.
 from analogy.cli import look, runs, methods, folders, compare, checks  # isort: skip
 
 __all__ = ["ExitCode", "app", "checks", "compare", "folders", "look", "main", "methods", "runs"]

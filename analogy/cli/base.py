@@ -1,4 +1,4 @@
-"""What the verbs share: the application, exit codes, options from the table, printing."""
+"""What all commands share: the application, exit codes, options from the table, printing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _verbatim(text: str | None) -> str | None:
 
 
 class _Command(TyperCommand):
-    """A verb; its help and that of its parameters are shown as they are written.
+    """A command; its help texts are shown as they are written, without rich's markup.
 
-    Its paths are read as those of the table are: ``~`` is the user's home.
+    Its paths are read like those of the table of options: ``~`` is the user's home.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -57,7 +57,7 @@ class _Command(TyperCommand):
         return rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. What a user can mend ends it with a line and the error's exit code."""
+        """Run the command. An ``AnalogyError`` ends it with one line and the error's exit code."""
         try:
             return super().invoke(ctx)
         except AnalogyError as error:
@@ -65,52 +65,52 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Verbs under one name, likewise."""
+    """Commands under one name; help texts as in :class:`_Command`."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.help, self.epilog = _verbatim(self.help), _verbatim(self.epilog)
 
 
-class Verbs(typer.Typer):
-    """An application of plain help texts, whose commands are of :class:`_Command`."""
+class Commands(typer.Typer):
+    """An application with plain help texts, whose commands are of class :class:`_Command`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(cls=_Group, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
-        """Register a verb, as :meth:`typer.Typer.command` does."""
+        """Register a command, as :meth:`typer.Typer.command` does."""
         return super().command(name, **{"cls": _Command, **settings})
 
 
-app = Verbs(
+app = Commands(
     name="analogy",
     help="Steer text-to-image models by analogy, and measure whether it works.",
-    epilog="Every option may also be an environment variable: ANALOGY_RUN_LIMIT=2 is --limit 2 of "
-    "'run'. docs/cli.md has exit codes and an example of each verb.",
+    epilog="Every option can also be set by an environment variable: ANALOGY_RUN_LIMIT=2 is "
+    "--limit 2 of 'run'. docs/cli.md has exit codes and an example of each command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANALOGY", "help_option_names": ["-h", "--help"]},
 )
 
-MAKE, LOOK, KEEP = "Make", "Look at and compare", "Keep in order"
-"""The groups of verbs in the help."""
+GENERATING, REPORTING, CHECKING = "Generate images", "Report and compare", "Check and maintain"
+"""The groups of commands in the help."""
 
 option = functools.partial(typer.Option, show_envvar=False)
-"""An option. That each may be an environment variable is said once, and not at each."""
+"""An option. The help describes environment variables once and not for each option."""
 
 
 def checked_output(
     context: typer.Context, option: typer.CallbackParam, value: Path | str | None
 ) -> Path | str | None:
-    """Refuse a place where an output cannot go; typer calls it before the verb begins.
+    """Refuse an output path that cannot be written; typer calls this before the command runs.
 
     Every option that names a file to write has it as ``callback``.
     """
     if value in (None, "-") or context.resilient_parsing:
         return value
     try:
-        path = parse_path(str(value))  # typer calls this before a verb's paths are read
+        path = parse_path(str(value))  # typer calls this before a command's paths are read
     except OptionError as error:
         refuse(ExitCode.USAGE, f"{option.opts[-1]}: {error}")
     check_output(path, option.opts[-1])
@@ -118,7 +118,7 @@ def checked_output(
 
 
 def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
-    """Refuse a place where an output cannot go: see :func:`analogy.files.check_output`."""
+    """Refuse an output path that cannot be written: see :func:`analogy.files.check_output`."""
     try:
         files.check_output(name, may_link=may_link)
     except files.PlaceError as error:
@@ -137,16 +137,16 @@ Json = Annotated[
     str | None,
     option(
         metavar="FILE",
-        help="Write it as JSON, too; - is stdout.",
+        help="Also write the table as JSON; - is stdout.",
         parser=a_path,
         callback=checked_output,
     ),
 ]
-"""What a verb that prints a table has as ``json``; on stdout it is alone there."""
+"""The parameter ``json`` of commands that print a table; JSON on stdout moves it to stderr."""
 
 
 def main() -> None:
-    """Run a verb. An error of the suite's own is never taken for a verdict."""
+    """Run a command. An internal error has its own exit code, so it is never read as a verdict."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
@@ -155,25 +155,25 @@ def main() -> None:
             _say_warnings_plainly()
             app(prog_name="analogy")
     except SystemExit as ended:
-        # Typer's answer to Ctrl-C is a plain number; a verb that caught it has said so itself.
+        # Typer's answer to Ctrl-C is a plain number; a command that caught it has printed a line.
         if ended.code == ExitCode.INTERRUPTED and not isinstance(ended.code, ExitCode):
-            say("interrupted; a run folder keeps what was done, and the same command goes on there")
+            say("interrupted; a run folder keeps finished work, and the same command continues")
         raise
     except MemoryError:
-        # Python's own, of what is read and computed here; a device's is said where it happens.
+        # Of this process; errors of a device's memory are handled where they happen.
         say(
-            "memory is full; what a run folder has is kept. Free memory, or give the same command "
-            "with a smaller file or fewer pairs (--limit N)"
+            "memory is full; a run folder keeps finished work. Free memory, or give the same "
+            "command with a smaller file or fewer pairs (--limit N)"
         )
         sys.exit(ExitCode.UNREADABLE)
     except Exception:
         traceback.print_exc()
-        say("an error of the suite's own, and no verdict; please report it")
+        say("an internal error of the suite, and no verdict; please report it")
         sys.exit(ExitCode.INTERNAL)
 
 
 def _say_warnings_plainly() -> None:
-    """Give the suite's own warnings in one line, others as Python does."""
+    """Print the suite's own warnings in one line each, others as Python does."""
     from analogy.pairs import PairsWarning
 
     usual = warnings.showwarning
@@ -190,24 +190,24 @@ def _say_warnings_plainly() -> None:
 def with_options(
     names: Collection[str] | None = None, **defaults: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of the table, which pytest has too: all of them, or those ``names``.
+    """Give a command options of the table, which pytest has too: all of them, or those ``names``.
 
-    ``defaults``: those that are this verb's own. The verb gets all of them as one
-    :class:`~analogy.request.RunRequest`, its parameter ``request``; those that it does not have are
-    at the table's defaults.
+    ``defaults``: by option, where this command's default differs from the table's. The command gets
+    all options as one :class:`~analogy.request.RunRequest`, its parameter ``request``; options that
+    it does not have keep the table's defaults.
     """
     table = {each.key: each for each in OPTIONS}
     own = {key: defaults.get(key, each.default) for key, each in table.items()}
     chosen = [key for key in table if names is None or key in names]
 
-    def add(verb: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(verb)
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
         def parsed(**given: Any) -> None:
             raw = {table[key].name: given.pop(key) if key in chosen else own[key] for key in table}
-            verb(**given, request=parse_options(raw.__getitem__))
+            command(**given, request=parse_options(raw.__getitem__))
 
-        # What typer reads: the verb's own parameters, then those of the table.
-        parameters = dict(inspect.signature(verb, eval_str=True).parameters)
+        # What typer reads: the command's own parameters, then those of the table.
+        parameters = dict(inspect.signature(command, eval_str=True).parameters)
         del parameters["request"]
         parameters |= {key: _parameter(table[key], own[key]) for key in chosen}
         keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters.values()]
@@ -244,7 +244,7 @@ def write(
     report: ElementTree.Element | None = None,
     junit: Path | None = None,
 ) -> None:
-    """Write what was asked for; before anything is printed, so that a closed pipe loses nothing."""
+    """Write JSON and JUnit XML, before anything is printed, so that a closed pipe loses nothing."""
     try:
         if junit is not None and report is not None:
             ElementTree.indent(report)
@@ -253,19 +253,19 @@ def write(
         if json_file not in (None, "-"):
             files.write_output(Path(str(json_file)), encoded(data))
     except OSError as error:
-        refuse(ExitCode.USAGE, f"expected files that can be written, got: {error}; name others")
+        refuse(ExitCode.USAGE, f"expected files that can be written, got: {error}; choose others")
     if json_file == "-":
         show(encoded(data).decode())
 
 
 def show_lines(lines: Iterable[str], json_file: str | None = None) -> None:
-    """Print lines on stdout, or on stderr where JSON has stdout."""
+    """Print lines on stdout, or on stderr if JSON goes to stdout."""
     text = "".join(f"{printable(line)}\n" for line in lines)
     show(text, to_stderr=json_file == "-")
 
 
 def show(text: str, *, to_stderr: bool = False) -> None:
-    """Print; a reader that has left (``| head``) changes no exit code."""
+    """Print; a closed pipe (``| head``) does not change the exit code."""
     stream = sys.stderr if to_stderr else sys.stdout
     try:
         stream.write(text)
@@ -280,13 +280,13 @@ def say(message: object) -> None:
 
 
 def say_which(path: Path) -> None:
-    """Say on stderr which of a run folder's measurements is read, where it has several."""
+    """Say on stderr which of a run folder's measurements is read, if it has several."""
     show_lines(kept.notes(path), "-")
 
 
 @contextmanager
 def exit_code(code: ExitCode) -> Iterator[None]:
-    """End a command with this code on any error that a user can mend, whatever its own code is."""
+    """End a command with this code on any ``AnalogyError``, whatever its own code is."""
     try:
         yield
     except AnalogyError as error:
@@ -294,6 +294,6 @@ def exit_code(code: ExitCode) -> Iterator[None]:
 
 
 def refuse(code: ExitCode, error: object) -> NoReturn:
-    """End a verb with the reason in one line."""
+    """End a command with the reason in one line."""
     say(error)
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""The verbs that look before anything is run: ``pairs check`` and ``models``."""
+"""The commands to use before a run: ``pairs check`` and ``models``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from analogy.cli.base import KEEP, Json, Verbs, app, show_lines, with_options, write
+from analogy.cli.base import CHECKING, Commands, Json, app, show_lines, with_options, write
 from analogy.errors import ExitCode
 from analogy.pairs import (
     WEAK_PAIRS,
@@ -36,15 +36,15 @@ MODELS_VERSION = 1
 CHECK_OPTIONS = ("clip_model", "clip_pretrained", "model", "offline")
 
 ENOUGH_PAIRS = 10
-"""From so many on, intervals hold on skewed margins, too (docs/calibration.md)."""
+"""With this many or more, intervals also hold for skewed margins (docs/calibration.md)."""
 
-pairs_app = Verbs(no_args_is_help=True, help="Look at files of word pairs.")
-app.add_typer(pairs_app, name="pairs", rich_help_panel=KEEP)
+pairs_app = Commands(no_args_is_help=True, help="Check files of word pairs.")
+app.add_typer(pairs_app, name="pairs", rich_help_panel=CHECKING)
 
 
 @pairs_app.callback()
-def _verbs() -> None:
-    """Make a lone verb be named, too."""
+def _commands() -> None:
+    """Make typer require the name of the only command: ``pairs check``, not ``pairs``."""
 
 
 @pairs_app.command()
@@ -54,18 +54,18 @@ def check(
     file: Annotated[Path, typer.Argument(help="A CSV file of word pairs.")],
     json: Json = None,
 ) -> None:
-    """Say all that is wrong with a file of pairs, or what its categories are good for.
+    """Report every error in a file of pairs, or which categories have enough pairs for a verdict.
 
-    With --clip-model also which pairs that judge reads as one, and with --model which pairs that
-    model's text encoders do. Their tokenizers are loaded, and nothing else of them.
+    With --clip-model, also report pairs whose prompts are the same to that judge; with --model,
+    pairs that are the same to that model's text encoders. Only their tokenizers are loaded.
 
-    Exit code: 0 it can be used, 2 it cannot.
+    Exit code: 0 the file can be used, 2 it cannot.
     """
     pairs: list[Pair] = []
     problems: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PairsWarning)  # all of it is said below
+            warnings.simplefilter("ignore", PairsWarning)  # they are reported below
             pairs = load_pairs(file)
     except PairsError as error:
         problems = error.problems
@@ -102,7 +102,7 @@ def check(
 
 
 class _Doubtful(NamedTuple):
-    """Pairs that can be used, and may not give what they seem to."""
+    """Pairs that can be used, but may not measure what they seem to."""
 
     name: str
     pairs: list[Pair]
@@ -110,7 +110,7 @@ class _Doubtful(NamedTuple):
 
 
 def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
-    """What there is to say of the pairs, the models that were named among it."""
+    """Notes on the pairs, also those by the judge and the model of the request."""
     differing = differing_pairs(pairs)
     found = [
         _Doubtful(
@@ -145,7 +145,7 @@ def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtfu
 
 
 def _unsteered(pairs: list[Pair], model: str, request: RunRequest) -> list[_Doubtful]:
-    """By what methods steer between: the two prompts, and the two words."""
+    """For methods that steer by the two prompts, and for those that steer by the two words."""
     from analogy.models import find_pipeline
     from analogy.reading import readers_of, unsteered
 
@@ -163,7 +163,7 @@ def _unsteered(pairs: list[Pair], model: str, request: RunRequest) -> list[_Doub
 
 
 def _good_for(count: int) -> str:
-    """What so many pairs of a category can decide."""
+    """What a category with ``count`` pairs can decide."""
     if count <= WEAK_PAIRS:
         return f"no verdict ({WEAK_PAIRS + 1} or more give one)"
     if count < ENOUGH_PAIRS:
@@ -171,11 +171,11 @@ def _good_for(count: int) -> str:
     return "a verdict"
 
 
-@app.command(rich_help_panel=KEEP)
+@app.command(rich_help_panel=CHECKING)
 def models(json: Json = None) -> None:
-    """Say which models and devices this machine has, without the network.
+    """List the models and devices of this machine, without the network.
 
-    Exit code: 0 said, 2 the embedded models are missing or damaged.
+    Exit code: 0 listed, 2 the embedded models are missing or damaged.
     """
     from analogy.clip import find_judge
     from analogy.models import (

@@ -1,4 +1,4 @@
-"""The verbs of two runs: ``compare`` and ``baseline``. They generate nothing and load no model."""
+"""The commands ``compare`` and ``baseline``. They generate nothing and load no model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analogy.cli.base import (
-    LOOK,
+    REPORTING,
     Json,
     app,
     checked_output,
@@ -34,18 +34,18 @@ COMPARISON_VERSION = 1
 UNDECIDED = "no cell has enough pairs and all its images"
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=REPORTING)
 def compare(
     old: Annotated[Path, typer.Argument(help="The baseline: a results file or a run folder.")],
-    new: Annotated[Path, typer.Argument(help="What is held against it: likewise.")],
+    new: Annotated[Path, typer.Argument(help="The run to compare: a results file or run folder.")],
     tolerance: Annotated[
-        str, option(metavar="T", help="Largest loss of margin that is no regression.")
+        str, option(metavar="T", help="The largest loss of margin that is not a regression.")
     ] = str(TOLERANCE),
     json: Json = None,
     junit: Annotated[
         Path | None,
         option(
-            metavar="FILE", help="Write it as JUnit XML, a case per cell.", callback=checked_output
+            metavar="FILE", help="Also write JUnit XML, a case per cell.", callback=checked_output
         ),
     ] = None,
 ) -> None:
@@ -75,18 +75,20 @@ def compare(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=REPORTING)
 def baseline(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
     output: Annotated[
         Path,
-        option("--output", "-o", metavar="FILE", help="Where to.", callback=checked_output),
+        option(
+            "--output", "-o", metavar="FILE", help="The file to write.", callback=checked_output
+        ),
     ],
 ) -> None:
     """Make a run the baseline that later runs are compared with.
 
-    Exit code: 0 written, 2 not: what is there may only be replaced by a complete run of the same
-    measurement.
+    Exit code: 0 written, 2 not written: an existing baseline may only be replaced by a complete
+    run of the same measurement.
     """
     from analogy import baseline as baselines
 
@@ -148,7 +150,7 @@ def _throughput(comparison: Comparison) -> str:
 
 
 def _code(comparison: Comparison) -> ExitCode:
-    """A regression is one whatever else is missing; what is missing is no pass."""
+    """A regression counts even if other cells are missing; missing cells are not a pass."""
     if comparison.regressed:
         return ExitCode.FAILED
     if comparison.incomplete or not comparison.is_decided:
@@ -179,8 +181,8 @@ def _refused_json(error: NotComparableError) -> dict[str, Any]:
 def _junit(comparison: Comparison) -> ElementTree.Element:
     """A test case per cell and one for all together.
 
-    What is too few or incomplete is skipped. Where that makes the whole not comparable there is one
-    case more, an error: a report says no less than the exit code.
+    Cells with too few pairs or missing images are skipped. If the runs are then not comparable,
+    one more case is an error, so that the XML agrees with the exit code.
     """
     from analogy.baseline import Outcome
 

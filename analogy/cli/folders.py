@@ -1,4 +1,4 @@
-"""The verbs of a run folder: ``score``, ``verify`` and ``import``."""
+"""The commands on a run folder: ``verify``, ``score`` and ``import``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from analogy import kept
 from analogy.cli.base import (
-    KEEP,
+    CHECKING,
     Json,
     a_path,
     app,
@@ -38,36 +38,38 @@ VERIFICATION_VERSION = 1
 """The schema version of what ``verify --json`` writes."""
 
 
-@app.command(rich_help_panel=KEEP)
+@app.command(rich_help_panel=CHECKING)
 def verify(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     repair: Annotated[
-        bool, option("--repair", help="Make again what is damaged, and only that.")
+        bool, option("--repair", help="Generate damaged images again, and only these.")
     ] = False,
     device: Annotated[
-        str | None, option(help="Where to repair [default: where the run was made].")
+        str | None, option(help="The device for --repair [default: the run's].")
     ] = None,
-    offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
+    offline: Annotated[bool, option("--offline", help="Never use the network.")] = False,
     trust: Annotated[
-        bool, option("--trust", help="Let --repair load what the folder names.")
+        bool, option("--trust", help="Let --repair load every model that the folder names.")
     ] = False,
     model: Annotated[str | None, option(help="The run's model, for --repair.")] = None,
-    lora: Annotated[str | None, option(help="Its LoRA, likewise.")] = None,
+    lora: Annotated[str | None, option(help="The run's LoRA, for --repair.")] = None,
     clip_model: Annotated[str | None, option(help="The run's judge, for --repair.")] = None,
-    clip_pretrained: Annotated[str | None, option(help="Its weights, likewise.")] = None,
+    clip_pretrained: Annotated[
+        str | None, option(help="The judge's weights, for --repair.")
+    ] = None,
     method: Annotated[
         str | None, option(help="The run's method, for --repair, if it is not installed.")
     ] = None,
     json: Json = None,
 ) -> None:
-    """Check that a run folder is whole: every image as it was written, the grid complete.
+    """Check a run folder: no image is damaged, and no image of the grid is missing.
 
-    A folder may be anyone's: of the models that it names, --repair loads the embedded ones, and of
-    methods those that are installed; others only if they are named here again, or all of them with
-    --trust.
+    A folder may come from anyone. --repair therefore loads only the embedded models and installed
+    methods. It loads others if you name them again here, and all of them with --trust.
 
-    Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 2 --repair would load what
-    only the folder names, 4 it cannot be read, or not repaired.
+    Exit code: 0 no damage and nothing missing, 1 damaged or incomplete (also after --repair),
+    2 --repair would load models or methods that only the folder names, 4 the folder cannot be read
+    or repaired.
     """
     from analogy import verify as verifying
     from analogy.store import RunFolder
@@ -100,32 +102,32 @@ def verify(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=KEEP)
+@app.command(rich_help_panel=CHECKING)
 def score(
     run: Annotated[Path, typer.Argument(help="A run folder, or a results file in it.")],
-    clip_model: Annotated[str, option(help="The judge, as for pytest benchmarks.")],
+    clip_model: Annotated[str, option(help="The judge, as for 'run'.")],
     clip_pretrained: Annotated[
-        str | None, option(help="Its weights, likewise.", parser=a_path)
+        str | None, option(help="The judge's weights, as for 'run'.", parser=a_path)
     ] = None,
     device: Annotated[
-        str | None, option(help="Where to score [default: where the run was made].")
+        str | None, option(help="The device to score on [default: the run's].")
     ] = None,
-    offline: Annotated[bool, option("--offline", help="Never touch the network.")] = False,
+    offline: Annotated[bool, option("--offline", help="Never use the network.")] = False,
     results: Annotated[
         Path | None,
         option(
             metavar="FILE",
-            help="Where to [default: RUN/results-JUDGE.json].",
+            help="The file to write [default: RUN/results-JUDGE.json].",
             callback=checked_output,
         ),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Score a run's images by another judge, print the table and write the results.
+    """Score a run's images with another judge, print the table and write the results.
 
-    Generates nothing and needs no model but the judge. RUN/results.json stays the run's own.
+    Nothing is generated, and only the judge is loaded. RUN/results.json keeps the run's results.
 
-    Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
+    Exit code: 0 scored, 2 no such judge, 4 the run cannot be read or written.
     """
     from analogy.judges import find_judge
     from analogy.models import go_offline
@@ -186,7 +188,7 @@ def score(
 
 
 def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:
-    """Which of the folder's measurements was scored, where it has several."""
+    """Which of the folder's measurements was scored, if it has several."""
     from analogy.runs import scope_of
 
     if len(scopes) > 1:
@@ -194,22 +196,25 @@ def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:
         yield "          another: give its results file, RUN/results/FILE, in place of RUN"
 
 
-@app.command("import", rich_help_panel=KEEP)
+@app.command("import", rich_help_panel=CHECKING)
 def import_(
-    run: Annotated[Path, typer.Argument(help="A run folder, new or not.")],
+    run: Annotated[Path, typer.Argument(help="A new or existing run folder.")],
     manifest: Annotated[
         Path, typer.Argument(help="CSV or JSON lines: pair_id, alpha, seed, file [, method].")
     ],
-    model_name: Annotated[str, option(help="What made the images.")],
+    model_name: Annotated[str, option(help="A name for the model or tool that made the images.")],
     pairs: Annotated[
-        Path | None, option(metavar="FILE", help="The pairs [default: the suite's own].")
+        Path | None, option(metavar="FILE", help="The word pairs [default: the suite's own].")
     ] = None,
-    clip_model: Annotated[str, option(help="The judge to come.")] = "embedded",
-    clip_pretrained: Annotated[str | None, option(help="Its weights.", parser=a_path)] = None,
+    clip_model: Annotated[str, option(help="The judge for 'score'.")] = "embedded",
+    clip_pretrained: Annotated[
+        str | None, option(help="The judge's weights.", parser=a_path)
+    ] = None,
 ) -> None:
-    """Bring images that other tools made into a run folder; 'score' then judges them.
+    """Copy images of other tools into a run folder, to be scored with 'score'.
 
-    Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be.
+    Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be
+    read or written.
     """
     from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
@@ -235,14 +240,14 @@ def import_(
         of_judge += ["--clip-pretrained", clip_pretrained]
     lines = [
         f"model     {study.grid.model}",
-        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were there",
+        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were already there",
         f"next      {analogy_command('score', run, *of_judge)}",
     ]
     show_lines(lines)
 
 
 def _verified(folder: RunFolder) -> Verified:
-    """What there is to find, with a progress bar on a terminal."""
+    """What a check of the folder finds; shows a progress bar on a terminal."""
     from tqdm import tqdm
 
     from analogy.verify import verify as verify_folder

@@ -1,4 +1,4 @@
-"""The verbs that show pictures: ``steer``, of one pair of prompts, and ``report``, of a run."""
+"""The commands that show images: ``steer``, of one pair of prompts, and ``report``, of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from analogy import kept
 from analogy.cli.base import (
-    LOOK,
-    MAKE,
+    GENERATING,
+    REPORTING,
     Json,
     app,
     check_output,
@@ -46,7 +46,7 @@ STEER_OPTIONS = (
 )  # fmt: skip
 
 
-@app.command(rich_help_panel=MAKE)
+@app.command(rich_help_panel=GENERATING)
 @with_options(STEER_OPTIONS, seeds="0")
 def steer(
     request: RunRequest,
@@ -58,7 +58,7 @@ def steer(
             "--output",
             "-o",
             metavar="FILE.png",
-            help="Where the strip goes.",
+            help="The image file to write.",
             callback=checked_output,
         ),
     ] = Path("steer.png"),
@@ -66,15 +66,15 @@ def steer(
         tuple[str, str] | None,
         option(
             metavar="SOURCE TARGET",
-            help="The word pair, such as red blue, if not what differs between the prompts.",
+            help="The word pair, such as red blue [default: what differs between the prompts].",
         ),
     ] = None,
     json: Json = None,
 ) -> None:
     """Steer one pair of prompts and draw a strip: the source, each alpha, the target's own image.
 
-    Below each image stands its margin: above 0 it is closer to the target prompt. Nothing but the
-    strip is kept.
+    Each image has its margin below it: above 0 it is closer to the target prompt. Only the strip is
+    kept.
 
     Exit code: 0 drawn, 2 wrong usage, 4 the strip cannot be written, or memory is full.
     """
@@ -153,9 +153,8 @@ def steer(
 def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
     """A pair of two prompts. Its words: those given, or what differs between the prompts.
 
-    That is what is left of each once the words that both begin with, and those that both end with,
-    are taken away. Raises ``OptionError`` if the prompts do not differ, or if it is not clear which
-    words do.
+    That is the rest of each prompt without the words that both begin with and both end with. Raises
+    ``OptionError`` if the prompts do not differ, or if it is not clear which words do.
     """
     source, target = " ".join(source.split()), " ".join(target.split())
     if not source or not target:
@@ -191,7 +190,7 @@ def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
 
 
 def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
-    """What is left of two lists of words without their common start and end."""
+    """The rest of two lists of words without their common start and end."""
     a, b = [folded(word) for word in source], [folded(word) for word in target]
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
@@ -205,7 +204,7 @@ def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
     return " ".join(left).strip(",.;:!?"), " ".join(right).strip(",.;:!?")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=REPORTING)
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
     output: Annotated[
@@ -214,7 +213,7 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to; the suffix says how: .html, .json, .csv, .md [RUN/report.html].",
+            help="The file to write: .html, .json, .csv or .md [default: RUN/report.html].",
             callback=checked_output,
         ),
     ] = None,
@@ -223,7 +222,8 @@ def report(
         option(metavar="OLD", help="A results file or run folder to compare with."),
     ] = None,
     full_images: Annotated[
-        bool, option("--full-images", help="Put the images as they are beside it.")
+        bool,
+        option("--full-images", help="Also copy the full-size images into a folder beside it."),
     ] = False,
 ) -> None:
     """Write a run as one HTML file: the answer, plots, tables and every pair's images.
@@ -262,7 +262,7 @@ def report(
 
 
 def _report_name(run: Path) -> str:
-    """One for each results file of a run folder: none replaces the report of another."""
+    """A name for each results file of a run folder, so that no report replaces another."""
     if run.is_dir() or run.name == RESULTS_NAME:
         return "report.html"
     if not (kept.folder_of(run) / "index.sqlite").is_file():

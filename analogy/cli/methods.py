@@ -1,10 +1,10 @@
-"""The verb ``methods``: steering methods over one grid, every two of them compared pair by pair."""
+"""The command ``methods``: several steering methods on one grid, compared pair by pair."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from analogy.cli.base import MAKE, Json, app, option, refuse, show_lines, with_options, write
+from analogy.cli.base import GENERATING, Json, app, option, refuse, show_lines, with_options, write
 from analogy.errors import AnalogyError, ExitCode
 from analogy.options import parse_methods
 from analogy.request import OptionError, RunRequest
@@ -25,7 +25,7 @@ _OF_ONE = ("method", "method_version", "method_needs")
 """Settings of a run by one method."""
 
 
-@app.command(rich_help_panel=MAKE)
+@app.command(rich_help_panel=GENERATING)
 @with_options(METHODS_OPTIONS)
 def methods(
     request: RunRequest,
@@ -34,11 +34,12 @@ def methods(
     ] = ",".join(METHODS.builtin),
     json: Json = None,
 ) -> None:
-    """Compare steering methods over one grid: paired differences, and a ranking.
+    """Compare steering methods on one grid: paired differences, and a ranking.
 
-    Generates and scores what is missing, of all methods into one run folder, the one that 'run'
-    with any of them has; alpha 0 is generated once for all. Two methods are told apart by Holm's p
-    of their overall difference; none of this is a verdict on whether steering works.
+    Generates and scores the missing images of all methods in one run folder, the same that 'run'
+    uses for each of them. Unsteered images (alpha 0) are generated once for all methods. Two
+    methods count as different by Holm's p of their overall difference. None of this is a verdict on
+    whether steering works.
 
     Exit code: 0 compared, 2 wrong usage, 4 the run cannot be read or written.
     """

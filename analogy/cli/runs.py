@@ -6,27 +6,38 @@ from typing import Annotated
 
 import typer
 
-from analogy.cli.base import MAKE, Json, app, option, refuse, say, show_lines, with_options, write
+from analogy.cli.base import (
+    GENERATING,
+    Json,
+    app,
+    option,
+    refuse,
+    say,
+    show_lines,
+    with_options,
+    write,
+)
 from analogy.errors import ExitCode
 from analogy.request import RunRequest
 
 
-@app.command(rich_help_panel=MAKE)
+@app.command(rich_help_panel=GENERATING)
 @with_options()
 def run(
     request: RunRequest,
     strict: Annotated[
-        bool, option("--strict", help="Expect no cell to fail, whatever the baseline has.")
+        bool, option("--strict", help="Expect every cell to succeed, whatever the baseline has.")
     ] = False,
     json: Json = None,
 ) -> None:
-    """Generate, score and judge a grid: what 'pytest benchmarks' does, in the same run folder.
+    """Generate and score a grid and decide its verdicts, in the run folder of 'pytest benchmarks'.
 
-    Whichever of the two began, the other goes on, and nothing is made twice. Cells that cannot be
-    judged (too few pairs, images missing, a blind judge) are neither a success nor a failure.
+    Either of the two commands continues what the other began, and nothing is generated twice. Cells
+    that cannot be decided (too few pairs, missing images, a blind judge) are neither a success nor
+    a failure.
 
-    Exit code: 0 every cell that can be judged succeeded, or was expected not to, 1 some cell did
-    not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
+    Exit code: 0 every decidable cell succeeded, or was expected not to, 1 some cell did not
+    succeed, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
     from analogy.results.writing import to_json

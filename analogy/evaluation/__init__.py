@@ -1,4 +1,4 @@
-"""Evaluate models on prompts, images or word pairs: what to measure, the run of it, its results.
+"""Evaluate models on prompts, images or word pairs: tasks, the agent that runs them, results.
 
 See docs/evaluation.md.
 """

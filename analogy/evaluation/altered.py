@@ -1,10 +1,9 @@
-"""How a live pipeline differs from what its configuration and weights alone would compute.
+"""How a live pipeline differs from one built only from its configuration and weights.
 
-Adapters, FreeU, attention processors, hooks, slicing and patched methods change images, and are in
-no weight and no configuration. So each part is held against one that is built anew, without
-weights, from its own configuration: whatever differs is part of the pipeline's fingerprint, and
-what has no name that stays (code of the user's own) means that its images are not kept for another
-time.
+Adapters, FreeU, attention processors, hooks, slicing and patched methods change images and are
+neither in the weights nor in the configuration. Each part is therefore compared with a part that is
+built from its configuration, without weights. Every difference enters the pipeline's fingerprint.
+A difference without a stable name (the user's own code) means that the images cannot be kept.
 """
 
 from __future__ import annotations

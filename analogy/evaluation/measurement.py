@@ -1,4 +1,4 @@
-"""One number of all images, or of a model: what metrics of sets and of cost return."""
+"""One number for all images, or for a model: the result of metrics of sets and of cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite's metrics by name, those of other packages, and the presets: short lists of names."""
+"""The suite's metrics by name, those of other packages, and the presets (named lists)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a metric is, and a plain function as one."""
+"""The protocol of a metric, and a wrapper that makes a metric of a plain function."""
 
 from __future__ import annotations
 

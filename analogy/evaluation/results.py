@@ -1,4 +1,4 @@
-"""What an evaluation gives: plain frozen records, which JSON, pandas and a terminal can show."""
+"""The results of an evaluation: plain frozen dataclasses, for JSON, pandas and terminals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MetricResult(Figures):
     - `ci_low`, `ci_high`: its 95% bootstrap interval over prompts (pairs, of word pairs), each with
       all its images; None where there is none, and `ci_absent` says why;
     - `n`: images that the value rests on (repetitions, for a cost); `n_prompts`: clusters;
-      `n_failed`: images that came out as no picture, which are not scored; `n_infinite`: images
+      `n_failed`: failed images, which are not scored; `n_infinite`: images
       whose value is infinite;
     - `values`: of each image, by key, b - a in pairwise mode with `values_a` and `values_b` beside;
       None in the place of one that is infinite; None where the metric has no values of images;

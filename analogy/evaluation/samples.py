@@ -1,4 +1,4 @@
-"""What a metric is given: images with all that belongs to each, and features computed once."""
+"""The input of a metric: images with their prompts and references, and cached features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a model that makes its images, or a folder of images made elsewhere."""
+"""What is evaluated: a model that generates images, or a folder of images of another tool."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from analogy.study import scheduler_of
 from analogy.work import Worker, fit_batch_size, generator_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
-"""Images by key, uint8 HWC; and those that came out as none, by key, each with the reason."""
+"""Images by key, uint8 HWC; and the reasons of failed images, by key."""
 
 
 class Folder:

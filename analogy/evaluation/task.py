@@ -1,4 +1,4 @@
-"""What to measure, on what, and how images are made for it: checked when a task is made."""
+"""A task: what to measure, on what data, with which settings; checked when it is created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded model at work, as metrics of cost see it: timed passes, none of whose images is kept."""
+"""A loaded model for metrics of cost: timed generation whose images are not kept."""
 
 from __future__ import annotations
 

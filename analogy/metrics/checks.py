@@ -1,4 +1,4 @@
-"""What every metric asks of its arguments, checked before anything is computed."""
+"""Checks of the arguments of metrics, made before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a model costs: time, memory, size, operations, energy and carbon, per image.
+"""The cost of a model: time, memory, size, operations, energy and carbon, per image.
 
-A measured thing is a function ``run()`` that makes ``n_images`` images and gives them back; what it
-must not pay for, such as loading the model, is done before. Results are plain frozen records with
-units in their names: nothing live, and ``to_dict`` is JSON.
+The measured function ``run()`` generates ``n_images`` images and returns them. Work that should not
+be measured, such as loading the model, is done before. Results are plain frozen dataclasses with
+units in their names; ``to_dict`` is JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FID: the Fréchet distance between two sets of images, each seen as a Gaussian of features."""
+"""FID: the Fréchet distance between two sets of images, with features modelled as Gaussians."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inception features for FID and KID: the published network, resized to cleanly."""
+"""Inception features for FID and KID: the published network, with clean-fid's resizing."""
 
 from __future__ import annotations
 

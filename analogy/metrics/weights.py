@@ -1,4 +1,4 @@
-"""Weights of others' networks: found on this machine, never fetched, read without running code."""
+"""Weights of other projects' networks: found on this machine, never downloaded, read as tensors."""
 
 from __future__ import annotations
 

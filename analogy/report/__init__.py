@@ -1,1 +1,1 @@
-"""What people look at. So far: strips of one pair's images."""
+"""Output for people: the HTML report, its plots and tables, text tables, strips of images."""

@@ -1,4 +1,4 @@
-"""What the plots of a run draw, as the page and the notebook have them: plain values."""
+"""The values that a run's plots draw, for the report and for notebooks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """A category at the control, at each alpha, and over all of them; or all categories."""
+    """A category at alpha 0, at each other alpha, and over all of them; or all categories."""
 
     name: str
     cells: Sequence[HeatCell]
@@ -59,7 +59,7 @@ def verdict_map(results: Results) -> list[HeatRow]:
     ``strength``: |margin| as a share of the largest, in percent of the strongest colour.
     """
     analysis, alphas = results.analysis, results.header.measurement.alphas
-    figures = [*analysis.cells.values(), *analysis.controls.values()]
+    figures = [*analysis.cells.values(), *analysis.unsteered.values()]
     means = [abs(mean) for one in figures if (mean := number(one.margin.mean)) is not None]
     most = max(means, default=0.0) or 1.0
 
@@ -76,10 +76,10 @@ def verdict_map(results: Results) -> list[HeatRow]:
 
     made = []
     for name in results.header.categories:
-        control, pool = analysis.controls.get(name), analysis.categories.get(name)
+        unsteered, pool = analysis.unsteered.get(name), analysis.categories.get(name)
         own = [analysis.cells[Cell(name, alpha)] for alpha in alphas]
         cells = [
-            entry(None if control is None else control.margin),
+            entry(None if unsteered is None else unsteered.margin),
             *(entry(one.margin, one.p_holm) for one in own),
             entry(None if pool is None else pool.margin),
         ]
@@ -129,7 +129,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """A category at each alpha, ascending, the control among them.
+    """A category at each alpha, ascending, 0 among them.
 
     ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: the estimates.
     ``ceiling``, ``share``, ``target_share``: as of the cell at the last alpha.
@@ -151,8 +151,8 @@ class Responses:
 def responses(analysis: Analysis, category: str) -> Responses:
     """What `plots.dose_response` and `plots.distribution` draw of a category."""
     figures = [one for cell, one in analysis.cells.items() if cell.category == category]
-    if category in analysis.controls:
-        figures.append(analysis.controls[category])
+    if category in analysis.unsteered:
+        figures.append(analysis.unsteered[category])
     figures.sort(key=lambda one: one.cell.alpha)
     last = figures[-1]
     return Responses(

@@ -1,4 +1,4 @@
-"""The pictures of a run, pair by pair, as a page shows them."""
+"""The images of a run, pair by pair, for the report."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Gallery:
 
     @property
     def problems(self) -> list[tuple[Strip, Shot]]:
-        """The images that are no picture."""
+        """The failed images."""
         return [
             (strip, shot)
             for strip in self.strips
@@ -164,7 +164,7 @@ def data_uri(image: Images) -> tuple[str, int, int]:
 def _items(analysis: Analysis) -> dict[tuple[str, str], dict[float, float]]:
     """Category and pair id to the pair's margin at each alpha."""
     items: dict[tuple[str, str], dict[float, float]] = {}
-    for figures in (*analysis.controls.values(), *analysis.cells.values()):
+    for figures in (*analysis.unsteered.values(), *analysis.cells.values()):
         category, alpha = figures.cell
         for pair, margin in figures.items.items():
             items.setdefault((category, pair), {})[alpha] = margin

@@ -33,6 +33,7 @@ from analogy.report.figures import (
     verdict_map,
 )
 from analogy.report.gallery import gallery
+from analogy.report.glossary import SECTIONS
 from analogy.report.numbers import MINUS, SYMBOLS, interval, percent, signed, symbol, words
 from analogy.report.provenance import commands, provenance
 from analogy.report.tables import tables
@@ -125,6 +126,7 @@ def render(
         verdicts={tuple(cell): str(of.margin.verdict) for cell, of in analysis.cells.items()},
         facts_of_run=provenance(results),
         commands=commands(header),
+        glossary=SECTIONS,
         are_imported=is_imported(header.subject.model),
     )
 

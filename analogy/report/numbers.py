@@ -11,7 +11,7 @@ from analogy.records import Verdict
 #: What stands for a verdict where there is no room for its word.
 SYMBOLS = {
     "success": "✓", "failure": "✗", "inconclusive": "?", "too_few": "<6", "incomplete": "…",
-    "blind": "∅", "control": "",
+    "blind": "∅", "unsteered": "",
 }  # fmt: skip
 
 MINUS = "\N{MINUS SIGN}"
@@ -67,8 +67,8 @@ def interval(figures: WithInterval, digits: int = 3) -> str:
 
 
 def verdict_name(verdict: Verdict | None) -> str:
-    """A verdict as in `SYMBOLS`; ``control`` where nothing is claimed."""
-    return "control" if verdict is None else verdict.value
+    """A verdict as in `SYMBOLS`; ``unsteered`` where nothing is claimed."""
+    return "unsteered" if verdict is None else verdict.value
 
 
 def symbol(verdict: str) -> str:

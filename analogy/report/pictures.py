@@ -1,4 +1,4 @@
-"""Drawings saved where a user asked for them. Imports nothing heavy."""
+"""Saves drawings to the file that a user named. Imports no torch."""
 
 from __future__ import annotations
 

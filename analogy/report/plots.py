@@ -1,7 +1,7 @@
 """A run's plots: each function draws on axes and returns them; `svg` makes a picture for a page.
 
-Colours are those of Okabe and Ito (2008), which the colour-blind tell apart, and nothing is said by
-colour alone. No state of pyplot is touched.
+Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart, and colour is
+never the only distinction. pyplot's global state is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What produced a run's figures, and the command that repeats it, as the page says them."""
+"""The origin of a run's figures, and the command that repeats the run, for the report."""
 
 from __future__ import annotations
 

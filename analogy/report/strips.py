@@ -1,4 +1,4 @@
-"""Strips: a pair's images from the control over the strengths to the target prompt's own.
+"""Strips: a pair's images from the unsteered one over the strengths to the target prompt's own.
 
 ``analogy steer`` draws one of a pair of prompts.
 """
@@ -30,8 +30,8 @@ _INK, _GREY, _RULE = "#1b1f24", "#68707a", "#d8dde3"
 class StripImage:
     """One image of a pair with its cosines.
 
-    ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None where it came
-    out as no picture, and ``problem`` then says why.
+    ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None if it failed,
+    and ``problem`` then says why.
     """
 
     seed: int
@@ -135,7 +135,7 @@ def _draw_entry(
     frame = [x - 1, y - 1, x + LARGE, below]
     if entry.image is None:
         draw.rectangle(frame, "#f2f4f6", _RULE)
-        draw.text((middle, y + LARGE // 2), "no picture", _GREY, font, anchor="mm")
+        draw.text((middle, y + LARGE // 2), "failed", _GREY, font, anchor="mm")
         return
     sheet.paste(scaled(entry.image, LARGE), place)
     draw.rectangle(frame, None, _RULE)

@@ -1,4 +1,4 @@
-"""The report's tables: every figure of a run, to be sorted and saved as CSV."""
+"""The report's tables: every figure of a run, which can be sorted and saved as CSV."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tables(results: Results, images: Gallery, comparison: Comparison | None) -> 
 def _cells(results: Results) -> Table:
     analysis = results.analysis
     order = {name: i for i, name in enumerate(results.header.categories)}
-    figures = [*analysis.controls.values(), *analysis.cells.values()]
+    figures = [*analysis.unsteered.values(), *analysis.cells.values()]
     figures.sort(key=lambda one: (order[one.cell.category], one.cell.alpha))
     has_null = any(one.null is not None for one in figures)
     rows = [
@@ -183,7 +183,7 @@ def _failures(results: Results, images: Gallery) -> Table:
         for (pair, category, method, alpha, seed), reason in found.items()
     ]  # fmt: skip
     columns = ["pair", "category", "method", "alpha", "seed", "reason"]
-    return Table("failures", "Images that are no picture", columns, rows)
+    return Table("failures", "Failed images", columns, rows)
 
 
 def _comparison(comparison: Comparison) -> Table:

@@ -23,10 +23,10 @@ _HEAD = (
     f"{'gain':>8} {'95% CI':>18} {'ceiling':>7}  verdict"
 )
 _NARROW, _WIDE = 10, 32
-"""Columns of a table's first column: at least, and at most, beyond which a name is shortened."""
+"""The least and greatest width of a table's first column; longer names are shortened."""
 
 LINE = _NARROW + 1 + len(_HEAD) + 12
-"""Columns of a line of a table whose names are narrow."""
+"""The width of a table's line if all names are narrow."""
 
 
 def figures_line(figures: Estimate) -> str:
@@ -38,17 +38,17 @@ def figures_line(figures: Estimate) -> str:
 
 
 def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[str]:
-    """Category x alpha with the controls, then each alpha over all categories, then the whole.
+    """Category x alpha, alpha 0 first, then each alpha over all categories, then the whole.
 
     ``known``: cells that the baseline records as not succeeding.
     """
-    width = _width(analysis.controls)
+    width = _width(analysis.unsteered)
     rule = "-" * (LINE - _NARROW + width)
     yield f"{'category':<{width}} {_HEAD}"
     yield rule
-    for category, control in analysis.controls.items():
+    for category, unsteered in analysis.unsteered.items():
         name = _name(category, width)
-        yield _row(name, "0", control.margin, None, control.share, "control")
+        yield _row(name, "0", unsteered.margin, None, unsteered.share, "unsteered")
         for cell, figures in analysis.cells.items():
             if cell.category == category:
                 says = verdict_words(figures, cell in known)
@@ -62,7 +62,7 @@ def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[
 
 
 def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
-    """A cell's verdict with what belongs beside it."""
+    """A cell's verdict with its notes: Holm's correction, pairs needed, the baseline."""
     notes = []
     verdict = figures.margin.verdict
     if verdict is Verdict.SUCCESS and not figures.survives and figures.p_holm == figures.p_holm:
@@ -76,17 +76,17 @@ def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
 
 
 def failed_images(count: int) -> str:
-    """So many images that are none, in words."""
-    return f"{count} {'image' if count == 1 else 'images'} came out as no picture"
+    """``1 failed image``, ``2 failed images``."""
+    return f"{count} failed {'image' if count == 1 else 'images'}"
 
 
 def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
-    """The images that came out as no picture, counted by cell and reason."""
+    """The failed images, counted by cell and reason."""
     if not failures:
         return
     yield (
         f"{failed_images(len(failures))}; not scored, items incomplete. The same command tries "
-        "again; --dtype float32 or bfloat16 may mend it."
+        "again; --dtype float32 or bfloat16 may help."
     )
     counts = Counter((Cell(job.pair.category, job.alpha), reason) for job, reason in failures)
     for (cell, reason), count in counts.items():
@@ -94,10 +94,10 @@ def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
 
 
 def reading_notes(analysis: Analysis) -> Iterator[str]:
-    """What the table's columns ask, and what may be said of several cells together."""
+    """What the table's columns mean, and what may be concluded from several cells together."""
     yield "margin: are the images closer to the target than to the source? The verdict is of it."
     yield "gain: what did steering itself do? margin(alpha) - margin(0), pair by pair."
-    if any(figures.ceiling is not None for figures in analysis.controls.values()):
+    if any(figures.ceiling is not None for figures in analysis.unsteered.values()):
         yield "ceiling: the margin as a share of what drawings of the true target score."
     tested = [f for f in analysis.cells.values() if f.p_holm == f.p_holm]
     if tested:
@@ -138,11 +138,11 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
 
 
 def null_table(analysis: Analysis) -> Iterator[str]:
-    """The random control beside the method: its margin, its gain, the method's advantage."""
+    """The null beside the method: its margin, its gain, the method's advantage over it."""
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
-    width = _width(analysis.controls)
+    width = _width(analysis.unsteered)
     yield (
         f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
         f"{'advantage':>9} {'95% CI':>18} {'p':>8}"
@@ -170,7 +170,7 @@ def null_table(analysis: Analysis) -> Iterator[str]:
 
 
 def target_table(analysis: Analysis) -> Iterator[str]:
-    """What the model makes of the target prompts themselves, and the cells' margins as shares."""
+    """The margins of the target prompts' own images, and the cells' margins as shares of them."""
     if not analysis.targets:
         return
     alphas, width = [*analysis.alphas], _width(analysis.targets)
@@ -196,7 +196,7 @@ def target_table(analysis: Analysis) -> Iterator[str]:
 
 
 def method_tables(found: MethodComparison) -> Iterator[str]:
-    """The ranking, every two methods against each other, and where their difference comes from."""
+    """The ranking, every two methods compared, and their differences by alpha and category."""
     yield (
         f"{'method':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  {'verdict':<12}  "
         "not told apart from"
@@ -272,7 +272,7 @@ def _marked(difference: Difference) -> str:
 
 
 def quality_table(quality: Quality) -> Iterator[str]:
-    """What was measured beside the margin: of single images by cell, of all images by alpha."""
+    """The metrics beside the margin: of single images by cell, of all images by alpha."""
     measured = {name for of in quality.cells.values() for name in of}
     shown = [metric for metric in quality.metrics if metric.name in measured]
     names = [metric.name for metric in shown]
@@ -309,7 +309,7 @@ def quality_table(quality: Quality) -> Iterator[str]:
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
 
-#: What some columns mean, and those that compare an image with the one at alpha 0.
+#: What some columns mean, and the columns that compare an image with the unsteered one.
 _EXPLAINED = {
     "clip_score": "CLIPScore: to the target prompt.",
     "directional_similarity": "direction: did the image move as the prompt did?",
@@ -318,7 +318,7 @@ _KEPT = ("psnr", "ssim", "lpips")
 
 
 def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
-    """The metrics that are not measured because a run lacks this input, and why."""
+    """The metrics that are not measured because the run lacks this input, with the reason."""
     of = {
         Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,
         Input.FEATURES: quality.features,
@@ -365,7 +365,7 @@ def published_lines(published: Mapping[str, Any], own: Pool) -> Iterator[str]:
 
 
 def _finding(cell: Mapping[str, Any]) -> str:
-    """What is published of a cell: as much as there is."""
+    """The published figures of a cell, as far as they exist."""
     said = []
     if cell["finding"] is not None:
         said.append(cell["finding"])
@@ -380,13 +380,13 @@ def _finding(cell: Mapping[str, Any]) -> str:
 
 
 def _width(names: Iterable[str], least: int = _NARROW) -> int:
-    """Columns of a table's first column, for these names."""
+    """The width of a table's first column for these names."""
     widest = max((display_width(printable(name)) for name in names), default=0)
     return min(max(widest, least), _WIDE)
 
 
 def _name(name: str, width: int) -> str:
-    """A name in so many columns."""
+    """A name shortened or padded to ``width`` columns."""
     return padded(shortened(printable(name), width), width)
 
 

@@ -1,8 +1,8 @@
-"""Checks of JSON that may come from anywhere: each takes a value and the place where it stands.
+"""Checks of JSON that may come from anywhere: each takes a value and its place in the file.
 
-The first, which raise :class:`PlaceError`, are for what decides: what is compared, judged or named.
-The last, from ``figure`` on, are for figures that are only shown: what is invalid there counts as
-missing.
+The first, which raise :class:`PlaceError`, are for values that decide something: a comparison, a
+verdict, a name. The last, from ``figure`` on, are for figures that are only shown: an invalid one
+counts as missing.
 """
 
 from __future__ import annotations
@@ -154,12 +154,10 @@ def rate(value: object, place: str) -> float:
 
 
 def alpha(value: object, place: str) -> float:
-    """A strength other than the control's."""
+    """A strength other than 0."""
     found = number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
     if found == 0:
-        raise PlaceError(
-            f"{place}: expected a strength other than the control's, got {shown(value)}"
-        )
+        raise PlaceError(f"{place}: expected a strength other than 0, got {shown(value)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The figures of results, read from JSON: strict where they decide, else missing where invalid."""
+"""The figures of results, read from JSON: strict if they decide something, else None if invalid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def analysis_of(data: Object, measurement: Measurement) -> Analysis:
     margin = replace(whole.margin, n=whole.margin.n or n, verdict=verdict, mean=mean)
     return Analysis(
         cells=cells,
-        controls={
+        unsteered={
             category: _unsteered(category, row)
             for category, row in _by_category(data, "controls", measurement)
             if figure(row.get("alpha")) == 0.0 and isinstance(row.get("items"), Mapping)
@@ -274,7 +274,7 @@ def quality_of(data: Object) -> QualityFigures:
 
 
 def _mean(row: Object) -> Mean:
-    """The mean is infinite, which JSON has not, where an image is its control."""
+    """The mean is infinite, which JSON has not, where an image equals its unsteered image."""
     n_equal = checks.size(row.get("n_equal")) or 0
     mean = math.inf if n_equal and row.get("mean") is None else figure(row.get("mean"))
     ends = figure(row.get("ci_low")), figure(row.get("ci_high"))

@@ -1,6 +1,6 @@
-"""The results of a run as one tree of frozen records: what is estimated, written, read and shown.
+"""The results of a run as one tree of frozen dataclasses, which is written, read and shown.
 
-:mod:`analogy.results.writing` makes JSON of it and :mod:`analogy.results.reading` makes it of JSON.
+:mod:`analogy.results.writing` writes it as JSON and :mod:`analogy.results.reading` reads it.
 Everything here is a plain value: neither torch nor numpy is imported. A figure that does not exist
 is NaN in a float field and None elsewhere, and null in JSON.
 """
@@ -76,10 +76,10 @@ def share(margin: float, of: Ceiling) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Null(Figures):
-    """The random control beside a cell: its own figures, and the method's advantage over it.
+    """The null beside a cell: its own figures, and the method's advantage over it.
 
-    ``margin`` and ``gain`` are the control's; ``advantage`` is the method's margin minus the
-    control's, pair by pair.
+    ``margin`` and ``gain`` are the null's; ``advantage`` is the method's margin minus the
+    null's, pair by pair.
     """
 
     margin: Estimate
@@ -94,7 +94,7 @@ class CellFigures(Compared):
     - ``margin``: its verdict is None at alpha 0, where nothing is claimed;
     - ``gain``: None at alpha 0, and where a file has none;
     - ``items``: pair id to margin, in -2..2, of the pairs that have all their images;
-    - ``ceiling``: of the category's pairs; ``null``: the random control's; None where not measured;
+    - ``ceiling``: of the category's pairs; ``null``: of the null; None where not measured;
     - ``p_holm``, ``p_bh``: the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for all
       cells of the run; NaN for a cell by itself;
     - ``target_share``: the mean margin as a share of the category's in ``Analysis.targets``; None
@@ -149,7 +149,7 @@ class TargetFigures(Compared):
 class Pool:
     """Several cells together, pairs as clusters.
 
-    - ``margin``, ``gain``: over all alphas of the pool but the control;
+    - ``margin``, ``gain``: over all alphas of the pool but 0;
     - ``trend``: over all of them; None for a single alpha and where images are missing;
     - ``items``: the naive figures of the published study; None where images are missing.
 
@@ -166,13 +166,13 @@ class Pool:
 class Analysis:
     """All figures of margins, in the order of the run's categories and ascending alphas.
 
-    ``cells`` has every category at every alpha but the control, which ``controls`` has by category.
+    ``cells`` has every category at every alpha but 0, which ``unsteered`` has by category.
     ``targets``: by category; empty where not asked for. ``categories``, ``alphas``: pools, which
     results of earlier suites may lack.
     """
 
     cells: Mapping[Cell, CellFigures]
-    controls: Mapping[str, CellFigures]
+    unsteered: Mapping[str, CellFigures]
     targets: Mapping[str, TargetFigures]
     categories: Mapping[str, Pool]
     alphas: Mapping[float, Pool]
@@ -181,7 +181,7 @@ class Analysis:
     @property
     def blind(self) -> list[str]:
         """The categories that the judge does not see."""
-        cells = self.controls.values()
+        cells = self.unsteered.values()
         return [c.cell.category for c in cells if c.ceiling is not None and c.ceiling.is_blind]
 
     @property
@@ -199,7 +199,7 @@ class Mean(Figures):
     """A metric's mean over a cell's pairs, each the mean over its seeds, with a 95% interval.
 
     ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that is
-    its control, whose PSNR is infinite; the mean is then infinite and has no interval.
+    its unsteered image, whose PSNR is infinite; the mean is then infinite and has no interval.
     """
 
     mean: float
@@ -391,7 +391,7 @@ class Header:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The alphas that were measured, the control's first and the others ascending."""
+        """The alphas that were measured, 0 first and the others ascending."""
         return (0.0, *self.measurement.alphas)
 
 

@@ -1,10 +1,9 @@
 """Results read from JSON and checked: the one format of runs and of baselines.
 
-A baseline is a ``results.json`` (schema version 2), and a run folder shows one as
-``RUN/results.json``; :mod:`analogy.kept` decides which. A file may come from anywhere. What decides
-is checked strictly: whatever stands there, the only error is a :class:`RecordedError`. Other
-figures, which are only shown and which earlier suites may lack, count as missing where they are
-invalid.
+A baseline is a ``results.json`` (schema version 2). A run folder shows one results file as
+``RUN/results.json``; :mod:`analogy.kept` decides which. A file may come from anywhere. Values that
+decide something are checked strictly, and the only error is :class:`RecordedError`. Other figures
+are only shown, and earlier suites may lack them: they count as missing if they are invalid.
 """
 
 from __future__ import annotations

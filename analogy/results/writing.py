@@ -89,7 +89,7 @@ def analysis_to_json(analysis: Analysis) -> JsonObject:
     """The figures of margins."""
     return {
         "cells": [cell_to_json(figures) for figures in analysis.cells.values()],
-        "controls": [_control(figures) for figures in analysis.controls.values()],
+        "controls": [_unsteered(figures) for figures in analysis.unsteered.values()],
         "targets": [_target(figures) for figures in analysis.targets.values()],
         "categories": [
             {"category": name, **_pool(pool)} for name, pool in analysis.categories.items()
@@ -137,7 +137,7 @@ def quality_to_json(quality: QualityFigures) -> JsonObject:
     }
 
 
-def _control(figures: CellFigures) -> JsonObject:
+def _unsteered(figures: CellFigures) -> JsonObject:
     return {
         "category": figures.cell.category,
         "alpha": figures.cell.alpha,

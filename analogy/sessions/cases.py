@@ -1,4 +1,4 @@
-"""The cases of a run, once for pytest and for ``analogy run``: what each generates, and finds."""
+"""The cases of a run, for pytest and for ``analogy run``: the images each needs, its decision."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from analogy.sessions.session import Session
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question about a run: the images that it needs, and how they answer it."""
+    """One question about a run: the images that it needs, and the function that answers it."""
 
     jobs: Sequence[Job]
     decide: Callable[[], Finding]
 
 
 def all_cases(session: Session) -> Iterator[Case]:
-    """Every case of the session, in the order of ``pytest benchmarks``: batches are then the same.
+    """Every case of the session, in the order of ``pytest benchmarks``, so that batches are equal.
 
-    A case is made when it is asked for.
+    Cases are made lazily.
     """
     for cell in cells(session):
         yield margin(session, cell)
@@ -55,7 +55,7 @@ def overall(session: Session) -> Case:
 
 
 def quality(session: Session, cell: Cell) -> Case:
-    """The metrics of single images keep the user's limits in this cell."""
+    """The metrics of single images are within the user's limits in this cell."""
 
     def decide() -> Finding:
         found = session.study.quality.cell(cell, lpips=session.lpips)
@@ -65,7 +65,7 @@ def quality(session: Session, cell: Cell) -> Case:
 
 
 def distribution(session: Session, alpha: float) -> Case:
-    """The distances of all images at this alpha from the references keep the user's limits."""
+    """The distances of all images at this alpha from the references are within the limits."""
 
     def decide() -> Finding:
         found = session.study.quality.alpha(alpha, references=session.references)
@@ -75,6 +75,6 @@ def distribution(session: Session, alpha: float) -> Case:
 
 
 def regression(session: Session, cell: Cell | None) -> Case:
-    """The cell, or the whole (None), is no worse than in the baseline."""
+    """The cell, or all cells together (None), is not worse than in the baseline."""
     jobs = session.study.jobs() if cell is None else session.study.cell_jobs(*cell)
     return Case(jobs, lambda: findings.of_regression(session, cell))

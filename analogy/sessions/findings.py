@@ -1,4 +1,4 @@
-"""How a case ends: the outcome, why, and the figures that belong to it."""
+"""How a case ends: the outcome, the reason, and the figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CaseOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The outcome of one case, why, and its figures as JUnit's properties."""
+    """The outcome of one case, the reason, and its figures as JUnit's properties."""
 
     outcome: CaseOutcome
     message: str = ""
@@ -67,7 +67,7 @@ def _of_margin(
     facts = {**more, "failed_images": failed, **figures.to_dict()}
     if figures.verdict in (Verdict.TOO_FEW, Verdict.INCOMPLETE, Verdict.BLIND):
         why = text.failed_images(failed) if failed else text.figures_line(figures)
-        message = f"{figures.verdict}: {what} cannot be judged ({why})"
+        message = f"{figures.verdict}: {what} cannot be decided ({why})"
         return Finding(CaseOutcome.SKIPPED, message, facts)
     message = f"{what}: {figures.verdict}, {text.figures_line(figures)}"
     if figures.verdict is Verdict.SUCCESS:
@@ -84,7 +84,7 @@ def of_quality(
     found: Mapping[str, Mean | SetScore],
     per: Per,
 ) -> Finding:
-    """Whether the quality metrics of a cell, or of an alpha, keep the user's limits.
+    """Whether the quality metrics of a cell, or of an alpha, are within the user's limits.
 
     ``per``: which metrics should have been measured; a limit on one that was not is broken.
     """
@@ -122,7 +122,7 @@ def _why_missing(session: Session, found: Mapping[str, Mean | SetScore]) -> str:
 
 
 def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
-    """A value with its interval; one that has none is its own interval."""
+    """A value with its interval; without one, the value stands for both ends."""
     if isinstance(figures, SetScore):
         return figures.value, figures.value, figures.value
     if math.isnan(figures.ci_low):
@@ -131,7 +131,10 @@ def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
 
 
 def of_regression(session: Session, cell: Cell | None) -> Finding:
-    """Whether a cell, or the whole (None), is no worse than in the baseline, which must exist."""
+    """Whether a cell, or all cells together (None), is not worse than in the baseline.
+
+    Raises ``ValueError`` if the session has no baseline.
+    """
     study, old, tolerance = session.study, session.baseline, session.request.tolerance
     if old is None:
         raise ValueError("of_regression: expected a session with a baseline, got none")
@@ -154,9 +157,9 @@ def of_regression(session: Session, cell: Cell | None) -> Finding:
 
 
 def unmeasured(request: RunRequest, session: Session | None) -> Iterator[str]:
-    """Each bar that the user has set and that no case was held to, in a line: that is no pass.
+    """A line for each limit or baseline that the user gave and no case checked: it did not pass.
 
-    ``session``: None if no case asked for it.
+    ``session``: None if no case used it.
     """
     held = set() if session is None else session.held
     changes = [] if session is None else list(session.changes.values())

@@ -1,6 +1,6 @@
-"""What a run needs, checked before it begins: files, packages, and what its bars are set on.
+"""What a run needs, checked before it begins: files, packages, and what its limits measure.
 
-Nothing heavy is imported before it is needed.
+Slow imports are made only where they are needed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from analogy.study import Study
 
 BASELINE = "baseline"
-"""What a case measures that compares a cell with the baseline; of others, their metrics' names."""
+"""What a case of the regression gate measures; other cases measure metrics, by their names."""
 
 
 def chosen_pairs(request: RunRequest) -> list[Pair]:
-    """The pairs of a run's cases, without warnings of what is doubtful.
+    """The pairs of a run's cases, without warnings.
 
     The study reads them again and then warns: a warning while tests are collected may be an error.
 
-    Raises ``OptionError`` if the file or the choice cannot be used.
+    Raises ``OptionError`` if the file or the selection cannot be used.
     """
     from analogy.models import shipped
 
@@ -78,7 +78,7 @@ def check_files(request: RunRequest) -> None:
 
 
 def check_run_folder(study: Study) -> None:
-    """Raise ``StoreError`` if the run folder has no place for results."""
+    """Raise ``StoreError`` if results cannot be written into the run folder."""
     from analogy.kept import prepare
     from analogy.store import StoreError
 
@@ -92,7 +92,7 @@ def check_run_folder(study: Study) -> None:
 
 
 def check_gates(study: Study, request: RunRequest) -> None:
-    """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
+    """Raise ``OptionError`` if a limit or a baseline needs what this run cannot measure."""
     from analogy.metrics import Lpips
     from analogy.models import ModelError
     from analogy.stats import MIN_DECISIVE
@@ -134,8 +134,8 @@ def check_gates(study: Study, request: RunRequest) -> None:
 
 
 def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each bar that the user has set, in the words of its option, and what the cases measure that
-    can be held to it: the metric by its name, or all metrics of its kind.
+    """Each limit and baseline that the user gave: its option, and what a case that checks it
+    measures: the metric by its name, or all metrics of its kind.
 
     Raises ``OptionError`` for a metric that cannot be imported.
     """
@@ -148,7 +148,7 @@ def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
 
 
 def no_references(study: Study, request: RunRequest) -> str | None:
-    """The reason why there is nothing to compare all images with; None if there is something."""
+    """The reason why there are no reference images; None if there are some."""
     from analogy.models import EMBEDDED
 
     if request.reference is not None:
@@ -213,7 +213,7 @@ def check_writer(flag: str, name: str) -> None:
 
 
 def _check_quality(request: RunRequest) -> None:
-    """Refuse a file of the quality metrics that is missing or cannot be used."""
+    """Refuse reference images or weights that are missing or cannot be used."""
     from analogy.images import ImageError, check_images, image_files
 
     if request.reference is not None:

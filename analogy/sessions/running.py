@@ -20,7 +20,7 @@ from analogy.sessions.session import Session
 
 @dataclass(slots=True)
 class Ending:
-    """How a run ended: its exit code, what failed, and what stopped it (None if nothing did)."""
+    """How a run ended: its exit code, the failed cases, and the error that stopped it, or None."""
 
     code: ExitCode = ExitCode.OK
     failed: list[str] = field(default_factory=list)
@@ -29,21 +29,21 @@ class Ending:
     """Why the results could not be written: an ``AnalogyError`` or ``OSError``."""
 
     def fail(self, message: str) -> None:
-        """Note a case that failed, or a bar that no case was held to."""
+        """Record a failed case, or a limit or baseline that no case checked."""
         self.code = ExitCode.FAILED
         self.failed.append(message)
 
 
 def fault_code(error: AnalogyError) -> ExitCode:
-    """The exit code of what stopped a run in its middle, where nothing is wrong usage."""
+    """The exit code of an error that stopped a run after its start: it is never wrong usage."""
     return max(error.exit_code, ExitCode.UNREADABLE)
 
 
 def run_cases(session: Session) -> Ending:
-    """Generate, score and decide every case, whatever an earlier process left undone.
+    """Generate, score and decide every case; continues what an earlier process began.
 
-    A fault of the machine, or Ctrl-C, ends the run and is in what is returned: what was done until
-    then is kept and can still be analysed.
+    A fault of the machine, or Ctrl-C, ends the run and is in the returned ``Ending``: finished work
+    is kept and can still be analysed.
 
     Raises ``ModelError`` if a model cannot be loaded, before any image.
     """
@@ -73,7 +73,7 @@ def run_cases(session: Session) -> Ending:
 def finish(
     session: Session, ending: Ending, *, shows_results: bool = True
 ) -> tuple[Analysis, Results]:
-    """Analyse what there is and write the files; returns the analysis and the results.
+    """Analyse the scored images and write the files; returns the analysis and the results.
 
     ``shows_results``: whether the default results file in the current folder is written.
     """
@@ -88,7 +88,7 @@ def finish(
 
 
 def _measure(session: Session, jobs: Sequence[Job]) -> None:
-    """Generate what is missing, with a bar on a terminal, and score it."""
+    """Generate and score the missing images, with a progress bar on a terminal."""
     study = session.study
     progress: Progress = session.report if sys.stderr.isatty() else no_progress
     study.generate(jobs, progress, ahead=(study.cell_jobs(*cell) for cell in session.planned))

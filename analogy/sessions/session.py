@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from analogy.kept import Kept
     from analogy.results.model import Results
 
-# What must be the shipped baseline's own before it is held against a run unasked.
+# What must equal the shipped baseline's before a run is compared with it by default.
 _OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
 
 
@@ -36,16 +36,16 @@ class Session:
     """What the cases of one run share.
 
     - ``study``, ``request``: what is measured, and what the user asked for;
-    - ``baseline``: comparable results of an earlier run, or None; ``note`` says which, or why not;
-    - ``update``: where this run's results become the baseline, or None;
+    - ``baseline``: comparable results of an earlier run, or None; ``note`` says which, or why none;
+    - ``update``: the file that this run's results replace as the baseline, or None;
     - ``is_strict``: no cell is expected to fail;
     - ``planned``: the cells of the cases, in their order; ``known``: those that the baseline
       expects not to succeed;
-    - ``held``: the limits that a case has held its cell or alpha to;
-    - ``changes``: against the baseline, of a cell or of the whole (None), the latest where a case
-      was run again;
-    - ``lost``: why results could not be written; ``kept``: what became of them in the run folder;
-      ``stays``: why the default results file has not got them. None until they are written.
+    - ``held``: the limits that some case has checked;
+    - ``changes``: from the baseline, of a cell or of all cells together (None), the latest if a
+      case ran again;
+    - ``lost``: why results could not be written; ``kept``: where they are in the run folder;
+      ``stays``: why the default results file was not replaced. None until they are written.
     """
 
     def __init__(
@@ -81,9 +81,10 @@ class Session:
     ) -> Session:
         """The study of a request with its baseline; loads no model.
 
-        ``pairs``: these instead of a file's.
+        ``pairs``: these instead of those of a file.
 
-        Raises an ``AnalogyError`` for whatever would stop the run later and can be known now.
+        Raises an ``AnalogyError`` for every problem that would stop the run later and can be found
+        now.
         """
         requirements.check_files(request)
         study = Study.open(request, pairs)
@@ -101,7 +102,7 @@ class Session:
         return requirements.results_path(self.request)
 
     def known_verdict(self, cell: Cell | None) -> str | None:
-        """The baseline's verdict on a cell, or on the whole, if that is no success; else None."""
+        """The baseline's verdict on a cell, or on all together, unless it is success; else None."""
         if self.baseline is None or self.is_strict:
             return None
         return baselines.known_not_to_succeed(self.baseline, cell, self.study.categories)
@@ -124,7 +125,7 @@ class Session:
         return self._lpips
 
     def _load_lpips(self) -> Lpips | Absent:
-        """Weights that were named must be good; the default ones may be missing."""
+        """Weights that the user named must load; the default ones may be missing."""
         weights = self.request.lpips_weights
         try:
             return Lpips("alex", weights=weights, device=self.study.config.device)
@@ -135,9 +136,7 @@ class Session:
 
     @property
     def references(self) -> References | Absent:
-        """The images that the grid's should be distributed like, loaded once, or the reason why
-        there are none.
-        """
+        """The features of the reference images, loaded once, or the reason why there are none."""
         if self._references is None:
             self._references = self._load_references()
         return self._references
@@ -163,7 +162,7 @@ class Session:
         return References("drawings of the pairs' targets", features)
 
     def report(self, count: int) -> None:
-        """Advance the progress bar; its total is what all planned cells still lack."""
+        """Advance the progress bar; its total is the missing images of all planned cells."""
         if self._bar is None:
             study = self.study
             jobs = {
@@ -186,7 +185,9 @@ class Session:
 
 
 def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Session:
-    """The study with its baseline: one that was named must be comparable, the default need not."""
+    """The study with its baseline. One that the user named must be comparable; the default one is
+    left out if it is not.
+    """
     is_named = request.baseline is not None
     path = baselines.default_path(study.config.model)
     if request.baseline is not None:

@@ -1,4 +1,4 @@
-"""What a run prints at its end."""
+"""The lines that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from analogy.study import Study
 
 
 def interrupted(session: Session) -> str:
-    """How to go on after Ctrl-C."""
+    """How to continue after Ctrl-C."""
     return (
-        f"interrupted: what was done is kept in {session.study.folder.path}; the same command "
-        "goes on from there"
+        f"interrupted: finished work is kept in {session.study.folder.path}; the same command "
+        "continues from there"
     )
 
 
@@ -70,7 +70,7 @@ def _heading(session: Session) -> Iterator[str]:
 
 
 def unread_lines(study: Study) -> Iterator[str]:
-    """The pairs that the judge or the model reads as one, for before the work and after."""
+    """The pairs whose prompts are the same to the judge or the model, if there are any."""
     for name, ids, why in (
         ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
         ("unsteered", study.unsteered, "the model reads as one what the method steers between"),

@@ -8,6 +8,6 @@
 ``slerp``      the target prompt; along the sphere
 ``word``       the pair's two words alone (the analogy proper); never the target prompt
 ``category``   the category's other pairs; neither the target prompt nor the words alone
-``random``     nothing: the null control, as long as ``word``'s direction
+``random``     nothing: the null, as long as ``word``'s direction
 =============  =====================================================================
 """

@@ -134,7 +134,7 @@ DEFAULT_METHOD = "word"
 #: The strengths that are measured unless others are asked for, or the method has its own.
 DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
 
-#: The null control.
+#: The null: it steers in a random direction.
 NULL_METHOD = "random"
 
 #: The method that gives the target prompt's own conditioning at alpha 1.

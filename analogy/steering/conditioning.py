@@ -121,7 +121,7 @@ class Edit:
 
     ``source`` and ``target``: the encoded prompts; ``source_word`` and ``target_word``: the bare
     words, encoded as prompts of their own; ``others``: the category's other pairs, with their
-    prompts encoded, empty unless the method needs them; ``seed``: for the random control, different
+    prompts encoded, empty unless the method needs them; ``seed``: for the null, different
     for every pair.
     """
 

@@ -58,7 +58,7 @@ def category_direction(edit: Edit) -> Conditioning:
 
 @steering_method(Need.WORDS)
 def random(edit: Edit, alpha: float) -> Conditioning:
-    """The null control: a random direction as long as ``word``'s, token by token and pooled."""
+    """The null: a random direction as long as ``word``'s, token by token and pooled."""
     generator = torch.Generator().manual_seed(edit.seed)
     drawn = word_direction(edit).map(
         lambda like: _as_long_as(torch.randn(like.shape, generator=generator), like)
