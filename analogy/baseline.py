@@ -27,12 +27,13 @@ import numpy as np
 
 from analogy.errors import AnalogyError, ExitCode
 from analogy.files import PlaceError, check_output, write_output
-from analogy.records import Cell, Figures, Verdict
+from analogy.records import SIGNIFICANCE, Cell, Figures, Verdict
 from analogy.request import TOLERANCE
 from analogy.results.model import CellFigures, Header, Measurement, Results
 from analogy.results.reading import RecordedError, ResultsFile, read
 from analogy.results.writing import encoded
-from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_DECISIVE
 
 SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""

@@ -23,7 +23,7 @@ from analogy.records import UNSTEERED, Pair
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
-from analogy.stats import items_from_margins
+from analogy.statistics.items import items_from_margins
 from analogy.store import RunFolder, StoreError
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ from analogy.results.model import (
 )
 from analogy.results.reading import header_of
 from analogy.results.writing import provenance_to_json
-from analogy.stats import items_from_margins
+from analogy.statistics.items import items_from_margins
 from analogy.steering.base import Identity, Need, with_method
 from analogy.store import RunFolder, folder_name
 from analogy.text import command_line

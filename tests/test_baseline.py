@@ -36,7 +36,7 @@ from analogy.baseline import (
 from analogy.records import Cell, Verdict
 from analogy.results.reading import from_json, header_from_json, read
 from analogy.results.writing import to_json
-from analogy.stats import Interval
+from analogy.statistics.values import Interval
 
 of, of_header = from_json, header_from_json
 

@@ -51,7 +51,7 @@ from analogy.models import ModelError, find_pipeline
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.serial import Serial
-from analogy.stats import bootstrap_ci, cluster_bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci, cluster_bootstrap_ci
 from analogy.store import RunFolder
 from tools.distort import drawings, random_backbone
 from tools.distort import noise as grain

@@ -26,7 +26,7 @@ from analogy.options import parse_methods, parse_options
 from analogy.records import Verdict
 from analogy.report.text import method_tables
 from analogy.request import OptionError
-from analogy.stats import bootstrap_ci, bootstrap_test
+from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 
 ALPHAS = (0.0, 0.5, 1.0)
 

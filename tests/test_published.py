@@ -15,7 +15,9 @@ from analogy.records import Estimate, Verdict
 from analogy.report.text import published_lines
 from analogy.results.model import Pool
 from analogy.results.reading import RecordedError, read
-from analogy.stats import MIN_DECISIVE, item_level, success_rate, verdict, wilson_interval
+from analogy.statistics.estimates import item_level, verdict
+from analogy.statistics.tests import success_rate, wilson_interval
+from analogy.statistics.values import MIN_DECISIVE
 
 PATH = shipped("baselines/ssd-1b-published.json")
 PUBLISHED = json.loads(PATH.read_text("utf-8"))

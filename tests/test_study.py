@@ -28,7 +28,7 @@ from analogy.records import Verdict
 from analogy.request import OptionError, RunRequest
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.writing import to_json
-from analogy.stats import estimate
+from analogy.statistics.estimates import estimate
 from analogy.steering.conditioning import Conditioning
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study

@@ -25,7 +25,8 @@ from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.evaluation.task import Task
 from analogy.images import Images
 from analogy.models import machine
-from analogy.stats import MIN_CLUSTERS, bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_CLUSTERS
 from analogy.study import package_versions
 
 OF_A_SET = (

@@ -83,7 +83,7 @@ def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
     from analogy.metrics import Lpips
     from analogy.models import ModelError
-    from analogy.stats import MIN_DECISIVE
+    from analogy.statistics.values import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
     limited = [metric for metric in study.quality.metrics if metric.name in limits]
