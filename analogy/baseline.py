@@ -428,7 +428,10 @@ def known_not_to_succeed(
 
 def default_path(model: str) -> Path | None:
     """The shipped baseline of the embedded model; other models have none."""
-    from analogy.models import EMBEDDED, shipped  # with torch, which a comparison does without
+    from analogy.models.places import (  # with torch, which a comparison does without
+        EMBEDDED,
+        shipped,
+    )
 
     if model != EMBEDDED:
         return None

@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike
 
 from analogy.errors import AnalogyError
 from analogy.grid import content, digest
-from analogy.models import ModelError, shipped
+from analogy.models.places import shipped
+from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.results.model import Ceiling
 from analogy.statistics.bootstrap import bootstrap_ci

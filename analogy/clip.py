@@ -22,16 +22,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 from analogy.images import Images, to_tensor
 from analogy.margin import cosine
-from analogy.models import (
-    EMBEDDED,
-    ModelError,
-    absent,
-    file_fingerprint,
-    fingerprint,
-    refuse_pickles,
-    shipped,
-)
+from analogy.models.fingerprints import file_fingerprint, fingerprint
+from analogy.models.places import EMBEDDED, absent, shipped
 from analogy.networks import (
+    ModelError,
     check_weights,
     loading,
     read_object,
@@ -45,6 +39,7 @@ from analogy.trust import (
     TOKENIZER_FILES,
     JudgeFiles,
     check_judge,
+    refuse_pickles,
 )
 
 Features = NDArray[np.float32]

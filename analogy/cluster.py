@@ -46,7 +46,9 @@ from analogy.engine import (
 )
 from analogy.grid import AnyJob, Job
 from analogy.judges import FoundJudge, find_judge
-from analogy.models import ModelError, ModelSource, find_pipeline
+from analogy.models.places import ModelSource
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.work import Worker, threads
 
 #: What a lost worker, or a lost machine, looks like to who waits for its result.

@@ -306,7 +306,7 @@ def _open(config: pytest.Config) -> Session:
 
 def _prepare(session: Session) -> None:
     """Load the models that the cases need; one that cannot be ends the session, and no case."""
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
 
     try:
         session.prepare()
@@ -384,7 +384,7 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
         yield
         return
     from analogy.memory import memory_said
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
 
     try:
         with memory_said("judging"):

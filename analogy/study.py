@@ -38,11 +38,9 @@ from analogy.grid import (
 )
 from analogy.grid_metrics import GridMetric, chosen_metrics
 from analogy.judges import FoundJudge, Judge
-from analogy.models import (
-    ModelSource,
-    machine,
-    scheduler_settings,
-)
+from analogy.models.defaults import machine
+from analogy.models.folders import scheduler_settings
+from analogy.models.places import ModelSource
 from analogy.options import csv_list, parse_device
 from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, select
 from analogy.quality import Quality

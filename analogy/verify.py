@@ -30,7 +30,9 @@ from analogy.image_store import image_name
 from analogy.images import ImageError, from_png
 from analogy.index import LOST, ImageRow
 from analogy.judges import FoundJudge, find_judge
-from analogy.models import EMBEDDED, ModelError, ModelSource, find_pipeline, go_offline
+from analogy.models.places import EMBEDDED, ModelSource, go_offline
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.records import Cell, is_imported
 from analogy.steering.base import METHODS, with_method
 from analogy.store import RunFolder

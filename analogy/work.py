@@ -25,7 +25,8 @@ from analogy.images import ImageError, Images, from_png, to_png
 from analogy.judges import FeatureEncoder, FoundJudge, Judge
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelError, load_pipeline
+from analogy.models.loading import load_pipeline
+from analogy.networks import ModelError
 from analogy.records import Pair, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import ALPHAS, CATEGORIES, noise, results, small, verdict_of
 
-from analogy import baseline, models
+from analogy import baseline
 from analogy.baseline import (
     SAMPLING,
     BaselineError,
@@ -33,6 +33,7 @@ from analogy.baseline import (
     simultaneous_confidence,
     subject_differences,
 )
+from analogy.models import places
 from analogy.records import Cell, Verdict
 from analogy.results.reading import from_json, header_from_json, read
 from analogy.results.writing import to_json
@@ -512,7 +513,7 @@ def test_the_overall_verdict_is_known_of_its_categories():
 
 
 def test_only_the_embedded_model_has_a_baseline_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr(places, "shipped", lambda name: tmp_path / name)
     assert default_path("embedded") == tmp_path / "baselines" / "embedded.json"
     assert default_path("segmind/SSD-1B") is None
 

@@ -29,7 +29,7 @@ from analogy.ceiling import (
     load,
 )
 from analogy.grid import content, digest
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.results.model import share

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from analogy.clip import Judge, _preprocessing, find_judge
-from analogy.models import ModelError, shipped
+from analogy.models.places import shipped
+from analogy.networks import ModelError
 from analogy.world import Scene, render
 
 

@@ -15,7 +15,8 @@ from extras import extra
 from analogy.engine import ClusterError, Setup
 from analogy.execute import Execution
 from analogy.grid import Grid
-from analogy.models import ModelError, ModelSource
+from analogy.models.places import ModelSource
+from analogy.networks import ModelError
 from analogy.steering.base import with_method
 from analogy.store import RunFolder
 

@@ -47,7 +47,8 @@ from analogy.metrics import (
     psnr,
     ssim,
 )
-from analogy.models import ModelError, find_pipeline
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.serial import Serial

@@ -24,7 +24,7 @@ from analogy.evaluation.data import (
 )
 from analogy.evaluation.samples import NEEDS, FeatureCache
 from analogy.images import to_png
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair
 

@@ -9,7 +9,7 @@ import pytest
 
 import analogy
 from analogy.errors import AnalogyError, ExitCode
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs, select
 from analogy.request import OptionError, RunRequest

@@ -15,7 +15,7 @@ from verbs import verb
 
 from analogy import analysis, baseline, execute, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.report import html, text  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]

@@ -13,7 +13,7 @@ from broken import DEEP, LFS, save
 from safetensors.torch import load_file
 
 from analogy.clip import Judge, Preprocessing, find_judge
-from analogy.models import ModelError
+from analogy.networks import ModelError
 
 
 @pytest.fixture

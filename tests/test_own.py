@@ -36,7 +36,7 @@ from analogy.grid_metrics import (
 )
 from analogy.images import read_image
 from analogy.judges import OwnJudge, find_judge
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
 from analogy.report import html, text  # noqa: F401  likewise

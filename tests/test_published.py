@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analogy.models import DEFAULT_GPU_MODEL, shipped
+from analogy.models.defaults import DEFAULT_GPU_MODEL
+from analogy.models.places import shipped
 from analogy.pairs import load_pairs
 from analogy.records import Estimate, Verdict
 from analogy.report.text import published_lines

@@ -15,7 +15,7 @@ from verbs import verb
 from analogy import analysis, baseline, load_run, quality, store, study  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.kept import Measured
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.report import html, text  # noqa: F401  likewise
 from analogy.store import RunFolder
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from analogy import baseline, cli
 from analogy.grid_metrics import Absent, Per, grid_metrics
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.quality import References
 from analogy.records import Cell, Estimate, RunConfig, Verdict
 from analogy.results.model import RESULTS_NAME

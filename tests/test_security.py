@@ -28,7 +28,11 @@ from analogy import cli
 from analogy.clip import Judge, find_judge
 from analogy.engine import Setup
 from analogy.metrics.weights import read_weights
-from analogy.models import ModelError, find_pipeline, fingerprint, load_pipeline, shipped
+from analogy.models.fingerprints import fingerprint
+from analogy.models.loading import load_pipeline
+from analogy.models.places import shipped
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.trust import check_judge, check_pipeline, read_index

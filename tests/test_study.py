@@ -16,13 +16,8 @@ from tiny import build
 from analogy import options, resolve
 from analogy.ceiling import CeilingError
 from analogy.grid import Role
-from analogy.models import (
-    DEFAULT_GPU_CLIP,
-    DEFAULT_GPU_MODEL,
-    ModelError,
-    native_dtype,
-    sampling,
-)
+from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
+from analogy.networks import ModelError
 from analogy.pairs import PairsError
 from analogy.records import Verdict
 from analogy.request import OptionError, RunRequest

@@ -20,7 +20,7 @@ from analogy.clip import JudgeSource
 from analogy.image_store import MAX_IMAGE_BYTES
 from analogy.images import from_png, to_png
 from analogy.index import LOST
-from analogy.models import ModelSource
+from analogy.models.places import ModelSource
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
 from analogy.verify import repair, verify

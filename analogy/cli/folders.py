@@ -128,7 +128,7 @@ def score(
     Exit code: 0 scored, 2 there is no such judge, 4 the run cannot be read or written.
     """
     from analogy.judges import find_judge
-    from analogy.models import go_offline
+    from analogy.models.places import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
     from analogy.store import RunFolder
@@ -213,7 +213,7 @@ def import_(
     """
     from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
-    from analogy.models import shipped
+    from analogy.models.places import shipped
     from analogy.pairs import load_pairs
     from analogy.store import RunFolder
 

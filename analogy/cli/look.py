@@ -83,7 +83,7 @@ def steer(
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
     from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 

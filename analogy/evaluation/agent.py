@@ -24,7 +24,7 @@ from analogy.evaluation.samples import FeatureCache, Samples
 from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.evaluation.task import Task
 from analogy.images import Images
-from analogy.models import machine
+from analogy.models.defaults import machine
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_CLUSTERS
 from analogy.study import package_versions

@@ -43,16 +43,13 @@ from analogy.image_store import image_name
 from analogy.images import Images
 from analogy.memory import limit_memory
 from analogy.metrics.efficiency import size_on_disk
-from analogy.models import (
-    ModelError,
-    ModelSource,
-    file_fingerprint,
-    find_pipeline,
-    load_pipeline,
-    native_dtype,
-    native_size,
-    sampling,
-)
+from analogy.models.defaults import native_dtype, sampling
+from analogy.models.fingerprints import file_fingerprint
+from analogy.models.folders import native_size
+from analogy.models.loading import load_pipeline
+from analogy.models.places import ModelSource
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.options import CARD_SAMPLING
 from analogy.records import UNSTEERED, RunConfig
 from analogy.store import RunFolder, folder_name

@@ -33,7 +33,7 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
     Raises ``OptionError`` if the file or the choice cannot be used.
     """
-    from analogy.models import shipped
+    from analogy.models.places import shipped
 
     option = "--pairs"
     try:
@@ -82,7 +82,7 @@ def check_run_folder(study: Study) -> None:
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
     from analogy.metrics import Lpips
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
     from analogy.statistics.values import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
@@ -137,7 +137,7 @@ def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
 
 def no_references(study: Study, request: RunRequest) -> str | None:
     """The reason why there is nothing to compare all images with; None if there is something."""
-    from analogy.models import EMBEDDED
+    from analogy.models.places import EMBEDDED
 
     if request.reference is not None:
         return None

@@ -15,7 +15,7 @@ from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
 from analogy.metrics import Lpips
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import OptionError, RunRequest

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from analogy import baseline as baselines
-from analogy import models
-from analogy.models import shipped
+from analogy.models import defaults
+from analogy.models.places import shipped
 from analogy.pairs import named
 from analogy.report import text
 from analogy.results.model import Analysis
@@ -81,7 +81,7 @@ def unread_lines(study: Study) -> Iterator[str]:
 
 
 def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:
-    if session.study.config.model.partition("@")[0] != models.DEFAULT_GPU_MODEL:
+    if session.study.config.model.partition("@")[0] != defaults.DEFAULT_GPU_MODEL:
         return
     published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
     yield from text.published_lines(published, analysis.overall)

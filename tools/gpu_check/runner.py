@@ -169,7 +169,7 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 def _machine() -> Machine:
     import torch
 
-    from analogy.models import machine
+    from analogy.models.defaults import machine
     from analogy.study import package_versions
 
     is_cuda = torch.cuda.is_available()
