@@ -14,27 +14,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import ALPHAS, CATEGORIES, noise, results, small, verdict_of
 
-from analogy import baseline
-from analogy.baseline import (
-    SAMPLING,
+from analogy.models import places
+from analogy.records import Cell, Verdict
+from analogy.results import baseline as baseline_module
+from analogy.results import comparison
+from analogy.results.baseline import (
     BaselineError,
+    check_replaceable,
+    default_path,
+    known_not_to_succeed,
+)
+from analogy.results.comparison import (
+    SAMPLING,
     NotComparableError,
     Outcome,
     Side,
-    check_replaceable,
     compare,
     compare_cell,
     compare_items,
     compare_overall,
-    default_path,
-    known_not_to_succeed,
     measurement_differences,
     n_comparisons,
     simultaneous_confidence,
     subject_differences,
 )
-from analogy.models import places
-from analogy.records import Cell, Verdict
 from analogy.results.reading import from_json, header_from_json, read
 from analogy.results.writing import to_json
 from analogy.statistics.values import Interval
@@ -43,7 +46,7 @@ of, of_header = from_json, header_from_json
 
 
 def write(data, path):
-    baseline.write(from_json(data), path)
+    baseline_module.write(from_json(data), path)
 
 
 def cell(margins, verdict=None, *, category="color", alpha=0.5, n=None):
@@ -101,7 +104,7 @@ def test_a_loss_within_the_tolerance_is_equivalent():
 
 def at_interval(monkeypatch, low, high, **verdicts):
     """The outcome where the difference has this interval, at a tolerance of 0.25."""
-    monkeypatch.setattr(baseline, "bootstrap_ci", lambda *_, **__: Interval(low, high))
+    monkeypatch.setattr(comparison, "bootstrap_ci", lambda *_, **__: Interval(low, high))
     old = cell(BEFORE, verdicts.get("old", Verdict.SUCCESS))
     new = cell(BEFORE, verdicts.get("new", Verdict.SUCCESS))
     return compare_items(old, new, tolerance=0.25, comparisons=25).outcome
@@ -231,7 +234,7 @@ def test_an_interval_of_many_comparisons_has_resamples_beyond_its_ends(monkeypat
         asked.append(n_resamples * (1 - confidence) / 2)
         return Interval(0, 0)
 
-    monkeypatch.setattr(baseline, "bootstrap_ci", spy)
+    monkeypatch.setattr(comparison, "bootstrap_ci", spy)
     for comparisons in (1, 25, 1000):
         changed(BEFORE, BEFORE, comparisons=comparisons)
     assert asked == pytest.approx([250, 10, 10], rel=1e-3)
@@ -663,7 +666,7 @@ class Gate:
         differences = new - old
         error = differences.std(axis=-1, ddof=1) / math.sqrt(N_PAIRS)
         high = differences.mean(axis=-1) + scipy.stats.t.ppf(0.975, N_PAIRS - 1) * error
-        self.plain[run] = high < -baseline.TOLERANCE
+        self.plain[run] = high < -comparison.TOLERANCE
 
     def _change(self, old, new):
         """By 1,000 resamples where they put the interval's end above 0, well above the limit."""

@@ -26,7 +26,7 @@ from analogy.results.reading import read, read_file
 from analogy.text import printable
 
 if TYPE_CHECKING:
-    from analogy.baseline import Change, Comparison, NotComparableError
+    from analogy.results.comparison import Change, Comparison, NotComparableError
 
 COMPARISON_VERSION = 1
 """The schema version of what ``compare --json`` writes."""
@@ -54,8 +54,8 @@ def compare(
     Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 2 wrong usage
     or a file that cannot be read.
     """
-    from analogy import baseline as baselines
-    from analogy.baseline import NotComparableError
+    from analogy.results import comparison as comparison_module
+    from analogy.results.comparison import NotComparableError
 
     try:
         most = parse_tolerance(tolerance)
@@ -65,7 +65,7 @@ def compare(
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
-        comparison = baselines.compare(*sides, tolerance=most)
+        comparison = comparison_module.compare.compare(*sides, tolerance=most)
     except NotComparableError as error:
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(ExitCode.NOT_COMPARABLE, error)
@@ -88,9 +88,9 @@ def baseline(
     Exit code: 0 written, 2 not: what is there may only be replaced by a complete run of the same
     measurement.
     """
-    from analogy import baseline as baselines
+    from analogy.results import baseline as baseline_module
 
-    baselines.write(read_file(run), output)
+    baseline_module.write.write(read_file(run), output)
     say_which(run)
     show_lines([f"baseline {output} written"])
 
@@ -182,7 +182,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
     What is too few or incomplete is skipped. Where that makes the whole not comparable there is one
     case more, an error: a report says no less than the exit code.
     """
-    from analogy.baseline import Outcome
+    from analogy.results.comparison import Outcome
 
     facts = {
         "old": comparison.old,

@@ -228,7 +228,7 @@ def report(
     Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
     another measurement.
     """
-    from analogy.baseline import NotComparableError, compare
+    from analogy.results.comparison import NotComparableError, compare
 
     try:
         from analogy.report.html import write_report

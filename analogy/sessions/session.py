@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analogy import baseline as baselines
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
@@ -19,13 +18,15 @@ from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import OptionError, RunRequest
+from analogy.results import baseline as baseline_module
+from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.study import Study
 
 if TYPE_CHECKING:
-    from analogy.baseline import Change
     from analogy.kept import Kept
+    from analogy.results.comparison import Change
     from analogy.results.model import Results
 
 # What must be the shipped baseline's own before it is held against a run unasked.
@@ -104,7 +105,7 @@ class Session:
         """The baseline's verdict on a cell, or on the whole, if that is no success; else None."""
         if self.baseline is None or self.is_strict:
             return None
-        return baselines.known_not_to_succeed(self.baseline, cell, self.study.categories)
+        return baseline_module.known_not_to_succeed(self.baseline, cell, self.study.categories)
 
     def prepare(self) -> None:
         """Load what the planned cells still need, and LPIPS's weights if they were named.
@@ -188,20 +189,20 @@ class Session:
 def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Session:
     """The study with its baseline: one that was named must be comparable, the default need not."""
     is_named = request.baseline is not None
-    path = baselines.default_path(study.config.model)
+    path = baseline_module.default_path(study.config.model)
     if request.baseline is not None:
         path = Path(request.baseline)
     now = study.header()
     if request.update_baseline:
         if path is None:
             raise OptionError(place="--update-baseline", expected="--baseline FILE to say where")
-        baselines.check_replaceable(path, now)
+        baseline_module.check_replaceable(path, now)
         return Session(study, request, note=f"to be written to {path}", update=path)
     if path is None or (not is_named and not path.is_file()):
         return Session(study, request, note="none for this model", is_strict=is_strict)
     old = read(path)
     path = old.header.path or path  # of a run folder, the file that it shows
-    different = baselines.measurement_differences(old.header, now)
+    different = comparison.measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
             f"--baseline {path}: expected results of the same measurement; "
@@ -209,7 +210,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
             "another baseline with --update-baseline"
         )
     if not is_named:  # nobody asked to compare two models or methods
-        different += baselines.subject_differences(old.header, now, of=_OWN_SUBJECT)
+        different += comparison.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
         note = f"{path}: not of this run, so not used ({'; '.join(different)})"
         return Session(study, request, note=note, is_strict=is_strict)
