@@ -33,14 +33,8 @@ from analogy.networks import (
     shapes_in,
 )
 from analogy.text import command_line
-from analogy.trust import (
-    JUDGE_WEIGHTS,
-    OPEN_CLIP_CONFIG,
-    TOKENIZER_FILES,
-    JudgeFiles,
-    check_judge,
-    refuse_pickles,
-)
+from analogy.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
+from analogy.trust.rules import TOKENIZER_FILES, refuse_pickles
 
 Features = NDArray[np.float32]
 

@@ -35,7 +35,8 @@ from analogy.models.sources import find_pipeline
 from analogy.networks import ModelError
 from analogy.store import RunFolder
 from analogy.study import Study
-from analogy.trust import check_judge, check_pipeline, read_index
+from analogy.trust.judges import check_judge
+from analogy.trust.pipelines import check_pipeline, read_index
 from analogy.verify import NotConfirmedError, repair, verify
 from analogy.work import Worker
 

@@ -9,7 +9,7 @@ from typing import Any
 from analogy.families import Family
 from analogy.models.places import ModelSource
 from analogy.networks import ModelError, read_object
-from analogy.trust import read_index
+from analogy.trust.pipelines import read_index
 
 
 def _variant(folder: Path, dtype: str) -> str | None:

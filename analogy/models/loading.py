@@ -16,7 +16,7 @@ from analogy.models.folders import NETWORK, parts_of, weight_files
 from analogy.models.lora import fuse_lora
 from analogy.models.places import ModelSource
 from analogy.networks import ModelError, check_converted, load_network, loading, refuse_odd_keys
-from analogy.trust import check_pipeline
+from analogy.trust.pipelines import check_pipeline
 
 
 def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:

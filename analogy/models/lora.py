@@ -13,7 +13,8 @@ from analogy.memory import MemoryFullError, memory_said
 from analogy.models.fingerprints import file_fingerprint
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
 from analogy.networks import ModelError, check_adapter, quiet_libraries, reason, shapes_in
-from analogy.trust import check_lora, refuse_pickles
+from analogy.trust.adapters import check_lora
+from analogy.trust.rules import refuse_pickles
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -33,7 +33,8 @@ from analogy.models.places import (
 )
 from analogy.networks import ModelError, check_weights, loading, read_object, shapes_in
 from analogy.text import command_line
-from analogy.trust import check_pipeline, pickled, read_index, refuse_pickles
+from analogy.trust.pipelines import check_pipeline, read_index
+from analogy.trust.rules import pickled, refuse_pickles
 
 
 def find_pipeline(
