@@ -22,8 +22,12 @@ from analogy.store import RunFolder
 
 ray = extra("ray")
 
-from analogy import cluster  # noqa: E402
-from analogy.cluster import AHEAD, MOST_LOST, Actor, RayEngine, shares  # noqa: E402
+from analogy import (
+    cluster,
+    ray_worker,
+)
+from analogy.cluster import AHEAD, MOST_LOST, RayEngine, shares  # noqa: E402
+from analogy.ray_worker import Actor  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +56,7 @@ def echo(local, config, monkeypatch):
     engines = []
 
     def make(workers=2, actor=Echo):
-        monkeypatch.setattr(cluster, "Actor", actor)
+        monkeypatch.setattr(ray_worker, "Actor", actor)
         engine = RayEngine(Setup(replace(config, num_workers=workers), (), None, None))
         engines.append(engine)
         engine._start_workers()
@@ -176,7 +180,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
 
 def test_a_model_that_is_in_the_same_place_is_taken_from_there(config, model_source, judge_source):
     setup = Setup(config, (), model_source, judge_source)
-    found = cluster._found_here(setup, "10.0.0.1")
+    found = ray_worker.found_here(setup, "10.0.0.1")
     assert found.model is model_source
     assert found.judge is judge_source
 
@@ -186,17 +190,17 @@ def test_a_model_that_is_elsewhere_is_found_by_its_name(
 ):
     model = ModelSource(tmp_path / "away", model_source.fingerprint)
     judge = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}")
-    found = cluster._found_here(Setup(config, (), model, judge), "10.0.0.1")
+    found = ray_worker.found_here(Setup(config, (), model, judge), "10.0.0.1")
     assert (found.model, found.judge) == (model_source, judge_source)
 
 
 def test_another_model_of_that_name_is_refused(config, model_source, judge_source, tmp_path):
     away = ModelSource(tmp_path / "away", "mine@sha256:0")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine@sha256:0 in .* share"):
-        cluster._found_here(Setup(config, (), away, judge_source), "10.0.0.1")
+        ray_worker.found_here(Setup(config, (), away, judge_source), "10.0.0.1")
     away = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}", fingerprint="mine")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine in .* share"):
-        cluster._found_here(Setup(config, (), model_source, away), "10.0.0.1")
+        ray_worker.found_here(Setup(config, (), model_source, away), "10.0.0.1")
 
 
 # --- the whole way
@@ -289,7 +293,7 @@ def test_workers_import_a_method_of_the_users(local, make_run, config, tmp_path)
 @pytest.fixture
 def slow(monkeypatch):
     """Time to kill: workers that take a while over each batch."""
-    monkeypatch.setattr(cluster, "Actor", Slow)
+    monkeypatch.setattr(ray_worker, "Actor", Slow)
 
 
 class Slow(Actor):

@@ -18,7 +18,10 @@ from analogy.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
-from analogy import cluster  # noqa: E402
+from analogy import (
+    ray_watch,
+    ray_worker,
+)
 from analogy.cluster import RayEngine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +32,7 @@ def engine(config, monkeypatch):
     """One worker that echoes, by a Ray of this test alone."""
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(cluster, "Actor", Echo)
+    monkeypatch.setattr(ray_worker, "Actor", Echo)
     if ray.is_initialized():
         ray.shutdown()
     made = RayEngine(Setup(replace(config, num_workers=1), (), None, None))
@@ -73,8 +76,8 @@ def test_a_raylet_that_dies_while_this_process_is_busy_is_let_go_of_all_the_same
 
 
 def test_a_server_that_never_answered_is_not_missed(engine, monkeypatch):
-    monkeypatch.setattr(cluster, "_answers", lambda address: False)
-    assert cluster.Watch()._servers == {}
+    monkeypatch.setattr(ray_watch, "_answers", lambda address: False)
+    assert ray_watch.Watch()._servers == {}
 
 
 @pytest.mark.slow
