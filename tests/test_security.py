@@ -33,11 +33,12 @@ from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
 from analogy.networks import ModelError
+from analogy.repair import NotConfirmedError, repair
 from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.trust.judges import check_judge
 from analogy.trust.pipelines import check_pipeline, read_index
-from analogy.verify import NotConfirmedError, repair, verify
+from analogy.verify import verify
 from analogy.work import Worker
 
 # --- what is planted

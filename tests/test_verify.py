@@ -21,9 +21,10 @@ from analogy.image_store import MAX_IMAGE_BYTES
 from analogy.images import from_png, to_png
 from analogy.index import LOST
 from analogy.models.places import ModelSource
+from analogy.repair import repair
 from analogy.store import RunFolder, StoreError
 from analogy.study import Study
-from analogy.verify import repair, verify
+from analogy.verify import verify
 
 SCORES = "SELECT key, judge, cos_target, cos_source, margin FROM scores ORDER BY key"
 
@@ -354,7 +355,7 @@ def test_a_path_out_of_the_folder_is_neither_read_nor_removed(path, tmp_path, op
     assert [damage.row.path for damage in found.damaged] == ["../outside.png"]
     folder.remove((each.row, each.reason) for each in found.damaged)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analogy.verify._make_again", lambda *_, **__: None)
+        patch.setattr("analogy.repair._make_again", lambda *_, **__: None)
         repair(folder, found)
     assert outside.exists()
 

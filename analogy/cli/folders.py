@@ -69,7 +69,7 @@ def verify(
     Exit code: 0 whole, 1 damaged or incomplete (after --repair: still), 2 --repair would load what
     only the folder names, 4 it cannot be read, or not repaired.
     """
-    from analogy import verify as verifying
+    from analogy import repair as repair_module
     from analogy.store import RunFolder
 
     folder: RunFolder | None = None
@@ -81,12 +81,14 @@ def verify(
             folder = RunFolder(run)
         found = _verified(folder)
         if repair:
-            confirmed = verifying.Confirmed(trust, model, lora, clip_model, clip_pretrained, method)
-            done = verifying.repair(
+            confirmed = repair_module.Confirmed(
+                trust, model, lora, clip_model, clip_pretrained, method
+            )
+            done = repair_module.repair(
                 folder, found, device=device, offline=offline, confirmed=confirmed, say=say
             )
             found = _verified(folder)
-    except verifying.NotConfirmedError:
+    except repair_module.NotConfirmedError:
         raise
     except AnalogyError as error:
         refuse(ExitCode.UNREADABLE, error)
