@@ -21,15 +21,8 @@ from torch import nn
 
 from analogy.engine import Progress, Setup, no_progress
 from analogy.evaluation.altered import UnknownError, alterations
-from analogy.evaluation.data import (
-    METADATA,
-    Line,
-    Sample,
-    by_name,
-    match,
-    read_metadata,
-    read_picture,
-)
+from analogy.evaluation.data import Sample, match
+from analogy.evaluation.folders import METADATA, Line, by_name, read_metadata, read_picture
 from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import check_one_size
 from analogy.evaluation.task import Task

@@ -14,14 +14,8 @@ import numpy as np
 from analogy.clip import Judge, JudgeSource, find_judge
 from analogy.engines import ENGINES
 from analogy.errors import AnalogyError
-from analogy.evaluation.data import (
-    Data,
-    Sample,
-    by_name,
-    read_data,
-    read_picture,
-    steered,
-)
+from analogy.evaluation.data import Data, Sample, read_data, steered
+from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
 from analogy.evaluation.protocol import ImageSource, Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
