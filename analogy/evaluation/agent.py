@@ -25,9 +25,9 @@ from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.evaluation.task import Task
 from analogy.images import Images
 from analogy.models.defaults import machine
+from analogy.provenance import package_versions
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_CLUSTERS
-from analogy.study import package_versions
 
 OF_A_SET = (
     "one value of all images: resampling a set draws images twice, which by itself moves a "

@@ -44,9 +44,9 @@ from analogy.models.places import ModelSource
 from analogy.models.sources import find_pipeline
 from analogy.networks import ModelError
 from analogy.options import CARD_SAMPLING
+from analogy.provenance import scheduler_of
 from analogy.records import UNSTEERED, RunConfig
 from analogy.store import RunFolder, folder_name
-from analogy.study import scheduler_of
 from analogy.work import Worker, fit_batch_size, generator_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
