@@ -29,21 +29,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analogy.database import SCHEMA_VERSION, SchemaVersionError
 from analogy.errors import AnalogyError, ExitCode
 from analogy.fields import shown
 from analogy.files import PlaceError
 from analogy.grid import Command, Job, Subject, W, Wanted, digest
 from analogy.image_store import ImageStore, image_name
 from analogy.images import ImageError, Images, from_png, to_png
-from analogy.index import (
-    SCHEMA_VERSION,
-    FailureRow,
-    ImageRow,
-    Index,
-    SchemaVersionError,
-    Scores,
-    WorkRow,
-)
+from analogy.index import FailureRow, ImageRow, Index, Scores, WorkRow
 from analogy.lock import LockedError, WriterLock
 from analogy.records import RunConfig
 from analogy.text import analogy_command

@@ -22,8 +22,8 @@ import processes
 import pytest
 
 from analogy import files
+from analogy.database import SCHEMA_VERSION
 from analogy.grid import Grid
-from analogy.index import SCHEMA_VERSION
 from analogy.store import RunFolder, StoreError
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from analogy import files
+from analogy.database import SCHEMA_VERSION
 from analogy.grid import Grid, content, digest
-from analogy.index import SCHEMA_VERSION
 from analogy.records import Pair
 from analogy.store import RunFolder, StoreError
 
