@@ -19,12 +19,13 @@ import pandas as pd
 
 from analogy import kept
 from analogy.grid import Command, Job, digest, pairs_digest
+from analogy.opening import StoreError
 from analogy.records import UNSTEERED, Pair
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,7 +233,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     and figures as when results were last written.
 
     What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
-    :class:`~analogy.store.StoreError`.
+    :class:`~analogy.opening.StoreError`.
     """
     path = Path(path)
     folder = kept.folder_of(path)

@@ -16,8 +16,9 @@ from planted import write_results
 from verbs import verb
 
 from analogy import database, load_run
+from analogy.opening import StoreError
 from analogy.results.reading import RecordedError
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 from analogy.study import Study
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))

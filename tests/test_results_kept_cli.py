@@ -15,8 +15,8 @@ from verbs import verb
 from analogy import (  # noqa: F401  likewise
     analysis,
     load_run,
+    opening,
     quality,
-    store,
     study,
 )
 from analogy.generator import Generator
@@ -183,7 +183,7 @@ def test_pytest_twice_writes_twice_and_a_small_run_not(here, pytester):
 def test_a_folder_without_a_place_for_results_is_said_before_the_work(here, monkeypatch):
     shutil.rmtree("run/images")
     Path("run/results").write_text("mine")
-    monkeypatch.setattr(store, "_check_own_files", lambda path: None)  # which says so first
+    monkeypatch.setattr(opening, "_check_own_files", lambda path: None)  # which says so first
     monkeypatch.setattr(Generator, "generate", lambda *_: pytest.fail("generated"))
     result = verb("run", *WHOLE)
     assert result.exit_code == 4

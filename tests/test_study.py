@@ -18,6 +18,7 @@ from analogy.ceiling import CeilingError
 from analogy.grid import Role
 from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
 from analogy.networks import ModelError
+from analogy.opening import StoreError
 from analogy.pairs import PairsError
 from analogy.records import Verdict
 from analogy.request import OptionError, RunRequest
@@ -25,7 +26,7 @@ from analogy.results.model import RESULTS_VERSION
 from analogy.results.writing import to_json
 from analogy.statistics.estimates import estimate
 from analogy.steering.conditioning import Conditioning
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.work import steered, texts
 

@@ -231,8 +231,8 @@ def report(
     from analogy.results.comparison import NotComparableError, compare
 
     try:
+        from analogy.opening import StoreError
         from analogy.report.html import write_report
-        from analogy.store import StoreError
     except ImportError as error:
         refuse(ExitCode.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "
                 "install them with pip install 'analogy-bench[report]'")  # fmt: skip

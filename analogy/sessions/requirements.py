@@ -68,7 +68,7 @@ def check_files(request: RunRequest) -> None:
 def check_run_folder(study: Study) -> None:
     """Raise ``StoreError`` if the run folder has no place for results."""
     from analogy.kept import prepare
-    from analogy.store import StoreError
+    from analogy.opening import StoreError
 
     try:
         prepare(study.folder.path)
