@@ -7,11 +7,12 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from analogy import ceiling as ceilings
 from analogy._version import __version__
 from analogy.ceiling import GroundTruth
 from analogy.engine import Progress, Setup, no_progress
 from analogy.execute import Execution
-from analogy.grid import Grid, Job, Role, digest, pairs_digest
+from analogy.grid import Grid, Job, Role, TrueMargins, content, digest, pairs_digest
 from analogy.grid_metrics import GridMetric
 from analogy.judges import FoundJudge, Judge
 from analogy.models.defaults import machine
@@ -69,6 +70,19 @@ class GridWork:
             judge.fingerprint,
             metrics,
         )
+
+    @property
+    def own_ceiling(self) -> TrueMargins | None:
+        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
+
+        The run folder keeps them: the file that they came from may be gone when it is opened again.
+        """
+        default = ceilings.default_path()
+        if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
+            return None
+        known = self.truth.pairs
+        keys = (digest(content(pair)) for pair in self.pairs)
+        return {key: known[key] for key in keys if key in known}
 
     @property
     def categories(self) -> list[str]:

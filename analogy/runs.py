@@ -63,9 +63,9 @@ class Run:
     and those of quality: `ssim_mean`, `ssim_n`.
 
     ``figures``: the results as typed records, as :func:`analogy.results.comparison.compare` takes
-    them; ``results``: the same as results.json has them. ``path``: what was loaded. ``folder``: the run
-    folder, None if there is none. ``others``: results files of other measurements in that folder,
-    for :func:`load_run`, where the folder was loaded and not one of its files.
+    them; ``results``: the same as results.json has them. ``path``: what was loaded. ``folder``: the
+    run folder, None if there is none. ``others``: results files of other measurements in that
+    folder, for :func:`load_run`, where the folder was loaded and not one of its files.
     """
 
     path: Path

@@ -15,7 +15,7 @@ from analogy import ceiling as ceilings
 from analogy.analysis import analyse, cell_figures, item_table, pool
 from analogy.ceiling import CeilingError, GroundTruth
 from analogy.clip import JudgeSource
-from analogy.grid import TARGET_ALPHA, Command, Job, Role, Sampling, TrueMargins, content, digest
+from analogy.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.grid_metrics import chosen_metrics
 from analogy.gridwork import GridWork, failure_of
 from analogy.judges import FoundJudge
@@ -145,19 +145,6 @@ class Study(GridWork):
                 self.own_ceiling,
             )
         )
-
-    @property
-    def own_ceiling(self) -> TrueMargins | None:
-        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
-
-        The run folder keeps them: the file that they came from may be gone when it is opened again.
-        """
-        default = ceilings.default_path()
-        if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
-            return None
-        known = self.truth.pairs
-        keys = (digest(content(pair)) for pair in self.pairs)
-        return {key: known[key] for key in keys if key in known}
 
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
         """Items: a row per judged pair, a column per alpha, NaN where images lack scores.

@@ -22,10 +22,7 @@ from analogy.store import RunFolder
 
 ray = extra("ray")
 
-from analogy import (
-    cluster,
-    ray_worker,
-)
+from analogy import cluster, ray_worker  # noqa: E402
 from analogy.cluster import AHEAD, MOST_LOST, RayEngine, shares  # noqa: E402
 from analogy.ray_worker import Actor  # noqa: E402
 

@@ -18,10 +18,7 @@ from analogy.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
-from analogy import (
-    ray_watch,
-    ray_worker,
-)
+from analogy import ray_watch, ray_worker  # noqa: E402
 from analogy.cluster import RayEngine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]

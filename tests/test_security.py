@@ -852,7 +852,7 @@ def test_every_path_and_id_is_shown_and_none_looked_for(run, stranger, monkeypat
             assert given == "embedded"
             return find(given, *rest, **options)
 
-        monkeypatch.setattr(f"analogy.verify.{find.__name__}", embedded_alone)
+        monkeypatch.setattr(f"analogy.repair.{find.__name__}", embedded_alone)
     rename(run, **{key: text.format(theirs=stranger.place) for key, text in named.items()})
     lose_an_image(run)
     before = content(run)

@@ -368,7 +368,8 @@ def test_memory_that_is_full_is_said_in_a_sentence(tmp_path):
     big = tmp_path / "big.json"
     big.write_text('{"a": [' + "[1],[2]," * 6_000_000 + "0]}")
     code = (
-        "import resource, psutil; from analogy.cli import base, compare; import analogy.baseline;"
+        "import resource, psutil; from analogy.cli import base, compare;"
+        "import analogy.results.comparison;"
         "size = psutil.Process().memory_info().vms + 300_000_000;"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size)); base.main()"
     )

@@ -376,7 +376,7 @@ def test_metrics_that_compare_with_a_lost_control_go_with_it(path, opened):
 
 def test_another_model_repairs_nothing(run, path, monkeypatch):
     other = ModelSource(path, "other@sha256:0")
-    monkeypatch.setattr("analogy.verify.find_pipeline", lambda *_, **__: other)
+    monkeypatch.setattr("analogy.repair.find_pipeline", lambda *_, **__: other)
     delete(images_of(path)[0])
     result = run("--repair")
     assert result.exit_code == 4

@@ -20,7 +20,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from analogy.records import Verdict
+from analogy.records import SIGNIFICANCE, Verdict
 from analogy.statistics import bootstrap, estimates, multiplicity, tests, values
 from analogy.statistics import power as power_module
 
@@ -258,21 +258,21 @@ def family_wise_error(
     means = samples.mean(axis=2)
     p_values = _t_tests(means)
     is_success = np.zeros(p_values.size, dtype=bool)
-    for i in np.flatnonzero(p_values < estimates.SIGNIFICANCE):
+    for i in np.flatnonzero(p_values < SIGNIFICANCE):
         is_success[i] = _is_success(means[i], n_resamples, seeds[i])
     # As in analogy.analysis, Holm adjusts the larger p of two tests, with a run's own resamples: a
     # p of 0.002 needs more of them than an interval. A cell can be the first of its family to pass
     # only with p below 0.05 / cells in both tests, so the second is asked of few.
-    for i in np.flatnonzero(p_values < estimates.SIGNIFICANCE / cells):
+    for i in np.flatnonzero(p_values < SIGNIFICANCE / cells):
         p = bootstrap.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
         p_values[i] = max(p_values[i], p)
     p_values = p_values.reshape(repetitions, cells)
     successes = is_success.reshape(repetitions, cells)
     has_success = successes.any(axis=1)
     # Where Bonferroni lets none pass Holm lets none pass either; statsmodels takes 50 ms a family.
-    is_candidate = has_success & (p_values.min(axis=1) * cells < estimates.SIGNIFICANCE)
+    is_candidate = has_success & (p_values.min(axis=1) * cells < SIGNIFICANCE)
     survivors = sum(
-        (successes[i] & (multiplicity.holm(p_values[i].tolist()) < estimates.SIGNIFICANCE)).any()
+        (successes[i] & (multiplicity.holm(p_values[i].tolist()) < SIGNIFICANCE)).any()
         for i in np.flatnonzero(is_candidate)
     )
     return FamilyWiseError(
@@ -302,7 +302,7 @@ def power(
     means = samples.mean(axis=2) + effect * DISTRIBUTIONS[distribution].sd
     hits = sum(
         _is_success(means[i], n_resamples, seeds[i])
-        for i in np.flatnonzero(_t_tests(means) < estimates.SIGNIFICANCE)
+        for i in np.flatnonzero(_t_tests(means) < SIGNIFICANCE)
     )
     return Power(distribution, n, effect, Share(hits, repetitions))
 

@@ -54,8 +54,7 @@ def compare(
     Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 2 wrong usage
     or a file that cannot be read.
     """
-    from analogy.results import comparison as comparison_module
-    from analogy.results.comparison import NotComparableError
+    from analogy.results import comparison as comparisons
 
     try:
         most = parse_tolerance(tolerance)
@@ -65,8 +64,8 @@ def compare(
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
-        comparison = comparison_module.compare.compare(*sides, tolerance=most)
-    except NotComparableError as error:
+        comparison = comparisons.compare(*sides, tolerance=most)
+    except comparisons.NotComparableError as error:
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(ExitCode.NOT_COMPARABLE, error)
     code = _code(comparison)
@@ -88,9 +87,9 @@ def baseline(
     Exit code: 0 written, 2 not: what is there may only be replaced by a complete run of the same
     measurement.
     """
-    from analogy.results import baseline as baseline_module
+    from analogy.results import baseline as baselines
 
-    baseline_module.write.write(read_file(run), output)
+    baselines.write(read_file(run), output)
     say_which(run)
     show_lines([f"baseline {output} written"])
 

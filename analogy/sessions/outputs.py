@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from analogy import kept
-from analogy.results import baseline
-from analogy.results import comparison as comparison_module
+from analogy.results import baseline as baselines
+from analogy.results import comparison as comparisons
 from analogy.results.model import Results
 from analogy.results.writing import write_results
 from analogy.sessions.session import Session
@@ -31,9 +31,9 @@ def write_outputs(session: Session, results: Results, *, shows_results: bool = T
         _write_report(session, written, Path(request.report))
     if session.update is not None:
         try:
-            baseline.write(written, session.update)
+            baselines.write(written, session.update)
             session.note = f"written to {session.update}"
-        except baseline.BaselineError as error:
+        except baselines.BaselineError as error:
             session.note = f"NOT written: {error}"
             return False
     return True
@@ -45,5 +45,5 @@ def _write_report(session: Session, results: Results, path: Path) -> None:
     comparison = None
     if session.baseline is not None:
         tolerance = session.request.tolerance
-        comparison = comparison_module.compare(session.baseline, results, tolerance=tolerance)
+        comparison = comparisons.compare(session.baseline, results, tolerance=tolerance)
     write_report(results, path, folder=session.study.folder.path, comparison=comparison)

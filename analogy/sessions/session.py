@@ -18,7 +18,7 @@ from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import OptionError, RunRequest
-from analogy.results import baseline as baseline_module
+from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
@@ -105,7 +105,7 @@ class Session:
         """The baseline's verdict on a cell, or on the whole, if that is no success; else None."""
         if self.baseline is None or self.is_strict:
             return None
-        return baseline_module.known_not_to_succeed(self.baseline, cell, self.study.categories)
+        return baselines.known_not_to_succeed(self.baseline, cell, self.study.categories)
 
     def prepare(self) -> None:
         """Load what the planned cells still need, and LPIPS's weights if they were named.
@@ -189,14 +189,14 @@ class Session:
 def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Session:
     """The study with its baseline: one that was named must be comparable, the default need not."""
     is_named = request.baseline is not None
-    path = baseline_module.default_path(study.config.model)
+    path = baselines.default_path(study.config.model)
     if request.baseline is not None:
         path = Path(request.baseline)
     now = study.header()
     if request.update_baseline:
         if path is None:
             raise OptionError(place="--update-baseline", expected="--baseline FILE to say where")
-        baseline_module.check_replaceable(path, now)
+        baselines.check_replaceable(path, now)
         return Session(study, request, note=f"to be written to {path}", update=path)
     if path is None or (not is_named and not path.is_file()):
         return Session(study, request, note="none for this model", is_strict=is_strict)
