@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from analogy.calm import calm, calm_and_shown, calm_from_here
-from analogy.errors import AnalogyError, ExitCode
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import PairsWarning, categories
 from analogy.records import UNSTEERED, Cell
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
 from analogy.text import printable
 

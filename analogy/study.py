@@ -15,6 +15,7 @@ from analogy import ceiling as ceilings
 from analogy.analysis import analyse, cell_figures, item_table, pool
 from analogy.ceiling import CeilingError, GroundTruth
 from analogy.clip import JudgeSource
+from analogy.errors import OptionError
 from analogy.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.grid_metrics import chosen_metrics
 from analogy.gridwork import GridWork, failure_of
@@ -25,7 +26,7 @@ from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, sel
 from analogy.provenance import scheduler_of
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.records import Cell, Pair, RunConfig
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.resolve import check_device, resolve
 from analogy.results.model import Analysis, Ceiling, CellFigures, Header, Pool, Results, Throughput
 from analogy.results.reading import header_of

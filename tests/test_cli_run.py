@@ -19,14 +19,7 @@ import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import (  # noqa: F401  likewise
-    analysis,
-    execute,
-    options,
-    quality,
-    study,
-    work,
-)
+from analogy import analysis, execute, options, quality, study, work  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.report import text  # noqa: F401  likewise

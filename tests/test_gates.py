@@ -13,12 +13,7 @@ import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run i
 from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
-from analogy import (  # noqa: F401  likewise
-    analysis,
-    execute,
-    quality,
-    study,
-)
+from analogy import analysis, execute, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.models.places import shipped
 from analogy.report import html, text  # noqa: F401  likewise

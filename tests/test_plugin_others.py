@@ -26,12 +26,7 @@ from cases import (
 )
 from verbs import verb
 
-from analogy import (  # noqa: F401  likewise
-    analysis,
-    execute,
-    quality,
-    study,
-)
+from analogy import analysis, execute, quality, study  # noqa: F401  likewise
 from analogy.engine import ClusterLostError
 from analogy.networks import ModelError
 from analogy.report import html, text  # noqa: F401  likewise

@@ -12,13 +12,7 @@ import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import (  # noqa: F401  likewise
-    analysis,
-    load_run,
-    opening,
-    quality,
-    study,
-)
+from analogy import analysis, load_run, opening, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.kept import Measured
 from analogy.models.places import shipped

@@ -249,7 +249,7 @@ def _devices() -> list[dict[str, Any]]:
     import torch
 
     from analogy.models.defaults import DEFAULT_GPU_MODEL, native_dtype
-    from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
+    from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     names = {"cpu": threads}

@@ -19,9 +19,9 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, OptionError
 from analogy.options import parse_tolerance
-from analogy.request import TOLERANCE, OptionError
+from analogy.request import TOLERANCE
 from analogy.results.reading import read, read_file
 from analogy.text import printable
 

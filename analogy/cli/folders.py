@@ -23,8 +23,7 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode
-from analogy.request import OptionError
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.results.reading import read
 from analogy.results.writing import to_json, write_results
 from analogy.text import analogy_command, is_printable

@@ -24,11 +24,11 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, FieldError
+from analogy.errors import AnalogyError, ExitCode, FieldError, OptionError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError, read
 from analogy.steering.base import METHODS, Need

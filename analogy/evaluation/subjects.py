@@ -41,9 +41,9 @@ from analogy.models.fingerprints import file_fingerprint
 from analogy.models.folders import native_size
 from analogy.models.loading import load_pipeline
 from analogy.models.places import ModelSource
+from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
 from analogy.networks import ModelError
-from analogy.options import CARD_SAMPLING
 from analogy.provenance import scheduler_of
 from analogy.records import UNSTEERED, RunConfig
 from analogy.store import RunFolder, folder_name

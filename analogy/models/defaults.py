@@ -11,7 +11,7 @@ import torch
 
 from analogy.models.folders import family_of_folder
 from analogy.models.places import EMBEDDED
-from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
+from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
 #: What a run uses unless told otherwise: embedded on a CPU, SSD-1B with --gpu.
 DEFAULT_GPU_MODEL = "segmind/SSD-1B"

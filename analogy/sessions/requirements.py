@@ -13,11 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analogy.errors import OptionError
 from analogy.files import PlaceError, check_output, is_device
 from analogy.grid_metrics import Input, chosen_metrics
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.records import Limit, Pair
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 
 if TYPE_CHECKING:
     from analogy.study import Study

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from analogy.errors import OptionError
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
@@ -17,7 +18,7 @@ from analogy.metrics import Lpips
 from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
