@@ -53,7 +53,7 @@ def echo(local, config, monkeypatch):
     engines = []
 
     def make(workers=2, actor=Echo):
-        monkeypatch.setattr(ray_worker, "Actor", actor)
+        monkeypatch.setattr(cluster, "Actor", actor)
         engine = RayEngine(Setup(replace(config, num_workers=workers), (), None, None))
         engines.append(engine)
         engine._start_workers()
@@ -290,7 +290,7 @@ def test_workers_import_a_method_of_the_users(local, make_run, config, tmp_path)
 @pytest.fixture
 def slow(monkeypatch):
     """Time to kill: workers that take a while over each batch."""
-    monkeypatch.setattr(ray_worker, "Actor", Slow)
+    monkeypatch.setattr(cluster, "Actor", Slow)
 
 
 class Slow(Actor):

@@ -18,7 +18,7 @@ from analogy.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
-from analogy import ray_watch, ray_worker  # noqa: E402
+from analogy import cluster, ray_watch  # noqa: E402
 from analogy.cluster import RayEngine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def engine(config, monkeypatch):
     """One worker that echoes, by a Ray of this test alone."""
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(ray_worker, "Actor", Echo)
+    monkeypatch.setattr(cluster, "Actor", Echo)
     if ray.is_initialized():
         ray.shutdown()
     made = RayEngine(Setup(replace(config, num_workers=1), (), None, None))

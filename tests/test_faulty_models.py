@@ -195,7 +195,7 @@ def test_models_names_what_is_broken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = copy("sdxl-tiny")
     (place / "model_index.json").write_text("[" * 100_000)
-    monkeypatch.setattr("analogy.models.places.shipped", lambda name: place)
+    monkeypatch.setattr("analogy.models.sources.shipped", lambda name: place)
     done = verb("models")
     assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     assert "model_index.json: expected a pipeline's index" in done.stderr
