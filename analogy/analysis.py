@@ -21,16 +21,10 @@ from numpy.typing import NDArray
 
 from analogy.records import UNSTEERED, Cell, Estimate, Pair, Verdict
 from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, TargetFigures
-from analogy.stats import (
-    benjamini_hochberg,
-    estimate,
-    holm,
-    item_level,
-    pooled_estimate,
-    resampled_together,
-    slopes,
-    trend,
-)
+from analogy.statistics.bootstrap import resampled_together
+from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend
+from analogy.statistics.multiplicity import benjamini_hochberg, holm
+from analogy.statistics.tests import slopes
 
 RESOLUTION = 1e-6
 """Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""

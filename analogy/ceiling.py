@@ -22,10 +22,12 @@ from numpy.typing import ArrayLike
 
 from analogy.errors import AnalogyError
 from analogy.grid import content, digest
-from analogy.models import ModelError, shipped
+from analogy.models.places import shipped
+from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.results.model import Ceiling
-from analogy.stats import MIN_DECISIVE, bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_DECISIVE
 from analogy.strict_json import is_integer, is_number, parse
 from analogy.text import command_line
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from os.path import expanduser
@@ -17,35 +16,27 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as transforms
 
+from analogy.clip_files import (
+    FOLDER,
+    HUB,
+    USUAL,
+    Preprocessing,
+    check_folder,
+    expect_on_this_machine,
+    hub_judge,
+    preprocessing_layers,
+    preprocessing_of,
+    tokenizer_of,
+    unwarned,
+)
 from analogy.images import Images, to_tensor
 from analogy.margin import cosine
-from analogy.models import (
-    EMBEDDED,
-    ModelError,
-    absent,
-    file_fingerprint,
-    fingerprint,
-    refuse_pickles,
-    shipped,
-)
-from analogy.networks import (
-    check_weights,
-    loading,
-    read_object,
-    refuse_resized,
-    shapes_in,
-)
-from analogy.text import command_line
-from analogy.trust import (
-    JUDGE_WEIGHTS,
-    OPEN_CLIP_CONFIG,
-    TOKENIZER_FILES,
-    JudgeFiles,
-    check_judge,
-)
+from analogy.models.fingerprints import file_fingerprint, fingerprint
+from analogy.models.places import EMBEDDED, shipped
+from analogy.networks import ModelError, loading, refuse_resized, shapes_in
+from analogy.trust.judges import OPEN_CLIP_CONFIG, JudgeFiles
+from analogy.trust.rules import refuse_pickles
 
 Features = NDArray[np.float32]
 
@@ -55,34 +46,6 @@ Features = NDArray[np.float32]
 #: not measured yet, four times as many: 0.4 GB of pixels go there before they are resized.
 CPU_PIXELS, GPU_PIXELS = 32 * 2**20, 128 * 2**20
 MOST_IMAGES = 256
-
-#: What open_clip looks for in a hub repository.
-HUB_WEIGHTS = JUDGE_WEIGHTS[0]
-HUB, FOLDER = "hf-hub:", "local-dir:"
-PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What a judge's images go through before its network, in open_clip's words, but for the size.
-
-    ``mean`` and ``std`` by channel, of values from 0 to 1.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    resize_mode: str
-
-    def __str__(self) -> str:
-        mean, std = ("/".join(f"{x:.4g}" for x in of) for of in (self.mean, self.std))
-        return f"mean {mean}, std {std}, {self.interpolation}, {self.resize_mode}"
-
-
-#: open_clip's own, of which a fingerprint says nothing.
-USUAL = Preprocessing(
-    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", "shortest"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +83,7 @@ class JudgeSource:
         files = _files(self)
         with loading(f"judge {self.name}", "a tokenizer that can be loaded"):
             if files is not None:
-                return _tokenizer(files)
+                return tokenizer_of(files)
             import open_clip
 
             return open_clip.get_tokenizer(self.name)
@@ -151,10 +114,10 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
             raise ModelError(
                 f"{folder}: expected a judge in open_clip's format, with {OPEN_CLIP_CONFIG}"
             )
-        _check_judge(folder)
+        check_folder(folder)
         return JudgeSource(f"{FOLDER}{folder.resolve()}", None, fingerprint(folder))
     if name.startswith(HUB):
-        place = _hub_judge(name.removeprefix(HUB), offline=offline)
+        place = hub_judge(name.removeprefix(HUB), offline=offline)
         # A snapshot's folder is named by its commit.
         return JudgeSource(name, None, f"{name}@{place.name[:12]}", snapshot=place)
     import open_clip
@@ -181,39 +144,8 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
             f"{', '.join(tags) or 'no tags, since open_clip has none of it'}"
         )
     if offline:
-        _expect_on_this_machine(name, pretrained)
+        expect_on_this_machine(name, pretrained)
     return JudgeSource(name, pretrained, f"{name}/{pretrained}")
-
-
-def _hub_judge(repository: str, *, offline: bool) -> Path:
-    """The snapshot of a judge's repository, all of one commit, checked."""
-    from huggingface_hub import snapshot_download
-
-    weights = _hub_file(repository, (HUB_WEIGHTS,), offline=offline)
-    try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=weights.parent.name,
-                allow_patterns=[HUB_WEIGHTS, OPEN_CLIP_CONFIG, *TOKENIZER_FILES],
-                local_files_only=offline,
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise absent(f"judge {HUB}{repository}", repository, "", error, offline=offline) from error
-    if not (folder / OPEN_CLIP_CONFIG).is_file():
-        why = OSError(f"it has no {OPEN_CLIP_CONFIG}")
-        raise absent(f"judge {HUB}{repository}", repository, "", why, offline=offline)
-    _check_judge(folder, repository)
-    return folder
-
-
-def _check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
-    """The files of a judge's folder, if it may be loaded, is whole and says what it is."""
-    files = check_judge(folder, repository)
-    check_weights(folder, [files.weights])
-    _check_configuration(folder / OPEN_CLIP_CONFIG)
-    return files
 
 
 def _files(source: JudgeSource) -> JudgeFiles | None:
@@ -227,31 +159,12 @@ def _files(source: JudgeSource) -> JudgeFiles | None:
             "is loaded; name the judge"
         )
     if source.name.startswith(FOLDER):
-        return _check_judge(Path(source.name.removeprefix(FOLDER)))
+        return check_folder(Path(source.name.removeprefix(FOLDER)))
     if source.name.startswith(HUB):
         snapshot = source.snapshot or find_judge(source.name, None).snapshot
         assert snapshot is not None
-        return _check_judge(snapshot, source.name.removeprefix(HUB))
+        return check_folder(snapshot, source.name.removeprefix(HUB))
     return None
-
-
-def _tokenizer(files: JudgeFiles) -> Any:
-    """The tokenizer of a judge's folder, or of the repository that it names, without its code."""
-    import open_clip
-
-    name = f"{FOLDER}{files.folder}"
-    if files.tokenizer is None:
-        return open_clip.get_tokenizer(name)
-    if isinstance(files.tokenizer, Path):
-        return open_clip.get_tokenizer(name, trust_remote_code=False)
-    settings = open_clip.get_model_config(name)["text_cfg"]
-    return open_clip.tokenizer.HFTokenizer(
-        files.tokenizer,
-        context_length=settings.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH),
-        tokenizer_mode=settings.get("tokenizer_mode"),
-        trust_remote_code=False,
-        **settings.get("tokenizer_kwargs", {}),
-    )
 
 
 def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[str]) -> JudgeSource:
@@ -265,7 +178,7 @@ def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[st
     shapes_in(file)
     ways: dict[Preprocessing, list[str]] = {}
     for tag in like:
-        ways.setdefault(_preprocessing_of(name, tag), []).append(tag)
+        ways.setdefault(preprocessing_of(name, tag), []).append(tag)
     if len(ways) != 1:
         known = "; ".join(f"{way}: {', '.join(of)}" for way, of in ways.items())
         raise ModelError(
@@ -280,92 +193,6 @@ def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[st
     if way != USUAL:
         fingerprint += f"+{hashlib.sha256(repr(way).encode()).hexdigest()[:8]}"
     return JudgeSource(name, str(file), fingerprint, preprocessing=way)
-
-
-def _preprocessing_of(name: str, tag: str) -> Preprocessing:
-    import open_clip
-
-    settings = {**asdict(USUAL), **open_clip.get_pretrained_cfg(name, tag)}
-    return Preprocessing(
-        tuple(map(float, settings["mean"])),
-        tuple(map(float, settings["std"])),
-        settings["interpolation"],
-        settings["resize_mode"],
-    )
-
-
-def _check_configuration(file: Path) -> None:
-    """Raise :class:`ModelError` unless a judge's configuration says what it is, and its images'
-    mean and deviation.
-    """
-    found = read_object(file, "model_cfg", "preprocess_cfg", what="a judge's configuration")
-    for name, keys in (
-        ("model_cfg", ("embed_dim", "vision_cfg", "text_cfg")),
-        ("preprocess_cfg", ("mean", "std")),
-    ):
-        part = found[name]
-        missing = [key for key in keys if not isinstance(part, dict) or key not in part]
-        if missing:
-            raise ModelError(
-                f"{file}: expected {name} as an object with {', '.join(keys)}, found no "
-                f"{missing[0]}; without it open_clip would take a value of its own"
-            )
-    for key in ("mean", "std"):
-        values = found["preprocess_cfg"][key]
-        is_numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-        if not is_numbers or len(values) != 3 or (key == "std" and not all(values)):
-            raise ModelError(
-                f"{file}: expected {key} as three numbers, one for each channel, none of std 0, "
-                f"got {values!r:.80}"
-            )
-
-
-def _expect_on_this_machine(name: str, tag: str) -> None:
-    """Refuse a tag whose weights are not where open_clip's ``download_pretrained`` keeps them."""
-    import open_clip
-
-    config = open_clip.get_pretrained_cfg(name, tag)
-    repository, _, file = config.get("hf_hub", "").rpartition("/")
-    if repository:
-        names = (HUB_WEIGHTS, PICKLED_WEIGHTS)
-        if file:
-            names = (str(Path(file).with_suffix(".safetensors")), file)
-        _hub_file(repository, names, offline=True)
-        return
-    cached = Path(expanduser("~/.cache/clip")) / Path(config.get("url", "")).name
-    if not cached.is_file():
-        command = command_line(
-            "curl", "-L", "--create-dirs", "-o", cached, config.get("url", "URL")
-        )
-        raise ModelError(
-            f"judge {name}/{tag}: {cached} is not on this machine and --offline fetches nothing; "
-            f"where there is a network, fetch it with: {command}",
-            command,
-        )
-
-
-def _hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
-    """The first of these files that the repository has, fetched unless ``offline``."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    failure: Exception | None = None
-    for file in names:
-        try:
-            return Path(hf_hub_download(repository, file, local_files_only=offline))
-        except LocalEntryNotFoundError as error:
-            failure = error
-        except EntryNotFoundError as error:
-            failure = error
-            if file == names[-1]:
-                raise ModelError(
-                    f"judge hf-hub:{repository}: expected {names[0]}; pickled weights are not "
-                    "loaded, since loading a pickle runs whatever code is in it; choose a judge "
-                    "with safetensors"
-                ) from error
-        except (OSError, ValueError) as error:
-            failure = error
-    raise absent(f"judge hf-hub:{repository}", repository, "", failure, offline=offline)
 
 
 class Judge:
@@ -405,7 +232,7 @@ class Judge:
             # Weights made in inference mode, where a first use may be, are of no use outside it.
             torch.inference_mode(False),
             loading(self._what, "one that open_clip can load with each of its weights"),
-            nullcontext() if files is None else _unwarned(),
+            nullcontext() if files is None else unwarned(),
         ):
             model = open_clip.create_model(
                 source.name if files is None else f"{FOLDER}{files.folder}",
@@ -431,7 +258,7 @@ class Judge:
         import open_clip
 
         with loading(self._what, "preprocessing by size, mean, std, interpolation and resize_mode"):
-            return _preprocessing(open_clip.get_model_preprocess_cfg(self._model))
+            return preprocessing_layers(open_clip.get_model_preprocess_cfg(self._model))
 
     @property
     def _what(self) -> str:
@@ -473,21 +300,6 @@ class Judge:
         return np.stack([self._texts[prompt] for prompt in prompts])
 
 
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """No warning of open_clip's that a network is random: its weights are loaded right after."""
-
-    def is_said(record: logging.LogRecord) -> bool:
-        return record.funcName != "create_model"
-
-    root = logging.getLogger()
-    root.addFilter(is_said)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_said)
-
-
 def judge_batch(images: Images, device: str = "cpu") -> int:
     """How many images of this size, ``(n, height, width, 3)``, a judge sees at a time."""
     height, width = images.shape[1:3]
@@ -497,26 +309,3 @@ def judge_batch(images: Images, device: str = "cpu") -> int:
 
 def _numpy(features: list[torch.Tensor]) -> Features:
     return torch.cat(features).cpu().numpy()
-
-
-def _preprocessing(config: dict[str, Any]) -> nn.Module:
-    """open_clip's own image transform, on whole batches of uint8 tensors and on any device."""
-    mode = config.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise ModelError(
-            "the judge's preprocessing: expected resize_mode 'shortest' or 'squash', "
-            f"got {mode!r}; choose another judge"
-        )
-    height, width = _pair(config["size"])
-    interpolation = transforms.InterpolationMode(config.get("interpolation", "bicubic"))
-    size = [height, width] if mode == "squash" else [min(height, width)]
-    return nn.Sequential(
-        v2.Resize(size, interpolation=interpolation, antialias=True),
-        v2.CenterCrop([height, width]),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(config["mean"], config["std"]),
-    )
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -15,11 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -45,9 +41,8 @@ from analogy.engine import (
     Setup,
 )
 from analogy.grid import AnyJob, Job
-from analogy.judges import FoundJudge, find_judge
-from analogy.models import ModelError, ModelSource, find_pipeline
-from analogy.work import Worker, threads
+from analogy.ray_watch import HEAD_MAY_BE_SILENT, KEPT, LOGS, LOOK, RAYLET_MAY_BE_SILENT, Watch
+from analogy.ray_worker import ENVIRONMENT, Actor, Batch, WorkerHandle
 
 #: What a lost worker, or a lost machine, looks like to who waits for its result.
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
@@ -60,191 +55,7 @@ AHEAD = 3
 
 #: Seconds to wait for a worker when none is left.
 PATIENCE = 600.0
-
-#: Seconds between two looks at the cluster, and for which one of its two servers on which this
-#: process depends may give no answer. Ray's native code ends the whole process, with exit code 1,
-#: about 10 s after a raylet was lost and 60 s after a head was, which may come back until then.
-LOOK = 1.0
-RAYLET_MAY_BE_SILENT, HEAD_MAY_BE_SILENT = 2.0, 20.0
-
-#: Seconds after which a lost cluster is let go of, whatever else this process is busy with.
-BUSY = 3.0
-
-#: Where Ray writes what its processes say, and what every message about a lost run ends with.
-LOGS = "/tmp/ray/session_latest/logs"
-KEPT = "What was done is kept; the same command goes on from there"
-
-#: What of the environment workers on other machines must have, too.
-ENVIRONMENT = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-
-Batch: TypeAlias = Sequence[AnyJob]
 J = TypeVar("J", bound=AnyJob)
-S = TypeVar("S", ModelSource, FoundJudge)
-
-
-class Actor:
-    """A worker in a process of its own, with the device that Ray gives it."""
-
-    def __init__(self, setup: Setup, n_threads: int) -> None:
-        self._setup = setup
-        self._n_threads = n_threads
-        self._lock = Lock()
-        self._capacity: Capacity | None = None
-
-    def start(self, *, generates: bool) -> tuple[str, str]:
-        """Find the models' files on this machine, and load the generator if asked.
-
-        Returns the device and this machine's address.
-        """
-        device, address = self._setup.config.device, ray.util.get_node_ip_address()
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ClusterError(
-                f"--device cuda: expected a CUDA device on {address}, but torch "
-                f"{torch.__version__} sees none; check nvidia-smi there"
-            )
-        self._worker = Worker(_found_here(self._setup, address))
-        if generates:
-            self.load()
-        return torch.cuda.get_device_name() if device == "cuda" else device, address
-
-    def load(self) -> Capacity:
-        """Load the generator, once."""
-        with self._lock:
-            if self._capacity is None:
-                with threads(self._n_threads):
-                    self._capacity = self._worker.prepare()
-            return self._capacity
-
-    def load_judge(self) -> None:
-        """Load the judge, once."""
-        with self._lock:
-            self._worker.prepare_judge()
-
-    def generate(self, jobs: Batch) -> GeneratedBatch:
-        """Generate one batch; called by several threads."""
-        self.load()
-        return self._worker.generate(jobs)
-
-    def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
-        """Score one batch, with all threads."""
-        with self._lock, threads(self._n_threads):
-            return self._worker.score(jobs, pngs)
-
-
-def _found_here(setup: Setup, address: str) -> Setup:
-    """The setup with its models on this machine: at the same paths, or found by their names.
-
-    Raises ModelError if files of the same fingerprint are at neither.
-    """
-    config, model, judge = setup.config, setup.model, setup.judge
-
-    def found(source: S, places: Sequence[Path], find: Callable[[], S]) -> S:
-        if all(place.exists() for place in places):
-            return source
-        with suppress(ModelError):
-            here = find()
-            if here.fingerprint == source.fingerprint:
-                return here
-        raise ModelError(
-            f"{address}: expected {source.fingerprint} in {', '.join(map(str, places))}, as on the "
-            "machine that began the run; put it into a folder that all machines share"
-        )
-
-    def find_this_judge(dtype: str) -> FoundJudge:
-        return find_judge(config.clip_model, config.clip_pretrained).in_dtype(dtype)
-
-    return replace(
-        setup,
-        model=model
-        and found(
-            model,
-            model.places,
-            lambda: find_pipeline(config.base_model, dtype=config.dtype, lora=config.lora),
-        ),
-        judge=judge and found(judge, judge.places, lambda: find_this_judge(judge.dtype)),
-    )
-
-
-@dataclass(eq=False, slots=True)
-class WorkerHandle:
-    """A worker as the run's own process knows it; ``busy``: batches that it has."""
-
-    actor: Any
-    number: int
-    name: str = ""
-    busy: int = 0
-
-
-Address: TypeAlias = tuple[str, int]
-
-
-class Watch:
-    """Whether the cluster that this process is connected to still answers; looks from a thread.
-
-    ``gone``: what does not, and None as long as all do. Ray's native code ends a process that has
-    lost its raylet or the head, without any exception, unless the process lets go of Ray before.
-    A server that did not answer at the beginning (behind a firewall) is not watched, nor is
-    anything with a Ray client, which has neither.
-    """
-
-    def __init__(self, *, head_may_be_silent: float = HEAD_MAY_BE_SILENT) -> None:
-        self.gone: str | None = None
-        self._ended = Event()
-        self._letting_go = Lock()
-        allowed = {"raylet": RAYLET_MAY_BE_SILENT, "head": head_may_be_silent}
-        self._servers = {
-            (name, address): allowed[name]
-            for name, address in _servers().items()
-            if _answers(address)
-        }
-        if self._servers:
-            Thread(target=self._look, name="watch over Ray", daemon=True).start()
-
-    def end(self) -> None:
-        """Look no more."""
-        self._ended.set()
-
-    def let_go(self) -> None:
-        """Disconnect from a cluster that is gone."""
-        self.end()
-        with self._letting_go, suppress(Exception):  # nothing else is to be said of it
-            ray.shutdown()
-
-    def _look(self) -> None:
-        answered = dict.fromkeys(self._servers, time.monotonic())
-        while not self._ended.wait(LOOK):
-            for server, allowed in self._servers.items():
-                (name, address), now = server, time.monotonic()
-                if _answers(address):
-                    answered[server] = now
-                elif now - answered[server] >= allowed:
-                    self.gone = f"the {name} at {address[0]}:{address[1]}"
-                    if not self._ended.wait(BUSY):
-                        self.let_go()
-                    return
-
-
-def _servers() -> dict[str, Address]:
-    """Where this process's raylet and the cluster's head listen; empty with a Ray client."""
-    if ray.util.client.ray.is_connected():
-        return {}
-    context = ray.get_runtime_context()
-    found = {}
-    host, _, port = str(context.gcs_address).rpartition(":")
-    if port.isdigit():
-        found["head"] = host.strip("[]"), int(port)
-    for node in ray.nodes():
-        if node["NodeID"] == context.get_node_id():
-            found["raylet"] = node["NodeManagerAddress"], int(node["NodeManagerPort"])
-    return found
-
-
-def _answers(address: Address) -> bool:
-    try:
-        socket.create_connection(address, timeout=5.0).close()
-    except OSError:
-        return False
-    return True
 
 
 class RayEngine:

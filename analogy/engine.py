@@ -18,7 +18,7 @@ from analogy.clip import Features
 from analogy.errors import AnalogyError, ExitCode
 from analogy.grid import AnyJob, Job
 from analogy.judges import FoundJudge
-from analogy.models import ModelSource
+from analogy.models.places import ModelSource
 from analogy.records import Pair, RunConfig
 
 R = TypeVar("R")

@@ -69,3 +69,7 @@ class FieldError(AnalogyError, ValueError):
 
     ``place`` is the field's name.
     """
+
+
+class OptionError(AnalogyError, ValueError):
+    """An option's value cannot be used; ``place`` is the option."""

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from analogy import baseline as baselines
-from analogy.baseline import Comparison
 from analogy.errors import ExitCode
 from analogy.fields import check_number
 from analogy.records import Pair
 from analogy.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
+from analogy.results import comparison
+from analogy.results.comparison import Comparison
 from analogy.results.model import Results
 from analogy.results.reading import read
 from analogy.runs import Run, load_run
@@ -67,7 +67,7 @@ def compare(
     of the same measurement.
     """
     check_number("tolerance", tolerance, 0.0, MAX_TOLERANCE)
-    return baselines.compare(_recorded(old), _recorded(new), tolerance=tolerance)
+    return comparison.compare(_recorded(old), _recorded(new), tolerance=tolerance)
 
 
 def _recorded(run: Run | str | Path) -> Results:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from analogy.errors import AnalogyError
+from analogy.errors import AnalogyError, OptionError
 from analogy.registry import ExtensionError, Registry
 from analogy.text import is_printable
 
@@ -431,8 +431,6 @@ def grid_metrics(names: Iterable[str] | None = None) -> tuple[GridMetric, ...]:
 
 def chosen_metrics(names: Iterable[str] | None) -> tuple[GridMetric, ...]:
     """As :func:`grid_metrics`, of the option ``--metrics``; raises ``OptionError``."""
-    from analogy.request import OptionError  # which imports this module
-
     try:
         return grid_metrics(names)
     except AnalogyError as error:

@@ -25,18 +25,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from analogy.engine import Progress, no_progress
 from analogy.grid import Job, once
-from analogy.records import UNSTEERED, Estimate, Figures, Pair
+from analogy.records import SIGNIFICANCE, UNSTEERED, Estimate, Figures, Pair
 from analogy.request import RunRequest
-from analogy.stats import (
-    MIN_DECISIVE,
-    SIGNIFICANCE,
-    bootstrap_ci,
-    bootstrap_test,
-    holm,
-    pooled_estimate,
-    resampled_together,
-    t_test,
-)
+from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test, resampled_together
+from analogy.statistics.estimates import pooled_estimate
+from analogy.statistics.multiplicity import holm
+from analogy.statistics.tests import t_test
+from analogy.statistics.values import MIN_DECISIVE
 from analogy.study import Study
 
 _NAN = float("nan")

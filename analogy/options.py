@@ -14,27 +14,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy.engines import ENGINES
-from analogy.errors import AnalogyError, FieldError
+from analogy.errors import AnalogyError, FieldError, OptionError
 from analogy.fields import DTYPES
 from analogy.grid_metrics import DEFAULT, grid_names
+from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.records import Limit
-from analogy.request import OptionError, RunRequest, option_error
+from analogy.request import RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
 from analogy.writers.base import WRITERS, Output
-
-#: Steps and guidance of the embedded default.
-EMBEDDED_SAMPLING = (8, 4.0)
-
-#: Steps and guidance that a model's card asks for, where that is not what its pipeline does by
-#: itself. SSD-1B's (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number
-#: of steps, which leaves the pipeline's; the turbo models are distilled to few steps without
-#: guidance.
-CARD_SAMPLING: dict[str, tuple[int, float]] = {
-    "segmind/SSD-1B": (50, 9.0),
-    "stabilityai/sd-turbo": (1, 0.0),
-    "stabilityai/sdxl-turbo": (1, 0.0),
-    "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from analogy.errors import AnalogyError, ExitCode
+from analogy.calm import calm, calm_and_shown, calm_from_here
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import PairsWarning, categories
 from analogy.records import UNSTEERED, Cell
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
 from analogy.text import printable
 
@@ -69,67 +70,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the cases marked perf, which compare throughput with a usual loop (minutes)",
     )
-
-
-#: The suite's own warnings, which a user may turn into errors.
-_OURS: tuple[type[Warning], ...] = (PairsWarning, *PairsWarning.__subclasses__())
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """Let no warning become an error, whatever the filters: a verdict does not depend on them.
-
-    What would be raised is shown. Filters that name a warning of the suite's own are kept.
-    """
-    with warnings.catch_warnings():
-        _calm_filters()
-        yield
-
-
-def _calm_filters() -> None:
-    calmed = []
-    for action, text, of, module, line in warnings.filters:
-        is_raised = action == "error" and of not in _OURS
-        calmed.append(("default" if is_raised else action, text, of, module, line))
-    warnings.filters = calmed
-
-
-@contextmanager
-def _calm_and_shown(config: pytest.Config) -> Iterator[None]:
-    """Like :func:`calm`, where pytest does not record warnings by itself: into its summary."""
-    with warnings.catch_warnings(record=True) as seen:
-        _calm_filters()
-        try:
-            yield
-        finally:
-            for message in seen:
-                config.hook.pytest_warning_recorded.call_historic(
-                    kwargs={
-                        "warning_message": message, "when": "config", "nodeid": "", "location": None
-                    }
-                )  # fmt: skip
-
-
-def _calm_from_here(config: pytest.Config) -> None:
-    """Let no warning become an error for the rest of a session whose cases have ended.
-
-    What other plugins do then (save, report, say that there is nothing to) is in nobody's hands,
-    and pytest sets its filters anew for each of it: those of the file, then those of ``-W``.
-    """
-    shown = ExitStack()
-    shown.enter_context(calm())
-    config.add_cleanup(shown.close)
-    for filters in (config.getini("filterwarnings"), config.known_args_namespace.pythonwarnings):
-        if filters:
-            filters[:] = [_calmed(text) for text in filters]
-
-
-def _calmed(text: str) -> str:
-    """A filter as pytest reads it, whose action may be shortened, without its ``error``."""
-    action, colon, rest = text.partition(":")
-    is_error = bool(action.strip()) and "error".startswith(action.strip())
-    is_ours = any(of.__name__ in rest for of in _OURS)
-    return f"default{colon}{rest}" if is_error and not is_ours else text
 
 
 def _asks_for_bench(item: pytest.Item) -> bool:
@@ -305,7 +245,7 @@ def _open(config: pytest.Config) -> Session:
 
 def _prepare(session: Session) -> None:
     """Load the models that the cases need; one that cannot be ends the session, and no case."""
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
 
     try:
         session.prepare()
@@ -383,7 +323,7 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
         yield
         return
     from analogy.memory import memory_said
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
 
     try:
         with memory_said("judging"):
@@ -422,7 +362,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
     finally:
         if _SESSION in session.config.stash:
-            _calm_from_here(session.config)
+            calm_from_here(session.config)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -437,7 +377,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         from analogy.memory import memory_said
 
         try:
-            with _calm_and_shown(config), memory_said("judging"):
+            with calm_and_shown(config), memory_said("judging"):
                 _write_results(bench, session)
         except (AnalogyError, OSError) as error:
             bench.lost = str(error)

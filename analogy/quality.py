@@ -39,7 +39,7 @@ from analogy.metrics import Lpips, SetScore
 from analogy.metrics.features import score_name
 from analogy.records import Cell, RunConfig
 from analogy.results.model import Distance, Mean, QualityFigures
-from analogy.stats import bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.store import RunFolder
 
 #: Pixels of the images that are read and compared at a time.

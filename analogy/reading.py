@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from analogy.grid import Job
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from analogy.engines import ENGINES
-from analogy.errors import AnalogyError, FieldError
+from analogy.errors import AnalogyError, FieldError, OptionError
 from analogy.fields import (
     CHECKS,
     DTYPES,
@@ -30,10 +30,6 @@ TOLERANCE = 0.005
 """How far below the baseline a mean margin may be."""
 
 MAX_TOLERANCE = 1e9
-
-
-class OptionError(AnalogyError, ValueError):
-    """An option's value cannot be used; ``place`` is the option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

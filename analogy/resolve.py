@@ -7,22 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from analogy.errors import AnalogyError, FieldError
+from analogy.errors import AnalogyError, FieldError, OptionError
 from analogy.judges import FoundJudge, find_judge
-from analogy.models import (
-    DEFAULT_GPU_CLIP,
-    DEFAULT_GPU_MODEL,
-    EMBEDDED,
-    ModelSource,
-    find_pipeline,
-    go_offline,
-    native_dtype,
-    native_size,
-    sampling,
-    shipped,
-)
+from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
+from analogy.models.folders import native_size
+from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
+from analogy.models.sources import find_pipeline
 from analogy.records import RunConfig
-from analogy.request import OptionError, RunRequest, option_error
+from analogy.request import RunRequest, option_error
 from analogy.steering.base import METHODS, Identity, with_method
 
 

@@ -19,12 +19,13 @@ import pandas as pd
 
 from analogy import kept
 from analogy.grid import Command, Job, digest, pairs_digest
+from analogy.opening import StoreError
 from analogy.records import UNSTEERED, Pair
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
-from analogy.stats import items_from_margins
-from analogy.store import RunFolder, StoreError
+from analogy.statistics.items import items_from_margins
+from analogy.store import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ class Run:
     of an object within a cell have joined names: `gain_mean`, `ceiling_share`,
     `random_margin_mean`, and for quality metrics `ssim_mean`, `ssim_n`.
 
-    - ``figures``: the results as dataclasses, which :func:`analogy.baseline.compare` takes;
+    - ``figures``: the results as typed records, which :func:`analogy.compare` takes;
     - ``results``: the same as in results.json;
     - ``path``: what was loaded; ``folder``: the run folder, None if there is none;
     - ``others``: results files of other measurements in the folder, for :func:`load_run`; empty if
@@ -233,7 +234,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     and figures as when results were last written.
 
     What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
-    :class:`~analogy.store.StoreError`.
+    :class:`~analogy.opening.StoreError`.
     """
     path = Path(path)
     folder = kept.folder_of(path)

@@ -13,114 +13,26 @@ everything that produced the image, so an image of another model, dtype or step 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import re
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from functools import wraps
-from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy.errors import AnalogyError, ExitCode
+from analogy.database import SCHEMA_VERSION
 from analogy.fields import shown
-from analogy.files import PlaceError
-from analogy.grid import Command, Job, Subject, W, Wanted, digest
-from analogy.image_store import ImageStore, image_name
+from analogy.grid import Job, Subject, W, Wanted, digest
+from analogy.image_store import image_name
 from analogy.images import ImageError, Images, from_png, to_png
-from analogy.index import (
-    SCHEMA_VERSION,
-    FailureRow,
-    ImageRow,
-    Index,
-    SchemaVersionError,
-    Scores,
-    WorkRow,
-)
-from analogy.lock import LockedError, WriterLock
-from analogy.records import RunConfig
-from analogy.text import analogy_command
-
-#: What the suite writes at the top of a run folder.
-_OWN_FILES = re.compile(
-    r"index\.sqlite(-wal|-shm|-journal)?|writer\.(lock|json)|results(-[\w.-]+)?\.json|metadata\.jsonl"
-)
-_OWN_FOLDERS = ("images", "results")
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from analogy.index import FailureRow, ImageRow, Scores, WorkRow
+from analogy.opening import OpenFolder, StoreError, explained
 
 
-class StoreError(AnalogyError, RuntimeError):
-    """A run folder cannot be used; the message says why and what to do."""
-
-    exit_code = ExitCode.UNREADABLE
-
-
-def _explained(
-    method: Callable[Concatenate[RunFolder, P], T],
-) -> Callable[Concatenate[RunFolder, P], T]:
-    """Have what the disk or SQLite refuses be a :class:`StoreError` that says what to do."""
-
-    @wraps(method)
-    def call(self: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(self, *args, **kwargs)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of our own making
-            raise
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise StoreError(f"run folder {self.path}: {_advice(error)}") from error
-
-    return call
-
-
-def _sqlite_code(error: Exception) -> int | None:
-    """SQLite's primary result code; None for an error that SQLite itself has not raised.
-
-    Python's ``sqlite3`` and :mod:`analogy.checked` raise such errors for what they cannot read.
-    """
-    code: int | None = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF  # the rest is the extended code
-
-
-def _is_full(error: Exception) -> bool:
-    number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or _sqlite_code(error) == sqlite3.SQLITE_FULL
-
-
-def _advice(error: Exception) -> str:
-    """What happened, that nothing is lost by it, and what to do."""
-    text, code = str(error), _sqlite_code(error)
-    again = "What was done before is kept"
-    if _is_full(error):
-        return f"the disk is full ({text}). {again}: free space and give the same command again"
-    if isinstance(error, PlaceError):
-        return text
-    is_refused = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
-    if is_refused or code == sqlite3.SQLITE_READONLY:
-        return (
-            f"expected a folder that can be written ({text}). {again}: give this user the right to "
-            "write there, and the same command again"
-        )
-    if isinstance(error, OSError) or (
-        isinstance(error, sqlite3.OperationalError) and code is not None
-    ):
-        return f"{text}. {again}: see to the disk, and give the same command again"
-    return (
-        f"its index is damaged ({text}). Bring index.sqlite back from a copy, save what can be "
-        "read with 'sqlite3 index.sqlite .recover | sqlite3 new.sqlite', or delete index.sqlite "
-        "and index.sqlite-wal to start anew"
-    )
-
-
-class RunFolder:
+class RunFolder(OpenFolder):
     """Images, scores and timings of a run. Opened for writing by one process at a time.
 
     ``read_only``: for readers, which need no right to write, and never wait. ``note`` says if the
@@ -128,133 +40,28 @@ class RunFolder:
     :class:`StoreError`.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path = path
-        self.note: str | None = None
-        self._lock: WriterLock | None = None
-        self._images = ImageStore(path)
-        try:
-            _check_own_files(path)
-            if not read_only:
-                self._images.create()
-                self._lock = WriterLock(path)
-            self._index = Index(path, read_only=read_only)
-        except LockedError as error:
-            raise StoreError(
-                f"run folder {path}: expected no other writer, but {error} writes to it; wait "
-                "until it is done, stop it, or choose another folder with --run-dir"
-            ) from error
-        except SchemaVersionError as error:
-            self._release()
-            raise StoreError(
-                f"run folder {path}: expected schema version {SCHEMA_VERSION}, got "
-                f"{error.version}; it was written by another version of this suite: choose "
-                "another with --run-dir, or use that version"
-            ) from error
-        except (OSError, ValueError, sqlite3.Error) as error:  # ValueError: a NUL in the path
-            self._release()
-            raise self._unusable(error, read_only=read_only) from error
-        except BaseException:
-            self._release()
-            raise
-        if self._lock is not None and self._lock.dead is not None:
-            self.note = (
-                f"the last writer ended without closing it ({self._lock.dead}); what it had "
-                "recorded is whole, and this run goes on from there"
-            )
-
-    @property
-    def _repair(self) -> str:
-        """What makes a damaged image again."""
-        return f"repair it with: {analogy_command('verify', self.path, '--repair')}"
-
-    def _unusable(self, error: Exception, *, read_only: bool) -> StoreError:
-        if _sqlite_code(error) == sqlite3.SQLITE_CORRUPT or _is_full(error):
-            return StoreError(f"run folder {self.path}: {_advice(error)}")
-        wanted = "a run folder of this suite that can be read"
-        do = "check the path"
-        if not read_only:
-            wanted = "a folder that can be written, with this suite's index or none"
-            do = "choose another with --run-dir"
-        return StoreError(f"run folder {self.path}: expected {wanted} ({error}); {do}")
-
-    def close(self) -> None:
-        """Close the index, and let others write."""
-        self._index.close()
-        self._release()
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-
-    @_explained
-    def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Keep the configuration and provenance of the latest command on this folder."""
-        self._index.record_config(config, provenance)
-
-    @_explained
-    def record_command(self, command: Command) -> None:
-        """Keep what a command ran: once, however often it is given."""
-        self._index.record_command(command)
-
-    @_explained
-    def commands(self) -> list[Command]:
-        """What commands ran on this folder, the latest first; empty for one of an old version."""
-        try:
-            return self._index.commands()
-        except ValueError as error:
-            raise StoreError(
-                f"run folder {self.path}: the configuration that its index keeps cannot be read "
-                f"({error}); give the run's command again, which keeps it anew"
-            ) from error
-
-    @_explained
-    def check_index(self) -> None:
-        """Have SQLite check its own file; damage is a :class:`StoreError`. Linear in its size."""
-        self._index.check_file()
-
-    @_explained
-    def image_rows(self) -> list[ImageRow]:
-        """All images that the index names."""
-        return self._index.image_rows()
-
-    @_explained
-    def without_owner(self) -> dict[str, int]:
-        """Table to the number of its rows whose image is missing, where there are some."""
-        return self._index.without_owner()
-
-    @_explained
-    def remove(self, lost: Iterable[tuple[ImageRow, str]]) -> None:
-        """Take images out of the index, with all that was found on them, in one transaction.
-
-        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
-        of the same pair and seed go too: they compare with the unsteered image, which may be among
-        these. Rows that belong to no image go as well.
-        """
-        self._index.remove(list(lost))
-
-    @_explained
+    @explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:
         """Those that have no image yet, because it was not tried or because it failed."""
         wanted = list(wanted)
         have = self._index.with_image(each.key for each in wanted)
         return [each for each in wanted if each.key not in have]
 
-    @_explained
+    @explained
     def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
         """Those with an image that this judge has not scored yet."""
         wanted = list(wanted)
         unscored = self._index.without_score((each.key for each in wanted), judge)
         return [each for each in wanted if each.key in unscored]
 
-    @_explained
+    @explained
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
         """Those whose generation failed when it was last tried, each with the reason."""
         wanted = list(wanted)
         reasons = self._index.failures(each.key for each in wanted)
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
 
-    @_explained
+    @explained
     def add_images(
         self,
         wanted: Sequence[Wanted],
@@ -270,7 +77,7 @@ class RunFolder:
         pngs = [None if i in faults else to_png(image) for i, image in enumerate(images)]
         self.add_pngs(wanted, pngs, seconds, faults=faults, peak_bytes=peak_bytes, stage=stage)
 
-    @_explained
+    @explained
     def add_pngs(
         self,
         wanted: Sequence[Wanted],
@@ -315,7 +122,7 @@ class RunFolder:
         """Images of one size, uint8 NHWC. Raises as :meth:`read_image`, and for other sizes."""
         return stacked([self.read_image(each) for each in wanted], wanted)
 
-    @_explained
+    @explained
     def read_png(self, wanted: Wanted) -> bytes:
         """One image's file. One that is missing or changed is a :class:`StoreError`."""
         row = self._index.file_of(wanted.key)
@@ -353,7 +160,7 @@ class RunFolder:
         """Remove the file of an image, if there is one and it lies in this folder."""
         self._images.remove(key)
 
-    @_explained
+    @explained
     def add_scores(
         self,
         wanted: Sequence[Wanted],
@@ -375,7 +182,7 @@ class RunFolder:
         vectors = {} if features is None else dict(zip(keys, features, strict=True))
         self._index.add_scores(judge, scores, vectors, seconds)
 
-    @_explained
+    @explained
     def margins(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
         """A row per scored job, in the jobs' order: key, pair_id, category, alpha, seed, margin,
         cos_target, cos_source.
@@ -391,7 +198,7 @@ class RunFolder:
             columns=["key", "pair_id", "category", "alpha", "seed", *Scores._fields],
         )
 
-    @_explained
+    @explained
     def image_table(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
         """A row per job with an image: what it is, what this judge gave it, and its metrics.
 
@@ -423,41 +230,41 @@ class RunFolder:
         numbers = ["alpha", *Scores._fields, *metrics]
         return table.astype({"seed": "int64", **dict.fromkeys(numbers, "float64")})
 
-    @_explained
+    @explained
     def provenance(self) -> dict[str, Any]:
         """What made the latest command's figures; empty in a folder without a command."""
         return dict(self._index.meta("provenance", dict) or {})
 
-    @_explained
+    @explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
         """A judge's features ``(dim,)`` by key, of those images that it has scored."""
         keys = [each.key for each in wanted]
         have = self._index.features(keys, judge)
         return {key: have[key] for key in keys if key in have}
 
-    @_explained
+    @explained
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
         """Keep a metric's value for each image, by key. ``metric`` says all that it depends on."""
         self._index.add_metric(metric, values)
 
-    @_explained
+    @explained
     def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
         """The values that are kept, by key."""
         keys = [each.key for each in wanted]
         have = self._index.metric(metric, keys)
         return {key: have[key] for key in keys if key in have}
 
-    @_explained
+    @explained
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
         return self._index.rate(stage)
 
-    @_explained
+    @explained
     def worker_rates(self) -> dict[str, float]:
         """Images per second of each worker; empty where there was one alone, or none yet."""
         return self._index.worker_rates()
 
-    @_explained
+    @explained
     def peak_memory(self) -> int | None:
         """The most bytes of a device that generating took, None where that was not measured."""
         return self._index.peak_memory()
@@ -480,20 +287,3 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
 def folder_name(subject: Subject, **more: str) -> str:
     """The name of the run folder of all images of one subject; ``more``: what sets it apart."""
     return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]
-
-
-def _check_own_files(path: Path) -> None:
-    """Have what the suite writes in a run folder be its own: no link out of it, no pipe."""
-    if not path.is_dir():
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            is_file = _OWN_FILES.fullmatch(entry.name) is not None
-            if not is_file and entry.name not in _OWN_FOLDERS:
-                continue
-            expected = entry.is_file if is_file else entry.is_dir
-            if not expected(follow_symlinks=False):
-                raise PlaceError(
-                    f"{entry.name} is no {'file' if is_file else 'folder'} of its own but a link "
-                    "or something else, which this suite does not make"
-                )

@@ -2,79 +2,42 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import os
-import subprocess
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analogy import ceiling as ceilings
-from analogy._version import __version__
 from analogy.analysis import analyse, cell_figures, item_table, pool
 from analogy.ceiling import CeilingError, GroundTruth
 from analogy.clip import JudgeSource
-from analogy.engine import Progress, Setup, no_progress
-from analogy.execute import Execution
-from analogy.grid import (
-    TARGET_ALPHA,
-    Command,
-    Grid,
-    Job,
-    Role,
-    Sampling,
-    TrueMargins,
-    content,
-    digest,
-    pairs_digest,
-)
-from analogy.grid_metrics import GridMetric, chosen_metrics
-from analogy.judges import FoundJudge, Judge
-from analogy.models import (
-    ModelSource,
-    machine,
-    scheduler_settings,
-)
+from analogy.errors import OptionError
+from analogy.grid import TARGET_ALPHA, Command, Job, Role, Sampling
+from analogy.grid_metrics import chosen_metrics
+from analogy.gridwork import GridWork, failure_of
+from analogy.judges import FoundJudge
+from analogy.models.places import ModelSource
 from analogy.options import csv_list, parse_device
 from analogy.pairs import UnreadPairsWarning, categories, load_pairs, named, select
-from analogy.quality import Quality
+from analogy.provenance import scheduler_of
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.records import Cell, Pair, RunConfig
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.resolve import check_device, resolve
-from analogy.results.model import (
-    Analysis,
-    Ceiling,
-    CellFigures,
-    Failure,
-    Header,
-    Pool,
-    Provenance,
-    Results,
-    Throughput,
-)
+from analogy.results.model import Analysis, Ceiling, CellFigures, Header, Pool, Results, Throughput
 from analogy.results.reading import header_of
 from analogy.results.writing import provenance_to_json
-from analogy.stats import items_from_margins
+from analogy.statistics.items import items_from_margins
 from analogy.steering.base import Identity, Need, with_method
 from analogy.store import RunFolder, folder_name
 from analogy.text import command_line
 
-PACKAGES = (
-    "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "scipy", "statsmodels",
-    "pandas", "pytest",
-)  # fmt: skip
 
-
-class Study:
+class Study(GridWork):
     """One configuration over its pairs, in its run folder.
 
     ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
@@ -89,49 +52,6 @@ class Study:
     figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
     generator's text encoders read as one what it steers between.
     """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        pairs: Sequence[Pair],
-        model: ModelSource | None,
-        judge: FoundJudge,
-        folder: RunFolder,
-        truth: GroundTruth | None = None,
-        *,
-        fingerprint: str | None = None,
-        scheduler: str | None = None,
-        unread: Collection[str] = (),
-        unsteered: Collection[str] = (),
-        metrics: Sequence[GridMetric] | None = None,
-    ) -> None:
-        self.config = config
-        self.pairs = list(pairs)
-        self.unread = frozenset(unread)
-        self.unsteered = frozenset(unsteered)
-        self.judged = [pair for pair in self.pairs if pair.id not in self.unread]
-        self.model = model
-        self.judge = judge
-        self.folder = folder
-        self.truth = truth
-        self._ceilings: dict[str, Ceiling | None] = {}
-        self._analysed: tuple[Any, Analysis] | None = None
-        if model is not None:
-            fingerprint = model.fingerprint
-            scheduler = scheduler or scheduler_of(model.folder)
-        if fingerprint is None or scheduler is None:
-            raise TypeError("a study without a model needs its fingerprint and its scheduler")
-        self.scheduler = scheduler
-        self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
-        self.grid = Grid(config, fingerprint, scheduler, pairs)
-        self.quality = Quality(
-            config,
-            self._judged(self.grid.jobs(Role.UNSTEERED, Role.STEERED)),
-            folder,
-            lambda: self.execution.judge,
-            judge.fingerprint,
-            metrics,
-        )
 
     @classmethod
     def open(cls, request: RunRequest, pairs: Sequence[Pair] | None = None) -> Study:
@@ -227,92 +147,6 @@ class Study:
             )
         )
 
-    @property
-    def own_ceiling(self) -> TrueMargins | None:
-        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
-
-        The run folder keeps them: the file that they came from may be gone when it is opened again.
-        """
-        default = ceilings.default_path()
-        if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
-            return None
-        known = self.truth.pairs
-        keys = (digest(content(pair)) for pair in self.pairs)
-        return {key: known[key] for key in keys if key in known}
-
-    @property
-    def categories(self) -> list[str]:
-        """The categories of this run, in the pairs' order."""
-        return categories(self.pairs)
-
-    def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given; the target images, which are of no
-        alpha of the grid, only if none is given. Each key once.
-        """
-        if alpha is None:
-            return self.grid.jobs(category=category)
-        roles = (Role.UNSTEERED, Role.STEERED, Role.NULL)
-        return self.grid.jobs(*roles, category=category, alpha=alpha)
-
-    def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with the unsteered, null and target images that it is compared with."""
-        return self.grid.cell(Cell(category, alpha))
-
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Load the models that these jobs still need: a fault in one is then said before any image.
-
-        Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
-        """
-        self.execution.prepare(jobs)
-
-    def generate(
-        self,
-        jobs: Sequence[Job],
-        progress: Progress = no_progress,
-        *,
-        ahead: Iterable[Sequence[Job]] = (),
-    ) -> None:
-        """Generate the images among ``jobs`` that are missing.
-
-        ``ahead``: what will be asked for next; several workers generate it at once.
-        """
-        self.execution.generate(jobs, progress, ahead=ahead)
-
-    def prepare_judge(self) -> None:
-        """Load the judge where images are scored, so that timing leaves it out."""
-        self.execution.prepare_judge()
-
-    def missing(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that have no image and have not failed in this process."""
-        return self.execution.missing(jobs)
-
-    def loaded_judge(self) -> Judge:
-        """The judge, loaded in this process."""
-        return self.execution.judge
-
-    def score(self, jobs: Sequence[Job]) -> int:
-        """Score the images among ``jobs`` that are not; returns how many those were."""
-        return self.execution.score(jobs)
-
-    def close(self) -> None:
-        """Release the workers and the run folder."""
-        self.execution.close()
-        self.folder.close()
-
-    def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-        """The jobs whose image failed, each with the reason."""
-        return self.folder.failures(jobs)
-
-    def unscored(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs with an image that this run's judge has not scored."""
-        return self.folder.without_score(jobs, self.judge.fingerprint)
-
-    def _judged(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """The jobs but for those of pairs whose prompts the judge cannot tell apart."""
-        if not self.unread:
-            return jobs
-        return [job for job in jobs if job.pair.id not in self.unread]
-
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
         """Items: a row per judged pair, a column per alpha, NaN where images lack scores.
 
@@ -376,26 +210,6 @@ class Study:
             )
         return self._analysed[1]
 
-    def pairs_digest(self, category: str) -> str:
-        """What identifies a category's pairs: their ids and contents, whatever their order."""
-        return pairs_digest(pair for pair in self.pairs if pair.category == category)
-
-    def provenance(self) -> Provenance:
-        """What produced this run's figures."""
-        own = self.own_ceiling
-        return Provenance(
-            suite=__version__,
-            model=self.grid.model,
-            judge=self.judge.fingerprint,
-            scheduler=self.scheduler,
-            packages=package_versions(),
-            git_commit=_git_commit(),
-            machine=machine(self.config.device),
-            python=sys.version.split()[0],
-            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            ceiling=None if own is None else digest(dict(own)),
-        )
-
     def header(self) -> Header:
         """What the results are of: all that is known before there are any.
 
@@ -415,7 +229,7 @@ class Study:
             header=self.header(),
             analysis=analysis or self.analysis(),
             quality=self.quality.figures(),
-            failures=tuple(_failure(*failed) for failed in self.failures(self.jobs())),
+            failures=tuple(failure_of(*failed) for failed in self.failures(self.jobs())),
             throughput=Throughput(
                 self.folder.rate("generate"), self.folder.rate("score"), self.folder.worker_rates()
             ),
@@ -423,11 +237,6 @@ class Study:
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )
-
-
-def _failure(job: Job, reason: str) -> Failure:
-    method = None if job.alpha == 0.0 else job.method
-    return Failure(job.pair.id, job.pair.category, job.alpha, job.seed, method, reason)
 
 
 def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
@@ -514,48 +323,3 @@ def _ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
         f"--ceiling {path}: expected the margins of the judge {judge.fingerprint}, got those of "
         f"{truth.judge}; write them anew with python -m analogy.world.ceiling"
     )
-
-
-def scheduler_of(folder: Path) -> str:
-    """The scheduler's class and a digest of its settings."""
-    settings = scheduler_settings(folder)
-    return f"{settings['_class_name']}/{digest(settings)[:8]}"
-
-
-@cache
-def package_versions() -> dict[str, str]:
-    """The versions of the packages that figures depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-#: What has git look at another repository than that of the folder it is given; set in hooks.
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
-
-
-@cache
-def _git_commit() -> str | None:
-    """The checkout's commit, with ``+changes`` if tracked files differ; None outside of one."""
-    return commit_of(Path(__file__).resolve().parents[1])
-
-
-def commit_of(checkout: Path) -> str | None:
-    """The commit of a checkout of the suite at its top; None for any other folder.
-
-    An installed package may lie within a repository that has nothing to do with it.
-    """
-    environment = {name: text for name, text in os.environ.items() if name not in _ELSEWHERE}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment
-        ).stdout.strip()
-
-    try:
-        if not Path(git("rev-parse", "--show-toplevel")).samefile(checkout):
-            return None
-        git("ls-files", "--error-unmatch", "analogy/study.py")
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

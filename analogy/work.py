@@ -25,12 +25,14 @@ from analogy.images import ImageError, Images, from_png, to_png
 from analogy.judges import FeatureEncoder, FoundJudge, Judge
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.models import ModelError, load_pipeline
+from analogy.models.loading import load_pipeline
+from analogy.networks import ModelError
+from analogy.opening import StoreError
 from analogy.records import Pair, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
 from analogy.steering.conditioning import Conditioning, Edit, Words
-from analogy.store import StoreError, stacked
+from analogy.store import stacked
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.

@@ -16,7 +16,6 @@ from collections.abc import Callable
 import pytest
 
 from analogy import ceiling as ceilings
-from analogy import stats
 from analogy.calibration import (
     COVERAGE_BAR,
     ERROR_BAR,
@@ -30,6 +29,7 @@ from analogy.calibration import (
 )
 from analogy.ceiling import GroundTruth
 from analogy.sessions.session import Session
+from analogy.statistics import power as power_module
 from analogy.world.ceiling import measure
 
 # A library's deprecation warning is no verdict on a judge.
@@ -79,7 +79,7 @@ def test_power(record_property: Callable[[str, object], None]) -> None:
     """The smallest detectable margin is detected as often as planned."""
     figures = power(50, repetitions=REPETITIONS[50], n_resamples=N_RESAMPLES)
     record_property("effect", figures.effect)
-    _judge("success", figures.success, Bar(stats.POWER, stats.POWER), record_property)
+    _judge("success", figures.success, Bar(power_module.POWER, power_module.POWER), record_property)
 
 
 @pytest.mark.measures("judge")

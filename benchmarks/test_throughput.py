@@ -19,8 +19,11 @@ import torch
 
 from analogy.clip import find_judge
 from analogy.metrics import psnr
-from analogy.models import find_pipeline, native_dtype, native_size, shipped
-from analogy.options import EMBEDDED_SAMPLING
+from analogy.models.defaults import native_dtype
+from analogy.models.folders import native_size
+from analogy.models.places import shipped
+from analogy.models.samplings import EMBEDDED_SAMPLING
+from analogy.models.sources import find_pipeline
 from analogy.pairs import load_pairs, select
 from analogy.plugin import uncaptured
 from analogy.records import Pair, RunConfig

@@ -22,7 +22,9 @@ import pytest
 from analogy import registry
 from analogy.clip import Judge, find_judge
 from analogy.generator import Generator
-from analogy.models import find_pipeline, load_pipeline, shipped
+from analogy.models.loading import load_pipeline
+from analogy.models.places import shipped
+from analogy.models.sources import find_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.store import RunFolder
 from analogy.study import Study

@@ -23,10 +23,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["processes", "served"])
 
 from analogy import execute, options  # noqa: E402
+from analogy.opening import StoreError  # noqa: E402
 from analogy.request import RunRequest  # noqa: E402
 from analogy.results.model import RESULTS_NAME  # noqa: E402
 from analogy.results.writing import write_results  # noqa: E402
-from analogy.store import RunFolder, StoreError  # noqa: E402
+from analogy.store import RunFolder  # noqa: E402
 from analogy.study import Study  # noqa: E402
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"

@@ -12,7 +12,8 @@ import numpy as np  # noqa: E402
 from analogy import work  # noqa: E402
 from analogy.clip import Judge, JudgeSource, find_judge  # noqa: E402
 from analogy.images import to_png  # noqa: E402
-from analogy.models import find_pipeline, load_pipeline  # noqa: E402
+from analogy.models.loading import load_pipeline  # noqa: E402
+from analogy.models.sources import find_pipeline  # noqa: E402
 
 _SOURCE = find_pipeline("embedded", dtype="float32")
 _PIPELINE = load_pipeline(_SOURCE, device="cpu", dtype="float32")

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from analogy.evaluation import EvaluationAgent, Task
 from analogy.evaluation.altered import UnknownError, alterations
 from analogy.evaluation.subjects import pipeline_fingerprint
-from analogy.models import find_pipeline, load_pipeline
+from analogy.models.loading import load_pipeline
+from analogy.models.sources import find_pipeline
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 

@@ -11,12 +11,13 @@ import pytest
 import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
-from analogy import stats
 from analogy.analysis import analyse, cell_figures, item_table, pool
 from analogy.records import UNSTEERED, Cell, Pair, Verdict
 from analogy.results.model import Ceiling
 from analogy.results.writing import analysis_to_json
-from analogy.stats import bootstrap_ci, estimate, item_level, pooled_estimate, trend
+from analogy.statistics import bootstrap
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend
 
 ALPHAS = (0.0, 0.5, 0.8, 1.0)
 N = 12
@@ -89,13 +90,13 @@ def test_cells_pools_and_the_whole_are_the_estimates_of_their_items(table):
 
 def test_an_analysis_draws_the_resamples_of_each_length_once(table, null, monkeypatch):
     drawn = []
-    moments = stats._moments
+    moments = bootstrap._moments
 
     def spy(units, *rest):
         drawn.append(units.shape)
         return moments(units, *rest)
 
-    monkeypatch.setattr(stats, "_moments", spy)
+    monkeypatch.setattr(bootstrap, "_moments", spy)
     analyse(table, PAIRS, null=null)
     # Categories: 4 margins, 3 gains and, for each steered alpha, the null's margin, gain and
     # advantage; a pool's margin and gain and its trend. All pairs: 3 alphas (whose items are their

@@ -14,35 +14,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import ALPHAS, CATEGORIES, noise, results, small, verdict_of
 
-from analogy import baseline, models
-from analogy.baseline import (
-    SAMPLING,
+from analogy.models import places
+from analogy.records import Cell, Verdict
+from analogy.results import baseline as baseline_module
+from analogy.results import comparison
+from analogy.results.baseline import (
     BaselineError,
+    check_replaceable,
+    default_path,
+    known_not_to_succeed,
+)
+from analogy.results.comparison import (
+    SAMPLING,
     NotComparableError,
     Outcome,
     Side,
-    check_replaceable,
     compare,
     compare_cell,
     compare_items,
     compare_overall,
-    default_path,
-    known_not_to_succeed,
     measurement_differences,
     n_comparisons,
     simultaneous_confidence,
     subject_differences,
 )
-from analogy.records import Cell, Verdict
 from analogy.results.reading import from_json, header_from_json, read
 from analogy.results.writing import to_json
-from analogy.stats import Interval
+from analogy.statistics.values import Interval
 
 of, of_header = from_json, header_from_json
 
 
 def write(data, path):
-    baseline.write(from_json(data), path)
+    baseline_module.write(from_json(data), path)
 
 
 def cell(margins, verdict=None, *, category="color", alpha=0.5, n=None):
@@ -100,7 +104,7 @@ def test_a_loss_within_the_tolerance_is_equivalent():
 
 def at_interval(monkeypatch, low, high, **verdicts):
     """The outcome where the difference has this interval, at a tolerance of 0.25."""
-    monkeypatch.setattr(baseline, "bootstrap_ci", lambda *_, **__: Interval(low, high))
+    monkeypatch.setattr(comparison, "bootstrap_ci", lambda *_, **__: Interval(low, high))
     old = cell(BEFORE, verdicts.get("old", Verdict.SUCCESS))
     new = cell(BEFORE, verdicts.get("new", Verdict.SUCCESS))
     return compare_items(old, new, tolerance=0.25, comparisons=25).outcome
@@ -230,7 +234,7 @@ def test_an_interval_of_many_comparisons_has_resamples_beyond_its_ends(monkeypat
         asked.append(n_resamples * (1 - confidence) / 2)
         return Interval(0, 0)
 
-    monkeypatch.setattr(baseline, "bootstrap_ci", spy)
+    monkeypatch.setattr(comparison, "bootstrap_ci", spy)
     for comparisons in (1, 25, 1000):
         changed(BEFORE, BEFORE, comparisons=comparisons)
     assert asked == pytest.approx([250, 10, 10], rel=1e-3)
@@ -512,7 +516,7 @@ def test_the_overall_verdict_is_known_of_its_categories():
 
 
 def test_only_the_embedded_model_has_a_baseline_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr(places, "shipped", lambda name: tmp_path / name)
     assert default_path("embedded") == tmp_path / "baselines" / "embedded.json"
     assert default_path("segmind/SSD-1B") is None
 
@@ -662,7 +666,7 @@ class Gate:
         differences = new - old
         error = differences.std(axis=-1, ddof=1) / math.sqrt(N_PAIRS)
         high = differences.mean(axis=-1) + scipy.stats.t.ppf(0.975, N_PAIRS - 1) * error
-        self.plain[run] = high < -baseline.TOLERANCE
+        self.plain[run] = high < -comparison.TOLERANCE
 
     def _change(self, old, new):
         """By 1,000 resamples where they put the interval's end above 0, well above the limit."""

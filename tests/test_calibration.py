@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analogy import stats
 from analogy.calibration import __main__ as command
 from analogy.calibration import report as reports
 from analogy.calibration import simulation
@@ -37,6 +36,8 @@ from analogy.calibration.simulation import (
     type_one_error,
 )
 from analogy.records import Verdict
+from analogy.statistics import bootstrap, estimates, multiplicity, tests
+from analogy.statistics import values as values_module
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "calibration.md"
 
@@ -51,7 +52,7 @@ def t_interval(values, seed=0, scale=1.0):
     values = np.asarray(values).mean(axis=-1) if np.ndim(values) == 2 else np.asarray(values)
     n = len(values)
     half = scale * t_quantile(n) * values.std(ddof=1) / math.sqrt(n)
-    return stats.Interval(values.mean() - half, values.mean() + half)
+    return values_module.Interval(values.mean() - half, values.mean() + half)
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +65,8 @@ def _no_collection(monkeypatch):
 def exact(monkeypatch):
     """Student's interval in the bootstrap's place: quick, and what it does is known exactly."""
     simulation._intervals.cache_clear()
-    monkeypatch.setattr(stats, "bootstrap_ci", lambda values, **_: t_interval(values))
-    monkeypatch.setattr(stats, "bootstrap_test", lambda values, **_: stats.t_test(values))
+    monkeypatch.setattr(bootstrap, "bootstrap_ci", lambda values, **_: t_interval(values))
+    monkeypatch.setattr(bootstrap, "bootstrap_test", lambda values, **_: tests.t_test(values))
     yield
     simulation._intervals.cache_clear()
 
@@ -173,7 +174,7 @@ def test_coverage_is_of_the_suites_interval(method):
     samples, seeds = simulation._samples("exponential", 10, 40, seed=3)
     held = 0
     for items, seed in zip(samples[:, :, 0], seeds, strict=True):
-        low, high = stats.bootstrap_ci(items, n_resamples=200, seed=seed, method=method)
+        low, high = bootstrap.bootstrap_ci(items, n_resamples=200, seed=seed, method=method)
         held += low <= 0 <= high
     figures = coverage("exponential", 10, repetitions=40, n_resamples=200, method=method, seed=3)
     assert figures.held == Share(held, 40)
@@ -196,7 +197,7 @@ def test_items_taken_for_independent_cover_too_little(exact):
 def test_verdicts_are_the_suites(name):
     samples, seeds = simulation._samples(name, 8, 40, seed=0)
     verdicts = [
-        stats.estimate(items, n_resamples=100, seed=seed).verdict
+        estimates.estimate(items, n_resamples=100, seed=seed).verdict
         for items, seed in zip(samples[:, :, 0], seeds, strict=True)
     ]
     figures = type_one_error(name, 8, repetitions=40, n_resamples=100)
@@ -209,12 +210,12 @@ def test_families_are_judged_by_the_suites_verdicts_and_holm(monkeypatch):
     monkeypatch.setattr(simulation, "FAR_RESAMPLES", 1000)
     samples, seeds = simulation._samples("mirrored exponential", 8, 60, seed=9)
     cells = [
-        stats.estimate(items, n_resamples=1000, seed=seed)
+        estimates.estimate(items, n_resamples=1000, seed=seed)
         for items, seed in zip(samples[:, :, 0], seeds, strict=True)
     ]
     raw = holm = 0
     for family in (cells[i : i + 6] for i in range(0, 60, 6)):
-        adjusted = stats.holm([max(cell.p, cell.p_bootstrap) for cell in family])
+        adjusted = multiplicity.holm([max(cell.p, cell.p_bootstrap) for cell in family])
         successes = np.array([cell.verdict is Verdict.SUCCESS for cell in family])
         raw += successes.any()
         holm += (successes & (adjusted < 0.05)).any()
@@ -306,7 +307,7 @@ def report(monkeypatch):
     """Figures of 50 pairs that hold every bar, planted."""
     monkeypatch.setattr(reports, "SIZES", (50,))
     good, few = Share(3800, 4000), Share(80, 4000)
-    cases = [(name, 50, method) for name in DISTRIBUTIONS for method in get_args(stats.Method)]
+    cases = [(name, 50, method) for name in DISTRIBUTIONS for method in get_args(bootstrap.Method)]
     covered = [Coverage(*case, good, few, Share(120, 4000), 1.25) for case in cases]
     return Report(
         coverages=covered,

@@ -29,11 +29,12 @@ from analogy.ceiling import (
     load,
 )
 from analogy.grid import content, digest
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.results.model import share
-from analogy.stats import MIN_DECISIVE, bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_DECISIVE
 from analogy.world import (
     ATTRIBUTES,
     CaptionError,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analogy.models import fingerprint
+from analogy.models.fingerprints import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 

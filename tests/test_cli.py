@@ -15,7 +15,8 @@ from extras import extra
 from planted import results, small, write_results
 from typer.testing import CliRunner
 
-from analogy import baseline, cli
+from analogy import cli
+from analogy.results import comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -338,7 +339,7 @@ def test_an_error_of_the_suite_is_no_verdict(monkeypatch, capsys, old):
     def broken(*_, **__):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(baseline, "compare", broken)
+    monkeypatch.setattr(comparison, "compare", broken)
     monkeypatch.setattr(sys, "argv", ["analogy", "compare", str(old), str(old)])
     with pytest.raises(SystemExit) as ended:
         cli.main()

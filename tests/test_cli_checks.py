@@ -7,8 +7,9 @@ import json
 import pytest
 from verbs import verb
 
-from analogy import models, study  # noqa: F401
-from analogy.models import shipped
+from analogy import study  # noqa: F401
+from analogy.models import defaults
+from analogy.models.places import shipped
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 
@@ -100,5 +101,5 @@ def test_models_as_json_has_sizes_fingerprints_and_devices(no_hub):
     assert judge["fingerprint"].startswith("clip-tiny@sha256:")
     assert [(each["fingerprint"], each["bytes"]) for each in others] == [(None, None)] * 2
     [cpu] = [each for each in data["devices"] if each["device"] == "cpu"]
-    assert cpu["dtype"] == models.native_dtype("cpu")
+    assert cpu["dtype"] == defaults.native_dtype("cpu")
     assert cpu["steps"] == {"embedded": 8, "segmind/SSD-1B": 50}

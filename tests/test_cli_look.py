@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 from verbs import verb
 
-from analogy import study, work  # noqa: F401  their libraries warn when they are first imported
+from analogy import (
+    study,  # noqa: F401  their libraries warn when they are first imported
+    work,
+)
 from analogy.cli.look import pair_of
 from analogy.generator import Generator
 from analogy.records import Pair

@@ -15,8 +15,8 @@ from verbs import verb
 
 from analogy import cli
 from analogy.cli import look
+from analogy.errors import OptionError
 from analogy.options import OPTIONS, parse_options
-from analogy.request import OptionError
 from analogy.sessions.session import Session
 from analogy.steering.base import METHODS
 

@@ -19,10 +19,11 @@ import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import analysis, baseline, execute, options, quality, study, work  # noqa: F401  likewise
+from analogy import analysis, execute, options, quality, study, work  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
 from analogy.report import text  # noqa: F401  likewise
+from analogy.results import comparison  # noqa: F401  likewise
 from analogy.store import RunFolder
 from analogy.study import Study
 

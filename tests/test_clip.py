@@ -16,8 +16,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from analogy.clip import Judge, _preprocessing, find_judge
-from analogy.models import ModelError, shipped
+from analogy.clip import Judge, find_judge
+from analogy.clip_files import preprocessing_layers as _preprocessing
+from analogy.models.places import shipped
+from analogy.networks import ModelError
 from analogy.world import Scene, render
 
 

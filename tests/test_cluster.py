@@ -15,14 +15,16 @@ from extras import extra
 from analogy.engine import ClusterError, Setup
 from analogy.execute import Execution
 from analogy.grid import Grid
-from analogy.models import ModelError, ModelSource
+from analogy.models.places import ModelSource
+from analogy.networks import ModelError
 from analogy.steering.base import with_method
 from analogy.store import RunFolder
 
 ray = extra("ray")
 
-from analogy import cluster  # noqa: E402
-from analogy.cluster import AHEAD, MOST_LOST, Actor, RayEngine, shares  # noqa: E402
+from analogy import cluster, ray_worker  # noqa: E402
+from analogy.cluster import AHEAD, MOST_LOST, RayEngine, shares  # noqa: E402
+from analogy.ray_worker import Actor  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -175,7 +177,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
 
 def test_a_model_that_is_in_the_same_place_is_taken_from_there(config, model_source, judge_source):
     setup = Setup(config, (), model_source, judge_source)
-    found = cluster._found_here(setup, "10.0.0.1")
+    found = ray_worker.found_here(setup, "10.0.0.1")
     assert found.model is model_source
     assert found.judge is judge_source
 
@@ -185,17 +187,17 @@ def test_a_model_that_is_elsewhere_is_found_by_its_name(
 ):
     model = ModelSource(tmp_path / "away", model_source.fingerprint)
     judge = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}")
-    found = cluster._found_here(Setup(config, (), model, judge), "10.0.0.1")
+    found = ray_worker.found_here(Setup(config, (), model, judge), "10.0.0.1")
     assert (found.model, found.judge) == (model_source, judge_source)
 
 
 def test_another_model_of_that_name_is_refused(config, model_source, judge_source, tmp_path):
     away = ModelSource(tmp_path / "away", "mine@sha256:0")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine@sha256:0 in .* share"):
-        cluster._found_here(Setup(config, (), away, judge_source), "10.0.0.1")
+        ray_worker.found_here(Setup(config, (), away, judge_source), "10.0.0.1")
     away = replace(judge_source, name=f"local-dir:{tmp_path / 'away'}", fingerprint="mine")
     with pytest.raises(ModelError, match=r"10\.0\.0\.1: expected mine in .* share"):
-        cluster._found_here(Setup(config, (), model_source, away), "10.0.0.1")
+        ray_worker.found_here(Setup(config, (), model_source, away), "10.0.0.1")
 
 
 # --- the whole way

@@ -18,7 +18,7 @@ from analogy.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
-from analogy import cluster  # noqa: E402
+from analogy import cluster, ray_watch  # noqa: E402
 from analogy.cluster import RayEngine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,8 +73,8 @@ def test_a_raylet_that_dies_while_this_process_is_busy_is_let_go_of_all_the_same
 
 
 def test_a_server_that_never_answered_is_not_missed(engine, monkeypatch):
-    monkeypatch.setattr(cluster, "_answers", lambda address: False)
-    assert cluster.Watch()._servers == {}
+    monkeypatch.setattr(ray_watch, "_answers", lambda address: False)
+    assert ray_watch.Watch()._servers == {}
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from analogy.study import commit_of
+from analogy.provenance import commit_of
 
 
 @pytest.fixture

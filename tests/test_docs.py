@@ -52,7 +52,7 @@ from verbs import verb
 import analogy.world.ceiling
 from analogy import cli, registry, resolve
 from analogy.evaluation import subjects
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
 from analogy.report import glossary

@@ -47,11 +47,12 @@ from analogy.metrics import (
     psnr,
     ssim,
 )
-from analogy.models import ModelError, find_pipeline
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.serial import Serial
-from analogy.stats import bootstrap_ci, cluster_bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci, cluster_bootstrap_ci
 from analogy.store import RunFolder
 from tools.distort import drawings, random_backbone
 from tools.distort import noise as grain

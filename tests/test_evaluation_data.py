@@ -12,19 +12,17 @@ from PIL import Image
 
 from analogy.evaluation import EvaluationAgent, Task, TaskError, metric, subjects
 from analogy.evaluation.data import (
-    METADATA,
     ImageFolder,
     PromptImages,
     Prompts,
     WordPairs,
-    by_name,
     read_data,
-    read_folder,
     steered,
 )
+from analogy.evaluation.folders import METADATA, by_name, read_folder
 from analogy.evaluation.samples import NEEDS, FeatureCache
 from analogy.images import to_png
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair
 

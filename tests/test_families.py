@@ -9,10 +9,13 @@ import pytest
 from safetensors.torch import save_file
 from tiny import MODELS, SIZE, build, original_format
 
-from analogy import models
 from analogy.families import FAMILIES, family_of
 from analogy.generator import Generator, latents_for
-from analogy.models import ModelError, find_pipeline, load_pipeline, native_size
+from analogy.models import loading
+from analogy.models.folders import native_size
+from analogy.models.loading import load_pipeline
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.steering.base import METHODS
 
@@ -152,7 +155,7 @@ def test_the_safety_checker_is_neither_loaded_nor_asked_about(tmp_path):
     (tmp_path / "sd1" / "safety_checker").mkdir()
     (tmp_path / "sd1" / "safety_checker" / "pytorch_model.bin").touch()
     source = find_pipeline(str(tmp_path / "sd1"), dtype="float32")
-    assert models.load_pipeline(source, device="cpu", dtype="float32").safety_checker is None
+    assert loading.load_pipeline(source, device="cpu", dtype="float32").safety_checker is None
 
 
 def test_a_single_file_draws_what_its_folder_draws(tmp_path):

@@ -22,9 +22,10 @@ import processes
 import pytest
 
 from analogy import files
+from analogy.database import SCHEMA_VERSION
 from analogy.grid import Grid
-from analogy.index import SCHEMA_VERSION
-from analogy.store import RunFolder, StoreError
+from analogy.opening import StoreError
+from analogy.store import RunFolder
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 

@@ -19,7 +19,8 @@ from verbs import verb
 
 from analogy.errors import ExitCode
 from analogy.evaluation import EvaluationAgent, Task
-from analogy.models import ModelError, shipped
+from analogy.models.places import shipped
+from analogy.networks import ModelError
 
 pytest_plugins = ["pytester"]
 
@@ -194,7 +195,7 @@ def test_models_names_what_is_broken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = copy("sdxl-tiny")
     (place / "model_index.json").write_text("[" * 100_000)
-    monkeypatch.setattr("analogy.models.shipped", lambda name: place)
+    monkeypatch.setattr("analogy.models.sources.shipped", lambda name: place)
     done = verb("models")
     assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     assert "model_index.json: expected a pipeline's index" in done.stderr

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import analogy
-from analogy.errors import AnalogyError, ExitCode
-from analogy.models import shipped
+from analogy.errors import AnalogyError, ExitCode, OptionError
+from analogy.models.places import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs, select
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.sessions import session
 
 

@@ -13,10 +13,11 @@ import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run i
 from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
-from analogy import analysis, baseline, execute, quality, study  # noqa: F401  likewise
+from analogy import analysis, execute, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.report import html, text  # noqa: F401  likewise
+from analogy.results import comparison
 
 pytest_plugins = ["pytester"]
 
@@ -186,7 +187,7 @@ def test_a_bar_that_was_met_is_a_pass(cases):
 def test_a_baseline_none_of_whose_cells_decide_is_no_pass(cases, monkeypatch):
     """Every comparison says too few, or lacks images, each a skipped case."""
     assert cases("--baseline=b.json", "--update-baseline").ret == pytest.ExitCode.OK
-    monkeypatch.setattr(baseline, "MIN_DECISIVE", 9)
+    monkeypatch.setattr(comparison, "MIN_DECISIVE", 9)
     run = cases("--baseline=b.json", cases=("test_regression",))
     run.assert_outcomes(skipped=2)
     assert run.ret == pytest.ExitCode.TESTS_FAILED

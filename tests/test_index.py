@@ -15,9 +15,10 @@ import pytest
 from planted import write_results
 from verbs import verb
 
-from analogy import index, load_run
+from analogy import database, load_run
+from analogy.opening import StoreError
 from analogy.results.reading import RecordedError
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 from analogy.study import Study
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
@@ -50,7 +51,7 @@ NOT_TEXT = "not utf-8"
 
 def columns():
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(index.SCHEMA)
+        db.executescript(database.SCHEMA)
         query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         tables = [name for (name,) in db.execute(query)]
         return [

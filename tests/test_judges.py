@@ -12,8 +12,9 @@ import torch
 from broken import DEEP, LFS, save
 from safetensors.torch import load_file
 
-from analogy.clip import Judge, Preprocessing, find_judge
-from analogy.models import ModelError
+from analogy.clip import Judge, find_judge
+from analogy.clip_files import Preprocessing
+from analogy.networks import ModelError
 
 
 @pytest.fixture

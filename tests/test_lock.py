@@ -13,7 +13,8 @@ import pytest
 from analogy import lock
 from analogy.grid import Grid
 from analogy.lock import OWNER_NAME, LockedError, WriterLock
-from analogy.store import RunFolder, StoreError
+from analogy.opening import StoreError
+from analogy.store import RunFolder
 
 
 @pytest.fixture

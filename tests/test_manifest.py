@@ -23,7 +23,7 @@ from analogy import cli
 from analogy import manifest as manifests
 from analogy.images import from_png, to_png
 from analogy.manifest import ManifestError, read_manifest
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.pairs import load_pairs
 from analogy.results.reading import read
 

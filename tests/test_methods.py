@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
 from analogy import cli, options
+from analogy.errors import OptionError
 from analogy.methods import (
     MethodComparison,
     compare_methods,
@@ -25,8 +26,7 @@ from analogy.methods import (
 from analogy.options import parse_methods, parse_options
 from analogy.records import Verdict
 from analogy.report.text import method_tables
-from analogy.request import OptionError
-from analogy.stats import bootstrap_ci, bootstrap_test
+from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 
 ALPHAS = (0.0, 0.5, 1.0)
 

@@ -18,20 +18,16 @@ import torch
 from extras import extra
 from safetensors.torch import save_file
 
-from analogy import models
-from analogy.models import (
-    CHECKSUMS,
-    LORA_WEIGHTS,
-    ModelError,
-    find_pipeline,
-    fingerprint,
-    load_pipeline,
-    machine,
-    native_dtype,
-    native_size,
-    shipped,
-    write_checksums,
-)
+from analogy.models import defaults, loading
+from analogy.models import lora as lora_module
+from analogy.models.defaults import machine, native_dtype
+from analogy.models.fingerprints import CHECKSUMS, fingerprint, write_checksums
+from analogy.models.folders import native_size
+from analogy.models.loading import load_pipeline
+from analogy.models.lora import LORA_WEIGHTS
+from analogy.models.places import shipped
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
 
 
 @pytest.fixture
@@ -222,7 +218,7 @@ def test_a_single_file_takes_the_configuration_beside_it(single, monkeypatch, pl
         asked.update(given, path=path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "check_converted", lambda *_: None)  # it would refuse this one
+    monkeypatch.setattr(loading, "check_converted", lambda *_: None)  # it would refuse this one
     monkeypatch.setattr(diffusers.StableDiffusionXLPipeline, "from_single_file", from_single_file)
     with pytest.raises(KeyboardInterrupt):
         load_pipeline(source, device="cpu", dtype="bfloat16")
@@ -269,11 +265,11 @@ def lora(tmp_path):
 
 @pytest.fixture
 def peft_is_there(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(lora_module.importlib.util, "find_spec", lambda name: object())
 
 
 def test_without_peft_a_lora_says_what_to_install(monkeypatch, lora):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lora_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"--lora needs the package peft.*pip install peft"):
         find_pipeline("embedded", dtype="float32", lora=str(lora))
 
@@ -441,7 +437,7 @@ def test_the_pipeline_computes_in_the_dtype_asked_for(pipeline, model_source):
     ],
 )
 def test_the_native_dtype(monkeypatch, device, has_bfloat16, dtype):
-    monkeypatch.setattr(models, "_cpu_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(defaults, "_cpu_has_bfloat16", lambda: has_bfloat16)
     assert native_dtype(device) == dtype
 
 

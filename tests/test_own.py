@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
-from analogy import analysis, baseline, bench, execute, study  # noqa: F401  likewise
+from analogy import analysis, bench, execute, study  # noqa: F401  likewise
 from analogy.grid_metrics import (
     DEFAULT,
     Described,
@@ -36,10 +36,11 @@ from analogy.grid_metrics import (
 )
 from analogy.images import read_image
 from analogy.judges import OwnJudge, find_judge
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
 from analogy.report import html, text  # noqa: F401  likewise
+from analogy.results import comparison  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

@@ -15,6 +15,7 @@ import torch
 from verbs import verb
 
 from analogy import resolve
+from analogy.errors import OptionError
 from analogy.evaluation import Task
 from analogy.evaluation.protocol import TaskError
 from analogy.generator import Generator
@@ -23,7 +24,6 @@ from analogy.memory import MemoryFullError
 from analogy.options import OPTIONS, parse_options
 from analogy.records import Need, RunConfig
 from analogy.registry import ExtensionError
-from analogy.request import OptionError
 from analogy.steering.base import DEFAULT_METHOD, METHODS, Identity, with_method
 from analogy.steering.conditioning import mean
 from analogy.study import Study

@@ -5,8 +5,8 @@ import shlex
 import pytest
 from verbs import verb
 
+from analogy.opening import StoreError
 from analogy.results.reading import RecordedError, read
-from analogy.store import StoreError
 from analogy.verify import verify
 
 HOSTILE = "x; touch PWNED #"

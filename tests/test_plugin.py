@@ -18,10 +18,11 @@ import statsmodels.stats.multitest
 import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
-from analogy import clip, execute, models, work
+from analogy import clip, execute, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
-from analogy.models import shipped
+from analogy.models import defaults
+from analogy.models.places import shipped
 from analogy.records import Estimate
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.reading import read
@@ -499,7 +500,7 @@ def test_a_run_of_the_published_model_shows_the_published_figures(
     judged(below)
     run = bench(*eight)
     run.stdout.no_fnmatch_line("published *")
-    monkeypatch.setattr(models, "DEFAULT_GPU_MODEL", "embedded")  # as if it were SSD-1B
+    monkeypatch.setattr(defaults, "DEFAULT_GPU_MODEL", "embedded")  # as if it were SSD-1B
     run = bench(*eight)
     run.stdout.fnmatch_lines(
         [

@@ -26,10 +26,11 @@ from cases import (
 )
 from verbs import verb
 
-from analogy import analysis, baseline, execute, quality, study  # noqa: F401  likewise
+from analogy import analysis, execute, quality, study  # noqa: F401  likewise
 from analogy.engine import ClusterLostError
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.report import html, text  # noqa: F401  likewise
+from analogy.results import comparison  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

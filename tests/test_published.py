@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analogy.models import DEFAULT_GPU_MODEL, shipped
+from analogy.models.defaults import DEFAULT_GPU_MODEL
+from analogy.models.places import shipped
 from analogy.pairs import load_pairs
 from analogy.records import Estimate, Verdict
 from analogy.report.text import published_lines
 from analogy.results.model import Pool
 from analogy.results.reading import RecordedError, read
-from analogy.stats import MIN_DECISIVE, item_level, success_rate, verdict, wilson_interval
+from analogy.statistics.estimates import item_level, verdict
+from analogy.statistics.tests import success_rate, wilson_interval
+from analogy.statistics.values import MIN_DECISIVE
 
 PATH = shipped("baselines/ssd-1b-published.json")
 PUBLISHED = json.loads(PATH.read_text("utf-8"))

@@ -24,7 +24,7 @@ from analogy.metrics import (
 from analogy.quality import References
 from analogy.records import Cell, Limit
 from analogy.results.writing import quality_to_json
-from analogy.stats import bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
 
 CELL = Cell("color", 1.0)
 

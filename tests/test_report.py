@@ -17,13 +17,14 @@ from planted import small, write_results
 from reported import color, draw, draw_results, margin, picture, pixels, read_page
 from typer.testing import CliRunner
 
-from analogy import baseline, cli
+from analogy import cli
 from analogy.images import from_png
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.report import gallery as galleries
 from analogy.report.numbers import SYMBOLS
+from analogy.results import comparison as comparison_module
 from analogy.results.model import Settings
 from analogy.results.reading import RecordedError, from_json
 from analogy.world.drawings import drawings
@@ -212,7 +213,7 @@ def test_a_comparison_names_what_regressed(study):
     results = draw(study)
     old = from_json(results)
     worse = draw(study, margin=lambda job: margin(job) - 0.1 * (job.pair.category == "color"))
-    comparison = baseline.compare(old, from_json(worse))
+    comparison = comparison_module.compare(old, from_json(worse))
     assert 'id="comparison"' not in render(worse)
     page = read_page(render(worse, comparison=comparison))
     said = page.id("comparison").text

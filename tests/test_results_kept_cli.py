@@ -12,11 +12,12 @@ import statsmodels.stats.power
 import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import analysis, baseline, load_run, quality, store, study  # noqa: F401  likewise
+from analogy import analysis, load_run, opening, quality, study  # noqa: F401  likewise
 from analogy.generator import Generator
 from analogy.kept import Measured
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.report import html, text  # noqa: F401  likewise
+from analogy.results import comparison  # noqa: F401  likewise
 from analogy.store import RunFolder
 
 pytest_plugins = ["pytester"]
@@ -176,7 +177,7 @@ def test_pytest_twice_writes_twice_and_a_small_run_not(here, pytester):
 def test_a_folder_without_a_place_for_results_is_said_before_the_work(here, monkeypatch):
     shutil.rmtree("run/images")
     Path("run/results").write_text("mine")
-    monkeypatch.setattr(store, "_check_own_files", lambda path: None)  # which says so first
+    monkeypatch.setattr(opening, "_check_own_files", lambda path: None)  # which says so first
     monkeypatch.setattr(Generator, "generate", lambda *_: pytest.fail("generated"))
     result = verb("run", *WHOLE)
     assert result.exit_code == 4

@@ -14,7 +14,7 @@ from planted import results as planted
 from planted import small
 from reported import draw_results
 
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.quality import References
 from analogy.records import Cell, Estimate, ItemLevel, Trend, Verdict
 from analogy.results.model import Ceiling, Distance, Failure, Mean, Null, QualityFigures

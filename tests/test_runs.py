@@ -20,10 +20,11 @@ from reported import draw, margin, picture
 
 import analogy
 from analogy.images import from_png
+from analogy.opening import StoreError
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError
 from analogy.runs import load_run
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 
 plots = extra("analogy.report.plots", of="matplotlib")
 

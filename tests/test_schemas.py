@@ -18,11 +18,12 @@ from planted import write_results
 from reported import draw, picture
 from typer.testing import CliRunner
 
-from analogy import baseline, cli
+from analogy import cli
 from analogy.grid_metrics import Absent, Per, grid_metrics
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.quality import References
 from analogy.records import Cell, Estimate, RunConfig, Verdict
+from analogy.results import comparison
 from analogy.results.model import RESULTS_NAME
 
 jsonschema = extra("jsonschema")
@@ -173,11 +174,11 @@ def test_the_schema_has_the_fields_of_the_records():
         names = {metric.name for metric in grid_metrics() if metric.per is per}
         assert names < set(quality[rows]["items"]["properties"])
     change = schema("comparison")["$defs"]["change"]["properties"]
-    assert set(change) == {f.name for f in dataclasses.fields(baseline.Change)}
+    assert set(change) == {f.name for f in dataclasses.fields(comparison.Change)}
     assert schema("comparison")["$defs"]["outcome"]["enum"] == [
         "regressed", "improved", "equivalent", "inconclusive", "too_few", "incomplete", "blind",
     ]  # fmt: skip
-    assert set(schema("comparison")["$defs"]["outcome"]["enum"]) == {*baseline.Outcome}
+    assert set(schema("comparison")["$defs"]["outcome"]["enum"]) == {*comparison.Outcome}
 
 
 # --- what is no results file

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analogy import cli
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.results.reading import read
 
 

@@ -28,11 +28,17 @@ from analogy import cli
 from analogy.clip import Judge, find_judge
 from analogy.engine import Setup
 from analogy.metrics.weights import read_weights
-from analogy.models import ModelError, find_pipeline, fingerprint, load_pipeline, shipped
+from analogy.models.fingerprints import fingerprint
+from analogy.models.loading import load_pipeline
+from analogy.models.places import shipped
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
+from analogy.repair import NotConfirmedError, repair
 from analogy.store import RunFolder
 from analogy.study import Study
-from analogy.trust import check_judge, check_pipeline, read_index
-from analogy.verify import NotConfirmedError, repair, verify
+from analogy.trust.judges import check_judge
+from analogy.trust.pipelines import check_pipeline, read_index
+from analogy.verify import verify
 from analogy.work import Worker
 
 # --- what is planted
@@ -846,7 +852,7 @@ def test_every_path_and_id_is_shown_and_none_looked_for(run, stranger, monkeypat
             assert given == "embedded"
             return find(given, *rest, **options)
 
-        monkeypatch.setattr(f"analogy.verify.{find.__name__}", embedded_alone)
+        monkeypatch.setattr(f"analogy.repair.{find.__name__}", embedded_alone)
     rename(run, **{key: text.format(theirs=stranger.place) for key, text in named.items()})
     lose_an_image(run)
     before = content(run)

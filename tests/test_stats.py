@@ -17,37 +17,31 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from analogy import stats
 from analogy.pairs import WEAK_PAIRS
 from analogy.records import Verdict
-from analogy.stats import (
-    MAX_PAIRS,
-    MIN_DECISIVE,
+from analogy.statistics import bootstrap
+from analogy.statistics.bootstrap import (
     Method,
-    benjamini_hochberg,
     bootstrap_ci,
     bootstrap_test,
     cluster_bootstrap_ci,
-    effect_size,
-    estimate,
-    holm,
-    item_level,
-    items_from_margins,
-    min_detectable,
-    page_test,
-    pairs_needed,
-    pooled_estimate,
     resampled_together,
+)
+from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend, verdict
+from analogy.statistics.items import items_from_margins
+from analogy.statistics.multiplicity import benjamini_hochberg, holm
+from analogy.statistics.power import MAX_PAIRS, effect_size, min_detectable, pairs_needed
+from analogy.statistics.tests import (
+    page_test,
     sign_test,
     slopes,
     success_interval,
     success_rate,
     t_test,
-    trend,
-    verdict,
     wilcoxon_test,
     wilson_interval,
 )
+from analogy.statistics.values import MIN_DECISIVE
 
 N_RESAMPLES = 200
 """Few, for speed: the symmetries hold for any number."""
@@ -381,11 +375,12 @@ def test_interval_is_equivariant_under_shift_and_positive_scale(values, shift, s
 def test_blocks_change_nothing(monkeypatch):
     values = np.random.default_rng(0).exponential(size=40)
     whole = bootstrap_ci(values, seed=3), bootstrap_test(values, seed=3)
-    stats._resampled_alone.cache_clear()
-    monkeypatch.setattr(stats, "_BLOCK", 700)
-    monkeypatch.setattr(stats, "_CACHED", 90)
+    bootstrap._resampled_alone.cache_clear()
+    monkeypatch.setattr(bootstrap, "_BLOCK", 700)
+    monkeypatch.setattr(bootstrap, "_CACHED", 90)
     assert (bootstrap_ci(values, seed=3), bootstrap_test(values, seed=3)) == whole
-    assert stats._resampled_alone.cache_info().misses == 1  # one draw for the interval and the p
+    # One draw for the interval and the p.
+    assert bootstrap._resampled_alone.cache_info().misses == 1
 
 
 def test_samples_resampled_together_have_the_figures_that_they_have_alone(monkeypatch):
@@ -394,13 +389,13 @@ def test_samples_resampled_together_have_the_figures_that_they_have_alone(monkey
     samples = [rng.exponential(size=n) - 0.5 for n in (6, 50, 6, 50, 50)]
     alone = [(bootstrap_ci(v, seed=3), bootstrap_test(v, seed=3)) for v in samples]
     passes = []
-    moments = stats._moments
+    moments = bootstrap._moments
 
     def spy(units, *rest):
         passes.append(units.shape)
         return moments(units, *rest)
 
-    monkeypatch.setattr(stats, "_moments", spy)
+    monkeypatch.setattr(bootstrap, "_moments", spy)
     without = [[], [1.0], [0.5, 0.5, 0.5], [0.1, np.nan]]
     with resampled_together([*samples, samples[0][::-1], *without], seed=3):
         together = [(bootstrap_ci(v, seed=3), bootstrap_test(v, seed=3)) for v in samples]
@@ -416,9 +411,9 @@ def test_samples_resampled_together_have_the_figures_that_they_have_alone(monkey
 def test_the_mean_of_a_resample_is_exact(n):
     """No order of the sum, and so no number of threads, moves it: it is the exact sum's."""
     values = np.sort(np.random.default_rng(0).exponential(size=n))
-    centre, scale, unit = stats._standardised(values)
-    drawn = stats._moments(unit[np.newaxis], 100, 5)[0]
-    places = stats._exact_places(n)
+    centre, scale, unit = bootstrap._standardised(values)
+    drawn = bootstrap._moments(unit[np.newaxis], 100, 5)[0]
+    places = bootstrap._exact_places(n)
     rounded = np.ldexp(np.rint(np.ldexp(unit, places)), -places)
     assert np.abs(rounded - unit).max() < n * 1e-16
     rows = np.random.default_rng(5).integers(0, n, size=(100, n))
@@ -436,11 +431,11 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("n", [stats._LONG + 1, 300_000])
+@pytest.mark.parametrize("n", [bootstrap._LONG + 1, 300_000])
 @pytest.mark.parametrize("shape", LONG)
 def test_the_groups_of_a_long_sample_keep_its_variance(shape, n):
     values = np.sort(LONG[shape](np.random.default_rng(0), n))
-    groups = np.split(values, stats._group_starts(n)[1:])
+    groups = np.split(values, bootstrap._group_starts(n)[1:])
     assert sum(map(len, groups)) == n
     assert min(map(len, groups)) == 1
     within = sum(len(group) * group.var() for group in groups) / n
@@ -452,7 +447,7 @@ def test_a_long_sample_has_the_interval_of_one_that_is_not_grouped(monkeypatch):
     values = np.random.default_rng(0).exponential(size=30_000)
     error = values.std() / math.sqrt(len(values))
     grouped = bootstrap_ci(values, n_resamples=2000)
-    monkeypatch.setattr(stats, "_LONG", len(values))
+    monkeypatch.setattr(bootstrap, "_LONG", len(values))
     whole = bootstrap_ci(values, n_resamples=2000, seed=1)
     assert grouped != whole
     assert grouped == pytest.approx(whole, abs=0.2 * error)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from analogy import files
+from analogy.database import SCHEMA_VERSION
 from analogy.grid import Grid, content, digest
-from analogy.index import SCHEMA_VERSION
+from analogy.opening import StoreError
 from analogy.records import Pair
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 
 MODEL, SCHEDULER = "model@sha256:1", "Euler/1"
 

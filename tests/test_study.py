@@ -15,22 +15,20 @@ from tiny import build
 
 from analogy import options, resolve
 from analogy.ceiling import CeilingError
+from analogy.errors import OptionError
 from analogy.grid import Role
-from analogy.models import (
-    DEFAULT_GPU_CLIP,
-    DEFAULT_GPU_MODEL,
-    ModelError,
-    native_dtype,
-    sampling,
-)
+from analogy.models import samplings
+from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
+from analogy.networks import ModelError
+from analogy.opening import StoreError
 from analogy.pairs import PairsError
 from analogy.records import Verdict
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.writing import to_json
-from analogy.stats import estimate
+from analogy.statistics.estimates import estimate
 from analogy.steering.conditioning import Conditioning
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 from analogy.study import Study
 from analogy.work import steered, texts
 
@@ -70,7 +68,7 @@ def test_the_default_study_is_the_whole_grid_on_the_embedded_models(open_study):
     assert len(opened.cell_jobs("color", 0.5)) == 50 * 2 * 3
     config = opened.config
     assert (config.model, config.clip_model, config.device) == ("embedded", "embedded", "cpu")
-    assert (config.steps, config.guidance) == options.EMBEDDED_SAMPLING
+    assert (config.steps, config.guidance) == samplings.EMBEDDED_SAMPLING
     assert (config.size, config.batch_size, config.memory) == (64, None, None)
     assert config.dtype == native_dtype("cpu")
     assert opened.model.fingerprint.startswith("sdxl-tiny@sha256:")

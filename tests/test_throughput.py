@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from analogy.models import find_pipeline
+from analogy.models.sources import find_pipeline
 from analogy.store import RunFolder
 from tools import ssd1b
 from tools.throughput import (

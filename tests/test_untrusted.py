@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from planted import results, small, write_results
 from verbs import verb
 
-from analogy import baseline, ceiling, lock
+from analogy import ceiling, lock
 from analogy.evaluation import Report
 from analogy.pairs import (
     COLUMNS,
@@ -34,6 +34,8 @@ from analogy.pairs import (
     WeakCategoryWarning,
     load_pairs,
 )
+from analogy.results import baseline as baseline_module
+from analogy.results import comparison
 from analogy.results.reading import RecordedError, from_json, read
 from analogy.strict_json import parse
 
@@ -268,15 +270,15 @@ def test_any_baseline_is_compared_or_refused(tmp_path_factory, changes):
     file = tmp_path_factory.getbasetemp() / "baseline.json"
     file.write_bytes(as_json(changed(changes)))
     new = from_json(GOOD)
-    with contextlib.suppress(RecordedError, baseline.NotComparableError):
+    with contextlib.suppress(RecordedError, comparison.NotComparableError):
         old = read(file)
-        baseline.measurement_differences(old.header, new.header)
-        baseline.subject_differences(old.header, new.header)
+        comparison.measurement_differences(old.header, new.header)
+        comparison.subject_differences(old.header, new.header)
         for cell in [*new.analysis.cells, None]:
-            baseline.known_not_to_succeed(old, cell, new.header.categories)
-        baseline.compare(old, new)
-    with contextlib.suppress(RecordedError, baseline.BaselineError):
-        baseline.check_replaceable(file, new.header)
+            baseline_module.known_not_to_succeed(old, cell, new.header.categories)
+        comparison.compare(old, new)
+    with contextlib.suppress(RecordedError, baseline_module.BaselineError):
+        baseline_module.check_replaceable(file, new.header)
 
 
 # --- nesting, sizes and kinds that no reader expects
@@ -366,7 +368,8 @@ def test_memory_that_is_full_is_said_in_a_sentence(tmp_path):
     big = tmp_path / "big.json"
     big.write_text('{"a": [' + "[1],[2]," * 6_000_000 + "0]}")
     code = (
-        "import resource, psutil; from analogy.cli import base, compare; import analogy.baseline;"
+        "import resource, psutil; from analogy.cli import base, compare;"
+        "import analogy.results.comparison;"
         "size = psutil.Process().memory_info().vms + 300_000_000;"
         "resource.setrlimit(resource.RLIMIT_AS, (size, size)); base.main()"
     )

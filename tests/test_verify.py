@@ -20,10 +20,12 @@ from analogy.clip import JudgeSource
 from analogy.image_store import MAX_IMAGE_BYTES
 from analogy.images import from_png, to_png
 from analogy.index import LOST
-from analogy.models import ModelSource
-from analogy.store import RunFolder, StoreError
+from analogy.models.places import ModelSource
+from analogy.opening import StoreError
+from analogy.repair import repair
+from analogy.store import RunFolder
 from analogy.study import Study
-from analogy.verify import repair, verify
+from analogy.verify import verify
 
 SCORES = "SELECT key, judge, cos_target, cos_source, margin FROM scores ORDER BY key"
 
@@ -354,7 +356,7 @@ def test_a_path_out_of_the_folder_is_neither_read_nor_removed(path, tmp_path, op
     assert [damage.row.path for damage in found.damaged] == ["../outside.png"]
     folder.remove((each.row, each.reason) for each in found.damaged)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analogy.verify._make_again", lambda *_, **__: None)
+        patch.setattr("analogy.repair._make_again", lambda *_, **__: None)
         repair(folder, found)
     assert outside.exists()
 
@@ -374,7 +376,7 @@ def test_metrics_that_compare_with_a_lost_control_go_with_it(path, opened):
 
 def test_another_model_repairs_nothing(run, path, monkeypatch):
     other = ModelSource(path, "other@sha256:0")
-    monkeypatch.setattr("analogy.verify.find_pipeline", lambda *_, **__: other)
+    monkeypatch.setattr("analogy.repair.find_pipeline", lambda *_, **__: other)
     delete(images_of(path)[0])
     result = run("--repair")
     assert result.exit_code == 4

@@ -16,7 +16,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from analogy.models import shipped
+from analogy.models.places import shipped
 
 #: Pixels a side of the images of them all.
 SIZE = 32

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from analogy import stats
 from analogy._version import __version__
 from analogy.calibration.report import measure, tables
 from analogy.files import PlaceError, check_output, write_output
+from analogy.statistics import bootstrap
 
 MIN_REPETITIONS = 100
 """With fewer the Monte-Carlo error of a coverage is above two points: nothing could be judged."""
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, low, default, text in (
         ("--repetitions", MIN_REPETITIONS, 4_000, "samples of each configuration"),
-        ("--resamples", stats.MIN_RESAMPLES, 1_000, "bootstrap resamples of each sample"),
+        ("--resamples", bootstrap.MIN_RESAMPLES, 1_000, "bootstrap resamples of each sample"),
         ("--seed", 0, 0, "the same seed gives the same figures"),
         ("--workers", 1, 2, "processes"),
     ):

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, get_args
 
 from tqdm import tqdm
 
-from analogy import stats
 from analogy.calibration.simulation import (
     ALPHAS,
     CELLS,
@@ -30,6 +29,8 @@ from analogy.calibration.simulation import (
     power,
     type_one_error,
 )
+from analogy.statistics import bootstrap
+from analogy.statistics import power as power_module
 
 SIZES = (10, 20, 50, 200)
 """Pairs: few, a small category, a cell of the suite, a large category."""
@@ -59,7 +60,7 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> R
     settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     cells = [
         partial(_cell, name, n, method=method, repetitions=of, **settings)
-        for method, of in zip(get_args(stats.Method), (repetitions, few, few), strict=True)
+        for method, of in zip(get_args(bootstrap.Method), (repetitions, few, few), strict=True)
         for n in reversed(SIZES)  # the longest first: no worker is left with one at the end
         for name in DISTRIBUTIONS
     ]
@@ -118,7 +119,7 @@ def tables(report: Report) -> str:
 
 def _coverage_table(report: Report) -> str:
     rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
-    default, *contrasts = get_args(stats.Method)
+    default, *contrasts = get_args(bootstrap.Method)
     head = ["data", "pairs", default, "too low / too high", "width"]
     lines = []
     for name, n in _cases():
@@ -133,7 +134,7 @@ def _coverage_table(report: Report) -> str:
 
 def _type_one_table(report: Report) -> str:
     rows = {(row.method, row.distribution, row.n): row for row in report.type_one_errors}
-    methods = get_args(stats.Method)
+    methods = get_args(bootstrap.Method)
     lines = [
         [name, n]
         + [
@@ -148,7 +149,7 @@ def _type_one_table(report: Report) -> str:
 
 
 def _items_table(report: Report) -> str:
-    default = get_args(stats.Method)[0]
+    default = get_args(bootstrap.Method)[0]
     rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
     lines = []
     for naive in report.items:
@@ -168,7 +169,7 @@ def _family_table(report: Report) -> str:
 
 def _power_table(report: Report) -> str:
     lines = [
-        [row.n, f"{row.effect:.3f}", f"{100 * stats.POWER:.1f}", _judged(row.success)]
+        [row.n, f"{row.effect:.3f}", f"{100 * power_module.POWER:.1f}", _judged(row.success)]
         for row in report.powers
     ]
     return _table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)

@@ -1,8 +1,8 @@
 """Simulations on data whose true mean is known: coverage, errors of verdicts, power.
 
-Intervals, tests and verdicts come from `analogy.stats`, as in a run; only the data are drawn here.
-Every figure is a share of repetitions with its Monte-Carlo error. It depends only on its arguments:
-neither on the order of calls nor on the number of processes.
+Intervals, tests and verdicts come from `analogy.statistics`, as in a run; only the data are drawn
+here. Every figure is a share of repetitions with its Monte-Carlo error. It depends only on its
+arguments: neither on the order of calls nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from analogy import stats
-from analogy.records import Verdict
+from analogy.records import SIGNIFICANCE, Verdict
+from analogy.statistics import bootstrap, estimates, multiplicity, tests, values
+from analogy.statistics import power as power_module
 
 CELLS = 24
 """Cells of one run: 8 categories at 3 strengths."""
@@ -35,8 +36,8 @@ ALPHAS = 3
 CORRELATION = 0.5
 """Between two items of a pair in clustered data."""
 
-CalibratedMethod = Literal[stats.Method, "items"]
-"""A bootstrap over pairs, or `stats.item_level`, which takes their items for independent."""
+CalibratedMethod = Literal[bootstrap.Method, "items"]
+"""A bootstrap over pairs, or `estimates.item_level`, which takes their items for independent."""
 
 IntervalOf = Callable[[NDArray[np.float64], int], tuple[float, float]]
 """An interval of the mean from (clusters, items per cluster) and the bootstrap's seed."""
@@ -218,7 +219,7 @@ def type_one_error(
     *,
     repetitions: int = 1_000,
     n_resamples: int = 1_000,
-    method: stats.Method = "studentized",
+    method: bootstrap.Method = "studentized",
     seed: int = 0,
 ) -> TypeOneError:
     """Wrong verdicts on cells of `n` pairs whose true mean is 0, with intervals by `method`."""
@@ -226,7 +227,9 @@ def type_one_error(
     intervals = _intervals(distribution, n, repetitions, n_resamples, method, seed)
     verdicts = Counter(
         # p takes half the time and matters only where the interval is above 0.
-        stats.verdict(n=n, ci_low=low, ci_high=high, p=stats.t_test(means) if low > 0 else math.nan)
+        estimates.verdict(
+            n=n, ci_low=low, ci_high=high, p=tests.t_test(means) if low > 0 else math.nan
+        )
         for means, (low, high) in zip(samples.mean(axis=2), intervals.tolist(), strict=True)
     )
     return TypeOneError(
@@ -255,21 +258,21 @@ def family_wise_error(
     means = samples.mean(axis=2)
     p_values = _t_tests(means)
     is_success = np.zeros(p_values.size, dtype=bool)
-    for i in np.flatnonzero(p_values < stats.SIGNIFICANCE):
+    for i in np.flatnonzero(p_values < SIGNIFICANCE):
         is_success[i] = _is_success(means[i], n_resamples, seeds[i])
     # As in analogy.analysis, Holm adjusts the larger p of two tests, with a run's own resamples: a
     # p of 0.002 needs more of them than an interval. A cell can be the first of its family to pass
     # only with p below 0.05 / cells in both tests, so the second is asked of few.
-    for i in np.flatnonzero(p_values < stats.SIGNIFICANCE / cells):
-        p = stats.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
+    for i in np.flatnonzero(p_values < SIGNIFICANCE / cells):
+        p = bootstrap.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
         p_values[i] = max(p_values[i], p)
     p_values = p_values.reshape(repetitions, cells)
     successes = is_success.reshape(repetitions, cells)
     has_success = successes.any(axis=1)
     # Where Bonferroni lets none pass Holm lets none pass either; statsmodels takes 50 ms a family.
-    is_candidate = has_success & (p_values.min(axis=1) * cells < stats.SIGNIFICANCE)
+    is_candidate = has_success & (p_values.min(axis=1) * cells < SIGNIFICANCE)
     survivors = sum(
-        (successes[i] & (stats.holm(p_values[i].tolist()) < stats.SIGNIFICANCE)).any()
+        (successes[i] & (multiplicity.holm(p_values[i].tolist()) < SIGNIFICANCE)).any()
         for i in np.flatnonzero(is_candidate)
     )
     return FamilyWiseError(
@@ -292,14 +295,14 @@ def power(
 ) -> Power:
     """Successes among cells of `n` pairs whose true mean is `effect`, in standard deviations.
 
-    By default the effect that `stats.min_detectable` says is found in `stats.POWER` of runs.
+    By default the effect that `power.min_detectable` says is found in `power.POWER` of runs.
     """
-    effect = stats.min_detectable(1.0, n) if effect is None else effect
+    effect = power_module.min_detectable(1.0, n) if effect is None else effect
     samples, seeds = _samples(distribution, n, repetitions, seed)
     means = samples.mean(axis=2) + effect * DISTRIBUTIONS[distribution].sd
     hits = sum(
         _is_success(means[i], n_resamples, seeds[i])
-        for i in np.flatnonzero(_t_tests(means) < stats.SIGNIFICANCE)
+        for i in np.flatnonzero(_t_tests(means) < SIGNIFICANCE)
     )
     return Power(distribution, n, effect, Share(hits, repetitions))
 
@@ -317,9 +320,9 @@ def _samples(
         raise ValueError(
             f"distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}{hint}"
         )
-    if n < stats.MIN_DECISIVE:
+    if n < values.MIN_DECISIVE:
         raise ValueError(
-            f"n: expected at least {stats.MIN_DECISIVE}, got {n}: fewer pairs have no verdict"
+            f"n: expected at least {values.MIN_DECISIVE}, got {n}: fewer pairs have no verdict"
         )
     if repetitions < 1:
         raise ValueError(f"repetitions: expected at least 1, got {repetitions}")
@@ -344,16 +347,16 @@ def _interval_of(method: str, n_resamples: int) -> IntervalOf:
     if method == "items":
 
         def of_items(table: NDArray[np.float64], seed: int) -> tuple[float, float]:
-            figures = stats.item_level(table, n_resamples=n_resamples, seed=seed)
+            figures = estimates.item_level(table, n_resamples=n_resamples, seed=seed)
             return figures.ci_low, figures.ci_high
 
         return of_items
-    if method not in get_args(stats.Method):
-        expected = ", ".join((*get_args(stats.Method), "items"))
+    if method not in get_args(bootstrap.Method):
+        expected = ", ".join((*get_args(bootstrap.Method), "items"))
         raise ValueError(f"method: expected one of {expected}, got {method!r}")
 
     def of_pairs(table: NDArray[np.float64], seed: int) -> tuple[float, float]:
-        return stats.cluster_bootstrap_ci(
+        return bootstrap.cluster_bootstrap_ci(
             table,
             n_resamples=n_resamples,
             seed=seed,
@@ -380,11 +383,11 @@ def _coverage(distribution: str, n: int, method: str, intervals: NDArray[np.floa
 
 
 def _t_tests(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`stats.t_test` of each row, at once: most rows are no success by it and need no interval."""
+    """`tests.t_test` of each row, at once: most rows are no success by it and need no interval."""
     return np.asarray(scipy.stats.ttest_1samp(means, 0.0, axis=1, alternative="greater").pvalue)
 
 
 def _is_success(means: NDArray[np.float64], n_resamples: int, seed: int) -> bool:
-    low, high = stats.bootstrap_ci(means, n_resamples=n_resamples, seed=seed)
-    verdict = stats.verdict(n=len(means), ci_low=low, ci_high=high, p=stats.t_test(means))
+    low, high = bootstrap.bootstrap_ci(means, n_resamples=n_resamples, seed=seed)
+    verdict = estimates.verdict(n=len(means), ci_low=low, ci_high=high, p=tests.t_test(means))
     return verdict is Verdict.SUCCESS

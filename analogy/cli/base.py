@@ -19,9 +19,8 @@ from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from analogy import files, kept
-from analogy.errors import AnalogyError, ExitCode
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import OPTIONS, Option, parse_options, parse_path
-from analogy.request import OptionError
 from analogy.strict_json import encoded
 from analogy.text import printable
 

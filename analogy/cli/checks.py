@@ -25,7 +25,7 @@ from analogy.request import RunRequest
 from analogy.text import display_width, padded
 
 if TYPE_CHECKING:
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -120,7 +120,7 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
         )
     ]
     if request.offline:
-        from analogy.models import go_offline
+        from analogy.models.places import go_offline
 
         go_offline()
     if request.clip_model is not None:
@@ -146,7 +146,7 @@ def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtfu
 
 def _unsteered(pairs: list[Pair], model: str, request: RunRequest) -> list[_Doubtful]:
     """For methods that steer by the two prompts, and for those that steer by the two words."""
-    from analogy.models import find_pipeline
+    from analogy.models.sources import find_pipeline
     from analogy.reading import readers_of, unsteered
 
     source = find_pipeline(model, dtype="float32", offline=request.offline)
@@ -178,15 +178,10 @@ def models(json: Json = None) -> None:
     Exit code: 0 listed, 2 the embedded models are missing or damaged.
     """
     from analogy.clip import find_judge
-    from analogy.models import (
-        DEFAULT_GPU_CLIP,
-        DEFAULT_GPU_MODEL,
-        EMBEDDED,
-        ModelError,
-        find_pipeline,
-        go_offline,
-        shipped,
-    )
+    from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL
+    from analogy.models.places import EMBEDDED, go_offline, shipped
+    from analogy.models.sources import find_pipeline
+    from analogy.networks import ModelError
 
     go_offline()
     model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)
@@ -253,8 +248,8 @@ def _devices() -> list[dict[str, Any]]:
 
     import torch
 
-    from analogy.models import DEFAULT_GPU_MODEL, native_dtype
-    from analogy.options import CARD_SAMPLING, EMBEDDED_SAMPLING
+    from analogy.models.defaults import DEFAULT_GPU_MODEL, native_dtype
+    from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     names = {"cpu": threads}

@@ -19,14 +19,14 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, OptionError
 from analogy.options import parse_tolerance
-from analogy.request import TOLERANCE, OptionError
+from analogy.request import TOLERANCE
 from analogy.results.reading import read, read_file
 from analogy.text import printable
 
 if TYPE_CHECKING:
-    from analogy.baseline import Change, Comparison, NotComparableError
+    from analogy.results.comparison import Change, Comparison, NotComparableError
 
 COMPARISON_VERSION = 1
 """The schema version of what ``compare --json`` writes."""
@@ -54,8 +54,7 @@ def compare(
     Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 2 wrong usage
     or a file that cannot be read.
     """
-    from analogy import baseline as baselines
-    from analogy.baseline import NotComparableError
+    from analogy.results import comparison as comparisons
 
     try:
         most = parse_tolerance(tolerance)
@@ -65,8 +64,8 @@ def compare(
     for path in dict.fromkeys((old, new)):
         say_which(path)
     try:
-        comparison = baselines.compare(*sides, tolerance=most)
-    except NotComparableError as error:
+        comparison = comparisons.compare(*sides, tolerance=most)
+    except comparisons.NotComparableError as error:
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(ExitCode.NOT_COMPARABLE, error)
     code = _code(comparison)
@@ -90,7 +89,7 @@ def baseline(
     Exit code: 0 written, 2 not written: an existing baseline may only be replaced by a complete
     run of the same measurement.
     """
-    from analogy import baseline as baselines
+    from analogy.results import baseline as baselines
 
     baselines.write(read_file(run), output)
     say_which(run)
@@ -184,7 +183,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
     Cells with too few pairs or missing images are skipped. If the runs are then not comparable,
     one more case is an error, so that the XML agrees with the exit code.
     """
-    from analogy.baseline import Outcome
+    from analogy.results.comparison import Outcome
 
     facts = {
         "old": comparison.old,

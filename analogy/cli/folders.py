@@ -23,8 +23,7 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode
-from analogy.request import OptionError
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.results.reading import read
 from analogy.results.writing import to_json, write_results
 from analogy.text import analogy_command, is_printable
@@ -71,7 +70,7 @@ def verify(
     2 --repair would load models or methods that only the folder names, 4 the folder cannot be read
     or repaired.
     """
-    from analogy import verify as verifying
+    from analogy import repair as repair_module
     from analogy.store import RunFolder
 
     folder: RunFolder | None = None
@@ -83,12 +82,14 @@ def verify(
             folder = RunFolder(run)
         found = _verified(folder)
         if repair:
-            confirmed = verifying.Confirmed(trust, model, lora, clip_model, clip_pretrained, method)
-            done = verifying.repair(
+            confirmed = repair_module.Confirmed(
+                trust, model, lora, clip_model, clip_pretrained, method
+            )
+            done = repair_module.repair(
                 folder, found, device=device, offline=offline, confirmed=confirmed, say=say
             )
             found = _verified(folder)
-    except verifying.NotConfirmedError:
+    except repair_module.NotConfirmedError:
         raise
     except AnalogyError as error:
         refuse(ExitCode.UNREADABLE, error)
@@ -130,7 +131,7 @@ def score(
     Exit code: 0 scored, 2 no such judge, 4 the run cannot be read or written.
     """
     from analogy.judges import find_judge
-    from analogy.models import go_offline
+    from analogy.models.places import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
     from analogy.store import RunFolder
@@ -218,7 +219,7 @@ def import_(
     """
     from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
-    from analogy.models import shipped
+    from analogy.models.places import shipped
     from analogy.pairs import load_pairs
     from analogy.store import RunFolder
 

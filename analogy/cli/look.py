@@ -24,12 +24,12 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, FieldError
+from analogy.errors import AnalogyError, ExitCode, FieldError, OptionError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.registry import ExtensionError
 from analogy.report.pictures import picture_format, save
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError, read
 from analogy.steering.base import METHODS, Need
@@ -86,7 +86,7 @@ def steer(
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.models import ModelError
+    from analogy.networks import ModelError
     from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 
@@ -234,9 +234,9 @@ def report(
     Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
     another measurement.
     """
-    from analogy.baseline import NotComparableError, compare
+    from analogy.opening import StoreError
+    from analogy.results.comparison import NotComparableError, compare
     from analogy.sessions.requirements import check_writer
-    from analogy.store import StoreError
 
     writer = "html" if output is None else by_suffix(str(output)) or "html"
     check_writer("-o", writer)

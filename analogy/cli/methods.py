@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from analogy.cli.base import GENERATING, Json, app, option, refuse, show_lines, with_options, write
-from analogy.errors import AnalogyError, ExitCode
+from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import parse_methods
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.results.writing import header_to_json
 from analogy.steering.base import METHODS, Need
 

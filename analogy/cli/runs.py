@@ -40,11 +40,11 @@ def run(
     succeed, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
+    from analogy.opening import StoreError
     from analogy.results.writing import to_json
     from analogy.sessions.running import fault_code, finish, run_cases
     from analogy.sessions.session import Session
     from analogy.sessions.summary import interrupted, summary
-    from analogy.store import StoreError
 
     session = Session.open(request, is_strict=strict)
     try:

@@ -5,65 +5,40 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from analogy._version import __version__
-from analogy.evaluation.data import Sample
-from analogy.evaluation.measurement import Measurement
+from analogy.evaluation.inference import (
+    OF_A_COST,
+    OF_A_SET,
+    REFERENCES,
+    Gathered,
+    Inference,
+    Scored,
+    Scores,
+    computed,
+    n_infinite_of,
+    needs_of_all,
+    progress_bar,
+    wants_images,
+)
 from analogy.evaluation.protocol import Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
-from analogy.evaluation.samples import FeatureCache, Samples
 from analogy.evaluation.subjects import Model, Subject, open_subject
-from analogy.evaluation.task import Task
-from analogy.images import Images
-from analogy.models import machine
-from analogy.stats import MIN_CLUSTERS, bootstrap_ci
-from analogy.study import package_versions
+from analogy.models.defaults import machine
+from analogy.provenance import package_versions
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_CLUSTERS
 
-OF_A_SET = (
-    "one value of all images: resampling a set draws images twice, which by itself moves a "
-    "distance of distributions"
-)
-OF_A_COST = "one value of a model on one machine: nothing of it is a sample of prompts"
 ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
 
-Scores = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Scored:
-    """What a metric gave: a value for each image, or a single one; and what it rests on."""
-
-    keys: tuple[str, ...]
-    values: Scores | None
-    single: float
-    n: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """A model's part of an evaluation, once its weights are no longer needed.
-
-    ``keys``: the samples that can be scored; ``images``: by key, those at alpha 0 among them;
-    ``failed``: the samples that cannot, each with the reason; ``costs``: by metric.
-    """
-
-    keys: tuple[str, ...]
-    images: Mapping[str, Images]
-    failed: Mapping[str, str]
-    costs: Mapping[str, Scored]
-
-
-class EvaluationAgent:
+class EvaluationAgent(Inference):
     """Evaluates models on a task.
 
     A model is ``embedded``, a diffusers folder, a ``.safetensors`` file, a hub id, a live diffusers
@@ -71,22 +46,18 @@ class EvaluationAgent:
     made once; features are computed once for each distinct image, for all metrics and all calls.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self._cache = FeatureCache()
-
     def evaluate(self, model: Any) -> Report:
         """Single mode: a model's images against prompts and references."""
         subject = open_subject(model, self.task)
         metrics, left_out = self.task.choose("single", [subject])
-        needs = _needs(metrics)
+        needs = needs_of_all(metrics)
         self._check_references(metrics, subject.settings.get("size"))
         self._prepare([subject], metrics, needs)
         gathered = self._gather(subject, metrics, needs)
         own = self._samples(gathered, gathered.keys, needs)
         results = [
-            self._of_one(metric, gathered.costs.get(metric.name) or _compute(metric, own))
-            for metric in _bar(metrics, "metrics")
+            self._of_one(metric, gathered.costs.get(metric.name) or computed(metric, own))
+            for metric in progress_bar(metrics, "metrics")
         ]
         return self._report(results, {"model": subject}, [gathered], gathered.keys, left_out)
 
@@ -102,7 +73,7 @@ class EvaluationAgent:
         sees = {getattr(metric, "judge", None) for metric in metrics}
         if task.judge.fingerprint in sees:
             task.judge.load()
-        if not _wants_images(metrics):
+        if not wants_images(metrics):
             return
         for subject in reversed(subjects):
             if isinstance(subject, Model) and subject.lacks(self._wanted(needs)):
@@ -112,7 +83,7 @@ class EvaluationAgent:
 
     def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
         """Read what images are compared with: what is wrong is said before anything is made."""
-        task, needs = self.task, _needs(metrics)
+        task, needs = self.task, needs_of_all(metrics)
         if "reference_set" in needs:
             count = 0 if task.reference_set is None else len(task.reference_set)
             for metric in metrics:
@@ -142,24 +113,24 @@ class EvaluationAgent:
         """
         a, b = open_subject(model_a, self.task), open_subject(model_b, self.task)
         metrics, left_out = self.task.choose("pairwise", [a, b])
-        needs = _needs(metrics) - _REFERENCES
-        if _wants_images(metrics):
+        needs = needs_of_all(metrics) - REFERENCES
+        if wants_images(metrics):
             self._check_sizes(metrics, [each.check(self._wanted(needs)) for each in (a, b)])
         self._prepare([a, b], metrics, needs)
         parts = [self._gather(subject, metrics, needs) for subject in (a, b)]
         _check_same_names(*parts)
         keys = tuple(key for key in parts[0].keys if key in set(parts[1].keys))
-        if not keys and _wants_images(metrics):
+        if not keys and wants_images(metrics):
             raise TaskError("compare: no image to score: of each pair of images one or both failed")
         own_a, own_b = (self._samples(part, keys, needs) for part in parts)
         against = replace(own_b, references=own_a.images, reference_set=own_a.images)
         results = []
-        for metric in _bar(metrics, "metrics"):
-            if needs_of(metric) & _REFERENCES:
-                results.append(self._of_one(metric, _compute(metric, against), mode="pairwise"))
+        for metric in progress_bar(metrics, "metrics"):
+            if needs_of(metric) & REFERENCES:
+                results.append(self._of_one(metric, computed(metric, against), mode="pairwise"))
                 continue
             both = [
-                part.costs.get(metric.name) or _compute(metric, own)
+                part.costs.get(metric.name) or computed(metric, own)
                 for part, own in zip(parts, (own_a, own_b), strict=True)
             ]
             results.append(self._of_two(metric, *both))
@@ -176,83 +147,6 @@ class EvaluationAgent:
                 "give the task a size, or leave out what compares pixel by pixel "
                 f"({', '.join(strict)})"
             )
-
-    def _sources(self, needs: frozenset[str]) -> dict[str, Sample]:
-        """The images at alpha 0 that metrics with these needs compare with, by sample's key."""
-        return self.task.sources if needs & {"sources", "references"} else {}
-
-    def _wanted(self, needs: frozenset[str]) -> list[Sample]:
-        """Every image that a model is asked for by metrics with these needs, once."""
-        samples = (*self.task.samples, *self._sources(needs).values())
-        return list({sample.key: sample for sample in samples}.values())
-
-    def _gather(
-        self, subject: Subject, metrics: Sequence[Metric], needs: frozenset[str]
-    ) -> Gathered:
-        """A model's images; and its costs, while it is loaded."""
-        sources = self._sources(needs)
-        images: Mapping[str, Images] = {}
-        failed: Mapping[str, str] = {}
-        costs: dict[str, Scored] = {}
-        try:
-            if _wants_images(metrics):
-                wanted = self._wanted(needs)
-                with tqdm(total=len(wanted), desc="images", disable=None) as bar:
-                    images, failed = subject.images(wanted, bar.update)
-            keys, lost = self._usable(images, failed, sources)
-            if not keys and _wants_images(metrics):
-                raise TaskError(
-                    f"{subject.fingerprint}: no image to score: all {len(lost)} images "
-                    f"failed ({', '.join(sorted(set(lost.values())))}); try dtype='float32'"
-                )
-            gathered = Gathered(keys, images, lost, costs)
-            costly = [metric for metric in metrics if "model" in needs_of(metric)]
-            if costly and isinstance(subject, Model):
-                own = replace(self._samples(gathered, keys, needs), model=subject.timed())
-                for metric in _bar(costly, "costs"):
-                    costs[metric.name] = _compute(metric, own)
-        finally:
-            subject.release()
-        return gathered
-
-    def _usable(
-        self,
-        images: Mapping[str, Images],
-        failed: Mapping[str, str],
-        sources: Mapping[str, Sample],
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The samples that can be scored; and those that cannot, each with the reason.
-
-        ``sources``: the image at alpha 0 that a sample is not scored without, by its key.
-        """
-        task = self.task
-        if not task.samples:
-            return tuple(images), dict(failed)
-        lost = {}
-        for sample in task.samples:
-            needed = [sample.key]
-            if sample.key in sources:
-                needed.append(sources[sample.key].key)
-            for key in needed:
-                if key in failed:
-                    lost[sample.key] = failed[key]
-        present = (sample.key for sample in task.samples if sample.key in images)
-        return tuple(key for key in present if key not in lost), lost
-
-    def _samples(self, part: Gathered, keys: tuple[str, ...], needs: frozenset[str]) -> Samples:
-        """What metrics with these needs are given."""
-        task = self.task
-        if not keys:
-            return Samples(keys=keys, cache=self._cache)
-        by_key = {sample.key: sample for sample in task.samples}
-        own = task.data.given(
-            part.images if by_key else {key: part.images[key] for key in keys},
-            [by_key[key] for key in keys] if by_key else [],
-            needs,
-            lambda: task.reference_images,
-            self._cache,
-        )
-        return replace(own, reference_set=task.reference_set) if "reference_set" in needs else own
 
     def _of_one(self, metric: Metric, scored: Scored, mode: str = "single") -> MetricResult:
         """The result of one set of values, or of one value."""
@@ -308,7 +202,7 @@ class EvaluationAgent:
         names = [clusters.get(key, key) for key in keys]
         n = len(set(names))
         if not np.isfinite(values).all():
-            return {"value": None, "n_prompts": n, "ci_absent": _infinite(values)}
+            return {"value": None, "n_prompts": n, "ci_absent": n_infinite_of(values)}
         # A sum in float64 depends on the order of its terms: sorted, it has only one.
         ordered = pd.Series(values, index=names).sort_values()
         means = ordered.groupby(level=0, sort=True).mean().to_numpy()
@@ -357,17 +251,6 @@ class EvaluationAgent:
         return Report(with_all, config, left_out)
 
 
-_REFERENCES = frozenset({"references", "reference_set"})
-
-
-def _needs(metrics: Sequence[Metric]) -> frozenset[str]:
-    return frozenset().union(*(needs_of(metric) for metric in metrics))
-
-
-def _wants_images(metrics: Sequence[Metric]) -> bool:
-    return bool(_needs(metrics) - {"model", "files"})
-
-
 def _check_same_names(a: Gathered, b: Gathered) -> None:
     """Refuse folders whose images have other names: which of them belong together is unknown."""
     odd = sorted({*a.keys, *a.failed} ^ {*b.keys, *b.failed})
@@ -378,60 +261,9 @@ def _check_same_names(a: Gathered, b: Gathered) -> None:
         )
 
 
-def _compute(metric: Metric, samples: Samples) -> Scored:
-    """What a metric gives for these samples, checked; its warnings as notes."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        given = metric.compute(samples)
-    for warning in caught:
-        if not issubclass(warning.category, UserWarning):  # not the metric's, but a library's
-            warnings.showwarning(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    n = len(samples)
-    if isinstance(given, Measurement):
-        said += given.notes
-        n = n if given.n is None else given.n
-        given = given.value
-    try:
-        values = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TaskError(
-            f"metric {metric.name!r}: expected numbers, got {type(given).__name__}"
-        ) from None
-    if values.shape not in ((), (len(samples),)):
-        raise TaskError(
-            f"metric {metric.name!r}: expected one number, or one for each of {len(samples)} "
-            f"image(s), got the shape {values.shape}"
-        )
-    is_nan = np.flatnonzero(np.isnan(values))
-    if len(is_nan):
-        where = f" for {samples.keys[is_nan[0]]!r}" if values.ndim else ""
-        raise TaskError(f"metric {metric.name!r}: expected numbers, got NaN{where}")
-    notes = tuple(dict.fromkeys(said))
-    if values.ndim:
-        return Scored(samples.keys, values, math.nan, n, notes)
-    return Scored(samples.keys, None, float(values), n, notes)
-
-
-def _infinite(values: Scores) -> str:
-    """Why values of which some are infinite have no mean, and what they have instead."""
-    count = np.count_nonzero(~np.isfinite(values))
-    with np.errstate(invalid="ignore"):
-        median = np.median(values)  # NaN where a difference of two infinite values is among them
-    other = f"; the median is {median:.4g}" if np.isfinite(median) else ""
-    return f"{count} of {len(values)} values are infinite, and so is their mean{other}"
-
-
 def _by_key(keys: Sequence[str], values: Scores) -> dict[str, float | None]:
     return {key: _finite(value) for key, value in zip(keys, values.tolist(), strict=True)}
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _bar(items: Sequence[Metric], what: str) -> Any:
-    """A progress bar on stderr, quiet where that is no terminal."""
-    return tqdm(items, desc=what, disable=None)

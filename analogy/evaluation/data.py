@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,21 +13,21 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from analogy.evaluation.folders import (
+    METADATA,
+    METADATA_EXAMPLE,
+    Picture,
+    by_name,
+    check_file,
+    read_folder,
+    shown,
+)
 from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
-from analogy.files import read_regular
-from analogy.images import SUFFIXES, ImageError, Images, list_images, read_image
+from analogy.images import Images
 from analogy.metrics.checks import check_images
 from analogy.pairs import load_pairs
 from analogy.records import Pair
-from analogy.text import lines_of
-
-METADATA = "metadata.jsonl"
-"""Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
-
-MAX_METADATA_BYTES = 2**30
-
-Picture: TypeAlias = "Path | Images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +281,11 @@ def read_data(given: Any) -> Data:
     except TypeError:
         items = []
     if not items or isinstance(given, (Mapping, np.ndarray)):
-        raise TaskError(f"data: expected {_FORMS}; got {_shown(given)}")
+        raise TaskError(f"data: expected {_FORMS}; got {shown(given)}")
     kind = _kind(items[0])
     for i, item in enumerate(items):
         if kind is None or _kind(item) is not kind:
-            raise TaskError(f"data: expected {_FORMS}; got {_shown(item)} at place {i}")
+            raise TaskError(f"data: expected {_FORMS}; got {shown(item)} at place {i}")
     if kind is Pair:
         return _of_pairs(items)
     if kind is str:
@@ -382,120 +380,9 @@ def _picture(given: Any, prompt: str) -> Picture:
         return given
     if isinstance(given, (str, PathLike)):
         path = Path(expanduser(given))
-        _check_file(path, f"data: image of {prompt!r}")
+        check_file(path, f"data: image of {prompt!r}")
         return path
-    raise TaskError(f"data: image of {prompt!r}: expected a path or array, got {_shown(given)}")
-
-
-def read_picture(picture: Picture) -> Images:
-    """uint8 HWC. Raises :class:`~analogy.images.ImageError` for a file that cannot be used."""
-    return picture if isinstance(picture, np.ndarray) else read_image(picture)
-
-
-def _check_file(path: Path, where: str) -> None:
-    if not path.is_file():
-        is_there = path.exists()
-        what = "expected a regular file, got another kind" if is_there else "no such file"
-        raise TaskError(f"{where}: {what}: {path}")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a metadata file; a field that it lacks is None. Other names are ignored."""
-
-    file_name: str
-    text: str | None = None
-    seed: int | None = None
-    key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An image file and what the folder's metadata says of it, None where that says nothing."""
-
-    file: Path
-    text: str | None = None
-    seed: int | None = None
-    key: str | None = None
-
-
-def read_folder(folder: Path) -> list[Entry]:
-    """The images that a folder's ``metadata.jsonl`` names; without one, all there are below it.
-
-    A line has ``file_name``, relative to the folder, and may have ``text`` (the prompt), ``seed``
-    and ``key`` (as a result's values have it); other names are ignored.
-    """
-    file = folder / METADATA
-    if not os.path.lexists(file):
-        try:
-            files = list_images(folder)
-        except ImageError as error:
-            raise TaskError(str(error)) from error
-        if not files:
-            raise TaskError(
-                f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; a pipeline's "
-                "folder has model_index.json"
-            )
-        return [Entry(path) for path in files]
-    entries = []
-    for number, line in read_metadata(file):
-        path = Path(line.file_name)
-        if path.is_absolute() or path.drive or ".." in path.parts:
-            raise TaskError(
-                f"{file}, line {number}: file_name: expected a path below the folder, got "
-                f"{line.file_name!r}"
-            )
-        _check_file(folder / path, f"{file}, line {number}")
-        entries.append(Entry(folder / path, line.text, line.seed, line.key))
-    if not entries:
-        raise TaskError(f"{file}: expected a line for each image, got none; {METADATA_EXAMPLE}")
-    return entries
-
-
-def read_metadata(file: Path) -> list[tuple[int, Line]]:
-    """The lines of a metadata file that are not blank, each with its number."""
-    try:
-        text = read_regular(file, MAX_METADATA_BYTES).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise TaskError(f"{file}: expected JSON lines in UTF-8 ({what})") from error
-    return [
-        (number, _line(line, f"{file}, line {number}"))
-        for number, line in enumerate(lines_of(text), start=1)
-        if line.strip()
-    ]
-
-
-METADATA_EXAMPLE = 'such as {"file_name": "0001.png", "text": "a red car", "seed": 0}'
-
-
-def _line(line: str, where: str) -> Line:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where}: expected JSON, {METADATA_EXAMPLE} ({error})") from None
-    kinds: dict[str, type] = {"file_name": str, "text": str, "seed": int, "key": str}
-    if not isinstance(row, dict) or row.get("file_name") is None:
-        raise TaskError(f"{where}: expected an object with file_name, {METADATA_EXAMPLE}")
-    for name, kind in kinds.items():
-        value = row.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise TaskError(f"{where}: {name}: expected {kind.__name__}, got {value!r}")
-    return Line(row["file_name"], row.get("text"), row.get("seed"), row.get("key"))
-
-
-def by_name(folder: Path) -> dict[str, Path]:
-    """A folder's images by their path in it without suffix, so that PNG and JPEG match."""
-    found: dict[str, Path] = {}
-    for entry in read_folder(folder):
-        name = entry.file.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise TaskError(
-                f"{folder}: expected one image of a name, got {found[name].name} and "
-                f"{entry.file.name}; rename one"
-            )
-        found[name] = entry.file
-    return found
+    raise TaskError(f"data: image of {prompt!r}: expected a path or array, got {shown(given)}")
 
 
 def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
@@ -543,8 +430,3 @@ def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
             f"{missing[0].key!r}; add it to {METADATA}, with {how}, or ask for less"
         )
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

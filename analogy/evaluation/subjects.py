@@ -21,15 +21,8 @@ from torch import nn
 
 from analogy.engine import Progress, Setup, no_progress
 from analogy.evaluation.altered import UnknownError, alterations
-from analogy.evaluation.data import (
-    METADATA,
-    Line,
-    Sample,
-    by_name,
-    match,
-    read_metadata,
-    read_picture,
-)
+from analogy.evaluation.data import Sample, match
+from analogy.evaluation.folders import METADATA, Line, by_name, read_metadata, read_picture
 from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import check_one_size
 from analogy.evaluation.task import Task
@@ -43,20 +36,17 @@ from analogy.image_store import image_name
 from analogy.images import Images
 from analogy.memory import limit_memory
 from analogy.metrics.efficiency import size_on_disk
-from analogy.models import (
-    ModelError,
-    ModelSource,
-    file_fingerprint,
-    find_pipeline,
-    load_pipeline,
-    native_dtype,
-    native_size,
-    sampling,
-)
-from analogy.options import CARD_SAMPLING
+from analogy.models.defaults import native_dtype, sampling
+from analogy.models.fingerprints import file_fingerprint
+from analogy.models.folders import native_size
+from analogy.models.loading import load_pipeline
+from analogy.models.places import ModelSource
+from analogy.models.samplings import CARD_SAMPLING
+from analogy.models.sources import find_pipeline
+from analogy.networks import ModelError
+from analogy.provenance import scheduler_of
 from analogy.records import UNSTEERED, RunConfig
 from analogy.store import RunFolder, folder_name
-from analogy.study import scheduler_of
 from analogy.work import Worker, fit_batch_size, generator_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]

@@ -14,14 +14,8 @@ import numpy as np
 from analogy.clip import Judge, JudgeSource, find_judge
 from analogy.engines import ENGINES
 from analogy.errors import AnalogyError
-from analogy.evaluation.data import (
-    Data,
-    Sample,
-    by_name,
-    read_data,
-    read_picture,
-    steered,
-)
+from analogy.evaluation.data import Data, Sample, read_data, steered
+from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
 from analogy.evaluation.protocol import ImageSource, Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
@@ -30,7 +24,8 @@ from analogy.metrics.checks import check_images
 from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
-from analogy.models import EMBEDDED, ModelError, go_offline
+from analogy.models.places import EMBEDDED, go_offline
+from analogy.networks import ModelError
 from analogy.records import UNSTEERED, RunConfig
 from analogy.registry import UnknownNameError
 from analogy.steering.base import METHODS, with_method
@@ -63,7 +58,7 @@ class Task:
     - `offline`: a file that is not on this machine is an error, and no network is asked.
 
     Nothing is loaded but LPIPS or Inception, if asked for. Raises :class:`TaskError`; for a setting
-    ``ValueError``; for a judge or weights that are not there :class:`~analogy.models.ModelError`.
+    ``ValueError``; for a missing judge or missing weights :class:`~analogy.networks.ModelError`.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from analogy.models import ModelSource, weight_files
+from analogy.models.folders import weight_files
+from analogy.models.places import ModelSource
 from analogy.records import Figures
 
 Run = Callable[[], object]
@@ -199,7 +200,7 @@ def _distinct(modules: nn.Module | Iterable[nn.Module], *, buffers: bool) -> lis
 def size_on_disk(source: ModelSource, *, dtype: str) -> int:
     """Bytes of the weight files that are loaded for ``dtype``; where both are there, not both.
 
-    ``source`` comes from :func:`analogy.models.find_pipeline`. A LoRA's file counts as well.
+    ``source``: of :func:`analogy.models.sources.find_pipeline`. A LoRA's file counts as well.
     """
     return sum(path.stat().st_size for path in weight_files(source, dtype=dtype))
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from analogy.images import Images, to_tensor
 from analogy.metrics.checks import check_images
 from analogy.metrics.weights import find_weights, read_weights
-from analogy.models import ModelError, file_fingerprint
+from analogy.models.fingerprints import file_fingerprint
+from analogy.networks import ModelError
 
 INPUT_SIDE = 299
 

@@ -16,7 +16,8 @@ from scipy.stats import norm
 from analogy.images import Images, to_tensor
 from analogy.metrics.checks import batches, check_same_shape
 from analogy.metrics.weights import find_weights, read_weights
-from analogy.models import ModelError, file_fingerprint
+from analogy.models.fingerprints import file_fingerprint
+from analogy.networks import ModelError
 
 DATA_RANGE = 255.0
 """From black to white in uint8: a fact of the number format, never taken from an image."""

@@ -14,9 +14,10 @@ from PIL import Image
 from analogy.files import check_own, write_atomically
 from analogy.grid import Grid, Job, Role, pairs_digest
 from analogy.images import Images, to_png
+from analogy.opening import StoreError
 from analogy.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
-from analogy.store import RunFolder, StoreError
+from analogy.store import RunFolder
 
 #: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128

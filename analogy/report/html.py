@@ -18,7 +18,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from analogy.baseline import Comparison, Outcome
 from analogy.files import check_output, write_output
 from analogy.records import is_imported
 from analogy.report import plots
@@ -37,6 +36,7 @@ from analogy.report.glossary import SECTIONS
 from analogy.report.numbers import MINUS, SYMBOLS, interval, percent, signed, symbol, words
 from analogy.report.provenance import commands, provenance
 from analogy.report.tables import tables
+from analogy.results.comparison import Comparison, Outcome
 from analogy.results.model import Analysis, Pool, Results, TargetFigures
 
 

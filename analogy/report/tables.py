@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analogy.baseline import Comparison
 from analogy.grid_metrics import shown_metrics
 from analogy.records import Estimate
 from analogy.report.gallery import Gallery
@@ -18,6 +17,7 @@ from analogy.report.numbers import (
     verdict_name,
     words,
 )
+from analogy.results.comparison import Comparison
 from analogy.results.model import CellFigures, Pool, Results
 from analogy.steering.base import TARGET_METHOD
 

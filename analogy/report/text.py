@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from analogy.grid_metrics import Absent, Input, Per
 from analogy.records import Cell, Estimate, Verdict
 from analogy.results.model import Analysis, CellFigures, Mean, Pool
-from analogy.stats import MIN_DECISIVE
+from analogy.statistics.values import MIN_DECISIVE
 from analogy.text import display_width, padded, printable, shortened
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from analogy import baseline as baselines
 from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
 from analogy.records import Cell, Estimate, Verdict
 from analogy.report import text
 from analogy.request import RunRequest
+from analogy.results import comparison
 from analogy.results.model import Mean
 from analogy.sessions.session import Session
 
@@ -139,19 +139,19 @@ def of_regression(session: Session, cell: Cell | None) -> Finding:
     if old is None:
         raise ValueError("of_regression: expected a session with a baseline, got none")
     if cell is None:
-        change = baselines.compare_overall(old, study.results(), tolerance=tolerance)
+        change = comparison.compare_overall(old, study.results(), tolerance=tolerance)
     else:
-        change = baselines.compare_cell(
+        change = comparison.compare_cell(
             old,
             study.cell(*cell),
             tolerance=tolerance,
-            comparisons=baselines.n_comparisons(study.header()),
+            comparisons=comparison.n_comparisons(study.header()),
         )
     session.changes[cell] = change
     outcome = CaseOutcome.PASSED
     if not change.is_decided:
         outcome = CaseOutcome.SKIPPED
-    elif change.outcome is baselines.Outcome.REGRESSED:
+    elif change.outcome is comparison.Outcome.REGRESSED:
         outcome = CaseOutcome.FAILED
     return Finding(outcome, change.message(), change.to_dict())
 
@@ -168,7 +168,7 @@ def unmeasured(request: RunRequest, session: Session | None) -> Iterator[str]:
             yield f"limit     NOT measured, so no pass: {limit}"
     if not request.gates:
         return
-    lacking = sum(change.outcome is baselines.Outcome.INCOMPLETE for change in changes)
+    lacking = sum(change.outcome is comparison.Outcome.INCOMPLETE for change in changes)
     if not any(change.is_decided for change in changes):
         of = f"of {len(changes)} comparisons none decides" if changes else "no case compared"
         yield f"baseline  NOT compared with {request.baseline}, so no pass: {of}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analogy import baseline as baselines
 from analogy import kept
-from analogy.baseline import Comparison
+from analogy.results import baseline as baselines
+from analogy.results.comparison import Comparison, compare
 from analogy.results.model import Results
 from analogy.sessions.requirements import outputs
 from analogy.sessions.session import Session
@@ -43,4 +43,4 @@ def _comparison(session: Session, results: Results) -> Comparison | None:
     """With the run's baseline, None without one."""
     if session.baseline is None:
         return None
-    return baselines.compare(session.baseline, results, tolerance=session.request.tolerance)
+    return compare(session.baseline, results, tolerance=session.request.tolerance)

@@ -13,12 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.errors import AnalogyError
+from analogy.errors import AnalogyError, OptionError
 from analogy.files import PlaceError, check_output, is_device
 from analogy.grid_metrics import Input, chosen_metrics
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.records import Limit, Pair
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
 from analogy.writers.base import WRITERS, NeedsPackages, Output
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
     Raises ``OptionError`` if the file or the selection cannot be used.
     """
-    from analogy.models import shipped
+    from analogy.models.places import shipped
 
     option = "--pairs"
     try:
@@ -80,7 +80,7 @@ def check_files(request: RunRequest) -> None:
 def check_run_folder(study: Study) -> None:
     """Raise ``StoreError`` if results cannot be written into the run folder."""
     from analogy.kept import prepare
-    from analogy.store import StoreError
+    from analogy.opening import StoreError
 
     try:
         prepare(study.folder.path)
@@ -94,8 +94,8 @@ def check_run_folder(study: Study) -> None:
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a limit or a baseline needs what this run cannot measure."""
     from analogy.metrics import Lpips
-    from analogy.models import ModelError
-    from analogy.stats import MIN_DECISIVE
+    from analogy.networks import ModelError
+    from analogy.statistics.values import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
     limited = [metric for metric in study.quality.metrics if metric.name in limits]
@@ -149,7 +149,7 @@ def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
 
 def no_references(study: Study, request: RunRequest) -> str | None:
     """The reason why there are no reference images; None if there are some."""
-    from analogy.models import EMBEDDED
+    from analogy.models.places import EMBEDDED
 
     if request.reference is not None:
         return None

@@ -10,7 +10,7 @@ from analogy.engine import Progress, no_progress
 from analogy.errors import AnalogyError, ExitCode
 from analogy.grid import Job
 from analogy.memory import memory_said
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
 from analogy.sessions.findings import CaseOutcome, unmeasured

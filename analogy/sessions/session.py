@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analogy import baseline as baselines
+from analogy.errors import OptionError
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
 from analogy.metrics import Lpips
-from analogy.models import ModelError
+from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
-from analogy.request import OptionError, RunRequest
+from analogy.request import RunRequest
+from analogy.results import baseline as baselines
+from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.study import Study
 
 if TYPE_CHECKING:
-    from analogy.baseline import Change
     from analogy.kept import Kept
+    from analogy.results.comparison import Change
     from analogy.results.model import Results
 
 # What must equal the shipped baseline's before a run is compared with it by default.
@@ -202,7 +204,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
         return Session(study, request, note="none for this model", is_strict=is_strict)
     old = read(path)
     path = old.header.path or path  # of a run folder, the file that it shows
-    different = baselines.measurement_differences(old.header, now)
+    different = comparison.measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
             f"--baseline {path}: expected results of the same measurement; "
@@ -210,7 +212,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
             "another baseline with --update-baseline"
         )
     if not is_named:  # nobody asked to compare two models or methods
-        different += baselines.subject_differences(old.header, now, of=_OWN_SUBJECT)
+        different += comparison.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
         note = f"{path}: not of this run, so not used ({'; '.join(different)})"
         return Session(study, request, note=note, is_strict=is_strict)

@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from analogy import baseline as baselines
-from analogy import models
-from analogy.models import shipped
+from analogy.models import defaults
+from analogy.models.places import shipped
 from analogy.pairs import named
 from analogy.report import text
+from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
 from analogy.study import Study
@@ -59,7 +59,7 @@ def _heading(session: Session) -> Iterator[str]:
         yield f"note      {study.folder.note}"
     yield f"baseline  {session.note}"
     if session.baseline is not None:
-        different = baselines.subject_differences(session.baseline.header, study.header())
+        different = comparison.subject_differences(session.baseline.header, study.header())
         if different:
             yield f"differs   {'; '.join(different)}"
     yield from unread_lines(study)
@@ -81,7 +81,7 @@ def unread_lines(study: Study) -> Iterator[str]:
 
 
 def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:
-    if session.study.config.model.partition("@")[0] != models.DEFAULT_GPU_MODEL:
+    if session.study.config.model.partition("@")[0] != defaults.DEFAULT_GPU_MODEL:
         return
     published = json.loads(shipped("baselines/ssd-1b-published.json").read_text("utf-8"))
     yield from text.published_lines(published, analysis.overall)
@@ -92,10 +92,10 @@ def _against_baseline(session: Session) -> Iterator[str]:
         return
     counts = Counter(change.outcome for change in session.changes.values())
     yield "against the baseline: " + ", ".join(
-        f"{counts[outcome]} {outcome}" for outcome in baselines.Outcome if counts[outcome]
+        f"{counts[outcome]} {outcome}" for outcome in comparison.Outcome if counts[outcome]
     )
     for change in session.changes.values():
-        if change.outcome in (baselines.Outcome.REGRESSED, baselines.Outcome.IMPROVED):
+        if change.outcome in (comparison.Outcome.REGRESSED, comparison.Outcome.IMPROVED):
             yield f"  {change.message()}"
 
 

@@ -16,7 +16,7 @@ from analogy.errors import AnalogyError
 from analogy.registry import ExtensionError, Registry, UnknownNameError
 
 if TYPE_CHECKING:
-    from analogy.baseline import Comparison
+    from analogy.results.comparison import Comparison
     from analogy.results.model import Results
 
 

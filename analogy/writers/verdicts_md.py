@@ -16,7 +16,7 @@ from analogy.text import printable
 from analogy.writers.base import Context
 
 if TYPE_CHECKING:
-    from analogy.baseline import Comparison
+    from analogy.results.comparison import Comparison
 
 _HEAD = ("category", "alpha", "pairs", "margin", "95% CI", "p (Holm)", "gain", "verdict")
 _RULE = ("---", "--:", "--:", "--:", ":-:", "--:", "--:", "---")

@@ -28,7 +28,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from analogy.metrics import efficiency
-from analogy.models import ModelSource, find_pipeline, load_pipeline, weight_files
+from analogy.models.folders import weight_files
+from analogy.models.loading import load_pipeline
+from analogy.models.places import ModelSource
+from analogy.models.sources import find_pipeline
 
 JOULES_PER_KWH = 3.6e6
 

@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from analogy.images import to_tensor
 from analogy.metrics import Inception
 from analogy.metrics.inception import clean_resize
-from analogy.models import ModelError
+from analogy.networks import ModelError
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from analogy.metrics import Lpips, lpips, psnr, ssim
 from analogy.metrics.perceptual import _SMALLEST
-from analogy.models import ModelError
+from analogy.networks import ModelError
 
 quick = settings(deadline=None, max_examples=25)
 

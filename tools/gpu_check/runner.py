@@ -169,8 +169,8 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 def _machine() -> Machine:
     import torch
 
-    from analogy.models import machine
-    from analogy.study import package_versions
+    from analogy.models.defaults import machine
+    from analogy.provenance import package_versions
 
     is_cuda = torch.cuda.is_available()
     said = machine("cuda" if is_cuda else "cpu")
@@ -184,6 +184,6 @@ def _machine() -> Machine:
 
 
 def _commit() -> str:
-    from analogy.study import commit_of
+    from analogy.provenance import commit_of
 
     return commit_of(Path(__file__).resolve().parents[2]) or "unknown"

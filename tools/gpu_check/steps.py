@@ -22,7 +22,10 @@ from analogy.generator import Generator, latents_for
 from analogy.grid import Grid
 from analogy.memory import GIB
 from analogy.metrics import psnr
-from analogy.models import ModelSource, find_pipeline, load_pipeline, native_size, shipped
+from analogy.models.folders import native_size
+from analogy.models.loading import load_pipeline
+from analogy.models.places import ModelSource, shipped
+from analogy.models.sources import find_pipeline
 from analogy.pairs import load_pairs, select
 from analogy.records import Pair, RunConfig
 from analogy.request import RunRequest, request_of

@@ -1,17 +1,4 @@
-"""The regression gate: results against a baseline, cell by cell, pair by pair.
-
-A baseline is a results file of an earlier run. Two things are kept apart. The **measurement**
-(judge, size, seeds, alphas, limit, pairs) must be the same, or the comparison is refused. The
-**subject** (model, method, sampling, dtype, library versions) is what one compares: it may differ,
-and the comparison says in what.
-
-The same pairs and seeds give the same latents, so a run and its baseline are compared pair by pair:
-by the mean of the differences new - old and its bootstrap interval over pairs. Many cells are
-compared in one run, so their intervals are simultaneous: each has the confidence
-1 - 0.05 / comparisons (Bonferroni over the cells and the overall figure), that is 99.8% for 24
-cells. With 95% for each, 25 comparisons of a method with itself would raise a false alarm in a
-large share of runs, and an alarm that is often false is soon ignored.
-"""
+"""Two results compared: cell by cell, pair by pair."""
 
 from __future__ import annotations
 
@@ -20,29 +7,22 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analogy.errors import AnalogyError, ExitCode
-from analogy.files import PlaceError, check_output, write_output
-from analogy.records import Cell, Figures, Verdict
+from analogy.records import SIGNIFICANCE, Cell, Figures, Verdict
 from analogy.request import TOLERANCE
 from analogy.results.model import CellFigures, Header, Measurement, Results
-from analogy.results.reading import RecordedError, ResultsFile, read
-from analogy.results.writing import encoded
-from analogy.stats import MIN_DECISIVE, SIGNIFICANCE, bootstrap_ci
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_DECISIVE
 
 SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""
 
 # Differences below this are rounding of float64 margins: they are on neither side of a limit.
 _ROUNDING = 1e-12
-
-
-class BaselineError(AnalogyError, ValueError):
-    """A baseline cannot be written; the message says what to do."""
 
 
 class NotComparableError(AnalogyError, ValueError):
@@ -232,7 +212,7 @@ def measurement_differences(old: Header, new: Header) -> list[str]:
     depend on the others. A category that the baseline lacks would pass without a comparison, so
     it is a difference.
     """
-    found = _setting_differences(old.measurement, new.measurement)
+    found = setting_differences(old.measurement, new.measurement)
     unknown = [name for name in new.categories if name not in old.measurement.pairs]
     if unknown:
         found.append(
@@ -407,91 +387,6 @@ def compare(old: Results, new: Results, *, tolerance: float = TOLERANCE) -> Comp
     )
 
 
-def known_not_to_succeed(
-    results: Results, cell: Cell | None, categories: Collection[str] | None = None
-) -> Verdict | None:
-    """The recorded verdict of a cell that did not succeed: an expected failure.
-
-    ``cell`` None is the whole, which is known only for a run of the same ``categories`` (all of the
-    baseline's unless given). None for a success, for what is not recorded, and for what was
-    incomplete: nothing is known of it.
-    """
-    verdict: Verdict | None = None
-    if cell is not None:
-        cells = results.analysis.cells
-        verdict = cells[cell].margin.verdict if cell in cells else None
-    elif categories is None or set(categories) == set(results.header.categories):
-        verdict = results.analysis.overall.margin.verdict
-    return None if verdict in (Verdict.SUCCESS, Verdict.INCOMPLETE) else verdict
-
-
-def default_path(model: str) -> Path | None:
-    """The shipped baseline of the embedded model; other models have none."""
-    from analogy.models import EMBEDDED, shipped  # with torch, which a comparison does without
-
-    if model != EMBEDDED:
-        return None
-    return shipped("pairs.csv").parent / "baselines" / "embedded.json"
-
-
-def write(new: Results | ResultsFile, path: Path) -> None:
-    """Make results, or a copy of a file of them, a baseline, atomically.
-
-    A :class:`BaselineError` if results are incomplete, and if ``path`` holds something that they
-    cannot stand in for: no results file, another measurement, or categories that they lack.
-    """
-    results, data = (new.results, new.data) if isinstance(new, ResultsFile) else (new, encoded(new))
-    try:
-        incomplete = [
-            str(cell)
-            for cell, figures in results.analysis.cells.items()
-            if figures.margin.verdict is Verdict.INCOMPLETE
-        ]
-        if incomplete:
-            raise BaselineError(
-                f"baseline {path}: expected complete cells, got {len(incomplete)} incomplete ones "
-                f"({incomplete[0]} the first); finish the run: the same command continues it"
-            )
-        check_replaceable(path, results.header)
-        write_output(path, data)
-    except OSError as error:
-        raise BaselineError(
-            f"baseline {path}: cannot be written ({error}); name another file"
-        ) from error
-
-
-def check_replaceable(path: Path, new: Header) -> None:
-    """A :class:`BaselineError` if ``new`` may not become the baseline at ``path``.
-
-    A baseline in use is replaced only by one that answers for all that it did.
-    """
-    try:
-        check_output(path)
-    except PlaceError as error:
-        raise BaselineError(f"baseline {path}: {error}") from error
-    if not path.is_file():  # none yet, or a device, which keeps nothing
-        return
-    try:
-        old = read(path).header
-    except RecordedError as error:
-        raise BaselineError(
-            f"baseline {path}: expected a results file or none, to replace it ({error}); name "
-            "another file, or delete this one"
-        ) from error
-    different = _setting_differences(old.measurement, new.measurement)
-    if different:
-        raise BaselineError(
-            f"baseline {path}: it is of another measurement ({'; '.join(different)}); name "
-            "another file, or delete this one"
-        )
-    lacking = [name for name in old.categories if name not in new.measurement.pairs]
-    if lacking:
-        raise BaselineError(
-            f"baseline {path}: it has categories that this run lacks ({', '.join(lacking)}); run "
-            "all of them, name another file, or delete this one"
-        )
-
-
 def _fell(old: Verdict | None, new: Verdict | None) -> bool:
     return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
 
@@ -522,7 +417,7 @@ def _pooled(results: Results, categories: Sequence[str], verdict: Verdict | None
     return Side(None, verdict, n, items)
 
 
-def _setting_differences(old: Measurement, new: Measurement) -> list[str]:
+def setting_differences(old: Measurement, new: Measurement) -> list[str]:
     """In what measurements differ, their sets of categories aside."""
     found: list[str] = []
     for field in dataclasses.fields(old):

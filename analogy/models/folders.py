@@ -1,0 +1,80 @@
+"""What a pipeline's folder says of itself: its parts, weights, scheduler and native size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from analogy.families import Family
+from analogy.models.places import ModelSource
+from analogy.networks import ModelError, read_object
+from analogy.trust.pipelines import read_index
+
+
+def _variant(folder: Path, dtype: str) -> str | None:
+    """``fp16`` where the denoiser's half-precision files are the ones to load, else None."""
+    denoiser = folder / family_of_folder(folder).denoiser
+    weights = {path.name for path in denoiser.glob("*")}
+    halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
+    whole = {name for name in weights - halves if name.endswith(".safetensors")}
+    return "fp16" if halves and not (whole and dtype == "float32") else None
+
+
+def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
+    """The weights that :func:`load_pipeline` reads in this dtype: one precision, not both.
+
+    Per part ``<name>.fp16.safetensors`` where half precision is loaded and the part has it, else
+    ``<name>.safetensors``; shards of either; a LoRA's file as well.
+    """
+    lora = [] if source.lora is None else [source.lora]
+    if source.file is not None:
+        return [source.file, *lora]
+    variant = _variant(source.folder, dtype)
+    skipped = family_of_folder(source.folder).load_options
+    files: list[Path] = []
+    for name in sorted(parts_of(source.folder)):
+        folder = source.folder / name
+        if name in skipped or not folder.is_dir():
+            continue
+        weights = sorted(folder.glob("*.safetensors"))
+        # <name>[.<variant>][-<shard>].safetensors, or the shard before the variant
+        halves = [path for path in weights if path.name.split(".")[1].startswith("fp16")]
+        whole = [path for path in weights if path.name.count(".") == 1]
+        files += halves if variant and halves else whole
+    return files + lora
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """What a pipeline's folder says of itself: its class and, for each part, library and class."""
+    return read_index(folder)[1]
+
+
+#: The parts of a pipeline that have weights, by diffusers' names.
+NETWORK = re.compile(r"unet|transformer|vae|text_encoder(_\d)?|image_encoder")
+
+
+def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts of a folder's pipeline that it does not leave out: library and class by name."""
+    index = index_of(folder)
+    return {name: tuple(part) for name, part in index.items()
+            if isinstance(part, list) and part != [None, None]}  # fmt: skip
+
+
+def family_of_folder(folder: Path) -> Family:
+    """The family of a folder's pipeline."""
+    return read_index(folder)[0]
+
+
+def native_size(folder: Path) -> int:
+    """Pixels a side of the images that a pipeline was trained for, from its configuration files."""
+    return family_of_folder(folder).native_size(folder)
+
+
+def scheduler_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a pipeline's scheduler, its class among them as ``_class_name``."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = read_object(file, "_class_name", what="a scheduler's configuration")
+    if not isinstance(settings["_class_name"], str):
+        raise ModelError(f"{file}: expected _class_name as text, got {settings['_class_name']!r}")
+    return settings

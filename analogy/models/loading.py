@@ -1,0 +1,114 @@
+"""Load a pipeline of a verified source onto a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from analogy.families import family_of
+from analogy.models.folders import NETWORK, parts_of, weight_files
+from analogy.models.lora import fuse_lora
+from analogy.models.places import ModelSource
+from analogy.networks import ModelError, check_converted, load_network, loading, refuse_odd_keys
+from analogy.trust.pipelines import check_pipeline
+
+
+def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
+    """The pipeline on its device, in its dtype, with its LoRA fused, ready and silent.
+
+    Only safetensors are loaded, and only files that :func:`find_pipeline` found. Half-precision
+    files are used where the folder has them, unless it has float32 and that is asked for.
+    """
+    import diffusers
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    # A bar for every part's loading would bury the one that matters.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # Checked here as well: the folder may be another machine's, or changed since it was found.
+    family, index = check_pipeline(source.folder, weights=source.file is None)
+    loader = getattr(diffusers, family.pipeline)
+    options: dict[str, Any] = {
+        "torch_dtype": getattr(torch, dtype),
+        "local_files_only": True,
+        **family.load_options,
+        # Parts that the folder leaves out on purpose, such as SD3's T5 encoder, must be said.
+        **{name: None for name, part in index.items() if part == [None, None]},
+    }
+    what = f"a {family.pipeline} in the format of save_pretrained"
+    with warnings.catch_warnings():
+        # Weights saved as fp16 and computed in another dtype are what we mean to do.
+        warnings.simplefilter("ignore")
+        if source.file is not None:
+            for name, (library, kind) in parts_of(source.folder).items():
+                if library == "diffusers" and NETWORK.fullmatch(name) and name not in options:
+                    found = getattr(diffusers, kind, None)
+                    check_converted(found, source.file, source.folder / name)
+            with loading(source.file, f"a {family.pipeline} in one file, as {source.folder} says"):
+                pipeline = loader.from_single_file(
+                    str(source.file), config=str(source.folder), **options
+                )
+            for name, part in _networks_of(pipeline).items():
+                refuse_odd_keys(f"{source.file}: {name}", part)
+        else:
+            networks = _load_networks(source, dtype=dtype, skipped=options)
+            with loading(source.folder, what):
+                pipeline = loader.from_pretrained(source.folder, **options, **networks)
+        if source.lora is not None:
+            fuse_lora(pipeline, source.lora)
+    pipeline.set_progress_bar_config(disable=True)
+    if device.startswith("cuda"):
+        # The layout that a card's convolutions are fastest in.
+        for part in (getattr(pipeline, family.denoiser), pipeline.vae):
+            part.to(memory_format=torch.channels_last)
+    pipeline.to(device)
+    _check_fit(pipeline, source.folder)
+    return pipeline
+
+
+def _check_fit(pipeline: Any, folder: Path) -> None:
+    """Raise :class:`ModelError` unless a pipeline's parts fit each other: one prompt is encoded.
+
+    Each may be whole and of another model than the rest.
+    """
+    family = family_of(pipeline)
+    with torch.inference_mode(), loading(folder, "tokenizers that fit the text encoders"):
+        made = family.empty(pipeline)
+    for of, (takes, has) in family.widths(pipeline, made).items():
+        if isinstance(takes, int) and takes != has:
+            raise ModelError(
+                f"{folder}: expected {of} of {takes:,} channels, as {family.denoiser}/config.json "
+                f"says, got {has:,} of its other parts: they are of another model; fetch or save "
+                "the model again"
+            )
+
+
+def _load_networks(
+    source: ModelSource, *, dtype: str, skipped: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """The parts of a folder's pipeline that have weights, by name, each as its files have it."""
+    files = weight_files(source, dtype=dtype)
+    networks = {}
+    for name, (library, kind) in parts_of(source.folder).items():
+        folder = source.folder / name
+        if name in skipped or not NETWORK.fullmatch(name):
+            continue
+        with loading(source.folder / "model_index.json", f"a class of {library} for {name}"):
+            found = getattr(importlib.import_module(library), kind)
+        is_half = any(".fp16" in file.name for file in files if file.parent == folder)
+        networks[name] = load_network(
+            found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None
+        )
+    return networks
+
+
+def _networks_of(pipeline: Any) -> dict[str, nn.Module]:
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if isinstance(part, nn.Module)}

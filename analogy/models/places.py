@@ -1,0 +1,81 @@
+"""Where the files of a model are: shipped, in a folder, or from the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from analogy.networks import ModelError
+from analogy.text import command_line
+
+EMBEDDED = "embedded"
+#: A pipeline's configuration and tokenizers, without its weights.
+CONFIG_FILES = ["*.json", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are, and which files they are.
+
+    ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
+    weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
+    hex>`` over all configuration and weight files for a folder and over the file for a file, with
+    ``+configuration@sha256:<16 hex>`` of the folder that configures a file, and
+    ``+<lora>@sha256:<16 hex>`` for a LoRA.
+    """
+
+    folder: Path
+    fingerprint: str
+    file: Path | None = None
+    lora: Path | None = None
+
+    @property
+    def places(self) -> list[Path]:
+        """Where its files lie on this machine."""
+        return [place for place in (self.folder, self.file, self.lora) if place is not None]
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of ``fixtures/``, in a checkout or in an installed wheel."""
+    here = Path(__file__).resolve().parents[1]
+    for root in (here.parent / "fixtures", here / "_data"):
+        if (root / name).exists():
+            return root / name
+    raise ModelError(
+        f"the suite's own {name} is missing: looked in {here.parent / 'fixtures'} and "
+        f"{here / '_data'}; check out the repository whole, or run 'tox -e build-models'"
+    )
+
+
+def absent(
+    what: str, name: str, revision: str, failure: Exception | None, *, offline: bool
+) -> ModelError:
+    """What to say when the hub's files are neither here nor to be had."""
+    command = command_line("hf", "download", name, *(["--revision", revision] if revision else []))
+    why = "and --offline fetches nothing" if offline else f"and could not be fetched ({failure})"
+    return ModelError(
+        f"{what} is not on this machine {why}; where there is a network, fetch it with: {command}",
+        command,
+    )
+
+
+def go_offline() -> None:
+    """From here on this process and its children ask the hub for nothing, whatever loads."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a hub id, ``owner/name``."""
+    part = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+    return re.fullmatch(f"{part}/{part}", name) is not None
+
+
+def listing(folder: Path) -> str:
+    """The first names in a folder, for messages."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

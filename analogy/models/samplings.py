@@ -1,0 +1,17 @@
+"""Steps and guidance of the embedded model, and those that model cards ask for."""
+
+from __future__ import annotations
+
+#: Steps and guidance of the embedded default.
+EMBEDDED_SAMPLING = (8, 4.0)
+
+#: Steps and guidance that a model's card asks for, where that is not what its pipeline does by
+#: itself. SSD-1B's (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number
+#: of steps, which leaves the pipeline's; the turbo models are distilled to few steps without
+#: guidance.
+CARD_SAMPLING: dict[str, tuple[int, float]] = {
+    "segmind/SSD-1B": (50, 9.0),
+    "stabilityai/sd-turbo": (1, 0.0),
+    "stabilityai/sdxl-turbo": (1, 0.0),
+    "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
+}

@@ -1,0 +1,197 @@
+"""Find, verify and load models; say which ones they are.
+
+A model is ``embedded`` (shipped with the suite), a local folder, a single ``.safetensors`` file,
+or a hub id with an optional ``@revision``; a LoRA may be fused into it. Its fingerprint goes into
+every result, so that figures of different weights are never mixed. Weights come from safetensors
+alone: a pickle may run any code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from os.path import expanduser
+from pathlib import Path
+
+from analogy.models.defaults import DEFAULT_GPU_MODEL
+from analogy.models.fingerprints import file_fingerprint, fingerprint, sha256_of
+from analogy.models.folders import (
+    NETWORK,
+    family_of_folder,
+    parts_of,
+    scheduler_settings,
+    weight_files,
+)
+from analogy.models.lora import with_lora
+from analogy.models.places import (
+    CONFIG_FILES,
+    EMBEDDED,
+    ModelSource,
+    absent,
+    is_hub_id,
+    listing,
+    shipped,
+)
+from analogy.networks import ModelError, check_weights, loading, read_object, shapes_in
+from analogy.text import command_line
+from analogy.trust.pipelines import check_pipeline, read_index
+from analogy.trust.rules import pickled, refuse_pickles
+
+
+def find_pipeline(
+    model: str, *, dtype: str, offline: bool = False, lora: str | None = None
+) -> ModelSource:
+    """The files of a diffusers pipeline, downloaded if ``model`` is a hub id.
+
+    ``dtype`` decides whether half-precision weights are fetched where both exist. ``offline``:
+    what is not on this machine is a :class:`ModelError` that names the command that fetches it.
+    ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id.
+    """
+    path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model)).absolute()
+    if path.is_dir():
+        source = _folder_source(path)
+    elif path.is_file():
+        source = _file_source(path, offline=offline)
+    else:
+        source = _hub_source(model, dtype=dtype, offline=offline)
+    _check_parts(source, dtype=dtype)
+    return source if lora is None else with_lora(source, lora, offline=offline)
+
+
+def _check_parts(source: ModelSource, *, dtype: str) -> None:
+    """Raise :class:`ModelError` unless all that will be loaded is there and whole.
+
+    Reads configurations and headers alone; whether weights fit is known when they are loaded.
+    """
+    skipped = family_of_folder(source.folder).load_options
+    files = weight_files(source, dtype=dtype)
+    for name in parts_of(source.folder):
+        if name in skipped:
+            continue
+        folder = source.folder / name
+        if NETWORK.fullmatch(name):
+            read_object(folder / "config.json", what="a network's configuration")
+            if source.file is None:
+                check_weights(folder, [file for file in files if file.parent == folder])
+        elif name == "scheduler":
+            scheduler_settings(source.folder)
+    if source.file is not None:
+        shapes_in(source.file)
+
+
+def _folder_source(folder: Path) -> ModelSource:
+    if not (folder / "model_index.json").is_file():
+        refuse_pickles(folder.iterdir())
+        raise ModelError(
+            f"{folder}: expected a diffusers pipeline folder with model_index.json; "
+            f"found {listing(folder)}"
+        )
+    check_pipeline(folder)
+    return ModelSource(folder, fingerprint(folder))
+
+
+def _file_source(file: Path, *, offline: bool) -> ModelSource:
+    """A single-file checkpoint: it holds weights alone, so its configuration must be found.
+
+    That is in the file's own folder, or in one beside it named like it; else it is that of the
+    model that diffusers takes the weights for, from the hub.
+    """
+    refuse_pickles([file])
+    if file.suffix != ".safetensors":
+        raise ModelError(f"{file}: expected a .safetensors file or a diffusers pipeline folder")
+    shapes_in(file)
+    name = file_fingerprint(file.stem, file)
+    for folder in (file.with_suffix(""), file.parent):
+        if (folder / "model_index.json").is_file():
+            check_pipeline(folder, weights=False)
+            return ModelSource(folder, f"{name}+{_configuration(folder)}", file=file)
+    from diffusers.loaders.single_file_utils import (
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
+    from huggingface_hub import snapshot_download
+
+    with loading(file, "a checkpoint as a safetensors file"):
+        alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
+    origin = alike["pretrained_model_name_or_path"]
+    try:
+        folder = Path(
+            snapshot_download(origin, allow_patterns=CONFIG_FILES, local_files_only=offline)
+        )
+        check_pipeline(folder, weights=False)
+        configuration = _configuration(folder)
+    except (OSError, ModelError) as error:
+        patterns = [word for pattern in CONFIG_FILES for word in ("--include", pattern)]
+        command = command_line("hf", "download", origin, *patterns)
+        raise ModelError(
+            f"{file}: a single file holds weights alone; expected the configuration in "
+            f"{file.with_suffix('')} or {file.parent} (a diffusers folder, whose weights are not "
+            f"needed), or that of {origin} on this machine ({error}); where there is a network, "
+            f"fetch it with: {command}"
+        ) from error
+    return ModelSource(folder, f"{name}+{configuration}", file=file)
+
+
+def _configuration(folder: Path) -> str:
+    """``configuration@sha256:<16 hex>`` of a pipeline's folder, whatever weights are in it.
+
+    The same weights compute other images by another configuration or vocabulary.
+    """
+    files = [folder / "model_index.json"]
+    for name in sorted(parts_of(folder)):
+        for pattern in CONFIG_FILES:
+            files += sorted((folder / name).glob(pattern))
+    whole = hashlib.sha256()
+    for file in files:
+        if not file.name.endswith(".safetensors.index.json"):
+            whole.update(f"{sha256_of(file)}  {file.relative_to(folder).as_posix()}\n".encode())
+    return f"configuration@sha256:{whole.hexdigest()[:16]}"
+
+
+def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
+    name, _, revision = model.partition("@")
+    if not is_hub_id(name):
+        refuse_pickles([Path(model)])
+        raise ModelError(
+            f"--model {model!r}: expected '{EMBEDDED}', a folder or .safetensors file that exists, "
+            f"or a hub id such as '{DEFAULT_GPU_MODEL}' or '{DEFAULT_GPU_MODEL}@main'"
+        )
+    _check_hub_index(name, revision, offline=offline)
+    from diffusers import DiffusionPipeline
+
+    variants = ("fp16", None) if dtype != "float32" else (None, "fp16")
+    failure: Exception | None = None
+    for variant in variants:
+        try:
+            folder = Path(
+                DiffusionPipeline.download(
+                    name,
+                    revision=revision or None,
+                    variant=variant,
+                    use_safetensors=True,
+                    local_files_only=offline,
+                )
+            )
+        except (OSError, ValueError) as error:
+            failure = error
+            continue
+        check_pipeline(folder)
+        return ModelSource(folder, f"{name}@{folder.name[:12]}")
+    if "safetensors" in str(failure):  # diffusers' own refusal, as an OSError
+        raise pickled(f"model {model!r}", failure) from failure
+    raise absent(f"model {model!r}", name, revision, failure, offline=offline) from failure
+
+
+def _check_hub_index(name: str, revision: str, *, offline: bool) -> None:
+    """Refuse a repository by its index, before diffusers downloads what that names.
+
+    A repository or index that cannot be had is for the download itself to report.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        index = hf_hub_download(
+            name, "model_index.json", revision=revision or None, local_files_only=offline
+        )
+    except (OSError, ValueError):
+        return
+    read_index(Path(index).parent)

@@ -1,0 +1,1 @@
+"""Estimates of a run: items, intervals, tests, verdicts."""

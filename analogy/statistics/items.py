@@ -1,0 +1,49 @@
+"""Margins to items: the mean over the seeds of each pair at each alpha."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+_MARGIN_COLUMNS = ("pair_id", "category", "alpha", "seed", "margin")
+_ITEM_KEYS = ["pair_id", "category", "alpha"]
+
+
+def items_from_margins(frame: pd.DataFrame) -> pd.DataFrame:
+    """Items, the means over seeds, from one margin per image.
+
+    `frame` has the columns pair_id, category, alpha, seed, margin. The result has one row per
+    (pair_id, category, alpha), sorted by them, with `margin` (float64, the mean) and `n_seeds`. It
+    is the same to the last bit for any order of the rows and of the seeds. Cells are its groups by
+    category and alpha; `items.pivot(index="pair_id", columns="alpha", values="margin")` is what
+    `pooled_estimate` takes.
+    """
+    missing = [column for column in _MARGIN_COLUMNS if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"margins: expected the columns {', '.join(_MARGIN_COLUMNS)}; "
+            f"missing: {', '.join(missing)}"
+        )
+    margins = frame.loc[:, list(_MARGIN_COLUMNS)].astype({"margin": np.float64})
+    broken = margins[~np.isfinite(margins["margin"])]
+    if len(broken):
+        raise ValueError(f"margins: expected finite values, got {_first_of(broken)}")
+    repeated = margins[margins.duplicated([*_ITEM_KEYS, "seed"])]
+    if len(repeated):
+        raise ValueError(
+            f"margins: expected one row per pair, alpha and seed, got another of "
+            f"{_first_of(repeated)}"
+        )
+    # A sum in float64 depends on the order of its terms: sorted by value, it has only one.
+    ordered = margins.sort_values([*_ITEM_KEYS, "margin"])
+    items = ordered.groupby(_ITEM_KEYS, sort=True, observed=True)["margin"]
+    return items.agg(margin="mean", n_seeds="size").reset_index()
+
+
+def _first_of(rows: pd.DataFrame) -> str:
+    """The first of some rows of margins in words, and how many there are."""
+    row = rows.iloc[0]
+    return (
+        f"pair {row['pair_id']}, alpha {row['alpha']}, seed {row['seed']}, "
+        f"margin {row['margin']} ({len(rows)} such row(s))"
+    )

@@ -1,0 +1,38 @@
+"""P-values adjusted for the number of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+
+def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """Holm's (1979) adjusted p-values, which control the family-wise error; NaN stays NaN.
+
+    A p that does not exist belongs to no family: the others are adjusted as if it were not there.
+    """
+    # Here and in `_power` and `wilson_interval`: statsmodels takes a second to import, which nobody
+    # should pay before the first verdict.
+    from statsmodels.stats.multitest import multipletests
+
+    return _of_those_that_exist(p_values, lambda p: multipletests(p, method="holm")[1])
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """Benjamini and Hochberg's (1995) adjusted p-values: the false discovery rate; as `holm`."""
+    return _of_those_that_exist(p_values, scipy.stats.false_discovery_control)
+
+
+def _of_those_that_exist(
+    p_values: Sequence[float], adjust: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Adjusted p-values, NaN where there was none."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    exists = ~np.isnan(p)
+    if exists.any():
+        adjusted[exists] = adjust(p[exists])
+    return adjusted
