@@ -20,7 +20,7 @@ from analogy.engines import ENGINES
 from analogy.families import FAMILIES
 from analogy.grid_metrics import METRICS
 from analogy.judges import JUDGES
-from analogy.models import shipped
+from analogy.models.places import shipped
 from analogy.options import OPTIONS
 from analogy.registry import Registry
 from analogy.steering.base import METHODS

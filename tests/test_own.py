@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
-from analogy import analysis, bench, execute, study  # noqa: F401  likewise
+from analogy import analysis, execute, study  # noqa: F401  likewise
 from analogy.grid_metrics import (
     DEFAULT,
     Described,

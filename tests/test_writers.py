@@ -13,7 +13,7 @@ from reported import draw_results
 from verbs import verb
 
 import analogy
-from analogy.baseline import compare
+from analogy.results.comparison import compare
 from analogy.errors import FieldError
 from analogy.files import PlaceError
 from analogy.records import Cell
