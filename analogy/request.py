@@ -17,8 +17,8 @@ from analogy.fields import (
     check_name,
     check_number,
     check_text,
-    each,
     one_of,
+    shown,
 )
 from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.records import Limit
@@ -199,12 +199,14 @@ def _of_method(error: AnalogyError) -> FieldError:
     return FieldError(place="method", expected=error.expected, got=error.got, advice=error.advice)
 
 
-def _check_metrics(metrics: tuple[str, ...] | None) -> None:
+def _check_metrics(metrics: Any) -> None:
     """Imports no metric."""
     if metrics is None:
         return
-    each(check_name)("metrics", metrics)
+    if not isinstance(metrics, tuple) or not metrics:
+        raise FieldError(place="metrics", expected="a non-empty tuple", got=shown(metrics))
     for name in metrics:
+        check_name("metrics", name)
         if METRICS.is_builtin(name) and name not in DEFAULT:
             raise FieldError(
                 place="metrics",

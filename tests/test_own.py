@@ -31,6 +31,7 @@ from analogy.grid_metrics import (
     Inputs,
     MetricError,
     Per,
+    described,
     grid_metrics,
     shown_metrics,
 )
@@ -152,7 +153,7 @@ def test_its_description_is_in_the_results_and_the_report_needs_no_module(own, m
     quality = results_of(own / "results.json")["quality"]
     assert [each["name"] for each in quality["metrics"]] == ["ssim", "left_alone"]
     assert quality["metrics"][1]["unit"] == "share"
-    shown = {each.name: each for each in shown_metrics(quality)}
+    shown = {each.name: each for each in shown_metrics(described(quality["metrics"]))}
     assert shown["left_alone"].column == "left alone (share)"
     assert shown["left_alone"].axis.startswith("left alone to the image at alpha 0 (1: ")
     jsonschema = pytest.importorskip("jsonschema")
@@ -330,10 +331,10 @@ ROWS = st.dictionaries(
 
 @given(st.lists(ROWS | PLAIN, max_size=3))
 def test_what_strangers_results_say_of_metrics_is_shown_or_left_out(rows):
-    shown = shown_metrics({"metrics": rows})
+    shown = shown_metrics(described(rows))
     assert [each.name for each in shown[: len(DEFAULT)]] == [*DEFAULT]
     assert all(isinstance(each, Described) for each in shown)
-    assert shown_metrics(rows) == shown_metrics(None) == grid_metrics()
+    assert shown_metrics(described(None)) == shown_metrics(()) == grid_metrics()
 
 
 def test_extension_errors_name_what_was_expected():

@@ -153,7 +153,7 @@ def test_a_methods_own_strengths_are_the_default():
     assert parse_options(raw.get).alphas == (0.5,)
     del raw["analogy_alphas"]
     raw["analogy_method"] = "own:missing"
-    with pytest.raises(OptionError, match="--method: method own:missing: expected"):
+    with pytest.raises(OptionError, match="--method: expected own:missing to be importable"):
         parse_options(raw.get)
 
 

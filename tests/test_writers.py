@@ -13,12 +13,12 @@ from reported import draw_results
 from verbs import verb
 
 import analogy
-from analogy.results.comparison import compare
 from analogy.errors import FieldError
 from analogy.files import PlaceError
 from analogy.records import Cell
 from analogy.registry import ExtensionError, UnknownNameError
 from analogy.request import RunRequest
+from analogy.results.comparison import compare
 from analogy.results.model import Ceiling, Mean, QualityFigures
 from analogy.results.writing import to_json
 from analogy.writers.base import WRITERS, Context, Output, by_suffix, write
