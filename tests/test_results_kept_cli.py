@@ -277,7 +277,7 @@ def test_imported_images_are_shown_once_they_are_judged(here):
     assert "where its images were imported, 'python -m analogy score' judges them" in refused.stderr
     assert verb("score", "new", "--clip-model=embedded").exit_code == 0
     assert verb("report", "new").exit_code == 0
-    assert Measured.of(results_of("new/results.json")).scope.method == "imported"
+    assert Measured.of_file(Path("new/results.json")).scope.method == "imported"
 
 
 # --- --ceiling, for those who open a folder again

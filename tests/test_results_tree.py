@@ -14,6 +14,7 @@ from planted import results as planted
 from planted import small
 from reported import draw_results
 
+from analogy.grid_metrics import Absent
 from analogy.models.places import shipped
 from analogy.quality import References
 from analogy.records import Cell, Estimate, ItemLevel, Trend, Verdict
@@ -31,7 +32,10 @@ def again(results):
 def test_a_run_s_results_survive_json(make_study, missing):
     study = make_study(control=True, target=True)
     jobs = study.jobs()
-    study.quality.lpips, study.quality.references = "no weights", References("x", np.ones((3, 2)))
+    study.quality.lpips, study.quality.references = (
+        Absent("no weights"),
+        References("x", np.ones((3, 2))),
+    )
     results = draw_results(study, jobs[: len(jobs) - missing], faults=jobs[:3])
     assert len(results.failures) == 3
     assert len(results.analysis.cells) == 4

@@ -90,7 +90,7 @@ def test_a_run_with_such_ids_and_prompts_stays_in_its_folder(text, make_study, f
     study.folder.add_images(jobs, np.zeros((len(jobs), 8, 8, 3), np.uint8), 1.0)
     fill(study, lambda job: 0.1 + 0.01 * len(job.pair.source_prompt) / 10_000)
     write_results(study.results(), run / "results.json")
-    assert read(run).cells.keys()
+    assert read(run).analysis.cells
     assert text in json.loads((run / "results.json").read_text())["cells"][0]["items"]
     new = set(tmp_path.rglob("*")) - before
     assert all(run in path.parents or path == run for path in new)

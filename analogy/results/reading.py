@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from analogy.errors import AnalogyError
 from analogy.fields import shown
 from analogy.records import RunConfig
 from analogy.results import checks
@@ -38,7 +39,7 @@ MAX_FILE_BYTES = 64_000_000
 """A larger file is refused before it is read; the full grid's is under 1 MB."""
 
 
-class RecordedError(ValueError):
+class RecordedError(AnalogyError, ValueError):
     """A results file cannot be used; the message says what was expected, what came, what to do."""
 
 

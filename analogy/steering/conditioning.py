@@ -29,6 +29,8 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         shapes = self.shapes()
+        if len(shapes) < len(self.states) + len(self.pooled) + len(self.carried):
+            raise ValueError("conditioning: expected each name once in states, pooled and carried")
         if any(len(shapes[name]) < 2 for name in self.states) or any(
             len(shapes[name]) != 1 for name in self.pooled
         ):
@@ -36,8 +38,6 @@ class Conditioning:
                 "conditioning: expected states (..., tokens, dim) and pooled (dim,), "
                 f"got {', '.join(f'{name} {shape}' for name, shape in shapes.items())}"
             )
-        if len(shapes) < len(self.states) + len(self.pooled) + len(self.carried):
-            raise ValueError("conditioning: expected each name once in states, pooled and carried")
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
