@@ -30,11 +30,12 @@ from analogy.clip_files import (
     tokenizer_of,
     unwarned,
 )
+from analogy.errors import ModelError
 from analogy.images import Images, to_tensor
 from analogy.margin import cosine
 from analogy.models.fingerprints import file_fingerprint, fingerprint
 from analogy.models.places import EMBEDDED, shipped
-from analogy.networks import ModelError, loading, refuse_resized, shapes_in
+from analogy.networks import loading, refuse_resized, shapes_in
 from analogy.trust.judges import OPEN_CLIP_CONFIG, JudgeFiles
 from analogy.trust.rules import refuse_pickles
 

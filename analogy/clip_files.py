@@ -15,8 +15,9 @@ from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from analogy.errors import ModelError
 from analogy.models.places import absent
-from analogy.networks import ModelError, check_weights, read_object
+from analogy.networks import check_weights, read_object
 from analogy.text import command_line
 from analogy.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
 from analogy.trust.rules import TOKENIZER_FILES

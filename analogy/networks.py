@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analogy.errors import AnalogyError
+from analogy.errors import ModelError
 from analogy.memory import MemoryFullError, memory_said
 from analogy.text import command_line
 
@@ -30,17 +30,6 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_NAMED = 4
 
 _SAVED_ANEW = "fetch the model again, whole, or save it again with the versions that are installed"
-
-
-class ModelError(AnalogyError, ValueError):
-    """A model cannot be used; the message says what was expected, what came and what to do.
-
-    ``command``: the command that fetches the missing files; empty if no command does.
-    """
-
-    def __init__(self, message: str, command: str = "") -> None:
-        super().__init__(message)
-        self.command = command
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def _open(config: pytest.Config) -> Session:
 
 def _prepare(session: Session) -> None:
     """Load the models that the cases need; one that cannot be ends the session, and no case."""
-    from analogy.networks import ModelError
+    from analogy.errors import ModelError
 
     try:
         session.prepare()
@@ -323,8 +323,8 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
     if not _asks_for_bench(item):
         yield
         return
+    from analogy.errors import ModelError
     from analogy.memory import memory_said
-    from analogy.networks import ModelError
 
     try:
         with memory_said("judging"):

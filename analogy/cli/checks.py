@@ -25,7 +25,7 @@ from analogy.request import RunRequest
 from analogy.text import display_width, padded
 
 if TYPE_CHECKING:
-    from analogy.networks import ModelError
+    from analogy.errors import ModelError
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -178,10 +178,10 @@ def models(json: Json = None) -> None:
     Exit code: 0 said, 2 the embedded models are missing or damaged.
     """
     from analogy.clip import find_judge
+    from analogy.errors import ModelError
     from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL
     from analogy.models.places import EMBEDDED, go_offline, shipped
     from analogy.models.sources import find_pipeline
-    from analogy.networks import ModelError
 
     go_offline()
     model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)

@@ -83,7 +83,7 @@ def steer(
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.networks import ModelError
+    from analogy.errors import ModelError
     from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 
@@ -231,7 +231,7 @@ def report(
     from analogy.results.comparison import NotComparableError, compare
 
     try:
-        from analogy.opening import StoreError
+        from analogy.errors import StoreError
         from analogy.report.html import write_report
     except ImportError as error:
         refuse(ExitCode.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "

@@ -29,7 +29,7 @@ def run(
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
-    from analogy.opening import StoreError
+    from analogy.errors import StoreError
     from analogy.results.writing import to_json
     from analogy.sessions.running import fault_code, finish, run_cases
     from analogy.sessions.session import Session

@@ -12,6 +12,7 @@ import hashlib
 from os.path import expanduser
 from pathlib import Path
 
+from analogy.errors import ModelError
 from analogy.models.defaults import DEFAULT_GPU_MODEL
 from analogy.models.fingerprints import file_fingerprint, fingerprint, sha256_of
 from analogy.models.folders import (
@@ -31,7 +32,7 @@ from analogy.models.places import (
     listing,
     shipped,
 )
-from analogy.networks import ModelError, check_weights, loading, read_object, shapes_in
+from analogy.networks import check_weights, loading, read_object, shapes_in
 from analogy.text import command_line
 from analogy.trust.pipelines import check_pipeline, read_index
 from analogy.trust.rules import pickled, refuse_pickles

@@ -68,8 +68,8 @@ def check_files(request: RunRequest) -> None:
 
 def check_run_folder(study: Study) -> None:
     """Raise ``StoreError`` if the run folder has no place for results."""
+    from analogy.errors import StoreError
     from analogy.kept import prepare
-    from analogy.opening import StoreError
 
     try:
         prepare(study.folder.path)
@@ -82,8 +82,8 @@ def check_run_folder(study: Study) -> None:
 
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
+    from analogy.errors import ModelError
     from analogy.metrics import Lpips
-    from analogy.networks import ModelError
     from analogy.statistics.values import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analogy.errors import OptionError
+from analogy.errors import ModelError, OptionError
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
 from analogy.metrics import Lpips
-from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import RunRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 from analogy.trust.rules import refuse
 
 # The settings of a LoRA that peft may be given from a file's header; others only if they are empty.
