@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
@@ -125,8 +126,6 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
 
     architectures = open_clip.list_models()
     if name not in architectures:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, architectures, n=3) or ["ViT-B-32"]
         raise ModelError(
             f"--clip-model {name!r}: expected '{EMBEDDED}', a folder, 'hf-hub:<id>' or one of "

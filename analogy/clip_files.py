@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
@@ -53,8 +55,6 @@ USUAL = Preprocessing(
 
 def hub_judge(repository: str, *, offline: bool) -> Path:
     """The snapshot of a judge's repository, all of one commit, checked."""
-    from huggingface_hub import snapshot_download
-
     weights = hub_file(repository, (HUB_WEIGHTS,), offline=offline)
     try:
         folder = Path(
@@ -166,9 +166,6 @@ def expect_on_this_machine(name: str, tag: str) -> None:
 
 def hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
     """The first of these files that the repository has, fetched unless ``offline``."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     failure: Exception | None = None
     for file in names:
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from analogy.errors import ModelError
@@ -98,8 +99,6 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
     Raises :class:`ModelError` for a file that is missing, cut off, or of another format.
     """
-    from safetensors import safe_open
-
     refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as opened:
@@ -262,8 +261,6 @@ def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
     scales. So each tensor is looked for among those of the layers, by its values, and each scale.
     Raises :class:`ModelError` with the keys that are nowhere.
     """
-    from safetensors import safe_open
-
     with loading(file, "a LoRA as a safetensors file"), safe_open(file, framework="pt") as opened:
         keys = opened.keys()
         given = {key: opened.get_tensor(key) for key in keys}

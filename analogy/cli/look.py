@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, FieldError, OptionError
+from analogy.errors import AnalogyError, ExitCode, FieldError, ModelError, OptionError, StoreError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.report.pictures import picture_format, save
@@ -75,15 +76,12 @@ def steer(
 
     Exit code: 0 drawn, 2 wrong usage, 4 the strip cannot be written, or memory is full.
     """
-    import tempfile
-
     pair = pair_of(source_prompt, target_prompt, words)
     try:
         picture_format(output)
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.errors import ModelError
     from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 
@@ -231,7 +229,6 @@ def report(
     from analogy.results.comparison import NotComparableError, compare
 
     try:
-        from analogy.errors import StoreError
         from analogy.report.html import write_report
     except ImportError as error:
         refuse(ExitCode.USAGE, f"expected jinja2 and matplotlib, got none ({error}); "

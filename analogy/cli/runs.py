@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from analogy.cli.base import MAKE, Json, app, option, refuse, say, show_lines, with_options, write
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, StoreError
 from analogy.request import RunRequest
+from analogy.results.writing import to_json
 
 
 @app.command(rich_help_panel=MAKE)
@@ -29,8 +30,6 @@ def run(
     not, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
-    from analogy.errors import StoreError
-    from analogy.results.writing import to_json
     from analogy.sessions.running import fault_code, finish, run_cases
     from analogy.sessions.session import Session
     from analogy.sessions.summary import interrupted, summary

@@ -8,6 +8,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from analogy.errors import ModelError
 from analogy.families import family_of
 from analogy.memory import MemoryFullError, memory_said
@@ -60,7 +62,6 @@ def _hub_lora(lora: str, *, offline: bool) -> Path:
         raise ModelError(
             f"--lora {lora!r}: expected a .safetensors file or a folder that exists, or a hub id"
         )
-    from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(

@@ -12,6 +12,8 @@ import hashlib
 from os.path import expanduser
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, snapshot_download
+
 from analogy.errors import ModelError
 from analogy.models.defaults import DEFAULT_GPU_MODEL
 from analogy.models.fingerprints import file_fingerprint, fingerprint, sha256_of
@@ -109,7 +111,6 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
         fetch_diffusers_config,
         load_single_file_checkpoint,
     )
-    from huggingface_hub import snapshot_download
 
     with loading(file, "a checkpoint as a safetensors file"):
         alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
@@ -187,8 +188,6 @@ def _check_hub_index(name: str, revision: str, *, offline: bool) -> None:
 
     A repository or index that cannot be had is for the download itself to report.
     """
-    from huggingface_hub import hf_hub_download
-
     try:
         index = hf_hub_download(
             name, "model_index.json", revision=revision or None, local_files_only=offline

@@ -13,12 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.errors import OptionError
+from analogy.errors import ModelError, OptionError, StoreError
 from analogy.files import PlaceError, check_output, is_device
 from analogy.grid_metrics import Input, chosen_metrics
+from analogy.kept import prepare
+from analogy.models.places import EMBEDDED, shipped
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.records import Limit, Pair
 from analogy.request import RunRequest
+from analogy.results.model import RESULTS_NAME
 
 if TYPE_CHECKING:
     from analogy.study import Study
@@ -34,8 +37,6 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
     Raises ``OptionError`` if the file or the choice cannot be used.
     """
-    from analogy.models.places import shipped
-
     option = "--pairs"
     try:
         with warnings.catch_warnings():
@@ -49,8 +50,6 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
 def results_path(request: RunRequest) -> Path:
     """The file that was named with ``--results``, or the default one."""
-    from analogy.results.model import RESULTS_NAME
-
     return Path(request.results or RESULTS_NAME)
 
 
@@ -68,9 +67,6 @@ def check_files(request: RunRequest) -> None:
 
 def check_run_folder(study: Study) -> None:
     """Raise ``StoreError`` if the run folder has no place for results."""
-    from analogy.errors import StoreError
-    from analogy.kept import prepare
-
     try:
         prepare(study.folder.path)
     except OSError as error:
@@ -82,7 +78,6 @@ def check_run_folder(study: Study) -> None:
 
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a bar was set on what this run cannot measure."""
-    from analogy.errors import ModelError
     from analogy.metrics import Lpips
     from analogy.statistics.values import MIN_DECISIVE
 
@@ -138,8 +133,6 @@ def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
 
 def no_references(study: Study, request: RunRequest) -> str | None:
     """The reason why there is nothing to compare all images with; None if there is something."""
-    from analogy.models.places import EMBEDDED
-
     if request.reference is not None:
         return None
     if study.config.model != EMBEDDED:

@@ -23,6 +23,7 @@ from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.study import Study
+from analogy.world.drawings import drawings
 
 if TYPE_CHECKING:
     from analogy.kept import Kept
@@ -156,7 +157,6 @@ class Session:
                 return References.of_folder(Path(folder), judge)
             except ImageError as error:
                 raise OptionError(f"--reference: {error}") from None
-        from analogy.world.drawings import drawings
 
         drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
         targets = np.stack([target for twins in drawn for _, target in twins])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from analogy.errors import ModelError
 from analogy.trust.rules import refuse
 
@@ -25,8 +27,6 @@ def check_lora(file: Path) -> None:
 
     Raises ModelError as well if it is not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(file), "pt") as opened:
             header = opened.metadata() or {}
