@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from analogy._version import __version__
@@ -28,8 +29,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import a name when it is first asked for, so that ``import analogy`` stays cheap."""
     if name in _HOMES:
-        from importlib import import_module
-
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

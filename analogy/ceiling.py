@@ -20,10 +20,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from analogy.errors import AnalogyError
+from analogy.errors import AnalogyError, ModelError
 from analogy.grid import content, digest
 from analogy.models.places import shipped
-from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.results.model import Ceiling
 from analogy.statistics.bootstrap import bootstrap_ci

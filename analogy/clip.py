@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from os.path import expanduser
 from pathlib import Path
@@ -30,11 +31,12 @@ from analogy.clip_files import (
     tokenizer_of,
     unwarned,
 )
+from analogy.errors import ModelError
 from analogy.images import Images, to_tensor
 from analogy.margin import cosine
 from analogy.models.fingerprints import file_fingerprint, fingerprint
 from analogy.models.places import EMBEDDED, shipped
-from analogy.networks import ModelError, loading, refuse_resized, shapes_in
+from analogy.networks import loading, refuse_resized, shapes_in
 from analogy.trust.judges import OPEN_CLIP_CONFIG, JudgeFiles
 from analogy.trust.rules import refuse_pickles
 
@@ -124,8 +126,6 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
 
     architectures = open_clip.list_models()
     if name not in architectures:
-        from difflib import get_close_matches
-
         near = get_close_matches(name, architectures, n=3) or ["ViT-B-32"]
         raise ModelError(
             f"--clip-model {name!r}: expected '{EMBEDDED}', a folder, 'hf-hub:<id>' or one of "

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
+from analogy.errors import ModelError
 from analogy.models.places import absent
-from analogy.networks import ModelError, check_weights, read_object
+from analogy.networks import check_weights, read_object
 from analogy.text import command_line
 from analogy.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
 from analogy.trust.rules import TOKENIZER_FILES
@@ -52,8 +55,6 @@ USUAL = Preprocessing(
 
 def hub_judge(repository: str, *, offline: bool) -> Path:
     """The snapshot of a judge's repository, all of one commit, checked."""
-    from huggingface_hub import snapshot_download
-
     weights = hub_file(repository, (HUB_WEIGHTS,), offline=offline)
     try:
         folder = Path(
@@ -165,9 +166,6 @@ def expect_on_this_machine(name: str, tag: str) -> None:
 
 def hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
     """The first of these files that the repository has, fetched unless ``offline``."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     failure: Exception | None = None
     for file in names:
         try:

@@ -73,3 +73,20 @@ class FieldError(AnalogyError, ValueError):
 
 class OptionError(AnalogyError, ValueError):
     """An option's value cannot be used; ``place`` is the option."""
+
+
+class ModelError(AnalogyError, ValueError):
+    """A model cannot be used; the message says what was expected, what came and what to do.
+
+    ``command``: the command that fetches the missing files; empty if no command does.
+    """
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
+
+
+class StoreError(AnalogyError, RuntimeError):
+    """A run folder cannot be used; the message says why and what to do."""
+
+    exit_code = ExitCode.UNREADABLE

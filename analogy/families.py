@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from analogy.networks import ModelError, read_object
+from analogy.errors import ModelError
+from analogy.networks import read_object
 from analogy.registry import Registry
 from analogy.steering.conditioning import Conditioning
 

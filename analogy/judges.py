@@ -12,8 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from analogy.errors import AnalogyError
-from analogy.networks import ModelError
+from analogy.errors import AnalogyError, ModelError
 from analogy.registry import ExtensionError, Registry, is_spec
 from analogy.text import is_printable
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from analogy.errors import AnalogyError
+from analogy.errors import ModelError
 from analogy.memory import MemoryFullError, memory_said
 from analogy.text import command_line
 
@@ -29,17 +30,6 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_NAMED = 4
 
 _SAVED_ANEW = "fetch the model again, whole, or save it again with the versions that are installed"
-
-
-class ModelError(AnalogyError, ValueError):
-    """A model cannot be used; the message says what was expected, what came and what to do.
-
-    ``command``: the command that fetches the missing files; empty if no command does.
-    """
-
-    def __init__(self, message: str, command: str = "") -> None:
-        super().__init__(message)
-        self.command = command
 
 
 @contextmanager
@@ -108,8 +98,6 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
     Raises :class:`ModelError` for a file that is missing, cut off, or of another format.
     """
-    from safetensors import safe_open
-
     refuse_pointer(file)
     try:
         with safe_open(file, framework="pt") as opened:
@@ -272,8 +260,6 @@ def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
     scales. So each tensor is looked for among those of the layers, by its values, and each scale.
     Raises :class:`ModelError` with the keys that are nowhere.
     """
-    from safetensors import safe_open
-
     with loading(file, "a LoRA as a safetensors file"), safe_open(file, framework="pt") as opened:
         keys = opened.keys()
         given = {key: opened.get_tensor(key) for key in keys}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from analogy.database import SCHEMA_VERSION, SchemaVersionError
-from analogy.errors import AnalogyError, ExitCode
+from analogy.errors import StoreError
 from analogy.files import PlaceError
 from analogy.grid import Command
 from analogy.image_store import ImageStore
@@ -30,12 +30,6 @@ _OWN_FOLDERS = ("images", "results")
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound="OpenFolder")
-
-
-class StoreError(AnalogyError, RuntimeError):
-    """A run folder cannot be used; the message says why and what to do."""
-
-    exit_code = ExitCode.UNREADABLE
 
 
 def explained(

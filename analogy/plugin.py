@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from analogy.calm import calm, calm_and_shown, calm_from_here
-from analogy.errors import AnalogyError, ExitCode, OptionError
+from analogy.errors import AnalogyError, ExitCode, ModelError, OptionError
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import PairsWarning, categories
 from analogy.records import UNSTEERED, Cell
@@ -245,8 +245,6 @@ def _open(config: pytest.Config) -> Session:
 
 def _prepare(session: Session) -> None:
     """Load the models that the cases need; one that cannot be ends the session, and no case."""
-    from analogy.networks import ModelError
-
     try:
         session.prepare()
     except BaseException as error:
@@ -323,7 +321,6 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
         yield
         return
     from analogy.memory import memory_said
-    from analogy.networks import ModelError
 
     try:
         with memory_said("judging"):

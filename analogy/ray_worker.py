@@ -13,11 +13,11 @@ import ray
 import torch
 
 from analogy.engine import Capacity, ClusterError, GeneratedBatch, ScoredBatch, Setup
+from analogy.errors import ModelError
 from analogy.grid import AnyJob, Job
 from analogy.judges import FoundJudge, find_judge
 from analogy.models.places import ModelSource
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.work import Worker, threads
 
 #: What of the environment workers on other machines must have, too.

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from analogy.errors import ModelError
 from analogy.grid import Job
-from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analogy.errors import AnalogyError
+from analogy.errors import AnalogyError, ModelError
 from analogy.fields import DTYPES
 from analogy.grid import Command, Job
 from analogy.index import LOST
 from analogy.judges import FoundJudge, find_judge
 from analogy.models.places import EMBEDDED, ModelSource, go_offline
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.records import is_imported
 from analogy.steering.base import METHODS, with_method
 from analogy.store import RunFolder

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analogy import kept
+from analogy.errors import StoreError
 from analogy.grid import Command, Job, digest, pairs_digest
-from analogy.opening import StoreError
 from analogy.records import UNSTEERED, Pair
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
@@ -234,7 +234,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     and figures as when results were last written.
 
     What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
-    :class:`~analogy.opening.StoreError`.
+    :class:`~analogy.errors.StoreError`.
     """
     path = Path(path)
     folder = kept.folder_of(path)

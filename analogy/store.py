@@ -24,12 +24,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.database import SCHEMA_VERSION
+from analogy.errors import StoreError
 from analogy.fields import shown
 from analogy.grid import Job, Subject, W, Wanted, digest
 from analogy.image_store import image_name
 from analogy.images import ImageError, Images, from_png, to_png
 from analogy.index import FailureRow, ImageRow, Scores, WorkRow
-from analogy.opening import OpenFolder, StoreError, explained
+from analogy.opening import OpenFolder, explained
 
 
 class RunFolder(OpenFolder):

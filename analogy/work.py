@@ -19,6 +19,7 @@ from torch import Tensor
 
 from analogy.clip import Features
 from analogy.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.errors import ModelError, StoreError
 from analogy.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.grid import AnyJob, Job, PromptJob, W
 from analogy.images import ImageError, Images, from_png, to_png
@@ -26,8 +27,6 @@ from analogy.judges import FeatureEncoder, FoundJudge, Judge
 from analogy.margin import cosine
 from analogy.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models.loading import load_pipeline
-from analogy.networks import ModelError
-from analogy.opening import StoreError
 from analogy.records import Pair, RunConfig
 from analogy.registry import ExtensionError
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention

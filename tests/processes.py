@@ -23,7 +23,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["processes", "served"])
 
 from analogy import execute, options  # noqa: E402
-from analogy.opening import StoreError  # noqa: E402
+from analogy.errors import StoreError  # noqa: E402
 from analogy.request import RunRequest  # noqa: E402
 from analogy.results.model import RESULTS_NAME  # noqa: E402
 from analogy.results.writing import write_results  # noqa: E402

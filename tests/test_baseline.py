@@ -14,10 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import ALPHAS, CATEGORIES, noise, results, small, verdict_of
 
-from analogy.models import places
 from analogy.records import Cell, Verdict
-from analogy.results import baseline as baseline_module
-from analogy.results import comparison
+from analogy.results import baseline, comparison
 from analogy.results.baseline import (
     BaselineError,
     check_replaceable,
@@ -46,7 +44,7 @@ of, of_header = from_json, header_from_json
 
 
 def write(data, path):
-    baseline_module.write(from_json(data), path)
+    baseline.write(from_json(data), path)
 
 
 def cell(margins, verdict=None, *, category="color", alpha=0.5, n=None):
@@ -516,7 +514,7 @@ def test_the_overall_verdict_is_known_of_its_categories():
 
 
 def test_only_the_embedded_model_has_a_baseline_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr(baseline, "shipped", lambda name: tmp_path / name)
     assert default_path("embedded") == tmp_path / "baselines" / "embedded.json"
     assert default_path("segmind/SSD-1B") is None
 

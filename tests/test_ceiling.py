@@ -28,8 +28,8 @@ from analogy.ceiling import (
     default_path,
     load,
 )
+from analogy.errors import ModelError
 from analogy.grid import content, digest
-from analogy.networks import ModelError
 from analogy.pairs import categories, load_pairs
 from analogy.records import Pair
 from analogy.results.model import share

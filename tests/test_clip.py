@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from analogy.clip import Judge, find_judge
 from analogy.clip_files import preprocessing_layers as _preprocessing
+from analogy.errors import ModelError
 from analogy.models.places import shipped
-from analogy.networks import ModelError
 from analogy.world import Scene, render
 
 

@@ -13,10 +13,10 @@ from echo import Echo, Stillborn
 from extras import extra
 
 from analogy.engine import ClusterError, Setup
+from analogy.errors import ModelError
 from analogy.execute import Execution
 from analogy.grid import Grid
 from analogy.models.places import ModelSource
-from analogy.networks import ModelError
 from analogy.steering.base import with_method
 from analogy.store import RunFolder
 

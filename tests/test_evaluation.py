@@ -18,6 +18,7 @@ from tiny import build
 from analogy import registry
 from analogy.clip import Judge
 from analogy.engine import no_progress
+from analogy.errors import ModelError
 from analogy.evaluation import (
     EvaluationAgent,
     Measurement,
@@ -48,7 +49,6 @@ from analogy.metrics import (
     ssim,
 )
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.pairs import load_pairs
 from analogy.records import Pair
 from analogy.serial import Serial

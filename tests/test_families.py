@@ -9,13 +9,13 @@ import pytest
 from safetensors.torch import save_file
 from tiny import MODELS, SIZE, build, original_format
 
+from analogy.errors import ModelError
 from analogy.families import FAMILIES, family_of
 from analogy.generator import Generator, latents_for
 from analogy.models import loading
 from analogy.models.folders import native_size
 from analogy.models.loading import load_pipeline
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.records import Pair
 from analogy.steering.base import METHODS
 

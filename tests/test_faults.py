@@ -23,8 +23,8 @@ import pytest
 
 from analogy import files
 from analogy.database import SCHEMA_VERSION
+from analogy.errors import StoreError
 from analogy.grid import Grid
-from analogy.opening import StoreError
 from analogy.store import RunFolder
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))

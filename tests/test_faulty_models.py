@@ -17,10 +17,9 @@ from broken import LFS, save
 from safetensors.torch import load_file
 from verbs import verb
 
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, ModelError
 from analogy.evaluation import EvaluationAgent, Task
 from analogy.models.places import shipped
-from analogy.networks import ModelError
 
 pytest_plugins = ["pytester"]
 

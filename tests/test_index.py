@@ -16,7 +16,7 @@ from planted import write_results
 from verbs import verb
 
 from analogy import database, load_run
-from analogy.opening import StoreError
+from analogy.errors import StoreError
 from analogy.results.reading import RecordedError
 from analogy.store import RunFolder
 from analogy.study import Study

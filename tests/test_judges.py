@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from analogy.clip import Judge, find_judge
 from analogy.clip_files import Preprocessing
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import processes
 import pytest
 
 from analogy import lock
+from analogy.errors import StoreError
 from analogy.grid import Grid
 from analogy.lock import OWNER_NAME, LockedError, WriterLock
-from analogy.opening import StoreError
 from analogy.store import RunFolder
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from broken import LFS, save
 
+from analogy.errors import ModelError
 from analogy.models.loading import load_pipeline
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 
 pytest.importorskip("peft")
 

@@ -18,6 +18,7 @@ import torch
 from extras import extra
 from safetensors.torch import save_file
 
+from analogy.errors import ModelError
 from analogy.models import defaults, loading
 from analogy.models import lora as lora_module
 from analogy.models.defaults import machine, native_dtype
@@ -27,7 +28,6 @@ from analogy.models.loading import load_pipeline
 from analogy.models.lora import LORA_WEIGHTS
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from verbs import verb
 
 import analogy
 from analogy import analysis, execute, study  # noqa: F401  likewise
+from analogy.errors import ModelError
 from analogy.grid_metrics import (
     DEFAULT,
     Described,
@@ -37,7 +38,6 @@ from analogy.grid_metrics import (
 )
 from analogy.images import read_image
 from analogy.judges import OwnJudge, find_judge
-from analogy.networks import ModelError
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
 from analogy.report import html, text  # noqa: F401  likewise

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from verbs import verb
 
-from analogy.opening import StoreError
+from analogy.errors import StoreError
 from analogy.results.reading import RecordedError, read
 from analogy.verify import verify
 

@@ -28,7 +28,7 @@ from verbs import verb
 
 from analogy import analysis, execute, quality, study  # noqa: F401  likewise
 from analogy.engine import ClusterLostError
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 from analogy.report import html, text  # noqa: F401  likewise
 from analogy.results import comparison  # noqa: F401  likewise
 

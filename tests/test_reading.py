@@ -9,8 +9,8 @@ import pytest
 from verbs import verb
 
 from analogy.clip import find_judge
+from analogy.errors import ModelError
 from analogy.models.places import shipped
-from analogy.networks import ModelError
 from analogy.pairs import UnreadPairsWarning
 from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
 from analogy.records import Pair

@@ -19,8 +19,8 @@ from planted import small, write_results
 from reported import draw, margin, picture
 
 import analogy
+from analogy.errors import StoreError
 from analogy.images import from_png
-from analogy.opening import StoreError
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError
 from analogy.runs import load_run

@@ -27,12 +27,12 @@ from typer.testing import CliRunner
 from analogy import cli
 from analogy.clip import Judge, find_judge
 from analogy.engine import Setup
+from analogy.errors import ModelError
 from analogy.metrics.weights import read_weights
 from analogy.models.fingerprints import fingerprint
 from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.repair import NotConfirmedError, repair
 from analogy.store import RunFolder
 from analogy.study import Study

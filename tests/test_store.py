@@ -11,8 +11,8 @@ import pytest
 
 from analogy import files
 from analogy.database import SCHEMA_VERSION
+from analogy.errors import StoreError
 from analogy.grid import Grid, content, digest
-from analogy.opening import StoreError
 from analogy.records import Pair
 from analogy.store import RunFolder
 

@@ -15,12 +15,10 @@ from tiny import build
 
 from analogy import options, resolve
 from analogy.ceiling import CeilingError
-from analogy.errors import OptionError
+from analogy.errors import ModelError, OptionError, StoreError
 from analogy.grid import Role
 from analogy.models import samplings
 from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
-from analogy.networks import ModelError
-from analogy.opening import StoreError
 from analogy.pairs import PairsError
 from analogy.records import Verdict
 from analogy.request import RunRequest

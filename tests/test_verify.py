@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from analogy import cli, work
 from analogy.clip import JudgeSource
+from analogy.errors import StoreError
 from analogy.image_store import MAX_IMAGE_BYTES
 from analogy.images import from_png, to_png
 from analogy.index import LOST
 from analogy.models.places import ModelSource
-from analogy.opening import StoreError
 from analogy.repair import repair
 from analogy.store import RunFolder
 from analogy.study import Study

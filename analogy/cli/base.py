@@ -21,6 +21,7 @@ from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperO
 from analogy import files, kept
 from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import OPTIONS, Option, parse_options, parse_path
+from analogy.pairs import PairsWarning
 from analogy.strict_json import encoded
 from analogy.text import printable
 
@@ -173,8 +174,6 @@ def main() -> None:
 
 def _say_warnings_plainly() -> None:
     """Print the suite's own warnings in one line each, others as Python does."""
-    from analogy.pairs import PairsWarning
-
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from analogy.cli.base import CHECKING, Commands, Json, app, show_lines, with_options, write
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, ModelError
+from analogy.judges import find_judge
+from analogy.models.places import EMBEDDED, go_offline, shipped
+from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 from analogy.pairs import (
     WEAK_PAIRS,
     PairsError,
@@ -25,7 +29,7 @@ from analogy.request import RunRequest
 from analogy.text import display_width, padded
 
 if TYPE_CHECKING:
-    from analogy.networks import ModelError
+    from analogy.errors import ModelError
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -120,8 +124,6 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
         )
     ]
     if request.offline:
-        from analogy.models.places import go_offline
-
         go_offline()
     if request.clip_model is not None:
         found.append(_unread(pairs, request.clip_model, request))
@@ -131,7 +133,6 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
 
 
 def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtful:
-    from analogy.judges import find_judge
     from analogy.reading import read_by_judge, same_to_judge
 
     judge = find_judge(clip_model, request.clip_pretrained, offline=request.offline)
@@ -179,9 +180,7 @@ def models(json: Json = None) -> None:
     """
     from analogy.clip import find_judge
     from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL
-    from analogy.models.places import EMBEDDED, go_offline, shipped
     from analogy.models.sources import find_pipeline
-    from analogy.networks import ModelError
 
     go_offline()
     model, judge = find_pipeline(EMBEDDED, dtype="float32"), find_judge(EMBEDDED, None)
@@ -244,12 +243,9 @@ def _megabytes(size: int | None) -> str:
 
 def _devices() -> list[dict[str, Any]]:
     """The devices that torch sees, with what a run on each defaults to."""
-    import platform
-
     import torch
 
     from analogy.models.defaults import DEFAULT_GPU_MODEL, native_dtype
-    from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     names = {"cpu": threads}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from tqdm import tqdm
 
 from analogy import kept
 from analogy.cli.base import (
@@ -24,6 +25,9 @@ from analogy.cli.base import (
     write,
 )
 from analogy.errors import AnalogyError, ExitCode, OptionError
+from analogy.judges import find_judge
+from analogy.models.places import go_offline, shipped
+from analogy.pairs import load_pairs
 from analogy.results.reading import read
 from analogy.results.writing import to_json, write_results
 from analogy.text import analogy_command, is_printable
@@ -130,8 +134,6 @@ def score(
 
     Exit code: 0 scored, 2 no such judge, 4 the run cannot be read or written.
     """
-    from analogy.judges import find_judge
-    from analogy.models.places import go_offline
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
     from analogy.store import RunFolder
@@ -217,10 +219,7 @@ def import_(
     Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be
     read or written.
     """
-    from analogy.judges import find_judge
     from analogy.manifest import bring_in, read_manifest
-    from analogy.models.places import shipped
-    from analogy.pairs import load_pairs
     from analogy.store import RunFolder
 
     folder: RunFolder | None = None
@@ -249,8 +248,6 @@ def import_(
 
 def _verified(folder: RunFolder) -> Verified:
     """What a check of the folder finds; shows a progress bar on a terminal."""
-    from tqdm import tqdm
-
     from analogy.verify import verify as verify_folder
 
     with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, FieldError, OptionError
+from analogy.errors import AnalogyError, ExitCode, FieldError, ModelError, OptionError, StoreError
 from analogy.pairs import MAX_FIELD_CHARACTERS
 from analogy.records import Pair
 from analogy.registry import ExtensionError
@@ -78,15 +79,12 @@ def steer(
 
     Exit code: 0 drawn, 2 wrong usage, 4 the strip cannot be written, or memory is full.
     """
-    import tempfile
-
     pair = pair_of(source_prompt, target_prompt, words)
     try:
         picture_format(output)
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.networks import ModelError
     from analogy.report.strips import draw_strip, generate_strip
     from analogy.study import Study
 
@@ -234,7 +232,6 @@ def report(
     Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
     another measurement.
     """
-    from analogy.opening import StoreError
     from analogy.results.comparison import NotComparableError, compare
     from analogy.sessions.requirements import check_writer
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from tqdm import tqdm
+
 from analogy.cli.base import GENERATING, Json, app, option, refuse, show_lines, with_options, write
 from analogy.errors import AnalogyError, ExitCode, OptionError
 from analogy.options import parse_methods
@@ -47,8 +49,6 @@ def methods(
         chosen = parse_methods(names)
     except OptionError as error:
         refuse(ExitCode.USAGE, f"--methods: {error}")
-
-    from tqdm import tqdm
 
     from analogy.methods import all_jobs, open_methods, run_methods
     from analogy.report import text

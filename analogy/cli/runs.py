@@ -17,8 +17,9 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import ExitCode
+from analogy.errors import ExitCode, StoreError
 from analogy.request import RunRequest
+from analogy.results.writing import to_json
 
 
 @app.command(rich_help_panel=GENERATING)
@@ -40,8 +41,6 @@ def run(
     succeed, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
-    from analogy.opening import StoreError
-    from analogy.results.writing import to_json
     from analogy.sessions.running import fault_code, finish, run_cases
     from analogy.sessions.session import Session
     from analogy.sessions.summary import interrupted, summary

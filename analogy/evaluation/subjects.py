@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from analogy.engine import Progress, Setup, no_progress
+from analogy.errors import ModelError
 from analogy.evaluation.altered import UnknownError, alterations
 from analogy.evaluation.data import Sample, match
 from analogy.evaluation.folders import METADATA, Line, by_name, read_metadata, read_picture
@@ -43,7 +44,6 @@ from analogy.models.loading import load_pipeline
 from analogy.models.places import ModelSource
 from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
-from analogy.networks import ModelError
 from analogy.provenance import scheduler_of
 from analogy.records import UNSTEERED, RunConfig
 from analogy.store import RunFolder, folder_name

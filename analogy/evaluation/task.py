@@ -13,7 +13,7 @@ import numpy as np
 
 from analogy.clip import Judge, JudgeSource, find_judge
 from analogy.engines import ENGINES
-from analogy.errors import AnalogyError
+from analogy.errors import AnalogyError, ModelError
 from analogy.evaluation.data import Data, Sample, read_data, steered
 from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
@@ -25,7 +25,6 @@ from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models.places import EMBEDDED, go_offline
-from analogy.networks import ModelError
 from analogy.records import UNSTEERED, RunConfig
 from analogy.registry import UnknownNameError
 from analogy.steering.base import METHODS, with_method
@@ -58,7 +57,7 @@ class Task:
     - `offline`: a file that is not on this machine is an error, and no network is asked.
 
     Nothing is loaded but LPIPS or Inception, if asked for. Raises :class:`TaskError`; for a setting
-    ``ValueError``; for a missing judge or missing weights :class:`~analogy.networks.ModelError`.
+    ``ValueError``; for a missing judge or missing weights :class:`~analogy.errors.ModelError`.
     """
 
     def __init__(

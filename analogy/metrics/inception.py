@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from analogy.errors import ModelError
 from analogy.images import Images, to_tensor
 from analogy.metrics.checks import check_images
 from analogy.metrics.weights import find_weights, read_weights
 from analogy.models.fingerprints import file_fingerprint
-from analogy.networks import ModelError
 
 INPUT_SIDE = 299
 

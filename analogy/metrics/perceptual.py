@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 from scipy.stats import norm
 
+from analogy.errors import ModelError
 from analogy.images import Images, to_tensor
 from analogy.metrics.checks import batches, check_same_shape
 from analogy.metrics.weights import find_weights, read_weights
 from analogy.models.fingerprints import file_fingerprint
-from analogy.networks import ModelError
 
 DATA_RANGE = 255.0
 """From black to white in uint8: a fact of the number format, never taken from an image."""

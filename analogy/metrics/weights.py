@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 from analogy.text import command_line
 
 

@@ -6,7 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from analogy.networks import ModelError, reason
+from analogy.errors import ModelError
+from analogy.networks import reason
 from analogy.text import command_line, lines_of
 
 CHECKSUMS = "SHA256SUMS"

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from analogy.errors import ModelError
 from analogy.families import Family
 from analogy.models.places import ModelSource
-from analogy.networks import ModelError, read_object
+from analogy.networks import read_object
 from analogy.trust.pipelines import read_index
 
 

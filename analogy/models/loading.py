@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from analogy.errors import ModelError
 from analogy.families import family_of
 from analogy.models.folders import NETWORK, parts_of, weight_files
 from analogy.models.lora import fuse_lora
 from analogy.models.places import ModelSource
-from analogy.networks import ModelError, check_converted, load_network, loading, refuse_odd_keys
+from analogy.networks import check_converted, load_network, loading, refuse_odd_keys
 from analogy.trust.pipelines import check_pipeline
 
 

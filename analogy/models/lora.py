@@ -8,11 +8,14 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
+from analogy.errors import ModelError
 from analogy.families import family_of
 from analogy.memory import MemoryFullError, memory_said
 from analogy.models.fingerprints import file_fingerprint
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
-from analogy.networks import ModelError, check_adapter, quiet_libraries, reason, shapes_in
+from analogy.networks import check_adapter, quiet_libraries, reason, shapes_in
 from analogy.trust.adapters import check_lora
 from analogy.trust.rules import refuse_pickles
 
@@ -59,7 +62,6 @@ def _hub_lora(lora: str, *, offline: bool) -> Path:
         raise ModelError(
             f"--lora {lora!r}: expected a .safetensors file or a folder that exists, or a hub id"
         )
-    from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(

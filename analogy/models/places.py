@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 from analogy.text import command_line
 
 EMBEDDED = "embedded"

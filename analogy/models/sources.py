@@ -12,6 +12,9 @@ import hashlib
 from os.path import expanduser
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from analogy.errors import ModelError
 from analogy.models.defaults import DEFAULT_GPU_MODEL
 from analogy.models.fingerprints import file_fingerprint, fingerprint, sha256_of
 from analogy.models.folders import (
@@ -31,7 +34,7 @@ from analogy.models.places import (
     listing,
     shipped,
 )
-from analogy.networks import ModelError, check_weights, loading, read_object, shapes_in
+from analogy.networks import check_weights, loading, read_object, shapes_in
 from analogy.text import command_line
 from analogy.trust.pipelines import check_pipeline, read_index
 from analogy.trust.rules import pickled, refuse_pickles
@@ -108,7 +111,6 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
         fetch_diffusers_config,
         load_single_file_checkpoint,
     )
-    from huggingface_hub import snapshot_download
 
     with loading(file, "a checkpoint as a safetensors file"):
         alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
@@ -186,8 +188,6 @@ def _check_hub_index(name: str, revision: str, *, offline: bool) -> None:
 
     A repository or index that cannot be had is for the download itself to report.
     """
-    from huggingface_hub import hf_hub_download
-
     try:
         index = hf_hub_download(
             name, "model_index.json", revision=revision or None, local_files_only=offline

@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from analogy.errors import StoreError
 from analogy.files import check_own, write_atomically
 from analogy.grid import Grid, Job, Role, pairs_digest
 from analogy.images import Images, to_png
-from analogy.opening import StoreError
 from analogy.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
 from analogy.store import RunFolder

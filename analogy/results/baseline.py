@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analogy.errors import AnalogyError
 from analogy.files import PlaceError, check_output, write_output
+from analogy.models.places import EMBEDDED, shipped
 from analogy.records import Cell, Verdict
 from analogy.results.comparison import setting_differences
 from analogy.results.model import Header, Results
@@ -38,11 +39,6 @@ def known_not_to_succeed(
 
 def default_path(model: str) -> Path | None:
     """The shipped baseline of the embedded model; other models have none."""
-    from analogy.models.places import (  # with torch, which a comparison does without
-        EMBEDDED,
-        shipped,
-    )
-
     if model != EMBEDDED:
         return None
     return shipped("pairs.csv").parent / "baselines" / "embedded.json"

@@ -13,12 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.errors import AnalogyError, OptionError
+from analogy.errors import AnalogyError, ModelError, OptionError, StoreError
 from analogy.files import PlaceError, check_output, is_device
 from analogy.grid_metrics import Input, chosen_metrics
+from analogy.kept import prepare
+from analogy.models.places import EMBEDDED, shipped
 from analogy.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.records import Limit, Pair
 from analogy.request import RunRequest
+from analogy.results.model import RESULTS_NAME
 from analogy.writers.base import WRITERS, NeedsPackages, Output
 
 if TYPE_CHECKING:
@@ -35,8 +38,6 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
     Raises ``OptionError`` if the file or the selection cannot be used.
     """
-    from analogy.models.places import shipped
-
     option = "--pairs"
     try:
         with warnings.catch_warnings():
@@ -50,8 +51,6 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
 def results_path(request: RunRequest) -> Path:
     """The file that was named with ``--results``, or the default one."""
-    from analogy.results.model import RESULTS_NAME
-
     return Path(request.results or RESULTS_NAME)
 
 
@@ -79,9 +78,6 @@ def check_files(request: RunRequest) -> None:
 
 def check_run_folder(study: Study) -> None:
     """Raise ``StoreError`` if results cannot be written into the run folder."""
-    from analogy.kept import prepare
-    from analogy.opening import StoreError
-
     try:
         prepare(study.folder.path)
     except OSError as error:
@@ -94,7 +90,6 @@ def check_run_folder(study: Study) -> None:
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a limit or a baseline needs what this run cannot measure."""
     from analogy.metrics import Lpips
-    from analogy.networks import ModelError
     from analogy.statistics.values import MIN_DECISIVE
 
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
@@ -149,8 +144,6 @@ def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
 
 def no_references(study: Study, request: RunRequest) -> str | None:
     """The reason why there are no reference images; None if there are some."""
-    from analogy.models.places import EMBEDDED
-
     if request.reference is not None:
         return None
     if study.config.model != EMBEDDED:

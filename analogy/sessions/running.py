@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from analogy.engine import Progress, no_progress
-from analogy.errors import AnalogyError, ExitCode
+from analogy.errors import AnalogyError, ExitCode, ModelError
 from analogy.grid import Job
 from analogy.memory import memory_said
-from analogy.networks import ModelError
 from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
 from analogy.sessions.findings import CaseOutcome, unmeasured

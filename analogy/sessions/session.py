@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analogy.errors import OptionError
+from analogy.errors import ModelError, OptionError
 from analogy.grid_metrics import Absent
 from analogy.images import ImageError
 from analogy.judges import FeatureEncoder
 from analogy.metrics import Lpips
-from analogy.networks import ModelError
 from analogy.quality import References, no_features
 from analogy.records import Cell, Limit, Pair
 from analogy.request import RunRequest
@@ -24,6 +23,7 @@ from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.study import Study
+from analogy.world.drawings import drawings
 
 if TYPE_CHECKING:
     from analogy.kept import Kept
@@ -156,7 +156,6 @@ class Session:
                 return References.of_folder(Path(folder), judge)
             except ImageError as error:
                 raise OptionError(f"--reference: {error}") from None
-        from analogy.world.drawings import drawings
 
         drawn = [drawings(pair, len(study.config.seeds)) for pair in study.judged]
         targets = np.stack([target for twins in drawn for _, target in twins])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from analogy.networks import ModelError
+from safetensors import SafetensorError, safe_open
+
+from analogy.errors import ModelError
 from analogy.trust.rules import refuse
 
 # The settings of a LoRA that peft may be given from a file's header; others only if they are empty.
@@ -25,8 +27,6 @@ def check_lora(file: Path) -> None:
 
     Raises ModelError as well if it is not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(file), "pt") as opened:
             header = opened.metadata() or {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analogy.networks import ModelError
+from analogy.errors import ModelError
 from analogy.trust.pipelines import check_part
 from analogy.trust.rules import (
     CODE_KEYS,

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from analogy.errors import ModelError
 from analogy.families import FAMILIES, Family
-from analogy.networks import ModelError
 from analogy.trust.rules import (
     CONFIGURATIONS,
     NO_CODE,

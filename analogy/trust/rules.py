@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from analogy.networks import ModelError, read_object
+from analogy.errors import ModelError
+from analogy.networks import read_object
 
 #: Weights that are read by running a pickle.
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")

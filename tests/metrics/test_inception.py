@@ -10,10 +10,10 @@ import torch
 from extras import extra
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from analogy.errors import ModelError
 from analogy.images import to_tensor
 from analogy.metrics import Inception
 from analogy.metrics.inception import clean_resize
-from analogy.networks import ModelError
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from analogy.errors import ModelError
 from analogy.metrics import Lpips, lpips, psnr, ssim
 from analogy.metrics.perceptual import _SMALLEST
-from analogy.networks import ModelError
 
 quick = settings(deadline=None, max_examples=25)
 
