@@ -67,7 +67,7 @@ class StoreError(AnalogyError, RuntimeError):
 def _explained(
     method: Callable[Concatenate[RunFolder, P], T],
 ) -> Callable[Concatenate[RunFolder, P], T]:
-    """Have what the disk or SQLite refuses be a :class:`StoreError` that says what to do."""
+    """Turn errors of the disk and SQLite into a :class:`StoreError` that says what to do."""
 
     @wraps(method)
     def call(self: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -82,7 +82,7 @@ def _explained(
 
 
 def _sqlite_code(error: Exception) -> int | None:
-    """SQLite's primary result code; None for an error that SQLite itself has not raised.
+    """SQLite's primary result code; None if the error is not SQLite's.
 
     Python's ``sqlite3`` and :mod:`analogy.checked` raise such errors for what they cannot read.
     """
@@ -96,7 +96,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _advice(error: Exception) -> str:
-    """What happened, that nothing is lost by it, and what to do."""
+    """The message: what happened, that no finished work is lost, and what to do."""
     text, code = str(error), _sqlite_code(error)
     again = "What was done before is kept"
     if _is_full(error):
@@ -165,7 +165,7 @@ class RunFolder:
 
     @property
     def _repair(self) -> str:
-        """What makes a damaged image again."""
+        """The command that generates a damaged image again."""
         return f"repair it with: {analogy_command('verify', self.path, '--repair')}"
 
     def _unusable(self, error: Exception, *, read_only: bool) -> StoreError:
@@ -179,7 +179,7 @@ class RunFolder:
         return StoreError(f"run folder {self.path}: expected {wanted} ({error}); {do}")
 
     def close(self) -> None:
-        """Close the index, and let others write."""
+        """Close the index and release the writer's lock."""
         self._index.close()
         self._release()
 
@@ -189,17 +189,17 @@ class RunFolder:
 
     @_explained
     def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
-        """Keep the configuration and provenance of the latest command on this folder."""
+        """Record the configuration and provenance of the latest command on this folder."""
         self._index.record_config(config, provenance)
 
     @_explained
     def record_command(self, command: Command) -> None:
-        """Keep what a command ran: once, however often it is given."""
+        """Record a command's configuration, once even if it is run again."""
         self._index.record_command(command)
 
     @_explained
     def commands(self) -> list[Command]:
-        """What commands ran on this folder, the latest first; empty for one of an old version."""
+        """The commands that ran on this folder, the latest first; none in an old folder."""
         try:
             return self._index.commands()
         except ValueError as error:
@@ -210,22 +210,22 @@ class RunFolder:
 
     @_explained
     def check_index(self) -> None:
-        """Have SQLite check its own file; damage is a :class:`StoreError`. Linear in its size."""
+        """Run SQLite's integrity check, linear in size. Raises :class:`StoreError` for damage."""
         self._index.check_file()
 
     @_explained
     def image_rows(self) -> list[ImageRow]:
-        """All images that the index names."""
+        """All images in the index."""
         return self._index.image_rows()
 
     @_explained
     def without_owner(self) -> dict[str, int]:
-        """Table to the number of its rows whose image is missing, where there are some."""
+        """Table name to the number of its rows without an image, if there are any."""
         return self._index.without_owner()
 
     @_explained
     def remove(self, lost: Iterable[tuple[ImageRow, str]]) -> None:
-        """Take images out of the index, with all that was found on them, in one transaction.
+        """Remove images from the index, with their scores and metrics, in one transaction.
 
         Each is kept as failed with its reason, so that it can be made again. Metrics of the images
         of the same pair and seed go too: they compare with the unsteered image, which may be among
@@ -235,21 +235,21 @@ class RunFolder:
 
     @_explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:
-        """Those that have no image yet, because it was not tried or because it failed."""
+        """The jobs without an image, because it was not generated yet or because it failed."""
         wanted = list(wanted)
         have = self._index.with_image(each.key for each in wanted)
         return [each for each in wanted if each.key not in have]
 
     @_explained
     def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
-        """Those with an image that this judge has not scored yet."""
+        """The jobs with an image that this judge has not scored."""
         wanted = list(wanted)
         unscored = self._index.without_score((each.key for each in wanted), judge)
         return [each for each in wanted if each.key in unscored]
 
     @_explained
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
-        """Those whose generation failed when it was last tried, each with the reason."""
+        """The jobs whose last generation failed, each with the reason."""
         wanted = list(wanted)
         reasons = self._index.failures(each.key for each in wanted)
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
@@ -282,7 +282,7 @@ class RunFolder:
         stage: str = "generate",
         worker: tuple[str, float] | None = None,
     ) -> None:
-        """Write a batch of PNG files, made in ``seconds``, and name them in the index.
+        """Write a batch of PNG files, generated in ``seconds``, and record them in the index.
 
         ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason, which
         is kept instead. ``peak_bytes``: the most memory of the device that was in use. ``stage``:
@@ -301,7 +301,7 @@ class RunFolder:
         self._index.add_images(made, failed, WorkRow(stage, len(made), seconds, peak_bytes), worker)
 
     def read_image(self, wanted: Wanted) -> Images:
-        """One image, uint8 HWC. A file that is missing, changed or no PNG is a StoreError."""
+        """One image, uint8 HWC. Raises StoreError if the file is missing, changed or not PNG."""
         data = self.read_png(wanted)
         try:
             return from_png(data)
@@ -317,7 +317,7 @@ class RunFolder:
 
     @_explained
     def read_png(self, wanted: Wanted) -> bytes:
-        """One image's file. One that is missing or changed is a :class:`StoreError`."""
+        """One image's file. Raises :class:`StoreError` if it is missing or changed."""
         row = self._index.file_of(wanted.key)
         if row is None:
             what = ", ".join(f"{name} {value}" for name, value in wanted.what.items())
@@ -343,14 +343,14 @@ class RunFolder:
         return data
 
     def read_file(self, key: str) -> bytes:
-        """What the file of an image holds. Raises ``OSError`` if it is not a file of this folder.
+        """The content of an image's file. Raises ``OSError`` if it is not a file of this folder.
 
         Its place follows from its key, whatever the index says, and no link is followed to it.
         """
         return self._images.read(key)
 
     def remove_file(self, key: str) -> None:
-        """Remove the file of an image, if there is one and it lies in this folder."""
+        """Remove an image's file if it exists and lies in this folder."""
         self._images.remove(key)
 
     @_explained
@@ -393,7 +393,7 @@ class RunFolder:
 
     @_explained
     def image_table(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
-        """A row per job with an image: what it is, what this judge gave it, and its metrics.
+        """A row per job with an image: the job, this judge's score, and its metrics.
 
         Columns: key, pair_id, category, the pair's words and prompts, alpha, seed, method (None
         for an unsteered image, which has none), path (relative to the folder), margin, cos_target
@@ -425,24 +425,24 @@ class RunFolder:
 
     @_explained
     def provenance(self) -> dict[str, Any]:
-        """What made the latest command's figures; empty in a folder without a command."""
+        """The provenance of the latest command; empty in a folder without a command."""
         return dict(self._index.meta("provenance", dict) or {})
 
     @_explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
-        """A judge's features ``(dim,)`` by key, of those images that it has scored."""
+        """A judge's features ``(dim,)`` by key, of the images that it has scored."""
         keys = [each.key for each in wanted]
         have = self._index.features(keys, judge)
         return {key: have[key] for key in keys if key in have}
 
     @_explained
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
-        """Keep a metric's value for each image, by key. ``metric`` says all that it depends on."""
+        """Store a metric's value for each image, by key; ``metric`` names all it depends on."""
         self._index.add_metric(metric, values)
 
     @_explained
     def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
-        """The values that are kept, by key."""
+        """The stored values, by key."""
         keys = [each.key for each in wanted]
         have = self._index.metric(metric, keys)
         return {key: have[key] for key in keys if key in have}
@@ -454,12 +454,12 @@ class RunFolder:
 
     @_explained
     def worker_rates(self) -> dict[str, float]:
-        """Images per second of each worker; empty where there was one alone, or none yet."""
+        """Images per second of each worker; empty if there were fewer than two."""
         return self._index.worker_rates()
 
     @_explained
     def peak_memory(self) -> int | None:
-        """The most bytes of a device that generating took, None where that was not measured."""
+        """The peak memory of a device while generating, in bytes; None if not measured."""
         return self._index.peak_memory()
 
 
@@ -478,12 +478,12 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
 
 
 def folder_name(subject: Subject, **more: str) -> str:
-    """The name of the run folder of all images of one subject; ``more``: what sets it apart."""
+    """The name of the run folder for all images of one subject; ``more``: what else it depends on."""
     return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]
 
 
 def _check_own_files(path: Path) -> None:
-    """Have what the suite writes in a run folder be its own: no link out of it, no pipe."""
+    """Refuse a run folder in which a file or folder of the suite is a link or a pipe."""
     if not path.is_dir():
         return
     with os.scandir(path) as entries:

@@ -75,7 +75,7 @@ def facts(results: Results) -> list[str]:
 
 
 def _scope(results: Results) -> str:
-    """What was measured, of how many pairs."""
+    """What was measured, and for how many pairs."""
     header = results.header
     measurement, subject = header.measurement, header.subject
     alphas = listed(f"{alpha:g}" for alpha in measurement.alphas)
