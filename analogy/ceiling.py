@@ -102,7 +102,7 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
 
 
 def default_path() -> Path | None:
-    """The shipped ground truth of the embedded judge and pairs, None if it is not there."""
+    """The shipped ground truth of the embedded judge and pairs, None if it is missing."""
     try:
         return shipped("baselines/embedded-ceiling.json")
     except ModelError:

@@ -120,7 +120,7 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
 
 
 def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
-    """True if one of the two differences that methods look at is none."""
+    """True if both prompts, or both words, of the pair have the same token ids."""
     return (
         ids[pair.source_prompt] == ids[pair.target_prompt]
         or ids[pair.source_word] == ids[pair.target_word]

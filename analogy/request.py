@@ -126,7 +126,7 @@ class RunRequest:
 
     @property
     def gates(self) -> bool:
-        """True if the run is held to a baseline that was named."""
+        """True if the user named a baseline, and the run is not to replace it."""
         return self.baseline is not None and not self.update_baseline
 
 

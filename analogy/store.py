@@ -478,7 +478,7 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
 
 
 def folder_name(subject: Subject, **more: str) -> str:
-    """The name of the run folder for all images of one subject; ``more``: what else it depends on."""
+    """The name of the run folder for all images of one subject; ``more``: further parts."""
     return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]
 
 

@@ -247,7 +247,7 @@ def test_a_folder_of_images_alone_is_compared_by_file_name(make_task, made, tmp_
     report = EvaluationAgent(make_task(["psnr", "kid"], data)).evaluate(model)
     expected = psnr(np.stack(list(changed.values())), np.stack(list(numbered.values())))
     assert report["psnr"].values == pytest.approx(dict(zip(numbered, expected, strict=True)))
-    with pytest.raises(TaskError, match=r"needs images to judge.*would not know what to make"):
+    with pytest.raises(TaskError, match=r"needs images to score.*would not know what to make"):
         EvaluationAgent(make_task(["kid"], data)).evaluate("embedded")
     strange = plain_folder(tmp_path / "strange", {f"x{name}": i for name, i in changed.items()})
     with pytest.raises(TaskError, match=r"psnr needs a reference for each image"):

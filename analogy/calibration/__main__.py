@@ -16,7 +16,7 @@ from analogy.calibration.report import measure, tables
 from analogy.files import PlaceError, check_output, write_output
 
 MIN_REPETITIONS = 100
-"""With fewer the Monte-Carlo error of a coverage is above two points: nothing could be judged."""
+"""With fewer the Monte-Carlo error of a coverage is above two percentage points: too much."""
 
 BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 """The lines of a document between which the command writes."""

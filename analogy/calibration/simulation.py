@@ -70,7 +70,7 @@ class Bar(NamedTuple):
     high: float
 
     def holds(self, share: Share, *, errors: float = 0.0) -> bool:
-        """Whether the share is within the bar widened by so many Monte-Carlo errors."""
+        """True if the share is within the bar, give or take ``errors`` standard errors."""
         slack = errors * share.error
         return self.low - slack <= share.value <= self.high + slack
 

@@ -50,7 +50,7 @@ class Tools:
     """What built-in metrics are made with.
 
     ``features``: what FID and KID see with, the judge or another; a function gives it, because
-    Inception is loaded only for who asks for it. ``country``: where electricity is from, None if
+    Inception is loaded only if a metric uses it. ``country``: where electricity is from, None if
     that was not said.
     """
 

@@ -88,7 +88,7 @@ def metric(
 
 
 def needs_of(metric: Metric) -> frozenset[str]:
-    """What a metric asks of its samples."""
+    """The fields of samples that a metric needs."""
     return frozenset(getattr(metric, "needs", ("images",)))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analogy.evaluation.timed import Timed
 
 NEEDS: dict[str, str] = {
-    "images": "images to judge",
+    "images": "images to score",
     "prompts": "a prompt for each image",
     "references": "a reference for each image",
     "reference_set": "a set of reference images",

@@ -316,7 +316,7 @@ def _check_engine(
 
 
 def _asked(what: Any) -> Iterable[Any]:
-    """The list of metrics, or of the one that stands alone; a name that is none is an error."""
+    """The list of metrics, also of a single one. Raises ``TaskError`` for an unknown name."""
     if isinstance(what, str):
         raise TaskError(
             f"unknown preset {what!r}{near(what, PRESETS)}; choose from {', '.join(PRESETS)}, or "

@@ -18,7 +18,7 @@ from analogy.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
 from analogy.store import RunFolder, StoreError
 
-#: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
+#: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
 
 #: A page of a run that has more is without them: 30,000 small ones are some 80 MB.

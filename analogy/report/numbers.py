@@ -8,7 +8,7 @@ from typing import Protocol
 
 from analogy.records import Verdict
 
-#: What stands for a verdict where there is no room for its word.
+#: A symbol for each verdict, where its word does not fit.
 SYMBOLS = {
     "success": "✓", "failure": "✗", "inconclusive": "?", "too_few": "<6", "incomplete": "…",
     "blind": "∅", "unsteered": "",

@@ -67,14 +67,14 @@ class Row:
 
 
 def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
-    """What ``draw`` puts on axes of so many points, on a white figure of their own."""
+    """Axes with what ``draw`` draws, on a new white figure of this size in points."""
     with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         return draw(figure.add_subplot())
 
 
 def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
-    """What ``draw`` puts on axes of so many points, as an ``<svg>`` element for an HTML page.
+    """What ``draw`` draws, as an ``<svg>`` element of this size in points for an HTML page.
 
     The same drawing gives the same text. Its text is text, and its colours are variables of the
     page: ``--ink``, ``--line``, ``--blue``, ``--orange``, ``--green``, ``--grey``.

@@ -127,7 +127,7 @@ def _shown_of(folder: Path) -> Path:
         raise RecordedError(
             f"{folder}: expected {RESULTS_NAME} in the run folder, got none; name one of the files "
             "in its folder 'results' if there are any. Else the run has written none yet: where "
-            "its images were imported, 'python -m analogy score' judges them; where not, continue "
+            "its images were imported, 'python -m analogy score' scores them; where not, continue "
             "it with its options and: "
             + command_line("pytest", "benchmarks", f"--run-dir={folder}")
         )
