@@ -50,7 +50,7 @@ class ManifestError(AnalogyError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestRow:
     """One image: what it is, its file, and the line that says so."""
 
     pair_id: str
@@ -61,9 +61,9 @@ class Entry:
     line: int
 
 
-def read_manifest(path: Path) -> list[Entry]:
+def read_manifest(path: Path) -> list[ManifestRow]:
     """The manifest's entries, each (pair, alpha, seed) once and all of one method."""
-    entries: dict[tuple[str, float, int], Entry] = {}
+    entries: dict[tuple[str, float, int], ManifestRow] = {}
     for line, row in _rows(path, _text(path)):
         entry = _entry(path, line, row)
         first = entries.setdefault((entry.pair_id, entry.alpha, entry.seed), entry)
@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def _entry(path: Path, line: int, row: Any) -> Entry:
+def _entry(path: Path, line: int, row: Any) -> ManifestRow:
     where = f"{path}, line {line}"
     if not isinstance(row, dict) or any(row.get(name) in (None, "") for name in REQUIRED):
         raise ManifestError(f"{where}: expected pair_id, alpha, seed and file, got {row!r:.200}")
@@ -88,7 +88,7 @@ def _entry(path: Path, line: int, row: Any) -> Entry:
     method = row.get("method")
     if isinstance(pair_id, int) and not isinstance(pair_id, bool):
         pair_id = str(pair_id)
-    return Entry(
+    return ManifestRow(
         check_name(pair_id, f"{where}: pair_id"),
         _alpha(row["alpha"], where),
         _seed(row["seed"], where),
@@ -142,7 +142,7 @@ def _seed(value: Any, where: str) -> int:
 
 def bring_in(
     folder: RunFolder,
-    entries: Sequence[Entry],
+    entries: Sequence[ManifestRow],
     pairs: Sequence[Pair],
     judge: FoundJudge,
     *,
@@ -211,7 +211,7 @@ def _sum(image: Images) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def _same_picture(entry: Entry, expected: str, size: int) -> Images:
+def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
     """The picture again: all are known by what they were when the first was copied."""
     image = _picture(entry, size)
     if _sum(image) != expected:
@@ -222,7 +222,7 @@ def _same_picture(entry: Entry, expected: str, size: int) -> Images:
     return image
 
 
-def _picture(entry: Entry, size: int) -> Images:
+def _picture(entry: ManifestRow, size: int) -> Images:
     """A square RGB picture, of ``size`` unless that is 0."""
     try:
         image = read_image(entry.file)

@@ -170,10 +170,10 @@ def _failures(results: Results, images: Gallery) -> Table:
         (one.pair_id, one.category, one.method or "", one.alpha, one.seed): one.reason
         for one in results.failures
     }
-    for strip, shot in images.problems:
-        method = results.header.subject.method if shot.alpha else ""
-        method = TARGET_METHOD if shot.is_target else method
-        found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
+    for strip, image in images.problems:
+        method = results.header.subject.method if image.alpha else ""
+        method = TARGET_METHOD if image.is_target else method
+        found[strip.pair.id, strip.pair.category, method, image.alpha, image.seed] = image.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}
     rows = [
         [
