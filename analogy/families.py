@@ -198,12 +198,12 @@ class PipelineFamily:
         if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
             raise ModelError(
                 f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
-                f"{MOST_LATENTS:,}, got {side!r:.80}; mend it, or say --size"
+                f"{MOST_LATENTS:,}, got {side!r:.80}; correct it, or give --size"
             )
         if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
             raise ModelError(
                 f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, "
-                f"got {blocks!r:.80}; mend it, or say --size"
+                f"got {blocks!r:.80}; correct it, or give --size"
             )
         return side * int(2 ** (len(blocks) - 1))
 

@@ -7,7 +7,7 @@ A file gives the pixels that a viewer shows, so that two files that look alike a
 - only PNG, JPEG, WebP and BMP are opened, detected by content and never by name;
 - 16-bit values lose their low byte; grey, 1-bit and palette images become RGB;
 - an EXIF orientation is applied;
-- transparent pixels are laid on white; an image that is transparent all over is refused;
+- transparent pixels are laid on white; an image that is entirely transparent is refused;
 - an RGB or grey ICC profile is applied, unless it is sRGB's within rounding. One that is damaged or
   of another kind of colour is ignored, as viewers do;
 - refused, because viewers differ or there is no single image: CMYK, an animation, a PNG that
@@ -181,8 +181,8 @@ def list_images(folder: Path) -> list[Path]:
         if not file.is_file():
             what = "a link to no file" if file.is_symlink() else "a pipe, socket or device"
             raise ImageError(
-                f"{file}: expected an image file, got {what}; put the file there, or take the "
-                "name away"
+                f"{file}: expected an image file, got {what}; put the image there, or remove the "
+                "entry"
             )
     return files
 
@@ -242,8 +242,8 @@ def _decoded(data: bytes, formats: tuple[str, ...], most: int | None = None) -> 
         raise ImageError(f"expected an image file of fewer pixels ({error})") from error
     except Exception as error:  # decoders raise errors of every kind on damaged files
         raise ImageError(
-            f"expected an image file of {_listed(formats)} that is whole, got: {error}; restore "
-            "it, or take it away"
+            f"expected a complete image file of {_listed(formats)}, got: {error}; restore or "
+            "remove it"
         ) from error
 
 
@@ -266,13 +266,13 @@ def _check_kind(image: Image.Image, chunks: Mapping[bytes, bytes]) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"expected an image file with one picture, got an animation of {frames}; save the "
-            "picture that is meant as PNG"
+            f"expected an image file with one image, got an animation of {frames}; save the one "
+            "to use as PNG"
         )
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
         raise ImageError(
-            f"expected an image file in grey or RGB, got {image.mode}, which has no one look on a "
-            "screen; convert it to RGB"
+            f"expected an image file in grey or RGB, got {image.mode}, which viewers show "
+            "differently; convert it to RGB"
         )
     if b"tRNS" in chunks and image.mode != "P" and chunks[b"IHDR"][8] not in (1, 8):
         raise ImageError(
@@ -317,8 +317,8 @@ def _shown(image: Image.Image) -> Image.Image:
         shares = np.asarray(alpha)
         if not shares.any():
             raise ImageError(
-                "expected an image file with a picture, got one that is transparent all over; "
-                "take it away"
+                "expected an image file with visible pixels, got one that is entirely transparent; "
+                "remove it"
             )
         if shares.min() < 255:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)

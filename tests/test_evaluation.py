@@ -635,10 +635,10 @@ def test_metrics_of_other_packages_are_found_by_name(make_task, made, entry_poin
 
 
 def test_a_name_taken_twice_is_an_error(make_task, entry_points):
-    with pytest.raises(TaskError, match="'psnr' is there twice"):
+    with pytest.raises(TaskError, match="'psnr' occurs twice"):
         make_task(["psnr", "ssim", "psnr"])
     mine = metric("clip_score", brightness, higher_is_better=None)
-    with pytest.raises(TaskError, match="'clip_score' is there twice"):
+    with pytest.raises(TaskError, match="'clip_score' occurs twice"):
         make_task(["clip_score", mine])
     entry_points(psnr=f"{__name__}:BRIGHT", other=f"{__name__}:BRIGHT")
     with pytest.raises(TaskError, match="'psnr' is taken twice, by the suite and"):

@@ -310,7 +310,7 @@ def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric,
             one = _by_name(each, tools) if isinstance(each, str) else _checked(each)
         if one.name in found:
             raise TaskError(
-                f"metric {one.name!r} is there twice: expected each name once; take one of them "
+                f"metric {one.name!r} occurs twice: expected each name once; take one of them "
                 "out or rename it"
             )
         found[one.name] = one
