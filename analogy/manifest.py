@@ -35,7 +35,7 @@ from analogy.text import is_printable, lines_of
 MAX_FILE_BYTES = 64_000_000
 MAX_SIZE = 8192
 MAX_TEXT = 4_096
-"""Characters of a name. Readers of results accept 10,000, with what is added to it."""
+"""The most characters of a name. Readers of results accept 10,000, with its additions."""
 BATCH = 64
 
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -51,7 +51,7 @@ class ManifestError(AnalogyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image: what it is, its file, and the line that says so."""
+    """One image: its pair, alpha and seed, its file, and its line in the manifest."""
 
     pair_id: str
     alpha: float
@@ -99,7 +99,7 @@ def _entry(path: Path, line: int, row: Any) -> ManifestRow:
 
 
 def check_name(value: Any, where: str) -> str:
-    """A text that goes into a run folder, as readers accept it there: else a `ManifestError`."""
+    """A text for the run folder. Raises `ManifestError` if readers would not accept it."""
     if not isinstance(value, str) or not value.strip():
         raise ManifestError(f"{where}: expected text, got {value!r:.80}")
     if len(value) > MAX_TEXT:
@@ -129,7 +129,7 @@ def _alpha(value: Any, where: str) -> float:
 
 
 def _seed(value: Any, where: str) -> int:
-    """An integer of JSON's, or text of digits alone."""
+    """A JSON integer, or text that has only digits."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer or (isinstance(value, str) and _INTEGER.fullmatch(value)):
         seed = int(value)
@@ -151,7 +151,7 @@ def bring_in(
     clip_model: str,
     clip_pretrained: str | None,
 ) -> tuple[Study, int]:
-    """Copy the entries' images into the folder; the study of them, and how many were new.
+    """Copy the images into the folder; returns their study and the number of new images.
 
     Every file is read before any is copied. ``pairs``: those that the entries may name;
     ``clip_model`` and ``clip_pretrained``: what the judge was found by.
@@ -212,7 +212,7 @@ def _sum(image: Images) -> str:
 
 
 def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
-    """The picture again: all are known by what they were when the first was copied."""
+    """The image again. Raises ``ManifestError`` if its file has changed since it was read."""
     image = _picture(entry, size)
     if _sum(image) != expected:
         raise ManifestError(

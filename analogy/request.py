@@ -37,7 +37,7 @@ class OptionError(AnalogyError, ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """Everything that the options of a run say. None: what the device or the model asks for.
+    """The options of a run. None means the default of the device or the model.
 
     Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
     ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
