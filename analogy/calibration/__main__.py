@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _around_tables(path: Path) -> tuple[str, str]:
-    """What a document has before and after its tables."""
+    """The text of a document before and after its tables."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -64,7 +64,7 @@ class Share(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """What a share is asked to be: from `low` to `high`, 0..1."""
+    """The required range of a share: from `low` to `high`, 0..1."""
 
     low: float
     high: float

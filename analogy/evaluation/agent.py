@@ -40,7 +40,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a metric gave: a value for each image, or a single one; and what it rests on."""
+    """A metric's result: a value for each image, or a single one; with the keys it includes."""
 
     keys: tuple[str, ...]
     values: Scores | None
@@ -111,7 +111,7 @@ class EvaluationAgent:
                     subject.release()
 
     def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
-        """Read what images are compared with: what is wrong is said before anything is made."""
+        """Read the references, so that an error is reported before anything is generated."""
         task, needs = self.task, _needs(metrics)
         if "reference_set" in needs:
             count = 0 if task.reference_set is None else len(task.reference_set)
@@ -167,7 +167,7 @@ class EvaluationAgent:
 
     @staticmethod
     def _check_sizes(metrics: Sequence[Metric], sizes: Sequence[tuple[int, int] | None]) -> None:
-        """Refuse images of two sizes where a metric compares them pixel by pixel."""
+        """Refuse images of two sizes if a metric compares them pixel by pixel."""
         strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
         if strict and len(set(sizes)) > 1:
             shown = " and ".join(f"{size[1]}x{size[0]}" for size in sizes if size is not None)
@@ -182,7 +182,7 @@ class EvaluationAgent:
         return self.task.sources if needs & {"sources", "references"} else {}
 
     def _wanted(self, needs: frozenset[str]) -> list[Sample]:
-        """Every image that a model is asked for by metrics with these needs, once."""
+        """Every image that metrics with these needs require of a model, once."""
         samples = (*self.task.samples, *self._sources(needs).values())
         return list({sample.key: sample for sample in samples}.values())
 
@@ -240,7 +240,7 @@ class EvaluationAgent:
         return tuple(key for key in present if key not in lost), lost
 
     def _samples(self, part: Gathered, keys: tuple[str, ...], needs: frozenset[str]) -> Samples:
-        """What metrics with these needs are given."""
+        """The samples for metrics with these needs."""
         task = self.task
         if not keys:
             return Samples(keys=keys, cache=self._cache)
@@ -379,7 +379,7 @@ def _check_same_names(a: Gathered, b: Gathered) -> None:
 
 
 def _compute(metric: Metric, samples: Samples) -> Scored:
-    """What a metric gives for these samples, checked; its warnings as notes."""
+    """A metric's checked result for these samples; its warnings become notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         given = metric.compute(samples)
@@ -416,7 +416,7 @@ def _compute(metric: Metric, samples: Samples) -> Scored:
 
 
 def _infinite(values: Scores) -> str:
-    """Why values of which some are infinite have no mean, and what they have instead."""
+    """The reason why values have no mean if some are infinite, with their median."""
     count = np.count_nonzero(~np.isfinite(values))
     with np.errstate(invalid="ignore"):
         median = np.median(values)  # NaN where a difference of two infinite values is among them
@@ -433,5 +433,5 @@ def _finite(value: float) -> float | None:
 
 
 def _bar(items: Sequence[Metric], what: str) -> Any:
-    """A progress bar on stderr, quiet where that is no terminal."""
+    """A progress bar on stderr; silent if stderr is not a terminal."""
     return tqdm(items, desc=what, disable=None)

@@ -47,7 +47,7 @@ from analogy.registry import ExtensionError, UnknownNameError
 
 @dataclass(frozen=True)
 class Tools:
-    """What built-in metrics are made with.
+    """The settings of built-in metrics.
 
     ``features``: what FID and KID see with, the judge or another; a function gives it, because
     Inception is loaded only if a metric uses it. ``country``: where electricity is from, None if
@@ -355,7 +355,7 @@ def _all_names() -> str:
 
 
 def _checked(given: Any, entry_point: str | None = None) -> Metric:
-    """A user's metric, or a :class:`TaskError` that says what of one it lacks."""
+    """A user's metric. Raises :class:`TaskError` with the missing attributes."""
     what = f"metric {given!r}" if entry_point is None else f"metric {entry_point!r}"
     if isinstance(given, type) or not callable(getattr(given, "compute", None)):
         hint = ""

@@ -67,7 +67,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Every pair's strip, and what is to be said of them all: why there are no images, if so."""
+    """Every pair's strip, and a note, such as why there are no images."""
 
     strips: tuple[Strip, ...]
     note: str = ""
@@ -85,7 +85,7 @@ class Gallery:
 
 
 def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
-    """The gallery of results from their run folder, or of margins alone without one.
+    """The gallery of results from their run folder; without one, only margins.
 
     ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
     words are not known, because the folder has another file's, is shown without images, and so is
@@ -143,7 +143,7 @@ def anchor(pair_id: str) -> str:
 
 
 def data_uri(image: Images) -> tuple[str, int, int]:
-    """An image as a ``data:`` URI, with the width and height of what it holds.
+    """An image as a ``data:`` URI, with its width and height.
 
     Up to 64 pixels a side its own pixels as JPEG at quality 90 without subsampled colours: the
     full embedded grid takes 13 MB so at 38 dB, where lossless WebP would take 32. Larger ones as
@@ -185,7 +185,7 @@ def _bare(
     ends: Mapping[tuple[str, str], float],
     known: Mapping[str, Pair],
 ) -> tuple[Strip, ...]:
-    """Strips of margins alone, with the words of the pairs that are known."""
+    """Strips with margins only, and with the words of known pairs."""
     return tuple(
         Strip(
             known.get(pair, Pair(pair, category, "", "", "", "")), anchor(pair), margins, (),

@@ -9,7 +9,7 @@ from analogy.text import analogy_command, command_line
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
-    """What produced the figures, as names and values."""
+    """The provenance of the figures, as names and values."""
     header = results.header
     config, subject, found = header.config, header.subject, header.provenance
     return [

@@ -27,7 +27,7 @@ _GAIN = ("gain", "gain low", "gain high")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A table's entry: what is shown, and what it is sorted and exported by."""
+    """A table's entry: its text, and the value for sorting and export."""
 
     text: str
     sort: float | str | None
@@ -165,7 +165,7 @@ def _pairs(results: Results, images: Gallery) -> Table:
 
 
 def _failures(results: Results, images: Gallery) -> Table:
-    """Images that failed when they were made, and those that cannot be shown now."""
+    """Images that failed when they were generated, and those that cannot be shown now."""
     found = {
         (one.pair_id, one.category, one.method or "", one.alpha, one.seed): one.reason
         for one in results.failures
