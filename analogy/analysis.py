@@ -30,11 +30,11 @@ RESOLUTION = 1e-6
 """Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""
 
 DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
-"""Verdicts of a claim that was tested; the others say why there was no test."""
+"""The verdicts of a test; the other verdicts say why there was no test."""
 
 
 def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
-    """Complete items as a table: a row per pair, a column per alpha, NaN where there is none.
+    """Complete items as a table: a row per pair, a column per alpha, NaN if incomplete.
 
     ``items`` has the columns pair_id, alpha and margin.
     """
@@ -50,7 +50,7 @@ def analyse(
     targets: pd.Series | None = None,
     ceilings: Mapping[str, Ceiling | None] | None = None,
 ) -> Analysis:
-    """Everything about a run, from its items, those of its null, and those of the target
+    """All figures of a run, from its items, those of its null, and those of the target
     prompts' own images by pair id.
     """
     ceilings = ceilings or {}
@@ -122,14 +122,14 @@ def cell_figures(
 
 
 def _complete(items: pd.Series) -> dict[str, float]:
-    """Pair id to margin, of the items that are there."""
+    """Pair id to margin, for complete items."""
     return {str(pair): float(value) for pair, value in items.dropna().items()}
 
 
 def _cell_values(
     table: pd.DataFrame, alpha: float, null: pd.DataFrame | None
 ) -> dict[str, pd.Series]:
-    """What is estimated of a cell: a value for each pair."""
+    """The quantities that are estimated for a cell: a value for each pair."""
     values = {"margin": table[alpha]}
     if alpha != UNSTEERED:
         values["gain"] = table[alpha] - table[UNSTEERED]
@@ -181,7 +181,7 @@ def _alphas(table: pd.DataFrame) -> list[float]:
 
 
 def _pooled(values: NDArray[np.float64]) -> Estimate:
-    """The estimate of (pairs, alphas); without figures where an item is missing."""
+    """The estimate of (pairs, alphas); without figures if an item is missing."""
     is_there = ~np.isnan(values)
     if not is_there.all():
         return Estimate(n=len(values), n_items=int(is_there.sum()))
@@ -201,7 +201,7 @@ def _with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
 
 
 def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
-    """Figures whose verdict blames no method for what the judge does not see."""
+    """Figures with the verdict *blind* if the judge does not see the change."""
     if ceiling is None or not ceiling.is_blind or figures.verdict not in DECIDED:
         return figures
     return replace(figures, verdict=Verdict.BLIND, n_needed=None)

@@ -103,7 +103,7 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
 
 
 def default_path() -> Path | None:
-    """The shipped ground truth of the embedded judge and pairs, None if it is not there."""
+    """The shipped ground truth of the embedded judge and pairs, None if it is missing."""
     try:
         return shipped("baselines/embedded-ceiling.json")
     except ModelError:
@@ -111,7 +111,7 @@ def default_path() -> Path | None:
 
 
 def load(path: Path) -> GroundTruth:
-    """Read what `python -m analogy.world.ceiling` wrote.
+    """Read a file by `python -m analogy.world.ceiling`.
 
     A file that is missing, of another kind or version, or damaged is a `CeilingError`.
     """
@@ -130,7 +130,7 @@ def load(path: Path) -> GroundTruth:
 
 
 def _ground_truth(path: Path, data: Any) -> GroundTruth:
-    """The file's content, every part of it checked."""
+    """The file's content, completely checked."""
 
     def check(is_so: bool, expected: str, got: Any) -> None:
         if not is_so:

@@ -28,13 +28,13 @@ _T = TypeVar("_T")
 
 
 class DamageError(sqlite3.DatabaseError):
-    """The index holds what this suite does not write: where, what was expected, what came."""
+    """The index has a value that this suite does not write; says where and what was expected."""
 
 
 def check_tables(db: sqlite3.Connection, schema: str) -> None:
-    """Raises :class:`DamageError` if a table of the schema is there and is another.
+    """Raises :class:`DamageError` if a table of the schema exists with other columns.
 
-    Tables that are missing, and others beside them, are no damage; triggers are.
+    Missing tables and additional tables are not damage; triggers are.
     """
     query = "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL"
     new = sqlite3.connect(":memory:")
@@ -99,7 +99,7 @@ def count(value: Any, place: str) -> int:
 
 
 def rate(images: Any, seconds: Any, place: str) -> float | None:
-    """Images per second, None if there are no images or nobody took their time."""
+    """Images per second, None if there are no images or no recorded time."""
     n = number(images, f"{place}.images", 0, MAX_COUNT**2)
     time = number(seconds, f"{place}.seconds", 0, MAX_COUNT)
     return n / time if n and time else None
@@ -120,7 +120,7 @@ def json(value: Any, place: str, kind: type[_T]) -> _T:
 
 
 def pairs(value: Any, place: str) -> tuple[Pair, ...]:
-    """The pairs of a command: a list of one or more, each with an id of its own."""
+    """The pairs of a command: a list of one or more, with distinct ids."""
     fields = len(Pair.__dataclass_fields__)
     made: dict[str, Pair] = {}
     for row in json(value, place, list):
@@ -144,7 +144,7 @@ def _encodable(value: Any, place: str) -> str:
 
 
 def vectors(found: Iterable[tuple[str, Any]], place: str) -> dict[str, NDArray[np.float32]]:
-    """Key to what a judge saw: vectors of one length, of finite numbers."""
+    """Key to a judge's features: vectors of one length, of finite numbers."""
     made: dict[str, NDArray[np.float32]] = {}
     length = None
     for of, value in found:
@@ -160,5 +160,5 @@ def vectors(found: Iterable[tuple[str, Any]], place: str) -> dict[str, NDArray[n
 
 
 def damage(place: str, expected: str, value: Any) -> DamageError:
-    """The error that a value at a place is not what this suite writes there."""
+    """The error for a value that this suite does not write at this place."""
     return DamageError(f"{place}: expected {expected}, got {shown(value)}")

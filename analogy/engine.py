@@ -39,14 +39,14 @@ class ClusterError(AnalogyError, RuntimeError):
 
 
 class ClusterLostError(ClusterError):
-    """The cluster itself is lost in the middle of the work; what was done is kept."""
+    """The cluster was lost during the work; finished work is kept."""
 
     exit_code = ExitCode.CLUSTER_LOST
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker needs to know of a run. It can be pickled, and sent to other machines.
+    """What a worker needs to know about a run. It can be pickled and sent to other machines.
 
     - ``pairs``: all of the run; a method may look at a pair's neighbours;
     - ``model``: None where nothing is generated; ``judge``: None where nothing is scored;
@@ -61,7 +61,7 @@ class Setup:
 
 
 class Capacity(NamedTuple):
-    """What an engine takes at a time, known once the generator is loaded.
+    """How much an engine processes at a time, known once the generator is loaded.
 
     ``batch_size``: images in a batch; ``at_once``: batches that one worker generates side by side;
     ``looks_ahead``: True if batches of later requests should be given along with the present one's,
@@ -75,7 +75,7 @@ class Capacity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GeneratedBatch:
-    """A batch of images as PNG files, and what it took.
+    """A batch of images as PNG files, with its time and memory.
 
     - ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason;
     - ``seconds``: of one generator;
@@ -110,7 +110,7 @@ ReadPngs: TypeAlias = Callable[[Sequence[Job]], list[bytes]]
 
 
 class Engine(Protocol):
-    """What does the work of a run."""
+    """Runs the work of a run."""
 
     def prepare(self) -> Capacity:
         """Load the generator."""
@@ -134,7 +134,7 @@ class Engine(Protocol):
 
 
 class BatchWorker(Protocol):
-    """What works on one batch at a time, in this process: a :class:`~analogy.work.Worker`."""
+    """Processes one batch at a time in this process: a :class:`~analogy.work.Worker`."""
 
     def prepare(self) -> Capacity:
         """Load the generator."""

@@ -27,7 +27,7 @@ SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
 
 
 class Execution:
-    """The work of one run, into its folder. Loads a model when it is needed, not before.
+    """The work of one run, into its folder. Models are loaded when they are first needed.
 
     ``engine``: makes what does the work; None for the engine that the configuration names.
     ``worker``: this process's own, if it has models that others use as well. Raises
@@ -51,7 +51,7 @@ class Execution:
 
     @cached_property
     def _worker(self) -> Worker:
-        """The worker of this process; on its CPU if it lacks the GPU that other workers have."""
+        """The local worker; on the CPU if this process has no GPU and the other workers do."""
         if self._own_worker is not None:
             return self._own_worker
         setup = self._setup
@@ -61,7 +61,7 @@ class Execution:
 
     @cached_property
     def engine(self) -> Engine:
-        """What does the work, started at its first use."""
+        """The engine, started at its first use."""
         make: EngineFactory = self._make_engine or ENGINES.get(self._setup.config.engine)
         return make(self._setup, self._worker)
 
@@ -79,7 +79,7 @@ class Execution:
         return self._setup.judge.fingerprint
 
     def prepare(self, jobs: Iterable[Job]) -> None:
-        """Load what these jobs need, and no more: nothing if all of them are done.
+        """Load only what these jobs need; nothing if all of them are done.
 
         Called before the work, so that a model or judge that cannot be loaded costs no image.
         Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
@@ -93,7 +93,7 @@ class Execution:
                 self.engine.prepare_judge()
 
     def prepare_judge(self) -> None:
-        """Load the judge where images are scored, so that timing leaves it out."""
+        """Load the judge where images are scored, so that it is not timed."""
         self.engine.prepare_judge()
 
     def missing(self, jobs: Iterable[W]) -> list[W]:
@@ -151,7 +151,7 @@ class Execution:
                 progress(len(batch))
 
     def score(self, jobs: Iterable[Job]) -> int:
-        """Score the images that this judge has not scored; returns how many those were."""
+        """Score the images that this judge has not scored; returns their number."""
         with memory_said("scoring"):
             return self._score(jobs)
 
@@ -183,7 +183,7 @@ class Execution:
 
 
 def even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
-    """As few batches as ``size`` allows, of equal size up to one: no small last batch.
+    """The fewest batches of at most ``size``; their sizes differ by at most one.
 
     What is left after some of them is divided just the same, so that a run that was killed goes on
     with the batches of one that was not: rounding depends on a batch's size.

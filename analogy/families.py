@@ -44,7 +44,7 @@ class Sampling:
 
 @runtime_checkable
 class Family(Protocol):
-    """What the suite asks of a family of pipelines.
+    """The protocol of a family of pipelines.
 
     - ``pipeline``: the name of its class in diffusers; ``denoiser``: the pipeline's part that
       denoises;
@@ -60,14 +60,14 @@ class Family(Protocol):
     parts: Mapping[str, tuple[str, ...]]
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """Each prompt's conditioning, where and in what dtype the text encoders compute.
+        """Each prompt's conditioning, on the device and in the dtype of the text encoders.
 
         All conditionings of a pipeline have the same names and shapes.
         """
         ...
 
     def empty(self, pipeline: Any) -> Conditioning:
-        """What the pipeline itself takes as the negative prompt when none is given."""
+        """The pipeline's own default for the negative prompt."""
         ...
 
     def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
@@ -89,14 +89,14 @@ class Family(Protocol):
         ...
 
     def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """What the VAE makes of such latents: ``(n, 3, size, size)``, -1..1.
+        """The VAE's images for such latents: ``(n, 3, size, size)``, -1..1.
 
         ``vae``: the pipeline's or a copy in another dtype, which ``latents`` have.
         """
         ...
 
     def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
-        """Channels that the denoiser takes and that the other parts give it, by what they are of.
+        """The denoiser's input channels and those that the other parts give, by kind.
 
         They differ in a pipeline whose parts are of different models. ``made``: a conditioning.
         """
@@ -199,12 +199,12 @@ class PipelineFamily:
         if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
             raise ModelError(
                 f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
-                f"{MOST_LATENTS:,}, got {side!r:.80}; mend it, or say --size"
+                f"{MOST_LATENTS:,}, got {side!r:.80}; correct it, or give --size"
             )
         if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
             raise ModelError(
                 f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, "
-                f"got {blocks!r:.80}; mend it, or say --size"
+                f"got {blocks!r:.80}; correct it, or give --size"
             )
         return side * int(2 ** (len(blocks) - 1))
 
@@ -250,7 +250,7 @@ class SDXL(PipelineFamily):
 
 
 class SD(PipelineFamily):
-    """Stable Diffusion 1.x and 2.x: token states alone."""
+    """Stable Diffusion 1.x and 2.x: conditioned on token states only."""
 
     pipeline = "StableDiffusionPipeline"
     #: The checker would put black pictures in the place of some, which the judge would score.
@@ -349,7 +349,7 @@ def family_of(pipeline: Any) -> Family:
 def stacked(
     conditionings: Sequence[Conditioning], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A batch where it is computed: each tensor by name, ``(n, *shape)``.
+    """A batch on the computing device: each tensor by name, ``(n, *shape)``.
 
     What is steered has ``dtype``; masks of integers or truth values keep theirs.
     """

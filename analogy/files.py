@@ -35,11 +35,11 @@ _REFUSED = {
 
 
 class PlaceError(AnalogyError, OSError):
-    """A file cannot be written, or must not be used, where it is; the message says what to do."""
+    """A path cannot be written or must not be used; the message says what to do."""
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Write under another name, flush, rename: what stands at ``path`` is the old file or this.
+    """Write under a temporary name, flush, rename: ``path`` has the old content or the new one.
 
     A link at ``path`` is replaced and not followed. ``mode``: its permissions, None for the usual
     ones. An ``OSError`` leaves the old file, and nothing beside it.
@@ -60,7 +60,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a user named: what :func:`check_output` accepts, where that says.
+    """Write a file that a user named, if :func:`check_output` accepts it.
 
     A regular file is written atomically, keeps its permissions, and what a killed process left
     beside it is removed. A device gets the data as it is. Raises ``OSError`` if it cannot be
@@ -123,7 +123,7 @@ def check_output(path: str | os.PathLike[str], *, may_link: bool = True) -> None
 
 
 def is_device(path: str | os.PathLike[str]) -> bool:
-    """True if what is written to ``path`` replaces nothing: a device or an open file."""
+    """True if writing to ``path`` replaces nothing, because it is a device or an open file."""
     place = _place_of(Path(path))
     return place.is_device or place.descriptor is not None
 
@@ -159,7 +159,7 @@ def check_regular(path: Path, *, most: int) -> None:
 
 
 def is_left_by_the_dead(name: str, of: re.Pattern[str]) -> bool:
-    """True if ``name`` is what a process that is gone left of a file whose name matches ``of``."""
+    """True if ``name`` is a leftover of a dead process, of a file whose name matches ``of``."""
     found = _PARTIAL.fullmatch(name)
     if found is None or of.fullmatch(found["name"]) is None:
         return False
@@ -169,7 +169,7 @@ def is_left_by_the_dead(name: str, of: re.Pattern[str]) -> bool:
 
 
 def flush_folder(path: Path) -> None:
-    """Have the names in a folder survive a loss of power; Windows does that by itself."""
+    """Flush a folder, so that its names survive a power failure; not needed on Windows."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -204,7 +204,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of this file: regular files named for a dead process."""
+    """Remove leftovers of this file by killed processes: regular files named for a dead process."""
     mine = re.compile(re.escape(path.name))
     with contextlib.suppress(OSError), os.scandir(path.parent) as found:
         for entry in found:
@@ -214,7 +214,7 @@ def _sweep(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an output goes: a file with all links followed, a device, or an open descriptor."""
+    """The destination of an output: a file with all links followed, a device, or a descriptor."""
 
     path: Path
     is_device: bool = False
@@ -255,7 +255,7 @@ def _place_of(path: Path) -> _Place:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open file of this process that a path such as ``/dev/fd/1`` stands for."""
+    """The open file of this process that a path such as ``/dev/fd/1`` means."""
     if not (path.name.isascii() and path.name.isdecimal()):
         return None
     parent = os.path.realpath(path.parent)

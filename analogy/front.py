@@ -24,17 +24,17 @@ def run(
     request: RunRequest | None = None, *, pairs: Sequence[Pair] | str | Path | None = None,
     strict: bool = False, **options: Any,
 ) -> Run:  # fmt: skip
-    """Generate, score and judge a grid, as ``analogy run`` does.
+    """Generate and score a grid and decide its verdicts, as ``analogy run`` does.
 
     ``request``: everything at once; or ``options``: fields of :class:`RunRequest`, such as
     ``model="embedded", method="word", limit=6``. ``pairs``: a CSV file, or pairs in memory.
     ``strict``: no cell is expected to fail, whatever the baseline has.
 
-    What an earlier run has left in the run folder is not done again. Returns the finished run, as
+    Work that is already in the run folder is not repeated. Returns the finished run, as
     :func:`load_run` reads it. A cell that fails raises nothing: its verdict is in what is returned.
 
     Raises an ``AnalogyError`` for an option that cannot be used, before any model is loaded, and
-    for a fault that stopped the run; what was done until then is kept.
+    for a fault that stopped the run; finished work is kept.
     """
     if isinstance(pairs, (str, Path)):
         options["pairs"], pairs = str(pairs), None

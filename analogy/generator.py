@@ -146,7 +146,7 @@ class Generator:
         return Generated(from_unit(decoded.nan_to_num()), found)
 
     def peak_memory(self, n: int) -> int:
-        """Bytes of its CUDA device that generating ``n`` images at once takes, model included."""
+        """Peak bytes of its CUDA device while generating ``n`` images at once, with the model."""
         place = self._denoiser.device
         latents = torch.randn(n, *self.latent_shape)
 
@@ -186,14 +186,14 @@ class Generator:
 
     @cached_property
     def _vae(self) -> Any:
-        """The pipeline's VAE; in float32 if it says that it overflows in float16."""
+        """The pipeline's VAE; in float32 if its configuration has ``force_upcast``."""
         vae = self._pipeline.vae
         overflows = vae.dtype == torch.float16 and vae.config.force_upcast
         return self._vae_float32 if overflows else vae
 
     @cached_property
     def _vae_float32(self) -> Any:
-        """A copy of its own: the pipeline's may be in use by other threads."""
+        """A new copy, because other threads may use the pipeline's."""
         return copy.deepcopy(self._pipeline.vae).float()
 
     @torch.inference_mode()
@@ -202,7 +202,7 @@ class Generator:
 
 
 def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
-    """The starting noise of one image, float32 on the CPU: a function of (pair, seed) alone.
+    """The initial noise of one image, float32 on the CPU, determined by pair and seed.
 
     The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
     a run reproducible image by image. A pair is known by its prompts, not by its id.
@@ -211,7 +211,7 @@ def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def noise(shape: tuple[int, ...], *parts: str) -> Tensor:
-    """Standard normal values, float32 on the CPU: a function of text alone."""
+    """Standard normal values, float32 on the CPU, determined by ``text``."""
     drawn = derived_seed(*parts)
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(drawn))
 

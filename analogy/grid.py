@@ -24,14 +24,14 @@ TARGET_ALPHA = 1.0
 _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 Subject: TypeAlias = dict[str, str | int | float]
-"""What determines an image besides its text and its noise, by name."""
+"""Everything that determines an image except its text and its noise, by name."""
 
 TrueMargins: TypeAlias = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
-"""Margins on ground truth: a pair's digest to those of its target and of its source."""
+"""Margins on ground truth: a pair's digest to the margins of its target and of its source."""
 
 
 class Role(StrEnum):
-    """What an image is for.
+    """The role of an image in a run.
 
     - ``steered``: by the run's method, at an alpha other than 0;
     - ``unsteered``: the source prompt's own, at alpha 0;
@@ -46,7 +46,7 @@ class Role(StrEnum):
 
 
 class Wanted(Protocol):
-    """An image that a run folder has or is to have.
+    """An image that a run folder has or will have.
 
     Its ``key`` is a digest of all that produces it; ``what`` describes it to readers of the index.
     """
@@ -107,7 +107,7 @@ AnyJob: TypeAlias = Job | PromptJob
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model samples: what determines an image besides the model, its text and its noise.
+    """How a model samples: what determines an image except the model, its text and its noise.
 
     ``size``: pixels a side; ``dtype``: a name of ``DTYPES``; ``scheduler``: its class and a digest
     of its settings.
@@ -125,7 +125,7 @@ class Sampling:
         return cls(config.steps, config.guidance, config.size, config.dtype, scheduler)
 
     def subject(self, model: str) -> Subject:
-        """What determines an image besides its text and its noise; ``model``: its fingerprint.
+        """What determines an image except its text and its noise; ``model``: its fingerprint.
 
         Keys of images and names of run folders are digests of this and more.
         """
@@ -145,7 +145,7 @@ class Sampling:
 
 
 class Grid:
-    """All images of a run: which there are for each role, category, alpha and cell.
+    """All images of a run, by role, category, alpha and cell.
 
     ``model``: the fingerprint; ``pairs``: all pairs of the run. A method that looks at a pair's
     neighbours has them in the key. Null and target images are in it if the configuration asks for
@@ -185,7 +185,7 @@ class Grid:
         return once(found)
 
     def cell(self, cell: Cell) -> list[Job]:
-        """A cell's jobs and all that it is compared with: unsteered, null and target images."""
+        """A cell's jobs and those it is compared with: unsteered, null and target images."""
         return once(
             [
                 *self.jobs(Role.UNSTEERED, category=cell.category),
@@ -196,7 +196,7 @@ class Grid:
 
     @cached_property
     def _own(self) -> Mapping[str | None, Sequence[Job]]:
-        """By category, None for all: what the run's method makes."""
+        """The jobs of the run's method by category; None has all of them."""
         return self._planned(self.config.method, self.config.grid_alphas)
 
     @cached_property
@@ -212,7 +212,7 @@ class Grid:
         return self._planned(TARGET_METHOD, (TARGET_ALPHA,))
 
     def _planned(self, method: str, alphas: Iterable[float]) -> Mapping[str | None, Sequence[Job]]:
-        """Jobs of one method in the order pair, alpha, seed: by category, None for all."""
+        """Jobs of one method by category, in the order pair, alpha, seed; None has all of them."""
         alphas = tuple(alphas)
         identity = Identity.in_config(replace(self.config, method=method))
         version = {"method_version": identity.version} if identity.version else {}
@@ -250,14 +250,14 @@ def once(jobs: Iterable[W]) -> list[W]:
 
 
 def _neighbours(pair: Pair, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """What else is in the key of a steered image whose method looks at its category's ``pairs``."""
+    """Additional parts of an image's key if its method uses its category's ``pairs``."""
     others: dict[str, Any] = {"others": [content(o) for o in pairs if o.id != pair.id]}
     # Earlier versions compared words as written: images of pairs to which that matters are others.
     return {**others, "words": "folded"} if _has_cases(pair, pairs) else others
 
 
 def _has_cases(pair: Pair, pairs: Iterable[Pair]) -> bool:
-    """True if another pair has one of the pair's words in other letters, such as capitals."""
+    """True if another pair has one of the pair's words in another letter case."""
     words = {folded(word): word for word in (pair.source_word, pair.target_word)}
     return any(
         words.get(folded(word), word) != word
@@ -267,12 +267,12 @@ def _has_cases(pair: Pair, pairs: Iterable[Pair]) -> bool:
 
 
 def content(pair: Pair) -> list[str]:
-    """What of a pair determines its images: its words and prompts, not its id."""
+    """The part of a pair that determines its images: its words and prompts, not its id."""
     return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
 
 
 def canonical(value: Any) -> str:
-    """``value`` as JSON that is the same for equal values."""
+    """Canonical JSON of ``value``: equal values give equal text."""
     return _canonical(value)
 
 
@@ -282,13 +282,13 @@ def digest(value: Any) -> str:
 
 
 def pairs_digest(pairs: Iterable[Pair]) -> str:
-    """What identifies pairs: their ids and contents, whatever their order."""
+    """A digest of pairs: of their ids and contents, independent of their order."""
     return digest(sorted([pair.id, *content(pair)] for pair in pairs))
 
 
 @dataclass(frozen=True)
 class Command:
-    """A configuration that a command ran on a run folder, with the models that it then meant.
+    """A configuration that a command ran on a run folder, with the models that it resolved to.
 
     From it the grid is known without any model, and the study can be opened again.
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class MetricError(AnalogyError, ValueError):
-    """A metric that is not what the suite asks of one, or that gives what is no value."""
+    """A metric does not implement the protocol, or returns an invalid value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """What a metric needs and a run does not have, and why."""
+    """A missing input of a metric, with the reason."""
 
     reason: str
 
@@ -40,7 +40,7 @@ NOT_ASKED = Absent("not asked for")
 
 
 class Per(StrEnum):
-    """What a metric gives one value for."""
+    """The unit that a metric has one value for."""
 
     IMAGE = "image"
     """Each steered image; reported as the mean over a cell's pairs, with an interval."""
@@ -49,7 +49,7 @@ class Per(StrEnum):
 
 
 class Input(StrEnum):
-    """What a metric computes from; each is a property of :class:`Inputs`."""
+    """The inputs of metrics; each is a property of :class:`Inputs`."""
 
     IMAGES = "images"
     UNSTEERED = "unsteered"
@@ -73,7 +73,7 @@ PIXELS = frozenset({Input.IMAGES, Input.UNSTEERED})
 
 
 class Inputs:
-    """What a metric's ``compute`` is given: the inputs that the metric names, n images in order.
+    """The argument of a metric's ``compute``: the inputs that it names, of n images in order.
 
     Raises :class:`MetricError` for an input that it does not name.
     """
@@ -135,7 +135,7 @@ Compute: TypeAlias = "Callable[[Inputs], ArrayLike]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What tables and reports show of a metric.
+    """How tables and reports show a metric.
 
     - ``name``: its key in results and in ``--limits``, an identifier;
     - ``label``: the head of its column; ``unit``: such as ``dB``, empty for a number without one;
@@ -169,12 +169,12 @@ class Described:
 
     @property
     def column(self) -> str:
-        """The head of its column in a table of text."""
+        """The header of its column in a text table."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @property
     def long_title(self) -> str:
-        """The head of its column in the report."""
+        """The header of its column in the report."""
         title = self.title or self.label
         return f"{title} ({self.unit})" if self.unit else title
 
@@ -236,7 +236,7 @@ class GridMetric(Described):
         return bool(self.inputs & OF_JUDGE)
 
     def key(self, judge: str, network: str | None) -> str:
-        """What its values are kept under: name and version, and the network that they depend on.
+        """The key of its values: name and version, and the network that they depend on.
 
         ``judge``: the judge's fingerprint; ``network``: LPIPS's, None where that is absent.
         """
@@ -411,7 +411,7 @@ DEFAULT = ("clip_score", "directional_similarity", "psnr", "ssim", "lpips", "cmm
 
 
 def grid_names() -> tuple[str, ...]:
-    """The names that a grid's metric may have: those built in, and those of installed packages."""
+    """The names of metrics for a grid: built-in ones, and those of installed packages."""
     return (*DEFAULT, *(name for name in METRICS.names() if not METRICS.is_builtin(name)))
 
 
@@ -457,7 +457,7 @@ def _grid_metric(spec: str) -> GridMetric:
 
 
 def shown_metrics(described: Iterable[Described]) -> tuple[Described, ...]:
-    """What to show of metrics: the built-in ones, and those that results describe."""
+    """How to show metrics: the built-in ones, and those that results describe."""
     found: dict[str, Described] = {each.name: each for each in grid_metrics()}
     for one in described:
         found.setdefault(one.name, one)

@@ -1,16 +1,16 @@
-"""Image range, size and file format: converted here and nowhere else.
+"""All conversions of image range, size and file format.
 
 Images travel through the suite as uint8, 0..255, sRGB, NHWC numpy arrays.
 
 A file gives the pixels that a viewer shows, so that two files that look alike are one image:
 
-- PNG, JPEG, WebP and BMP are opened, told apart by content and never by name; nothing else is;
+- only PNG, JPEG, WebP and BMP are opened, detected by content and never by name;
 - 16-bit values lose their low byte; grey, 1-bit and palette images become RGB;
 - an EXIF orientation is applied;
-- transparent pixels are laid on white; an image that is transparent all over is refused;
+- transparent pixels are laid on white; an image that is entirely transparent is refused;
 - an RGB or grey ICC profile is applied, unless it is sRGB's within rounding. One that is damaged or
   of another kind of colour is ignored, as viewers do;
-- refused, because viewers differ or because it is no single picture: CMYK, an animation, a PNG that
+- refused, because viewers differ or there is no single image: CMYK, an animation, a PNG that
   names a gamma, primaries or a colour space other than sRGB's, and a single transparent shade in a
   PNG of 2, 4 or 16 bits. Of a JPEG with several pictures (MPO) the first is taken;
 - refused, because it can exhaust the memory: more than ``MAX_PIXELS``, ``MAX_FILE_BYTES`` or
@@ -38,14 +38,14 @@ from analogy.files import read_regular
 Images = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Pillow's names of the formats that are read. The others never see a file."""
+"""Pillow's names of the formats that are read. Pillow's other decoders are never used."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Endings of file names by which the images of a folder are found, in any letter case."""
 
 MAX_PIXELS = 8192 * 8192
 MAX_RATIO = 64
-"""Longest side in units of the shortest: judges resize the shortest side to their own size."""
+"""The longest side may have this many times the shortest, which judges resize to their own size."""
 MAX_FILE_BYTES = 2**30
 """An image of ``MAX_PIXELS`` with 16 bits in 4 channels has half as many."""
 
@@ -60,7 +60,7 @@ hidden, and count as such folders or files: ``.ipynb_checkpoints``, ``._x.png``.
 
 
 class ImageError(AnalogyError, ValueError):
-    """An image file, or a folder of them, cannot be used; the message says what to do."""
+    """An image file or folder cannot be used; the message says what to do."""
 
 
 def from_unit(images: Tensor) -> Images:
@@ -98,7 +98,7 @@ def faults(images: Tensor) -> list[str | None]:
 
 
 def to_tensor(images: Images) -> Tensor:
-    """uint8 NHWC to a uint8 NCHW tensor, which is to be read only: it may share the memory.
+    """uint8 NHWC to a uint8 NCHW tensor. Do not write to it: it may share the memory.
 
     The axes are moved in the strides alone (torch's channels_last), in which the values stay where
     they are: that saves a copy, and torchvision resizes such a tensor in half the time.
@@ -148,7 +148,7 @@ def read_image(path: Path) -> Images:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and those below it. Fewer than 2 are an :class:`ImageError`."""
+    """The image files in and below a folder. Raises :class:`ImageError` for fewer than 2."""
     files = list_images(folder)
     if len(files) < 2:
         raise ImageError(
@@ -165,7 +165,7 @@ def check_images(files: Sequence[Path]) -> None:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of a folder and those below it, sorted; found by ``SUFFIXES``.
+    """The image files in and below a folder, by ``SUFFIXES``, sorted.
 
     Left out are hidden files and folders, ``CLUTTER``, and what lies behind a link to a folder.
     Raises :class:`ImageError` for a folder that cannot be read, and for an image's name that is no
@@ -181,14 +181,14 @@ def list_images(folder: Path) -> list[Path]:
         if not file.is_file():
             what = "a link to no file" if file.is_symlink() else "a pipe, socket or device"
             raise ImageError(
-                f"{file}: expected an image file, got {what}; put the file there, or take the "
-                "name away"
+                f"{file}: expected an image file, got {what}; put the image there, or remove the "
+                "entry"
             )
     return files
 
 
 def is_clutter(name: str) -> bool:
-    """True for the name of a file or folder that is hidden or that systems leave behind."""
+    """True for the name of a file or folder that is hidden or made by the operating system."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
@@ -223,7 +223,7 @@ _TURNED = {
 
 
 def _decoded(data: bytes, formats: tuple[str, ...], most: int | None = None) -> Images:
-    """A file's bytes as uint8 HWC by the rule of this module; ``most``: pixels."""
+    """A file's bytes as uint8 HWC by this module's rules; ``most``: the most pixels allowed."""
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             chunks = _png_chunks(data) if image.format == "PNG" else {}
@@ -242,13 +242,13 @@ def _decoded(data: bytes, formats: tuple[str, ...], most: int | None = None) -> 
         raise ImageError(f"expected an image file of fewer pixels ({error})") from error
     except Exception as error:  # decoders raise errors of every kind on damaged files
         raise ImageError(
-            f"expected an image file of {_listed(formats)} that is whole, got: {error}; restore "
-            "it, or take it away"
+            f"expected a complete image file of {_listed(formats)}, got: {error}; restore or "
+            "remove it"
         ) from error
 
 
 def _check_size(width: int, height: int, most: int | None) -> None:
-    """Refuse, before any pixel is decoded, an image that can exhaust the memory."""
+    """Refuse an image that can exhaust the memory, before any pixel is decoded."""
     if most is not None and width * height > most:
         raise ImageError(
             f"expected an image file of at most {most:,} pixels, got {width} x {height}; make it "
@@ -262,17 +262,17 @@ def _check_size(width: int, height: int, most: int | None) -> None:
 
 
 def _check_kind(image: Image.Image, chunks: Mapping[bytes, bytes]) -> None:
-    """Refuse what is no single picture, and what viewers show differently."""
+    """Refuse files without a single image, and images that viewers show differently."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"expected an image file with one picture, got an animation of {frames}; save the "
-            "picture that is meant as PNG"
+            f"expected an image file with one image, got an animation of {frames}; save the one "
+            "to use as PNG"
         )
     if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
         raise ImageError(
-            f"expected an image file in grey or RGB, got {image.mode}, which has no one look on a "
-            "screen; convert it to RGB"
+            f"expected an image file in grey or RGB, got {image.mode}, which viewers show "
+            "differently; convert it to RGB"
         )
     if b"tRNS" in chunks and image.mode != "P" and chunks[b"IHDR"][8] not in (1, 8):
         raise ImageError(
@@ -296,7 +296,7 @@ def _check_kind(image: Image.Image, chunks: Mapping[bytes, bytes]) -> None:
 
 
 def _shown(image: Image.Image) -> Image.Image:
-    """The decoded picture in RGB as a viewer shows it."""
+    """The decoded image in RGB, as a viewer shows it."""
     info = image.info
     if image.mode.startswith("I"):  # 16-bit grey, of a PNG
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
@@ -317,8 +317,8 @@ def _shown(image: Image.Image) -> Image.Image:
         shares = np.asarray(alpha)
         if not shares.any():
             raise ImageError(
-                "expected an image file with a picture, got one that is transparent all over; "
-                "take it away"
+                "expected an image file with visible pixels, got one that is entirely transparent; "
+                "remove it"
             )
         if shares.min() < 255:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
@@ -327,7 +327,7 @@ def _shown(image: Image.Image) -> Image.Image:
 
 
 def _orientation(exif: bytes | None) -> int:
-    """EXIF's orientation, 1 (as it is) where it is missing or damaged."""
+    """EXIF's orientation; 1 (unchanged) if it is missing or damaged."""
     if not exif:
         return 1
     try:
@@ -348,7 +348,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From this profile to sRGB; None where it is sRGB's own, damaged, or not of this mode."""
+    """The transform from this profile to sRGB; None if it is sRGB, damaged, or of another mode."""
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if given.profile.xcolor_space.strip() != {"L": "GRAY", "RGB": "RGB"}[mode]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Judge(Protocol):
-    """What judges images, once it is loaded."""
+    """A loaded judge: it scores images."""
 
     def score(self, images: Images, prompts: Sequence[str]) -> ArrayLike:
         """How well each image shows its own prompt: ``(n,)``, each in -1..1, higher is better.
@@ -38,7 +38,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class FeatureEncoder(Protocol):
-    """What turns images and prompts into vectors of one space.
+    """Turns images and prompts into vectors of one space.
 
     A judge that does this too is asked for its features instead of scores: a score is then their
     cosine, and the metrics that compare features can be measured.
@@ -57,7 +57,7 @@ class FeatureEncoder(Protocol):
 
 @runtime_checkable
 class JudgeMaker(Protocol):
-    """What a judge of the user's own is named by, in the table or as ``package.module:name``.
+    """A custom judge, named in the table or as ``package.module:name``.
 
     ``name`` and ``version`` make the fingerprint under which scores are kept: change ``version``
     when the judge gives other scores.
@@ -72,21 +72,21 @@ class JudgeMaker(Protocol):
 
 
 class FoundJudge(Protocol):
-    """A judge that is found and not loaded: it can be sent to another process."""
+    """A judge that is found but not loaded; it can be sent to another process."""
 
     @property
     def fingerprint(self) -> str:
-        """What scores are kept under."""
+        """The identity under which scores are kept."""
         ...
 
     @property
     def dtype(self) -> str:
-        """What it computes in."""
+        """Its number format."""
         ...
 
     @property
     def places(self) -> list[Path]:
-        """Where its files are on this machine; empty if it has none."""
+        """Its files on this machine; empty if it has none."""
         ...
 
     def in_dtype(self, dtype: str) -> FoundJudge:
@@ -94,7 +94,7 @@ class FoundJudge(Protocol):
         ...
 
     def tokenizer(self) -> Any | None:
-        """Prompts -> token ids ``(n, context)``; None if it is not known what the judge reads."""
+        """Prompts -> token ids ``(n, context)``; None if the judge's tokenizer is unknown."""
         ...
 
     def load(self, device: str) -> Judge:
@@ -113,7 +113,7 @@ JUDGES = Registry[JudgeMaker](
 
 @dataclass(frozen=True, slots=True)
 class OwnJudge:
-    """A judge of the user's own, by its name in the table; a :class:`FoundJudge`."""
+    """A custom judge by its name in the table; a :class:`FoundJudge`."""
 
     name: str
     fingerprint: str
@@ -121,19 +121,19 @@ class OwnJudge:
 
     @property
     def places(self) -> list[Path]:
-        """None: it is imported where it is loaded."""
+        """Empty: the judge is imported where it is loaded."""
         return []
 
     def in_dtype(self, dtype: str) -> OwnJudge:
-        """The same: it computes in what its own code says."""
+        """The same judge: its own code chooses the number format."""
         return self
 
     def tokenizer(self) -> None:
-        """None: it is not known what it reads."""
+        """None: its tokenizer is unknown."""
         return
 
     def load(self, device: str) -> Judge:
-        """The judge, loaded. Raises ``ModelError`` for a judge that is another than it was, and
+        """The judge, loaded. Raises ``ModelError`` if its fingerprint has changed, and
         ``ExtensionError`` for what is no judge.
         """
         maker = JUDGES.get(self.name)

@@ -244,8 +244,8 @@ def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
         _adopt(shown, folder)
     results = with_quality(results, folder)
     new = Measured.of(results)
-    own = folder / FOLDER_NAME / new.name
-    old = found(own)
+    file = folder / FOLDER_NAME / new.name
+    old = found(file)
     has_more = old is not None and new.lacks(old)
     if old is not None and has_more:
         new = old
@@ -257,8 +257,8 @@ def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
     if not (folder / RESULTS_NAME).exists():  # of a run that another judge scored first
         write_atomically(folder / RESULTS_NAME, data)
     if not has_more:
-        write_atomically(own, data)
-    return Kept(results, own, has_more, view, shown.scope, why)
+        write_atomically(file, data)
+    return Kept(results, file, has_more, view, shown.scope, why)
 
 
 def why_stays(new: Scope, shown: Scope) -> str | None:
@@ -394,12 +394,12 @@ def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
     place = folder / FOLDER_NAME
     files = [file for file in _files(place) if file.name != shown.name]
     files += [file for file in sorted(folder.glob("results-*.json")) if file.is_file()]
-    made: dict[str, Measured] = {}
+    measurements: dict[str, Measured] = {}
     for file in files[:MOST_READ]:
-        one = found(file)
-        if one is not None and one.scope.digest != shown.scope.digest:
-            made.setdefault(one.scope.digest, one)
-    return list(made.values()), max(len(files) - MOST_READ, 0)
+        measured = found(file)
+        if measured is not None and measured.scope.digest != shown.scope.digest:
+            measurements.setdefault(measured.scope.digest, measured)
+    return list(measurements.values()), max(len(files) - MOST_READ, 0)
 
 
 def notes(path: Path, now: Measured | None = None) -> Iterator[str]:

@@ -32,7 +32,7 @@ class LockedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who writes to a run folder: ``started`` is when that began, ISO 8601 in UTC."""
+    """The process that writes to a run folder; ``started``: ISO 8601 in UTC."""
 
     host: str
     pid: int
@@ -80,7 +80,7 @@ class WriterLock:
 
 
 def owner(folder: Path) -> Owner | None:
-    """Who has the lock, or had it when it died; None if nobody, or if the record is damaged."""
+    """The process that holds the lock, or died with it; None if none, or the record is damaged."""
     file = folder / OWNER_NAME
     try:
         check_regular(file, most=_MOST_BYTES)

@@ -35,7 +35,7 @@ from analogy.text import is_printable, lines_of
 MAX_FILE_BYTES = 64_000_000
 MAX_SIZE = 8192
 MAX_TEXT = 4_096
-"""Characters of a name. Readers of results accept 10,000, with what is added to it."""
+"""The most characters of a name. Readers of results accept 10,000, with its additions."""
 BATCH = 64
 
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -50,8 +50,8 @@ class ManifestError(AnalogyError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One image: what it is, its file, and the line that says so."""
+class ManifestRow:
+    """One image: its pair, alpha and seed, its file, and its line in the manifest."""
 
     pair_id: str
     alpha: float
@@ -61,9 +61,9 @@ class Entry:
     line: int
 
 
-def read_manifest(path: Path) -> list[Entry]:
+def read_manifest(path: Path) -> list[ManifestRow]:
     """The manifest's entries, each (pair, alpha, seed) once and all of one method."""
-    entries: dict[tuple[str, float, int], Entry] = {}
+    entries: dict[tuple[str, float, int], ManifestRow] = {}
     for line, row in _rows(path, _text(path)):
         entry = _entry(path, line, row)
         first = entries.setdefault((entry.pair_id, entry.alpha, entry.seed), entry)
@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def _entry(path: Path, line: int, row: Any) -> Entry:
+def _entry(path: Path, line: int, row: Any) -> ManifestRow:
     where = f"{path}, line {line}"
     if not isinstance(row, dict) or any(row.get(name) in (None, "") for name in REQUIRED):
         raise ManifestError(f"{where}: expected pair_id, alpha, seed and file, got {row!r:.200}")
@@ -88,7 +88,7 @@ def _entry(path: Path, line: int, row: Any) -> Entry:
     method = row.get("method")
     if isinstance(pair_id, int) and not isinstance(pair_id, bool):
         pair_id = str(pair_id)
-    return Entry(
+    return ManifestRow(
         check_name(pair_id, f"{where}: pair_id"),
         _alpha(row["alpha"], where),
         _seed(row["seed"], where),
@@ -99,7 +99,7 @@ def _entry(path: Path, line: int, row: Any) -> Entry:
 
 
 def check_name(value: Any, where: str) -> str:
-    """A text that goes into a run folder, as readers accept it there: else a `ManifestError`."""
+    """A text for the run folder. Raises `ManifestError` if readers would not accept it."""
     if not isinstance(value, str) or not value.strip():
         raise ManifestError(f"{where}: expected text, got {value!r:.80}")
     if len(value) > MAX_TEXT:
@@ -129,7 +129,7 @@ def _alpha(value: Any, where: str) -> float:
 
 
 def _seed(value: Any, where: str) -> int:
-    """An integer of JSON's, or text of digits alone."""
+    """A JSON integer, or text that has only digits."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer or (isinstance(value, str) and _INTEGER.fullmatch(value)):
         seed = int(value)
@@ -142,7 +142,7 @@ def _seed(value: Any, where: str) -> int:
 
 def bring_in(
     folder: RunFolder,
-    entries: Sequence[Entry],
+    entries: Sequence[ManifestRow],
     pairs: Sequence[Pair],
     judge: FoundJudge,
     *,
@@ -151,7 +151,7 @@ def bring_in(
     clip_model: str,
     clip_pretrained: str | None,
 ) -> tuple[Study, int]:
-    """Copy the entries' images into the folder; the study of them, and how many were new.
+    """Copy the images into the folder; returns their study and the number of new images.
 
     Every file is read before any is copied. ``pairs``: those that the entries may name;
     ``clip_model`` and ``clip_pretrained``: what the judge was found by.
@@ -211,8 +211,8 @@ def _sum(image: Images) -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def _same_picture(entry: Entry, expected: str, size: int) -> Images:
-    """The picture again: all are known by what they were when the first was copied."""
+def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
+    """The image again. Raises ``ManifestError`` if its file has changed since it was read."""
     image = _picture(entry, size)
     if _sum(image) != expected:
         raise ManifestError(
@@ -222,7 +222,7 @@ def _same_picture(entry: Entry, expected: str, size: int) -> Images:
     return image
 
 
-def _picture(entry: Entry, size: int) -> Images:
+def _picture(entry: ManifestRow, size: int) -> Images:
     """A square RGB picture, of ``size`` unless that is 0."""
     try:
         image = read_image(entry.file)
@@ -286,5 +286,5 @@ def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} is there twice")
+        raise ValueError(f"{twice[:80]!r} occurs twice")
     return made

@@ -29,13 +29,13 @@ PLANNED = 0.9
 
 
 class MemoryFullError(AnalogyError, RuntimeError):
-    """Not even one image at a time fits; the message says what to do."""
+    """A single image does not fit into memory; the message says what to do."""
 
     exit_code = ExitCode.UNREADABLE
 
 
 class InParts:
-    """Work on n images in parts, whose size is halved whenever memory runs out.
+    """Process n images in parts; the size of a part is halved whenever memory runs out.
 
     ``at_once``: images in a part; it starts at what is asked for and never grows again, so that
     what did not fit is tried once a run. Parts that are done are kept.
@@ -76,7 +76,7 @@ class InParts:
 
 @contextmanager
 def memory_said(doing: str) -> Iterator[None]:
-    """Have memory that runs out in here, whoever notices, end in :class:`MemoryFullError`.
+    """Turn every out-of-memory error in the block into a :class:`MemoryFullError`.
 
     ``doing``: what the work is, in the message. For all that is not done :class:`InParts`.
     """
@@ -107,13 +107,13 @@ def _release() -> None:
 
 
 def most_at_once(device: str, size: int) -> int:
-    """Images of ``size`` pixels a side beyond which a batch on such a device gains nothing."""
+    """The batch size above which such a device is not faster, for ``size`` pixels a side."""
     pixels = MOST_PIXELS[device.partition(":")[0]]
     return min(max(pixels // size**2, 1), MOST_IMAGES)
 
 
 def fitting(one: int, two: int, *, budget: int, most: int) -> int:
-    """Images that fit together in ``budget`` bytes, 1..``most``.
+    """The number of images that fit into ``budget`` bytes together, 1..``most``.
 
     ``one`` and ``two``: peak bytes with one and with two images, all that is loaded among them. An
     image more takes what the second did.
@@ -123,7 +123,7 @@ def fitting(one: int, two: int, *, budget: int, most: int) -> int:
 
 
 def limit_memory(device: str, gib: float) -> None:
-    """Have torch refuse this process more than ``gib`` GiB of a CUDA device's memory."""
+    """Limit this process to ``gib`` GiB of a CUDA device's memory."""
     total = torch.cuda.get_device_properties(device).total_memory
     index = torch.device(device).index  # torch takes no "cuda" without a number here
     torch.cuda.set_per_process_memory_fraction(
@@ -132,14 +132,14 @@ def limit_memory(device: str, gib: float) -> None:
 
 
 def budget(device: str, gib: float | None) -> int:
-    """Bytes of a CUDA device for this process: what is free or its own, at most ``gib`` GiB."""
+    """Bytes of a CUDA device that this process may use: free or its own, at most ``gib`` GiB."""
     free, _ = torch.cuda.mem_get_info(device)
     have = free + torch.cuda.memory_reserved(device)
     return have if gib is None else min(have, int(gib * GIB))
 
 
 def peak(device: str, work: Callable[[], object]) -> int:
-    """Bytes of a CUDA device that were allocated at most while ``work`` ran."""
+    """The peak of allocated bytes of a CUDA device while ``work`` ran."""
     torch.cuda.reset_peak_memory_stats(device)
     work()
     return torch.cuda.max_memory_allocated(device)

@@ -92,7 +92,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """What is said of some methods over one grid.
+    """The comparison of some methods on one grid.
 
     ``n``: the pairs compared, which have all their items by every method; ``n_left_out``: the
     others. ``ranking``: the methods by their mean, the highest first; in a difference the first
@@ -135,7 +135,7 @@ def compare_methods(
     blind: Collection[str] = (),
     n_resamples: int = 10_000,
 ) -> MethodComparison:
-    """Each two of the methods, and all of them in order.
+    """Every two methods compared, and all methods ranked.
 
     ``tables``: method to its items, as :meth:`Study.table` gives them: a row per pair, a column per
     alpha, NaN where images are missing. Two methods or more, of the same pairs and alphas; anything
@@ -223,7 +223,7 @@ def all_jobs(studies: Sequence[Study]) -> list[Job]:
 
 
 def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
-    """Do what is missing of all the methods, and compare them.
+    """Generate and score the missing images of all methods, and compare them.
 
     One worker does all of it: the models are loaded once.
     """
@@ -301,7 +301,7 @@ def _difference(
 
 
 def _two_sided(test: Callable[[NDArray[np.float64]], float], values: NDArray[np.float64]) -> float:
-    """Twice the smaller of a one-sided test's two p, 1 at most; NaN where it has none."""
+    """The two-sided p: twice the smaller one-sided p, at most 1; NaN if there is none."""
     return float(np.minimum(2 * np.minimum(test(values), test(-values)), 1.0))
 
 

@@ -110,7 +110,7 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(folder: Path, files: Iterable[Path]) -> None:
-    """Check a part's weights as far as their headers tell: all there, and each file whole.
+    """Check a part's weights by their headers: no file is missing or incomplete.
 
     ``files``: those that are to be loaded from ``folder``. Raises :class:`ModelError`.
     """
@@ -175,7 +175,7 @@ def refuse_odd_keys(
     mismatched: Iterable[str] = (),
     is_loaded: bool = True,
 ) -> None:
-    """Raise :class:`ModelError` if weights of a part are not those that its network takes.
+    """Raise :class:`ModelError` if the weights of a part do not match its network.
 
     A key that names a buffer which the network computes by itself, such as ``position_ids`` of
     older files, is harmless. A tensor of a loaded network that is still without values is missing,
@@ -254,7 +254,7 @@ def refuse_resized(file: Path, network: nn.Module) -> None:
 
 
 def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
-    """Check that a LoRA which has been loaded into a pipeline is there as the file has it.
+    """Check that a LoRA is completely loaded into a pipeline, with the file's values.
 
     Libraries drop what they have no place for: layers of another model, the magnitudes of a DoRA,
     scales. So each tensor is looked for among those of the layers, by its values, and each scale.
@@ -328,13 +328,13 @@ def _lora_layers(pipeline: Any) -> Iterator[Any]:
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
-    """What tells a tensor's values from another's, whatever its shape and its file's dtype."""
+    """A digest of a tensor's values, independent of its shape and its file's dtype."""
     values = tensor.detach().cpu().to(dtype).float().contiguous().reshape(-1)
     return hashlib.sha256(values.numpy().tobytes()).digest()
 
 
 def _mismatch(found: Any) -> str:
-    """What the libraries say of a key that does not fit: its name, or with both shapes."""
+    """A key that does not match, as the libraries report it: its name, or with both shapes."""
     if isinstance(found, str):
         return found
     key, *shapes = found
@@ -349,7 +349,7 @@ def _listed(keys: Iterable[str]) -> str:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """What diffusers and transformers would log of keys is said by our own error."""
+    """Silence what diffusers and transformers log about keys: our own error reports it."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -46,7 +46,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class PairsError(AnalogyError, ValueError):
-    """A file of pairs, or a choice from it, that cannot be used; the message says what to do.
+    """A file of pairs, or a selection from it, cannot be used; the message says what to do.
 
     ``problems``: all that is wrong with a file, each with its line; the message has the first of
     very many.
@@ -115,7 +115,7 @@ def differing_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def differing_note(differing: Sequence[Pair], count: int) -> str:
-    """What is to be said of `differing`, among `count` pairs."""
+    """The note on `differing`, of `count` pairs."""
     first = differing[0]
     return (
         f"the prompts of {len(differing):,} of {count:,} pairs differ in more than the words "
@@ -167,7 +167,7 @@ def select(
 
 
 def _hint(given: Sequence[str], known: Iterable[str]) -> str:
-    """What may have been meant by categories of which one is unknown."""
+    """A suggestion for categories of which one is unknown."""
     for name in known:
         parts = [part.strip() for part in name.split(",")]
         if len(parts) > 1 and any(
@@ -197,12 +197,12 @@ class _Check:
     """Rows were unreadable, so a category may have more pairs than were counted."""
 
     def add(self, line: int, column: str, problem: str) -> None:
-        """Note one problem; `column` is empty where the whole line is meant."""
+        """Record one problem; `column` is empty if it concerns the whole line."""
         where = f"line {line}, column {column}" if column else f"line {line}"
         self.problems.append(f"{self.path}, {where}: {problem}")
 
     def lose(self, line: int, problem: str) -> None:
-        """Note a problem that makes a row, or all from there on, unreadable."""
+        """Record a problem that makes a row, or all rows from there on, unreadable."""
         self.add(line, "", problem)
         self.rows_lost = True
 
@@ -216,7 +216,7 @@ class _Check:
         return "\n  ".join([f"{self.path}: {len(self.problems)} problems", *shown])
 
     def pairs(self, rows: Iterable[_Row]) -> list[Pair]:
-        """Check every row, alone and against the others."""
+        """Check every row, by itself and against the others."""
         pairs: list[Pair] = []
         ids: dict[str, int] = {}
         prompts: dict[str, int] = {}
@@ -395,7 +395,7 @@ def _rows(check: _Check, text: str) -> Iterator[_Row]:
 
 
 def _check_header(check: _Check, header: list[str], line: int) -> bool:
-    """Note missing and repeated columns; True if there are none."""
+    """Record missing and repeated columns; True if there are none."""
     for separator, name in _SEPARATORS.items():
         if set(COLUMNS) <= {each.strip(' "') for each in ",".join(header).split(separator)}:
             check.lose(
@@ -433,7 +433,7 @@ def _by_category(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 
 
 def _of_invisible(character: str, text: str) -> str:
-    """What is wrong with a text that holds this character."""
+    """The problem of a text that contains this character."""
     is_control = unicodedata.category(character) == "Cc"
     name = unicodedata.name(character, "a control character" if is_control else "without a name")
     if character == "\ufeff":

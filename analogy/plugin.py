@@ -119,7 +119,7 @@ def pytest_make_collect_report(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Say before the work what cannot be measured by the cases that are left."""
+    """Refuse, before the work, limits and baselines that no remaining case measures."""
     config = session.config
     if config.option.collectonly:
         return
@@ -149,20 +149,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _is_distributed(config: pytest.Config) -> bool:
-    """Whether workers of pytest-xdist's have the cases, and this process none."""
+    """True if pytest-xdist's workers run the cases, and this process none."""
     return config.getoption("dist", "no") != "no"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """End the session of pytest-xdist's controller as its workers have refused it."""
+    """End the session of pytest-xdist's controller if a worker has refused it."""
     refused = getattr(node, "workeroutput", {}).get(_REFUSED)
     if refused is not None:
         pytest.exit(refused, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the options at once, so that a wrong value is said before anything starts."""
+    """Read the options first, so that an invalid value is reported before anything starts."""
     config.addinivalue_line(
         "markers",
         "measures(*names): the quality metrics that a case which asks for the bench holds to "
@@ -208,7 +208,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
-    """The session with its study, opened at the first case that asks for it."""
+    """The session with its study, opened at the first case that uses it."""
     config = request.config
     session = _open(config)
     from analogy.sessions.summary import unread_lines
@@ -244,7 +244,7 @@ def _open(config: pytest.Config) -> Session:
 
 
 def _prepare(session: Session) -> None:
-    """Load the models that the cases need; one that cannot be ends the session, and no case."""
+    """Load the models that the cases need. If one cannot be loaded, the session ends."""
     try:
         session.prepare()
     except BaseException as error:
@@ -266,13 +266,13 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
 
 
 def conduct(bench: Session, case: Case, request: pytest.FixtureRequest) -> None:
-    """Measure a case of the run's and end the test as it ends."""
+    """Measure a case of the run; the test ends with the case's outcome."""
     measure(bench, case.jobs, request)
     settle(case.decide(), request)
 
 
 def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest) -> None:
-    """Generate what is missing, then score it under the benchmark's clock; never cached scores."""
+    """Generate missing images, then time scoring them; cached scores are never timed."""
     study = bench.study
     with uncaptured(request.config):
         study.generate(jobs, bench.report, ahead=(study.cell_jobs(*c) for c in bench.planned))
@@ -291,7 +291,7 @@ def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest)
 
 
 def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
-    """End a test as its case did, after putting the figures where JUnit's reader finds them."""
+    """End a test with its case's outcome, after recording the figures as JUnit properties."""
     said = request.node.user_properties
     said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
     said.extend(finding.figures.items())
@@ -307,7 +307,7 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """No warning decides how a case ends."""
+    """Warnings do not change how a case ends."""
     if not _asks_for_bench(item):
         return (yield)
     with calm():
@@ -316,14 +316,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @contextmanager
 def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
-    """A machine's fault, or an input's, is no cell's, and the next one's is the same."""
+    """A fault of the machine or of an input ends the session: it would recur in every case."""
     if not _asks_for_bench(item):
         yield
         return
     from analogy.memory import memory_said
 
     try:
-        with memory_said("judging"):
+        with memory_said("scoring and analysing"):
             yield
     except AnalogyError as error:
         is_usage = error.exit_code is ExitCode.USAGE and not isinstance(error, ModelError)
@@ -333,28 +333,28 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """A fixture's fault is the machine's as much as a case's."""
+    """A fault of the machine in a fixture ends the session, too."""
     with _faults_end_the_session(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """The same of a case's own."""
+    """The same for a fault in a case."""
     with _faults_end_the_session(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """The same of what comes after."""
+    """The same for a fault in the teardown."""
     with _faults_end_the_session(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """The verdicts are in after this: no warning of whoever comes next may change the outcome."""
+    """The verdicts are complete: no warning of a later hook may change the outcome."""
     try:
         return (yield)
     finally:
@@ -364,7 +364,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    """Write results.json, and the baseline if asked to, whatever has been measured so far.
+    """Write results.json, and the baseline if requested, with all figures measured so far.
 
     Before other plugins write theirs, which may fail.
     """
@@ -374,7 +374,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         from analogy.memory import memory_said
 
         try:
-            with calm_and_shown(config), memory_said("judging"):
+            with calm_and_shown(config), memory_said("scoring and analysing"):
                 _write_results(bench, session)
         except (AnalogyError, OSError) as error:
             bench.lost = str(error)
@@ -404,7 +404,7 @@ def _write_results(bench: Session, session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let others write to the run folder."""
+    """Release the run folder's lock."""
     bench = config.stash.get(_SESSION, None)
     if bench is not None:
         bench.study.close()
@@ -412,7 +412,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """The table: category x alpha, 0 among them, and the whole; or how to go on."""
+    """Print the table: category x alpha, 0 included, and all together; or how to continue."""
     config = terminalreporter.config
     bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -48,7 +48,7 @@ BATCH_PIXELS = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Images that those of the grid should be distributed like, as the judge sees them.
+    """The judge's features of the reference images, which the grid's are compared with.
 
     ``name``: what they are; ``features``: ``(m, dim)``.
     """
@@ -69,7 +69,7 @@ def no_features(fingerprint: str) -> Absent:
 
 
 class Quality:
-    """The quality metrics of one run: computes what the folder does not have, and keeps it there.
+    """The quality metrics of one run: computes missing values and keeps them in the folder.
 
     ``jobs``: the grid's, alpha 0 among them; ``judge`` loads the judge when it is needed, whose
     features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
@@ -219,7 +219,7 @@ class Quality:
         return scored if self.features is not None else set()
 
     def figures(self) -> QualityFigures:
-        """What has been computed, as results have it; ``metrics`` if not those by default."""
+        """The computed figures, for results; ``metrics`` only if they are not the default."""
         is_default = [metric.name for metric in self.metrics] == [*DEFAULT]
         lpips, references = self.lpips, self.references
         return QualityFigures(
@@ -235,7 +235,7 @@ class Quality:
         )
 
     def _key(self, metric: GridMetric) -> str:
-        """What a metric's values are kept under."""
+        """The key under which a metric's values are kept."""
         network = None if isinstance(self.lpips, Absent) else self.lpips.fingerprint
         return metric.key(self._fingerprint, network)
 
@@ -245,7 +245,7 @@ class Quality:
         metrics: Sequence[GridMetric],
         features: Mapping[str, NDArray[np.float32]],
     ) -> Inputs:
-        """What these metrics ask for, of these jobs."""
+        """The inputs of these metrics for these jobs."""
         asked = frozenset[Input]().union(*(metric.inputs for metric in metrics))
         unsteered = [self._unsteered(job) for job in batch]
         values: dict[Input, Any] = {}

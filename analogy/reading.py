@@ -39,7 +39,7 @@ _STAND_IN = 16
 
 
 def read_by_judge(tokenize: Callable[[list[str]], torch.Tensor]) -> Read:
-    """What a judge reads, by its own tokenizer."""
+    """The token ids of texts, by a judge's own tokenizer."""
     return lambda prompts: tokenize(list(prompts)).tolist()
 
 
@@ -50,7 +50,7 @@ def same_to_judge(read: Read, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def readers_of(folder: Path) -> list[Read]:
-    """What each text encoder of a generator reads, by the tokenizers in its folder.
+    """For each text encoder of a generator, the token ids of texts, by its folder's tokenizer.
 
     Empty where the folder has none that is known. Raises ``ModelError`` for one that cannot be
     loaded.
@@ -120,7 +120,7 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
 
 
 def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
-    """True if one of the two differences that methods look at is none."""
+    """True if both prompts, or both words, of the pair have the same token ids."""
     return (
         ids[pair.source_prompt] == ids[pair.target_prompt]
         or ids[pair.source_word] == ids[pair.target_word]
@@ -128,7 +128,7 @@ def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
 
 
 def _readings(readers: Collection[Read], given: Iterable[str]) -> dict[str, Any]:
-    """Each distinct text and all that is read of it."""
+    """Each distinct text to its token ids by all tokenizers."""
     distinct = list(dict.fromkeys(given))
     columns: list[list[tuple[int, ...]]] = []
     for read in readers:

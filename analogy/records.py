@@ -27,7 +27,7 @@ SIGNIFICANCE = 0.05
 """A success needs a one-sided p below this."""
 
 IMPORTED = "@imported:"
-"""What the fingerprint of imported images has between the name and the digest."""
+"""In the fingerprint of imported images, between the name and the digest."""
 
 
 def is_imported(model: str) -> bool:
@@ -36,7 +36,7 @@ def is_imported(model: str) -> bool:
 
 
 class Need(StrEnum):
-    """What a steering method looks at, besides the source prompt."""
+    """What a steering method uses besides the source prompt."""
 
     TARGET = "target"
     """The target prompt."""
@@ -70,7 +70,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a quality metric's value must be at least, or at most."""
+    """A lower or an upper limit of a quality metric's value."""
 
     metric: str
     is_least: bool
@@ -139,7 +139,7 @@ _MISSING = object()
 
 
 class Figures(Compared):
-    """What records of figures share: plain values for JSON."""
+    """The base of records of figures: conversion to plain values for JSON."""
 
     __slots__ = ()
 
@@ -154,7 +154,7 @@ _NAN = float("nan")
 
 @dataclass(frozen=True, slots=True)
 class Estimate(Figures):
-    """The figures of one cell, or of several cells pooled, and what they amount to.
+    """The figures of one cell, or of several cells pooled, with their verdict.
 
     `n` counts pairs, the clusters that are resampled; `n_items` counts (pair, alpha) items, and is
     the same as `n` in a cell. A figure that does not exist (an interval of one pair) is NaN, a

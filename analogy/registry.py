@@ -28,7 +28,7 @@ class UnknownNameError(AnalogyError, ValueError):
 
 
 class ExtensionError(AnalogyError, ValueError):
-    """What a name stands for cannot be imported, or does not have what its seam asks for."""
+    """A named object cannot be imported, or does not implement its seam's protocol."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
     protocol: type[T]
 
     def names(self) -> tuple[str, ...]:
-        """The names that can be chosen: those built in, then those of installed packages."""
+        """The available names: built-in ones first, then those of installed packages."""
         added = sorted(self._added().keys() - self.builtin.keys())
         return (*self.builtin, *added)
 

@@ -34,7 +34,7 @@ MAX_TOLERANCE = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """Everything that the options of a run say. None: what the device or the model asks for.
+    """The options of a run. None means the default of the device or the model.
 
     Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
     ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
@@ -127,7 +127,7 @@ class RunRequest:
 
     @property
     def gates(self) -> bool:
-        """True if the run is held to a baseline that was named."""
+        """True if the user named a baseline, and the run is not to replace it."""
         return self.baseline is not None and not self.update_baseline
 
 

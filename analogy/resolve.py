@@ -19,7 +19,7 @@ from analogy.steering.base import METHODS, Identity, with_method
 
 
 class Resolved(NamedTuple):
-    """A request with everything filled in, and where its models' files are."""
+    """A request with all defaults filled in, and its models' files."""
 
     config: RunConfig
     model: ModelSource
@@ -27,7 +27,7 @@ class Resolved(NamedTuple):
 
 
 def resolve(request: RunRequest) -> Resolved:
-    """Fill in what the device and the models ask for, and find the models' files.
+    """Fill in the defaults of the device and the models, and find the models' files.
 
     Loads no model. Raises ``OptionError`` or ``ModelError``.
     """

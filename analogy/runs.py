@@ -156,7 +156,7 @@ class Run:
         return _drawn(ax, draw, 300, 210)
 
     def plot_trade_off(self, ax: Axes | None = None, *, metric: str = "ssim") -> Axes:
-        """Gain against what steering left of the image, by ``ssim`` or ``lpips``.
+        """Gain against how much of the unsteered image is left, by ``ssim`` or ``lpips``.
 
         A ``ValueError`` where that was not measured.
         """
@@ -307,7 +307,7 @@ def command_to_score(store: RunFolder) -> Command:
 
 
 def scope_of(command: Command, is_finished: bool) -> kept.Scope:
-    """What a command measures."""
+    """The measurement of a command."""
     config = command.config
     ids: dict[str, frozenset[str]] = {}
     for pair in command.pairs:
@@ -337,7 +337,7 @@ def scope_of(command: Command, is_finished: bool) -> kept.Scope:
 
 
 def _digests(command: Command) -> dict[str, str]:
-    """Category to the digest of its pairs, as results have it."""
+    """Category to the digest of its pairs, as in results."""
     by_category: dict[str, list[Pair]] = {}
     for pair in command.pairs:
         by_category.setdefault(pair.category, []).append(pair)
@@ -345,7 +345,7 @@ def _digests(command: Command) -> dict[str, str]:
 
 
 def _live(store: RunFolder, command: Command) -> Results:
-    """What results.json would hold if the command ended now.
+    """The content of results.json if the command ended now.
 
     Raises ``RecordedError`` if the folder's provenance is damaged.
     """
@@ -379,7 +379,7 @@ def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> p
 
 
 def _recorded_items(results: Results) -> pd.DataFrame:
-    """The complete items, which are those that results have."""
+    """The complete items, the only ones in results."""
     analysis = results.analysis
     rows = [
         (pair, *figures.cell, margin)

@@ -58,7 +58,7 @@ class Serial:
 def in_threads(
     work: Callable[[B], R], batches: Iterable[B], at_once: int, device: str
 ) -> collections.abc.Generator[tuple[B, R], None, None]:
-    """Each batch with its result, in order; ``at_once`` of them at work and a few begun.
+    """Each batch with its result, in order; ``at_once`` are in progress and a few are queued.
 
     Off the CPU there is one thread more: it makes the next batch's conditioning and latents while
     the device is busy. Close it to stop early.

@@ -43,21 +43,21 @@ class RunFolder(OpenFolder):
 
     @explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:
-        """Those that have no image yet, because it was not tried or because it failed."""
+        """The jobs without an image, because it was not generated yet or because it failed."""
         wanted = list(wanted)
         have = self._index.with_image(each.key for each in wanted)
         return [each for each in wanted if each.key not in have]
 
     @explained
     def without_score(self, wanted: Iterable[W], judge: str) -> list[W]:
-        """Those with an image that this judge has not scored yet."""
+        """The jobs with an image that this judge has not scored."""
         wanted = list(wanted)
         unscored = self._index.without_score((each.key for each in wanted), judge)
         return [each for each in wanted if each.key in unscored]
 
     @explained
     def failures(self, wanted: Iterable[W]) -> list[tuple[W, str]]:
-        """Those whose generation failed when it was last tried, each with the reason."""
+        """The jobs whose last generation failed, each with the reason."""
         wanted = list(wanted)
         reasons = self._index.failures(each.key for each in wanted)
         return [(each, reasons[each.key]) for each in wanted if each.key in reasons]
@@ -90,7 +90,7 @@ class RunFolder(OpenFolder):
         stage: str = "generate",
         worker: tuple[str, float] | None = None,
     ) -> None:
-        """Write a batch of PNG files, made in ``seconds``, and name them in the index.
+        """Write a batch of PNG files, generated in ``seconds``, and record them in the index.
 
         ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason, which
         is kept instead. ``peak_bytes``: the most memory of the device that was in use. ``stage``:
@@ -109,7 +109,7 @@ class RunFolder(OpenFolder):
         self._index.add_images(made, failed, WorkRow(stage, len(made), seconds, peak_bytes), worker)
 
     def read_image(self, wanted: Wanted) -> Images:
-        """One image, uint8 HWC. A file that is missing, changed or no PNG is a StoreError."""
+        """One image, uint8 HWC. Raises StoreError if the file is missing, changed or not PNG."""
         data = self.read_png(wanted)
         try:
             return from_png(data)
@@ -125,7 +125,7 @@ class RunFolder(OpenFolder):
 
     @explained
     def read_png(self, wanted: Wanted) -> bytes:
-        """One image's file. One that is missing or changed is a :class:`StoreError`."""
+        """One image's file. Raises :class:`StoreError` if it is missing or changed."""
         row = self._index.file_of(wanted.key)
         if row is None:
             what = ", ".join(f"{name} {value}" for name, value in wanted.what.items())
@@ -151,14 +151,14 @@ class RunFolder(OpenFolder):
         return data
 
     def read_file(self, key: str) -> bytes:
-        """What the file of an image holds. Raises ``OSError`` if it is not a file of this folder.
+        """The content of an image's file. Raises ``OSError`` if it is not a file of this folder.
 
         Its place follows from its key, whatever the index says, and no link is followed to it.
         """
         return self._images.read(key)
 
     def remove_file(self, key: str) -> None:
-        """Remove the file of an image, if there is one and it lies in this folder."""
+        """Remove an image's file if it exists and lies in this folder."""
         self._images.remove(key)
 
     @explained
@@ -201,7 +201,7 @@ class RunFolder(OpenFolder):
 
     @explained
     def image_table(self, jobs: Iterable[Job], judge: str) -> pd.DataFrame:
-        """A row per job with an image: what it is, what this judge gave it, and its metrics.
+        """A row per job with an image: the job, this judge's score, and its metrics.
 
         Columns: key, pair_id, category, the pair's words and prompts, alpha, seed, method (None
         for an unsteered image, which has none), path (relative to the folder), margin, cos_target
@@ -233,24 +233,24 @@ class RunFolder(OpenFolder):
 
     @explained
     def provenance(self) -> dict[str, Any]:
-        """What made the latest command's figures; empty in a folder without a command."""
+        """The provenance of the latest command; empty in a folder without a command."""
         return dict(self._index.meta("provenance", dict) or {})
 
     @explained
     def features(self, wanted: Iterable[Wanted], judge: str) -> dict[str, NDArray[np.float32]]:
-        """A judge's features ``(dim,)`` by key, of those images that it has scored."""
+        """A judge's features ``(dim,)`` by key, of the images that it has scored."""
         keys = [each.key for each in wanted]
         have = self._index.features(keys, judge)
         return {key: have[key] for key in keys if key in have}
 
     @explained
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
-        """Keep a metric's value for each image, by key. ``metric`` says all that it depends on."""
+        """Store a metric's value for each image, by key; ``metric`` names all it depends on."""
         self._index.add_metric(metric, values)
 
     @explained
     def metric(self, metric: str, wanted: Iterable[Wanted]) -> dict[str, float]:
-        """The values that are kept, by key."""
+        """The stored values, by key."""
         keys = [each.key for each in wanted]
         have = self._index.metric(metric, keys)
         return {key: have[key] for key in keys if key in have}
@@ -262,12 +262,12 @@ class RunFolder(OpenFolder):
 
     @explained
     def worker_rates(self) -> dict[str, float]:
-        """Images per second of each worker; empty where there was one alone, or none yet."""
+        """Images per second of each worker; empty if there were fewer than two."""
         return self._index.worker_rates()
 
     @explained
     def peak_memory(self) -> int | None:
-        """The most bytes of a device that generating took, None where that was not measured."""
+        """The peak memory of a device while generating, in bytes; None if not measured."""
         return self._index.peak_memory()
 
 
@@ -286,5 +286,5 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
 
 
 def folder_name(subject: Subject, **more: str) -> str:
-    """The name of the run folder of all images of one subject; ``more``: what sets it apart."""
+    """The name of the run folder for all images of one subject; ``more``: further parts."""
     return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]

@@ -70,7 +70,7 @@ def analogy_command(*words: str | os.PathLike[str]) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a file's text, split at line feeds alone, without their endings.
+    """The lines of a file's text, split only at line feeds, without their endings.
 
     ``str.splitlines`` also splits at U+2028, U+0085, vertical tabs and form feeds, which JSON and
     file names may hold.

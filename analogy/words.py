@@ -118,7 +118,7 @@ def _is_alike(a: list[str], b: list[str]) -> bool:
 
 
 def _agree(a: str, b: str) -> bool:
-    """True if two words differ in nothing but what the word beside them asks for."""
+    """True if two words differ only as the word beside them requires, such as *a* and *an*."""
     if any(a in words and b in words for words in _AGREEING):
         return True
     if len(a) <= 2 and len(b) <= 2 and _HANGUL.match(a) and _HANGUL.match(b):
@@ -135,7 +135,7 @@ def _stem(word: str) -> str:
 
 
 def _places(text: str, part: str) -> Iterator[int]:
-    """Where a whole word begins in a text, both folded."""
+    """The positions at which a whole word begins in a text; both are folded."""
     at = text.find(part)  # a pattern of each word's own would take most of the time of a large file
     while at >= 0:
         end = at + len(part)

@@ -39,7 +39,7 @@ MOST_TEXTS = 4096
 
 
 class Worker:
-    """Holds the models of one run, each loaded at its first use, and works on batches.
+    """Holds the models of one run, each loaded at its first use, and processes batches.
 
     It knows no run folder. What it makes of a batch depends on that batch alone: not on its
     process, its threads, or what it did before. ``generate`` may be called by several threads.
@@ -54,7 +54,7 @@ class Worker:
         self._score_in_parts = InParts(sys.maxsize)  # whole batches, until memory runs out
 
     def prepare(self) -> Capacity:
-        """Load the generator; to be called before any thread generates."""
+        """Load the generator. Call this before any thread generates."""
         generators = self._pool.generators
         return Capacity(generators[0].batch_size, len(generators))
 
@@ -135,7 +135,7 @@ class Worker:
 
     @cached_property
     def _pool(self) -> GeneratorPool:
-        """One generator for each batch in flight."""
+        """One generator for each batch in progress."""
         setup, config = self._setup, self._setup.config
         first = self._loaded() if self._given is None else self._given()
         encoded = Encoded(first, setup, is_shared=self._given is not None)
@@ -204,7 +204,7 @@ class Encoded:
                 generator.drop_text_encoders()
 
     def of(self, jobs: Sequence[AnyJob]) -> Mapping[str, Conditioning]:
-        """The conditioning of what these jobs need. May be called by several threads."""
+        """The conditioning of the texts that these jobs need. Several threads may call it."""
         with self._lock, no_truncation_warnings():
             steered = [job for job in jobs if isinstance(job, Job)]
             if self._all is None and any(_needs_others(job) for job in steered):
@@ -217,7 +217,7 @@ class Encoded:
 
 
 class GeneratorPool:
-    """Generators that share their weights, each at work on one batch; called by many threads.
+    """Generators that share their weights, each for one batch at a time. Thread-safe.
 
     ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
     """
@@ -239,7 +239,7 @@ class GeneratorPool:
         self._threads = torch.get_num_threads()
 
     def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float]:
-        """The images of a batch, and the seconds that a generator took."""
+        """The images of a batch, and the seconds that generating took."""
         with one_thread(self._device, afterwards=self._threads):
             conditionings, latents = self._inputs(batch)
             change, alpha = change_of(batch[0])
@@ -251,7 +251,7 @@ class GeneratorPool:
 
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
-        """One that is free; ``alone``: while no other is at work."""
+        """A free generator; ``alone``: wait until no other is in use."""
         with self._taking_all if alone else nullcontext():  # two that took some each would wait
             taken = [self._free.get() for _ in range(len(self.generators) if alone else 1)]
         try:
@@ -262,14 +262,14 @@ class GeneratorPool:
 
 
 def change_of(job: AnyJob) -> tuple[Intervention | None, float]:
-    """How the pipeline is changed for a job's image; a batch has one such change, or none."""
+    """The change of the pipeline for a job's image; the same for a whole batch, or None."""
     if not isinstance(job, Job):
         return None, 0.0
     return intervention(job.method, job.alpha), job.alpha
 
 
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
-    """Jobs in their order, those apart whose images need another change of the pipeline."""
+    """Jobs in their order, grouped by the change of the pipeline that they need."""
     found: dict[tuple[str, float] | None, list[W]] = {}
     keys: dict[tuple[str, float], tuple[str, float] | None] = {}
     for job in jobs:
@@ -285,7 +285,7 @@ def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
 
 @contextmanager
 def no_truncation_warnings() -> Iterator[None]:
-    """Keep diffusers and transformers from printing what they cut off long prompts, padding too.
+    """Stop diffusers and transformers from printing the truncated ends of prompts, with padding.
 
     It would be a page for each batch. A run names the pairs that are affected before its work.
     """
@@ -302,7 +302,7 @@ def no_truncation_warnings() -> Iterator[None]:
 
 @contextmanager
 def threads(count: int, *, afterwards: int | None = None) -> Iterator[None]:
-    """``count`` threads for torch's operations in this thread; then as many as before.
+    """Use ``count`` threads for torch's operations in this thread, then restore the number.
 
     ``afterwards``: as many as this instead. torch has one number for the process besides one for
     each thread, and a thread takes the process's at its first operation: one that begins while
@@ -327,7 +327,7 @@ def one_thread(device: str, *, afterwards: int | None = None) -> Iterator[None]:
 
 
 def fit_batch_size(generator: Generator, device: str, memory: float | None = None) -> None:
-    """On CUDA, lower the batch size to what fits into ``memory`` GiB, or into what is free."""
+    """On CUDA, lower the batch size to what fits into ``memory`` GiB, or into the free memory."""
     most = generator.batch_size
     if device.startswith("cuda") and most > 1:
         have = budget(device, memory)
@@ -336,7 +336,7 @@ def fit_batch_size(generator: Generator, device: str, memory: float | None = Non
 
 
 def side_by_side(first: Generator, device: str) -> list[Generator]:
-    """A generator for each batch in flight, all on the weights of ``first``.
+    """A generator for each batch in progress, all with the weights of ``first``.
 
     On a CPU one for each thread: the layers of a small model are too small to share out, and
     whole batches side by side are faster. Any other device gets one.
@@ -346,7 +346,7 @@ def side_by_side(first: Generator, device: str) -> list[Generator]:
 
 
 class Fitted:
-    """Methods as they were learned for each pair, so that its images need no more than one fit.
+    """Methods fitted for each pair, so that all images of a pair need one fit.
 
     To be used with one list of pairs; called by several threads.
     """
@@ -370,14 +370,14 @@ def conditioning(
     encoded: Mapping[str, Conditioning],
     fitted: Fitted | None = None,
 ) -> Conditioning:
-    """What a job's image is conditioned on; ``encoded`` has the texts that it needs."""
+    """The conditioning of a job's image; ``encoded`` has the texts that it needs."""
     if isinstance(job, PromptJob):
         return encoded[job.prompt]
     return steered(job, pairs, encoded, fitted)
 
 
 def starting_noise(job: AnyJob, shape: tuple[int, ...]) -> Tensor:
-    """The latents that a job's image starts from, float32 on the CPU."""
+    """The initial latents of a job's image, float32 on the CPU."""
     if isinstance(job, PromptJob):
         return noise(shape, job.prompt, str(job.seed))
     return latents_for(job.pair, job.seed, shape)
@@ -389,7 +389,7 @@ def steered(
     encoded: Mapping[str, Conditioning],
     fitted: Fitted | None = None,
 ) -> Conditioning:
-    """What a job's image is conditioned on; ``encoded`` has the :func:`texts` of its pair, and of
+    """The conditioning of a job's image; ``encoded`` has the :func:`texts` of its pair, and of
     all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned.
     """
     pair = job.pair
@@ -429,7 +429,7 @@ def _needs_others(job: Job) -> bool:
 
 
 def texts(pairs: Iterable[Pair]) -> list[str]:
-    """All that is encoded for some pairs."""
+    """All texts that are encoded for these pairs."""
     return [
         text
         for p in pairs

@@ -17,7 +17,7 @@ from analogy.calibration import __main__ as command
 from analogy.calibration import report as reports
 from analogy.calibration import simulation
 from analogy.calibration.__main__ import BEGIN, END, main
-from analogy.calibration.report import SIZES, Report, measure, tables
+from analogy.calibration.report import SIZES, CalibrationFigures, measure, tables
 from analogy.calibration.simulation import (
     COVERAGE_BAR,
     DISTRIBUTIONS,
@@ -309,7 +309,7 @@ def report(monkeypatch):
     good, few = Share(3800, 4000), Share(80, 4000)
     cases = [(name, 50, method) for name in DISTRIBUTIONS for method in get_args(bootstrap.Method)]
     covered = [Coverage(*case, good, few, Share(120, 4000), 1.25) for case in cases]
-    return Report(
+    return CalibrationFigures(
         coverages=covered,
         type_one_errors=[TypeOneError(*case, few, few) for case in cases],
         items=[Coverage("clustered", 50, "items", Share(3320, 4000), few, few, 0.71)],

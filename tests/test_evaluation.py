@@ -248,7 +248,7 @@ def test_a_folder_of_images_alone_is_compared_by_file_name(make_task, made, tmp_
     report = EvaluationAgent(make_task(["psnr", "kid"], data)).evaluate(model)
     expected = psnr(np.stack(list(changed.values())), np.stack(list(numbered.values())))
     assert report["psnr"].values == pytest.approx(dict(zip(numbered, expected, strict=True)))
-    with pytest.raises(TaskError, match=r"needs images to judge.*would not know what to make"):
+    with pytest.raises(TaskError, match=r"needs images to score.*would not know what to make"):
         EvaluationAgent(make_task(["kid"], data)).evaluate("embedded")
     strange = plain_folder(tmp_path / "strange", {f"x{name}": i for name, i in changed.items()})
     with pytest.raises(TaskError, match=r"psnr needs a reference for each image"):
@@ -636,10 +636,10 @@ def test_metrics_of_other_packages_are_found_by_name(make_task, made, entry_poin
 
 
 def test_a_name_taken_twice_is_an_error(make_task, entry_points):
-    with pytest.raises(TaskError, match="'psnr' is there twice"):
+    with pytest.raises(TaskError, match="'psnr' occurs twice"):
         make_task(["psnr", "ssim", "psnr"])
     mine = metric("clip_score", brightness, higher_is_better=None)
-    with pytest.raises(TaskError, match="'clip_score' is there twice"):
+    with pytest.raises(TaskError, match="'clip_score' occurs twice"):
         make_task(["clip_score", mine])
     entry_points(psnr=f"{__name__}:BRIGHT", other=f"{__name__}:BRIGHT")
     with pytest.raises(TaskError, match="'psnr' is taken twice, by the suite and"):

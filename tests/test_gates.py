@@ -192,11 +192,11 @@ def test_a_baseline_none_of_whose_cells_decide_is_no_pass(cases, monkeypatch):
     run.assert_outcomes(skipped=2)
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.stdout.fnmatch_lines(
-        ["baseline  NOT compared with b.json, so no pass: of 2 comparisons none decides"]
+        ["baseline  NOT compared with b.json, so no pass: none of 2 comparisons decides"]
     )
     result = verb("run", *EIGHT, "--baseline=b.json")
     assert result.exit_code == 1
-    assert "so no pass: of 2 comparisons none decides" in result.stderr
+    assert "so no pass: none of 2 comparisons decides" in result.stderr
 
 
 def test_images_too_small_for_a_metric_are_measured_without_it(cases):

@@ -279,7 +279,7 @@ def test_json_lines_end_at_line_feeds_alone(tmp_path, ending, mark):
     [
         ("pair_id,alpha,seed,file\na,1,0,a,b.png\n", "line 2: expected 4 fields .* got 5; put"),
         ("pair_id,alpha,seed,file\na,1,0\n", "line 2: expected 4 fields .* got 3"),
-        ("pair_id,alpha,seed,file,seed\na,1,0,a.png,1\n", "line 1: .*'seed' is there twice"),
+        ("pair_id,alpha,seed,file,seed\na,1,0,a.png,1\n", "line 1: .*'seed' occurs twice"),
     ],
 )
 def test_rows_that_do_not_fit_their_header_are_refused(tmp_path, text, said):
@@ -289,7 +289,7 @@ def test_rows_that_do_not_fit_their_header_are_refused(tmp_path, text, said):
 
 
 def test_a_name_twice_in_a_json_line_is_refused(tmp_path):
-    with pytest.raises(ManifestError, match=r"line 1: .*'seed' is there twice"):
+    with pytest.raises(ManifestError, match=r"line 1: .*'seed' occurs twice"):
         in_json(tmp_path, '{"pair_id": "a", "alpha": 1, "seed": 0, "seed": 1, "file": "a.png"}')
 
 

@@ -188,7 +188,7 @@ def test_xdist_is_refused_in_a_sentence_and_with_no_verdict(cases):
     run = cases("-n2", "-p", "xdist")
     assert run.ret == USAGE
     assert "Exit: pytest-xdist is not supported: cases that run at the same time" in said(run)
-    assert "--engine ray --num-workers N is how to use several devices" in said(run)
+    assert "--engine ray --num-workers N uses several devices" in said(run)
     assert "INTERNALERROR" not in said(run)
     assert run.parseoutcomes() == {}
 

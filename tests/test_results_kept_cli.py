@@ -274,7 +274,7 @@ def test_imported_images_are_shown_once_they_are_judged(here):
     assert verb("import", "new", "m.csv", "--model-name=other", "--pairs=pairs.csv").exit_code == 0
     refused = verb("report", "new")
     assert refused.exit_code == 2
-    assert "where its images were imported, 'python -m analogy score' judges them" in refused.stderr
+    assert "where its images were imported, 'python -m analogy score' scores them" in refused.stderr
     assert verb("score", "new", "--clip-model=embedded").exit_code == 0
     assert verb("report", "new").exit_code == 0
     assert Measured.of_file(Path("new/results.json")).scope.method == "imported"

@@ -16,7 +16,7 @@ from analogy.files import PlaceError, check_output, write_output
 from analogy.statistics import bootstrap
 
 MIN_REPETITIONS = 100
-"""With fewer the Monte-Carlo error of a coverage is above two points: nothing could be judged."""
+"""With fewer the Monte-Carlo error of a coverage is above two percentage points: too much."""
 
 BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 """The lines of a document between which the command writes."""
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _around_tables(path: Path) -> tuple[str, str]:
-    """What a document has before and after its tables."""
+    """The text of a document before and after its tables."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -39,7 +39,7 @@ FAMILIES = ("normal", "exponential", "mirrored exponential", "Student t(3)")
 FAMILY_SIZES = (10, 50, 200)
 
 
-class Report(NamedTuple):
+class CalibrationFigures(NamedTuple):
     """All figures of the committed tables."""
 
     coverages: list[Coverage]
@@ -50,7 +50,7 @@ class Report(NamedTuple):
     more_resamples: list[Coverage]  # in twos: few resamples, then 10,000
 
 
-def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> Report:
+def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> CalibrationFigures:
     """All figures: those of the default method from `repetitions`.
 
     Families, powers and the comparison of resamples are from half as many, other methods from a
@@ -82,7 +82,7 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> R
     jobs: list[Callable[[], Any]] = [*cells, *items, *families, *powers, *more]
     made = iter(_run(jobs, workers))
     pairs = [next(made) for _ in cells]
-    return Report(
+    return CalibrationFigures(
         [first for first, _ in pairs],
         [second for _, second in pairs],
         *([next(made) for _ in group] for group in (items, families, powers, more)),
@@ -104,21 +104,21 @@ def _run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
         return [future.result() for future in bar(futures)]
 
 
-def tables(report: Report) -> str:
-    """The report as markdown, each figure that has a bar marked against it."""
+def tables(figures: CalibrationFigures) -> str:
+    """The figures as markdown, each figure that has a bar marked against it."""
     parts = {
-        "95% intervals that hold the true mean": _coverage_table(report),
-        "Wrong verdicts on cells whose true mean is 0": _type_one_table(report),
-        f"{ALPHAS} items a pair, correlation {CORRELATION:g}": _items_table(report),
-        f"{CELLS} cells whose true mean is 0, at least one a success": _family_table(report),
-        "Successes at the smallest detectable margin": _power_table(report),
-        "More resamples": _resamples_lines(report),
+        "95% intervals that hold the true mean": _coverage_table(figures),
+        "Wrong verdicts on cells whose true mean is 0": _type_one_table(figures),
+        f"{ALPHAS} items a pair, correlation {CORRELATION:g}": _items_table(figures),
+        f"{CELLS} cells whose true mean is 0, at least one a success": _family_table(figures),
+        "Successes at the smallest detectable margin": _power_table(figures),
+        "More resamples": _resamples_lines(figures),
     }
     return "\n\n".join(f"### {title}\n\n{body}" for title, body in parts.items())
 
 
-def _coverage_table(report: Report) -> str:
-    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
+def _coverage_table(figures: CalibrationFigures) -> str:
+    rows = {(row.method, row.distribution, row.n): row for row in figures.coverages}
     default, *contrasts = get_args(bootstrap.Method)
     head = ["data", "pairs", default, "too low / too high", "width"]
     lines = []
@@ -132,8 +132,8 @@ def _coverage_table(report: Report) -> str:
     return _table([*head, *(title for method in contrasts for title in (method, "width"))], lines)
 
 
-def _type_one_table(report: Report) -> str:
-    rows = {(row.method, row.distribution, row.n): row for row in report.type_one_errors}
+def _type_one_table(figures: CalibrationFigures) -> str:
+    rows = {(row.method, row.distribution, row.n): row for row in figures.type_one_errors}
     methods = get_args(bootstrap.Method)
     lines = [
         [name, n]
@@ -148,35 +148,35 @@ def _type_one_table(report: Report) -> str:
     return _table(["data", "pairs", *heads], lines)
 
 
-def _items_table(report: Report) -> str:
+def _items_table(figures: CalibrationFigures) -> str:
     default = get_args(bootstrap.Method)[0]
-    rows = {(row.method, row.distribution, row.n): row for row in report.coverages}
+    rows = {(row.method, row.distribution, row.n): row for row in figures.coverages}
     lines = []
-    for naive in report.items:
+    for naive in figures.items:
         own = rows[default, naive.distribution, naive.n]
         shares = (_judged(own.held), f"{own.width:.2f}", _judged(naive.held), f"{naive.width:.2f}")
         lines.append([naive.n, *shares])
     return _table(["pairs", "pairs resampled", "width", "items resampled", "width"], lines)
 
 
-def _family_table(report: Report) -> str:
+def _family_table(figures: CalibrationFigures) -> str:
     lines = [
         [row.distribution, row.n, _judged(row.raw), _judged(row.holm, ERROR_BAR)]
-        for row in report.families
+        for row in figures.families
     ]
     return _table(["data", "pairs", "by the verdicts alone", "after Holm"], lines)
 
 
-def _power_table(report: Report) -> str:
+def _power_table(figures: CalibrationFigures) -> str:
     lines = [
         [row.n, f"{row.effect:.3f}", f"{100 * power_module.POWER:.1f}", _judged(row.success)]
-        for row in report.powers
+        for row in figures.powers
     ]
     return _table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)
 
 
-def _resamples_lines(report: Report) -> str:
-    rows = report.more_resamples
+def _resamples_lines(figures: CalibrationFigures) -> str:
+    rows = figures.more_resamples
     return "\n".join(
         f"- {few.distribution}, {few.n} pairs: {_judged(few.held)} with the resamples above, "
         f"{_percent(many.held)} with 10,000 on the same samples."

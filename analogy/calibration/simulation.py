@@ -65,13 +65,13 @@ class Share(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """What a share is asked to be: from `low` to `high`, 0..1."""
+    """The required range of a share: from `low` to `high`, 0..1."""
 
     low: float
     high: float
 
     def holds(self, share: Share, *, errors: float = 0.0) -> bool:
-        """Whether the share is within the bar widened by so many Monte-Carlo errors."""
+        """True if the share is within the bar, give or take ``errors`` standard errors."""
         slack = errors * share.error
         return self.low - slack <= share.value <= self.high + slack
 

@@ -140,7 +140,7 @@ def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtfu
     same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
     note = (
         f"{len(same):,} of {len(pairs):,} pairs: the judge reads both prompts as one, and cannot "
-        f"judge them ({named(same)})"
+        f"score them ({named(same)})"
     )
     return _Doubtful("unread", same, note)
 

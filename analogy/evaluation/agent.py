@@ -82,7 +82,7 @@ class EvaluationAgent(Inference):
                     subject.release()
 
     def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
-        """Read what images are compared with: what is wrong is said before anything is made."""
+        """Read the references, so that an error is reported before anything is generated."""
         task, needs = self.task, needs_of_all(metrics)
         if "reference_set" in needs:
             count = 0 if task.reference_set is None else len(task.reference_set)
@@ -138,7 +138,7 @@ class EvaluationAgent(Inference):
 
     @staticmethod
     def _check_sizes(metrics: Sequence[Metric], sizes: Sequence[tuple[int, int] | None]) -> None:
-        """Refuse images of two sizes where a metric compares them pixel by pixel."""
+        """Refuse images of two sizes if a metric compares them pixel by pixel."""
         strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
         if strict and len(set(sizes)) > 1:
             shown = " and ".join(f"{size[1]}x{size[0]}" for size in sizes if size is not None)

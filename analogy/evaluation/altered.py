@@ -39,7 +39,7 @@ class UnknownError(ValueError):
 
 
 def alterations(pipeline: Any) -> dict[str, Any]:
-    """What is altered, in plain values by its place; empty for a pipeline as it was loaded.
+    """The alterations, as plain values by place; empty for a pipeline as it was loaded.
 
     Raises :class:`UnknownError` for code of the user's own, and for hooks.
     """
@@ -105,7 +105,7 @@ def _as_configured(part: Any) -> nn.Module:
 
 
 def _check_module(module: nn.Module, place: str) -> None:
-    """Refuse a module that computes what its class's own name does not say."""
+    """Refuse a module whose computation its class name does not identify."""
     _check_class(module, place)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     if any(getattr(hook, "__module__", None) != _OUTPUTS for hook in hooks):
@@ -127,7 +127,7 @@ def _is_known(function: Any) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module has beside its weights; buffers that no file of weights has among it."""
+    """A module's state beside its weights, with the buffers that are in no file of weights."""
     found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
     if module.training and _drops(module):
         found["training"] = True
@@ -155,7 +155,7 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _described(value: Any, place: str, depth: int = 0) -> Any:
-    """A value in JSON, whatever its address: an object by its class and what it has."""
+    """A value as JSON, independent of its address: an object as its class and attributes."""
     if depth > _MOST_NESTED:
         raise UnknownError(f"{place} is nested too deeply")
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -47,10 +47,10 @@ from analogy.registry import ExtensionError, UnknownNameError
 
 @dataclass(frozen=True)
 class Tools:
-    """What built-in metrics are made with.
+    """The settings of built-in metrics.
 
     ``features``: what FID and KID see with, the judge or another; a function gives it, because
-    Inception is loaded only for who asks for it. ``country``: where electricity is from, None if
+    Inception is loaded only if a metric uses it. ``country``: where electricity is from, None if
     that was not said.
     """
 
@@ -310,7 +310,7 @@ def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric,
             one = _by_name(each, tools) if isinstance(each, str) else _checked(each)
         if one.name in found:
             raise TaskError(
-                f"metric {one.name!r} is there twice: expected each name once; take one of them "
+                f"metric {one.name!r} occurs twice: expected each name once; take one of them "
                 "out or rename it"
             )
         found[one.name] = one
@@ -355,7 +355,7 @@ def _all_names() -> str:
 
 
 def _checked(given: Any, entry_point: str | None = None) -> Metric:
-    """A user's metric, or a :class:`TaskError` that says what of one it lacks."""
+    """A user's metric. Raises :class:`TaskError` with the missing attributes."""
     what = f"metric {given!r}" if entry_point is None else f"metric {entry_point!r}"
     if isinstance(given, type) or not callable(getattr(given, "compute", None)):
         hint = ""

@@ -12,11 +12,11 @@ from analogy.evaluation.samples import Samples
 
 
 class TaskError(AnalogyError, ValueError):
-    """A task, or a model for it, that cannot be evaluated; the message says what to do."""
+    """A task, or a model for it, cannot be evaluated; the message says what to do."""
 
 
 class Metric(Protocol):
-    """What a task measures: a built-in, or any object of the user's with these three.
+    """What a task measures: a built-in metric, or any object with these three attributes.
 
     It may have more: ``units``, text; ``needs``, names of fields of :class:`Samples`, by default
     images alone; ``judge``, the fingerprint of the network that it looks with; ``least``, the
@@ -26,12 +26,12 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         ...
 
     @property
     def higher_is_better(self) -> bool | None:
-        """None where neither is."""
+        """None if neither is better."""
         ...
 
     def compute(self, samples: Samples) -> Any:
@@ -88,11 +88,11 @@ def metric(
 
 
 def needs_of(metric: Metric) -> frozenset[str]:
-    """What a metric asks of its samples."""
+    """The fields of samples that a metric needs."""
     return frozenset(getattr(metric, "needs", ("images",)))
 
 
 def near(name: str, names: Collection[str]) -> str:
-    """What to append to an error: the nearest of the names, if one is near."""
+    """A suggestion to append to an error: the nearest name, if one is near."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -15,7 +15,7 @@ from analogy.records import Figures
 from analogy.strict_json import parse
 
 EVALUATION_VERSION = 1
-"""The schema version of what ``Report.to_json`` writes."""
+"""The schema version of ``Report.to_json``."""
 
 WIDTH = 100
 
@@ -71,7 +71,7 @@ class MetricResult(Figures):
 
 @dataclass(frozen=True)
 class Report:
-    """All results of one evaluation, and what they are of.
+    """All results of one evaluation, with its task and models.
 
     ``config``: the task and its models, in plain values; ``left_out``: metrics of the preset that
     could not be had, each with the reason.
@@ -92,7 +92,7 @@ class Report:
         return iter(self.results)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each metric, by name; what is not one figure (values, models) is left out."""
+        """A row for each metric, by name; columns without a single figure are left out."""
         rows = [result.to_dict() for result in self.results]
         plain = [
             {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
@@ -198,7 +198,7 @@ def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[s
 
 
 def _marks(row: MetricResult, notes: list[str]) -> list[int]:
-    """Numbers of a row's notes among all, those that are new put at their end."""
+    """The numbers of a row's notes among all notes; new notes are appended."""
     said = list(row.notes)
     if row.n_failed:
         said.append(f"{row.n_failed} failed image(s) left out")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analogy.evaluation.timed import Timed
 
 NEEDS: dict[str, str] = {
-    "images": "images to judge",
+    "images": "images to score",
     "prompts": "a prompt for each image",
     "references": "a reference for each image",
     "reference_set": "a set of reference images",
@@ -27,7 +27,7 @@ NEEDS: dict[str, str] = {
     "model": "a model that generates",
     "files": "a model that has files",
 }
-"""What a metric may need, by the name of the field of :class:`Samples`, and in words."""
+"""What a metric may need: the name of a field of :class:`Samples`, and a description."""
 
 Pictures = Literal["images", "references", "reference_set", "sources"]
 
@@ -65,7 +65,7 @@ def _digest(image: Images) -> bytes:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Samples:
-    """Images to be measured, and what is known of each; what there is not is None.
+    """Images to measure, with the data of each; missing data is None.
 
     Images are uint8, 0..255, ``(n, height, width, 3)``, and cannot be written to.
 

@@ -54,7 +54,7 @@ Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
 
 
 class Folder:
-    """Images made elsewhere, found by their names, or by what ``metadata.jsonl`` says of them."""
+    """Images of another tool, matched by their file names or by ``metadata.jsonl``."""
 
     generates = has_files = False
 
@@ -79,7 +79,7 @@ class Folder:
         return check_one_size(images, "images")
 
     def images(self, wanted: Sequence[Sample], progress: Progress) -> Found:
-        """The images of ``wanted``, or all where the task asks for none by prompt."""
+        """The images of ``wanted``, or all images if the task has no prompts."""
         files = match(self._path, wanted) if wanted else by_name(self._path)
         for key, file in files.items():
             if key not in self._decoded:
@@ -165,7 +165,7 @@ class Model:
         return (self.config.size, self.config.size)
 
     def images(self, wanted: Sequence[Sample], progress: Progress) -> Found:
-        """The images of ``wanted``, of which those that the run folder lacks are generated."""
+        """The images of ``wanted``; those missing in the run folder are generated."""
         jobs = self._jobs(wanted)
         folder = RunFolder(self.folder)
         try:
@@ -193,7 +193,7 @@ class Model:
             folder.close()
 
     def _jobs(self, wanted: Sequence[Sample]) -> dict[str, AnyJob]:
-        """What makes each sample, by its key."""
+        """The job of each sample, by the sample's key."""
         pairs = self._task.data.pairs
         if pairs:
             grid = Grid(self.config, self.fingerprint, self.scheduler, pairs)
@@ -238,7 +238,7 @@ class Model:
         write_atomically(self.folder / METADATA, "".join(rows).encode())
 
     def prepare(self) -> None:
-        """Load what generates in this process, so that a fault in it costs no image."""
+        """Load the generator in this process first, so that a fault in it costs no image."""
         if self.config.engine == "serial":
             self.pipeline  # noqa: B018
 
@@ -359,7 +359,7 @@ def _settings(part: Any) -> str:
 
 
 def _sampling_of(pipeline: Any) -> tuple[int, float]:
-    """Steps and guidance: what the card of its origin asks for, else its call's own defaults."""
+    """Steps and guidance: those that the model's card recommends, else the pipeline's defaults."""
     name = str(pipeline.config.get("_name_or_path", ""))
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]

@@ -33,7 +33,7 @@ RUNS = Path(".analogy") / "evaluations"
 
 
 class Task:
-    """What to measure, and on what.
+    """What to measure, and on what data.
 
     - `what`: a preset's name, or metrics by name, as objects, or both mixed in a list. A preset
       computes those of its metrics that data and mode allow; a metric asked for by name that they
@@ -198,7 +198,7 @@ class Task:
         return stacked(images, "references") if images else None
 
     def offers(self, mode: str, subjects: Iterable[ImageSource]) -> dict[str, bool]:
-        """What samples there are to be had, by the names of ``NEEDS``."""
+        """What the samples can provide, by the names of ``NEEDS``."""
         data, is_pairwise = self.data, mode == "pairwise"
         subjects = list(subjects)
         offered = {need: need in data.provides() for need in NEEDS}
@@ -219,7 +219,7 @@ class Task:
     def choose(
         self, mode: str, subjects: Iterable[ImageSource]
     ) -> tuple[tuple[Metric, ...], dict[str, str]]:
-        """The metrics to compute; and, of a preset, those left out, each with the reason.
+        """The metrics to compute; and those of a preset that are left out, each with the reason.
 
         A metric that was asked for by name and cannot be had is a :class:`TaskError`.
         """
@@ -249,7 +249,7 @@ class Task:
         return tuple(chosen), left_out
 
     def refusal(self, need: str, mode: str) -> str:
-        """Why a metric with this need cannot be had, and what to do."""
+        """Why a metric with this need cannot be computed, and what to do."""
         if need in ("model", "files"):
             return f"needs {NEEDS[need]}: {_HOW[need]}"
         where = "in either mode" if mode == "either" else f"in {mode} mode"
@@ -259,7 +259,7 @@ class Task:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The task as it was asked for, in plain values."""
+        """The task's settings as plain values."""
         config = self.config
         return {
             "what": self.preset or [each.name for each in self.metrics],
@@ -310,7 +310,7 @@ def _check_engine(
 
 
 def _asked(what: Any) -> Iterable[Any]:
-    """The list of metrics, or of the one that stands alone; a name that is none is an error."""
+    """The list of metrics, also of a single one. Raises ``TaskError`` for an unknown name."""
     if isinstance(what, str):
         raise TaskError(
             f"unknown preset {what!r}{near(what, PRESETS)}; choose from {', '.join(PRESETS)}, or "

@@ -21,7 +21,7 @@ ENERGY_SECONDS = 10.0
 
 
 class Timed:
-    """A loaded model at work, from prompt to image: what metrics of cost are given.
+    """A loaded model that generates images from prompts, for metrics of cost.
 
     ``run(n)`` makes n images in one call, of the task's prompts in turn: plain calls in this
     thread, none of them kept. ``pipeline``, ``device`` and ``batch_size`` are the model's.
@@ -75,7 +75,7 @@ class Timed:
         return Measurement(found.images_per_s, n * found.repeats, (note,))
 
     def peak_memory(self) -> Measurement:
-        """Peak bytes while a batch is made, after one that was not watched."""
+        """Peak bytes while a batch is generated, after a batch that is not measured."""
         n = self.batch_size
         self.run(n)
         found = efficiency.peak_memory(lambda: self.run(n), device=self.device)

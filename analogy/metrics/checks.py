@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from analogy.images import Images
 
 PIXELS_AT_ONCE = 2**20
-"""Pixels per batch where the caller names no batch size: 256 images of 64x64, one of 1024x1024."""
+"""Pixels per batch without a batch size: 256 images of 64x64, one of 1024x1024."""
 
 
 def check_images(images: Any, what: str = "images") -> None:
-    """Refuse with a ``ValueError`` what is not uint8, 0..255, ``(n, height, width, 3)``, n > 0."""
+    """Raises ``ValueError`` unless images are uint8, ``(n, height, width, 3)``, n > 0."""
     if images is None:
         raise ValueError(f"{what}: this metric compares with {what}, got None")
     if (

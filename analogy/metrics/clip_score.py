@@ -19,7 +19,7 @@ its direction is chance."""
 
 
 class TruncationWarning(UserWarning):
-    """Prompts are longer than what the judge reads of them."""
+    """Prompts are longer than the judge's context."""
 
 
 def clip_score(

@@ -198,7 +198,7 @@ def _distinct(modules: nn.Module | Iterable[nn.Module], *, buffers: bool) -> lis
 
 
 def size_on_disk(source: ModelSource, *, dtype: str) -> int:
-    """Bytes of the weight files that are loaded for ``dtype``; where both are there, not both.
+    """Bytes of the weight files for ``dtype``; only one precision counts if both exist.
 
     ``source``: of :func:`analogy.models.sources.find_pipeline`. A LoRA's file counts as well.
     """
@@ -227,7 +227,7 @@ def flops(run: Run, *, n_images: int = 1) -> int:
 
 
 def macs(flops: int) -> int:
-    """Multiply-accumulates: half of what :func:`flops` counts."""
+    """Multiply-accumulates: half the number of :func:`flops`."""
     return flops // 2
 
 
@@ -343,7 +343,7 @@ def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Ene
 
 
 class _Heard(logging.Filter):
-    """Keeps codecarbon quiet, and what it said for an error's message."""
+    """Silences codecarbon's log, and keeps its messages for an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,7 +447,7 @@ def check_device(device: str) -> None:
 
 
 def _synchronize(device: str) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all submitted work."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)

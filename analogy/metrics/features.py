@@ -20,7 +20,7 @@ class SmallSampleWarning(UserWarning):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What turns images into features: :class:`analogy.clip.Judge` and ``Inception`` do."""
+    """Turns images into features, as :class:`analogy.clip.Judge` and ``Inception`` do."""
 
     fingerprint: str
 
@@ -34,7 +34,7 @@ FeatureModel: TypeAlias = Encoder | Callable[[Images], ArrayLike]
 
 
 class SetScore(NamedTuple):
-    """A metric of two sets: its name, which says whose features it used; its value; the sizes."""
+    """A metric of two sets: its name with the features used, its value, and the set sizes."""
 
     name: str
     value: float
@@ -43,7 +43,7 @@ class SetScore(NamedTuple):
 
 
 def model_name(model: FeatureModel) -> str:
-    """What stands in a metric's name: the fingerprint's part before ``@``, or the function's name.
+    """The part of a metric's name: the fingerprint up to ``@``, or the function's name.
 
     A lambda has none and is refused, so that scores of two of them never share a name.
     """

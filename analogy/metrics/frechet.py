@@ -50,7 +50,7 @@ def fid(
 
 
 def warn_of_small_sample(name: str, n: int, n_references: int) -> None:
-    """A :class:`SmallSampleWarning` where FID is more bias than distance."""
+    """Warn with :class:`SmallSampleWarning` if FID's bias may exceed the distance."""
     smallest = min(n, n_references)
     if smallest < ENOUGH_IMAGES:
         warnings.warn(

@@ -14,7 +14,7 @@ from analogy.text import command_line
 
 
 def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
-    """The file ``weights``, or the file of ``url`` where torch keeps its downloads.
+    """The file ``weights``, or the file of ``url`` in torch's download folder.
 
     A :class:`ModelError` names the file that is missing and the command that fetches it.
     """

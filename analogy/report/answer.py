@@ -75,7 +75,7 @@ def facts(results: Results) -> list[str]:
 
 
 def _scope(results: Results) -> str:
-    """What was measured, of how many pairs."""
+    """What was measured, and for how many pairs."""
     header = results.header
     measurement, subject = header.measurement, header.subject
     alphas = listed(f"{alpha:g}" for alpha in measurement.alphas)
@@ -112,8 +112,8 @@ def may_conclude(results: Results) -> list[str]:
     said = []
     if _is_embedded(results.header):
         said.append(
-            "That the machinery works, from prompts to verdicts, and whether a change to the suite "
-            "or its libraries moved the figures."
+            "That the suite works, from prompts to verdicts, and whether a change to the suite "
+            "or its libraries changed the figures."
         )
     elif has_findings:
         said.append(
@@ -124,8 +124,8 @@ def may_conclude(results: Results) -> list[str]:
         said.append("Nothing about the method yet: no cell succeeds or fails.")
     if has_findings:
         said.append(
-            "One cell named beforehand is judged by its own p; a sentence about several cells, or "
-            "about the best of them, by Holm's."
+            "For one cell chosen beforehand its own p holds; for a claim about several cells, or "
+            "about the best of them, Holm's p."
         )
     return said
 
@@ -157,11 +157,9 @@ def may_not_conclude(results: Results) -> list[str]:
         said.append(
             "That steering does nothing in an inconclusive cell: the pairs are too few to tell."
         )
+    said.append("That people would agree: a margin comes from one judge. Look at the images below.")
     said.append(
-        "That people would agree: a margin is what one CLIP model sees. Look at the images below."
-    )
-    said.append(
-        "That the rest of the image was kept: the margin does not ask. See gain and preservation."
+        "That the rest of the image was kept: the margin does not measure it. See preservation."
     )
     return said
 

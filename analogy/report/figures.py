@@ -41,7 +41,7 @@ class HeatCell:
 
     @property
     def mark(self) -> str:
-        """What stands for the verdict."""
+        """The verdict's symbol."""
         return f"({symbol(self.verdict)})" if self.is_raw else symbol(self.verdict)
 
 
@@ -94,7 +94,7 @@ def verdict_map(results: Results) -> list[HeatRow]:
 
 
 def row_of(label: str, figures: Estimate | None) -> Row:
-    """A row of an estimate, without figures where there is none."""
+    """A row of an estimate; None for its figures if there is none."""
     if figures is None:
         return Row(label, None, None, None, verdict_name(None))
     low, high = number(figures.ci_low), number(figures.ci_high)
@@ -144,12 +144,12 @@ class Responses:
 
     @property
     def ceiling_mean(self) -> float | None:
-        """The ceiling's mean margin, None where there is none."""
+        """The ceiling's mean margin, None if there is none."""
         return None if self.ceiling is None else number(self.ceiling.mean)
 
 
 def responses(analysis: Analysis, category: str) -> Responses:
-    """What `plots.dose_response` and `plots.distribution` draw of a category."""
+    """The input of `plots.dose_response` and `plots.distribution` for a category."""
     figures = [one for cell, one in analysis.cells.items() if cell.category == category]
     if category in analysis.unsteered:
         figures.append(analysis.unsteered[category])
@@ -176,7 +176,7 @@ def _margins(figures: Sequence[CellFigures]) -> NDArray[np.float64]:
 
 
 def preservation(results: Results) -> dict[str, str]:
-    """What the trade-off is drawn against: names of metrics, and the labels of their axes."""
+    """The metrics of the trade-off plots: their names, and the labels of their axes."""
     shown = shown_metrics(results.quality.metrics)
     return {metric.name: metric.axis for metric in shown if metric.unchanged is not None}
 
@@ -184,7 +184,7 @@ def preservation(results: Results) -> dict[str, str]:
 def trade_off_series(
     results: Results, metric: str
 ) -> Mapping[str, Sequence[tuple[float, float, float]]]:
-    """What `plots.trade_off` draws: of each category (preservation, gain, alpha), where measured.
+    """The input of `plots.trade_off`: (preservation, gain, alpha) by category, where measured.
 
     ``metric``: the name of a metric of quality.
     """

@@ -19,7 +19,7 @@ from analogy.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
 from analogy.store import RunFolder
 
-#: Images of at most so many pixels a side are shown as they are, larger ones at `THUMBNAIL`.
+#: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
 
 #: A page of a run that has more is without them: 30,000 small ones are some 80 MB.
@@ -33,11 +33,11 @@ _FEWER_IMPORTED = "A manifest of some of its pairs, imported into another folder
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
-    """One image: its margin, its ``data:`` URI and size, a link to the whole image if there is one.
+class GalleryImage:
+    """One image: its margin, its ``data:`` URI and size, and a link to the full image or "".
 
-    ``is_target``: the target prompt's own, without steering. ``problem`` says why there is no
-    picture; ``src`` is then empty.
+    ``is_target``: the target prompt's own image, without steering. If there is no image,
+    ``problem`` is the reason and ``src`` is empty.
     """
 
     alpha: float
@@ -55,38 +55,38 @@ class Shot:
 class Strip:
     """A pair's images, a row per seed, ascending in alpha, and its items: alpha to margin.
 
-    Last in a row is the target prompt's own image, where it was asked for; ``target`` is its item.
+    Last in a row is the target prompt's own image, if it was requested; ``target`` is its item.
     ``anchor`` is the strip's id in the page: ASCII without quotes, different for different pairs.
     """
 
     pair: Pair
     anchor: str
     items: Mapping[float, float]
-    rows: tuple[tuple[int, tuple[Shot, ...]], ...]
+    rows: tuple[tuple[int, tuple[GalleryImage, ...]], ...]
     target: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Every pair's strip, and what is to be said of them all: why there are no images, if so."""
+    """Every pair's strip, and a note, such as why there are no images."""
 
     strips: tuple[Strip, ...]
     note: str = ""
 
     @property
-    def problems(self) -> list[tuple[Strip, Shot]]:
+    def problems(self) -> list[tuple[Strip, GalleryImage]]:
         """The failed images."""
         return [
-            (strip, shot)
+            (strip, image)
             for strip in self.strips
             for _, row in strip.rows
-            for shot in row
-            if shot.problem
+            for image in row
+            if image.problem
         ]
 
 
 def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
-    """The gallery of results from their run folder, or of margins alone without one.
+    """The gallery of results from their run folder; without one, only margins.
 
     ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
     words are not known, because the folder has another file's, is shown without images, and so is
@@ -119,14 +119,14 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
                 f"No images: a page holds at most {MOST_IMAGES:,}, this run has {n_images:,}. "
                 + (_FEWER_IMPORTED if is_imported(subject.model) else _FEWER),
             )
-        shots = [
-            (job.pair, shot)
+        images = [
+            (job.pair, image)
             for of, is_target in ((jobs, False), (own, True))
-            for job, shot in _shots(
+            for job, image in _gallery_images(
                 store, of, header.measurement.judge, full_images, is_target=is_target
             )
         ]
-        strips = _strips(shots, items, ends)
+        strips = _strips(images, items, ends)
     finally:
         store.close()
     unknown = tuple(strip for strip in _bare(items, ends, known) if strip.pair.id not in known)
@@ -144,7 +144,7 @@ def anchor(pair_id: str) -> str:
 
 
 def data_uri(image: Images) -> tuple[str, int, int]:
-    """An image as a ``data:`` URI, with the width and height of what it holds.
+    """An image as a ``data:`` URI, with its width and height.
 
     Up to 64 pixels a side its own pixels as JPEG at quality 90 without subsampled colours: the
     full embedded grid takes 13 MB so at 38 dB, where lossless WebP would take 32. Larger ones as
@@ -186,7 +186,7 @@ def _bare(
     ends: Mapping[tuple[str, str], float],
     known: Mapping[str, Pair],
 ) -> tuple[Strip, ...]:
-    """Strips of margins alone, with the words of the pairs that are known."""
+    """Strips with margins only, and with the words of known pairs."""
     return tuple(
         Strip(
             known.get(pair, Pair(pair, category, "", "", "", "")), anchor(pair), margins, (),
@@ -197,13 +197,13 @@ def _bare(
 
 
 def _strips(
-    shots: Iterable[tuple[Pair, Shot]],
+    images: Iterable[tuple[Pair, GalleryImage]],
     items: Mapping[tuple[str, str], Mapping[float, float]],
     ends: Mapping[tuple[str, str], float],
 ) -> list[Strip]:
-    rows: dict[Pair, dict[int, list[Shot]]] = {}
-    for pair, shot in shots:
-        rows.setdefault(pair, {}).setdefault(shot.seed, []).append(shot)
+    rows: dict[Pair, dict[int, list[GalleryImage]]] = {}
+    for pair, image in images:
+        rows.setdefault(pair, {}).setdefault(image.seed, []).append(image)
     return [
         Strip(
             pair, anchor(pair.id), items.get((pair.category, pair.id), {}),
@@ -214,37 +214,39 @@ def _strips(
     ]  # fmt: skip
 
 
-def _shots(
+def _gallery_images(
     store: RunFolder,
     jobs: Sequence[Job],
     judge: str,
     full_images: Path | None,
     *,
     is_target: bool,
-) -> Iterator[tuple[Job, Shot]]:
+) -> Iterator[tuple[Job, GalleryImage]]:
     """The images of jobs of one method."""
     frame = store.margins(jobs, judge)
     margins = dict(zip(frame["key"], frame["margin"].tolist(), strict=True))
     reasons = {job.key: reason for job, reason in store.failures(jobs)}
     absent = {job.key for job in store.without_image(jobs)}
     for job in jobs:
-        shot = Shot(job.alpha, job.seed, margins.get(job.key), is_target=is_target)
+        image = GalleryImage(job.alpha, job.seed, margins.get(job.key), is_target=is_target)
         if job.key in absent:
-            yield job, replace(shot, problem=reasons.get(job.key, "not generated"))
+            yield job, replace(image, problem=reasons.get(job.key, "not generated"))
         else:
-            yield job, _pictured(shot, store, job, full_images)
+            yield job, _with_file(image, store, job, full_images)
 
 
-def _pictured(shot: Shot, store: RunFolder, job: Job, full_images: Path | None) -> Shot:
+def _with_file(
+    image: GalleryImage, store: RunFolder, job: Job, full_images: Path | None
+) -> GalleryImage:
     try:
-        image = store.read_image(job)
+        pixels = store.read_image(job)
     except StoreError:
-        return replace(shot, problem="its file is missing or was changed")
+        return replace(image, problem="its file is missing or was changed")
     href = ""
     if full_images is not None:
         full_images.mkdir(parents=True, exist_ok=True)
         check_own(full_images.parent, full_images)  # in a stranger's folder it may lead anywhere
-        write_atomically(full_images / f"{job.key}.png", to_png(image))
+        write_atomically(full_images / f"{job.key}.png", to_png(pixels))
         href = f"{quote(full_images.name)}/{job.key}.png"
-    src, width, height = data_uri(image)
-    return replace(shot, src=src, width=width, height=height, href=href)
+    src, width, height = data_uri(pixels)
+    return replace(image, src=src, width=width, height=height, href=href)

@@ -42,7 +42,7 @@ from analogy.results.model import Analysis, Pool, Results, TargetFigures
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture, what it shows in words for those who do not see it, and its caption."""
+    """A plot, its description for screen readers, and its caption."""
 
     svg: Markup
     alt: str
@@ -51,7 +51,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A category by itself. ``pool`` and ``target``: None where the results have none."""
+    """A category by itself. ``pool`` and ``target``: None if the results have none."""
 
     name: str
     pool: Pool | None
@@ -175,7 +175,7 @@ def _card(analysis: Analysis, name: str) -> Card:
 
 
 def _trade_offs(results: Results) -> list[Plot]:
-    """Gain against what is left of the image at alpha 0, by SSIM and by LPIPS where measured."""
+    """Gain against how much of the unsteered image is left, by SSIM and LPIPS if measured."""
     made = []
     for metric, label in preservation(results).items():
         series = trade_off_series(results, metric)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from analogy.records import Verdict
 
-#: What stands for a verdict where there is no room for its word.
+#: A symbol for each verdict, where its word does not fit.
 SYMBOLS = {
     "success": "✓", "failure": "✗", "inconclusive": "?", "too_few": "<6", "incomplete": "…",
     "blind": "∅", "unsteered": "",
@@ -36,7 +36,7 @@ def number(value: float | None) -> float | None:
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A margin or another signed figure; a dash where there is none."""
+    """A margin or another signed figure; a dash if there is none."""
     found = number(value)
     return DASH if found is None else f"{found:+.{digits}f}".replace("-", MINUS)
 
@@ -67,12 +67,12 @@ def interval(figures: WithInterval, digits: int = 3) -> str:
 
 
 def verdict_name(verdict: Verdict | None) -> str:
-    """A verdict as in `SYMBOLS`; ``unsteered`` where nothing is claimed."""
+    """A verdict as in `SYMBOLS`; ``unsteered`` for figures without one."""
     return "unsteered" if verdict is None else verdict.value
 
 
 def symbol(verdict: str) -> str:
-    """What stands for a verdict."""
+    """A verdict's symbol."""
     return SYMBOLS.get(verdict, verdict)
 
 

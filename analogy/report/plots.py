@@ -54,7 +54,7 @@ _MARGIN = "margin"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A mean with its interval, in units of the margin; None where there is none.
+    """A mean with its interval, in units of the margin; None if there is none.
 
     ``verdict``: of an estimate, or the outcome of a comparison.
     """
@@ -67,14 +67,14 @@ class Row:
 
 
 def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
-    """What ``draw`` puts on axes of so many points, on a white figure of their own."""
+    """Axes with what ``draw`` draws, on a new white figure of this size in points."""
     with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         return draw(figure.add_subplot())
 
 
 def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
-    """What ``draw`` puts on axes of so many points, as an ``<svg>`` element for an HTML page.
+    """What ``draw`` draws, as an ``<svg>`` element of this size in points for an HTML page.
 
     The same drawing gives the same text. Its text is text, and its colours are variables of the
     page: ``--ink``, ``--line``, ``--blue``, ``--orange``, ``--green``, ``--grey``.
@@ -185,7 +185,7 @@ def distribution(
 def trade_off(
     ax: Axes, series: Mapping[str, Sequence[tuple[float, float, float]]], *, label: str
 ) -> Axes:
-    """What steering gained against what it left of the image: a line per category.
+    """Gain against how much of the image is left: a line per category.
 
     ``series``: category to ``(preservation, gain, alpha)``, ascending in alpha.
     """
@@ -209,7 +209,7 @@ def heat_map(
     rows: Mapping[str, Sequence[tuple[float | None, float, str]]],
     columns: Sequence[str],
 ) -> Axes:
-    """A table of means, coloured by sign and size, each with what stands for its verdict.
+    """A table of means, coloured by sign and size, each with its verdict's symbol.
 
     ``rows``: name to ``(mean, strength, mark)`` per column; ``strength``: of the colour, in 0..1.
     """
@@ -263,7 +263,7 @@ def strip(
 
 
 def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Write each line's name beside its last point, where no point and no other name stands."""
+    """Write each line's name beside its last point, away from points and other names."""
 
     def points_of(xy: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
         return ax.transData.transform(xy) * 72 / ax.figure.dpi

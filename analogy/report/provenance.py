@@ -9,7 +9,7 @@ from analogy.text import analogy_command, command_line
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
-    """What produced the figures, as names and values."""
+    """The provenance of the figures, as names and values."""
     header = results.header
     config, subject, found = header.config, header.subject, header.provenance
     return [
@@ -37,8 +37,8 @@ def _rate(rate: float | None) -> str:
 
 
 def commands(header: Header) -> list[str]:
-    """What gives the results again: a run; or of imported images an import and a score, with RUN
-    and MANIFEST where the results do not know the user's paths.
+    """The commands that repeat the results: a run; or for imported images an import and a score,
+    with RUN and MANIFEST for the user's paths, which results do not have.
     """
     config, model = header.config, header.subject.model
     if not is_imported(model):

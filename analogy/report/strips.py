@@ -44,7 +44,7 @@ class StripImage:
 
     @property
     def title(self) -> str:
-        """What it shows."""
+        """Its caption."""
         if self.alpha is None:
             return "target prompt"
         return f"alpha {self.alpha:g}" + (" (source)" if self.alpha == UNSTEERED else "")
@@ -153,7 +153,7 @@ def scaled(image: Images, side: int) -> Image.Image:
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels, the last with an ellipsis where there are too many."""
+    """Lines of at most ``width`` pixels; the last ends with an ellipsis if there are too many."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < MAX_LINES:

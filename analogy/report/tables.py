@@ -27,7 +27,7 @@ _GAIN = ("gain", "gain low", "gain high")
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A table's entry: what is shown, and what it is sorted and exported by."""
+    """A table's entry: its text, and the value for sorting and export."""
 
     text: str
     sort: float | str | None
@@ -165,15 +165,15 @@ def _pairs(results: Results, images: Gallery) -> Table:
 
 
 def _failures(results: Results, images: Gallery) -> Table:
-    """Images that failed when they were made, and those that cannot be shown now."""
+    """Images that failed when they were generated, and those that cannot be shown now."""
     found = {
         (one.pair_id, one.category, one.method or "", one.alpha, one.seed): one.reason
         for one in results.failures
     }
-    for strip, shot in images.problems:
-        method = results.header.subject.method if shot.alpha else ""
-        method = TARGET_METHOD if shot.is_target else method
-        found[strip.pair.id, strip.pair.category, method, shot.alpha, shot.seed] = shot.problem
+    for strip, image in images.problems:
+        method = results.header.subject.method if image.alpha else ""
+        method = TARGET_METHOD if image.is_target else method
+        found[strip.pair.id, strip.pair.category, method, image.alpha, image.seed] = image.problem
     hrefs = {strip.pair.id: f"#{strip.anchor}" for strip in images.strips}
     rows = [
         [

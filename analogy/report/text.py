@@ -51,9 +51,9 @@ def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[
         yield _row(name, "0", unsteered.margin, None, unsteered.share, "unsteered")
         for cell, figures in analysis.cells.items():
             if cell.category == category:
-                says = verdict_words(figures, cell in known)
+                verdict = verdict_words(figures, cell in known)
                 yield _row(
-                    name, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, says
+                    name, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, verdict
                 )
     yield rule
     for alpha, pool in analysis.alphas.items():
@@ -201,15 +201,15 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         f"{'method':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  {'verdict':<12}  "
         "not told apart from"
     )
-    for one in found.ranking:
-        of = one.margin
-        head = f"{one.method:<10} {of.n:>4}"
-        if of.mean != of.mean:
-            yield f"{head}  {of.verdict}"
+    for ranked in found.ranking:
+        margin = ranked.margin
+        head = f"{ranked.method:<10} {margin.n:>4}"
+        if margin.mean != margin.mean:
+            yield f"{head}  {margin.verdict}"
             continue
         yield (
-            f"{head} {of.mean:>+8.4f} {_interval(of.ci_low, of.ci_high):>18} "
-            f"{of.success_rate:>5.0%}  {of.verdict:<12}  {', '.join(one.like) or '-'}"
+            f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
+            f"{margin.success_rate:>5.0%}  {margin.verdict:<12}  {', '.join(ranked.like) or '-'}"
         )
     if found.n_left_out:
         left = f"{found.n_left_out} {'pair lacks' if found.n_left_out == 1 else 'pairs lack'}"
@@ -319,7 +319,7 @@ _KEPT = ("psnr", "ssim", "lpips")
 
 def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
     """The metrics that are not measured because the run lacks this input, with the reason."""
-    of = {
+    absent = {
         Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,
         Input.FEATURES: quality.features,
     }[needed]  # fmt: skip
@@ -327,9 +327,9 @@ def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
         printable(metric.label) for metric in quality.metrics
         if needed in metric.inputs and (metric.per is Per.SET) == (needed is Input.REFERENCES)
     ]  # fmt: skip
-    if labels and isinstance(of, Absent):
+    if labels and isinstance(absent, Absent):
         names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-        why = f"{names} {'are' if len(labels) > 1 else 'is'} not measured: {of.reason}"
+        why = f"{names} {'are' if len(labels) > 1 else 'is'} not measured: {absent.reason}"
         yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
 
 
@@ -398,19 +398,25 @@ def _pool_row(name: str, alpha: str, pool: Pool) -> str:
 
 
 def _row(
-    name: str, alpha: str, margin: Estimate, gain: Estimate | None, of: float | None, says: str
+    name: str,
+    alpha: str,
+    margin: Estimate,
+    gain: Estimate | None,
+    share: float | None,
+    verdict: str,
 ) -> str:
+    """A line of the verdict table; ``share``: of the ceiling."""
     head = f"{name} {alpha:>5} {margin.n:>4}"
     if margin.mean != margin.mean:
-        return f"{head} {'':>80}  {says}"
+        return f"{head} {'':>80}  {verdict}"
     if gain is None or gain.mean != gain.mean:
         gained = f"{'':>8} {'':>18}"
     else:
         gained = f"{gain.mean:>+8.4f} {_interval(gain.ci_low, gain.ci_high):>18}"
-    reached = "" if of is None else f"{of:.0%}"
+    reached = "" if share is None else f"{share:.0%}"
     return (
         f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
-        f"{margin.p:>8.2g} {margin.success_rate:>5.0%} {gained} {reached:>7}  {says}"
+        f"{margin.p:>8.2g} {margin.success_rate:>5.0%} {gained} {reached:>7}  {verdict}"
     )
 
 

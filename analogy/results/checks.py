@@ -24,14 +24,14 @@ Object = Mapping[str, object]
 
 
 class PlaceError(ValueError):
-    """A value is not what its place needs: place, expected, got."""
+    """A value is invalid at its place: place, expected, got."""
 
 
 # --- what decides
 
 
 def value_of(data: object, key: str, place: str) -> object:
-    """What stands at a key, which must be there."""
+    """The value of a required key."""
     if not isinstance(data, Mapping) or key not in data:
         raise PlaceError(f"{place}{key}: expected a value, got none")
     return data[key]
@@ -192,7 +192,7 @@ def size(value: object) -> int | None:
 
 
 def verdict_or_none(value: object) -> Verdict | None:
-    """A verdict; None for anything that is no verdict's name."""
+    """A verdict; None for any other value."""
     return next((verdict for verdict in Verdict if verdict == value), None)
 
 
@@ -202,13 +202,13 @@ def name(value: object) -> str | None:
 
 
 def part(row: Object, key: str) -> Object:
-    """An object within another; empty where there is none."""
+    """An object within another; empty if it is missing."""
     found = row.get(key)
     return found if isinstance(found, Mapping) else {}
 
 
 def rows(data: Object, key: str) -> list[Object]:
-    """The objects of a list within an object; empty where there is none."""
+    """The objects of a list within an object; empty if it is missing."""
     found = data.get(key)
     if not isinstance(found, (list, tuple)):
         return []

@@ -143,7 +143,7 @@ def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) ->
 
 
 def _mean_margin(row: Object, place: str, verdict: Verdict) -> float:
-    """A mean margin; NaN for what is incomplete, where the file has null."""
+    """A mean margin; NaN for null, which an incomplete figure has."""
     value = value_of(row, "mean", f"{place}.")
     if verdict is not Verdict.INCOMPLETE:
         return checks.margin(value, f"{place}.mean")
@@ -181,7 +181,7 @@ def _items(row: Object) -> dict[str, float]:
 
 
 def _estimate(row: Object, *, n_items: int = 0) -> Estimate:
-    """An estimate's figures. ``n_items``: where the row does not say; its ``n`` then, too."""
+    """An estimate's figures. ``n_items``: the default for a row without it, and then for ``n``."""
     recorded = checks.size(row.get("n_items"))
     n_items = n_items if recorded is None else recorded
     n = checks.size(row.get("n"))
@@ -202,7 +202,7 @@ _ESTIMATED = (
 
 
 def _gain(row: Object) -> Estimate | None:
-    """An estimate of the gain; None where there is none with a verdict."""
+    """An estimate of the gain; None if there is none with a verdict."""
     gain = part(row, "gain")
     return None if checks.verdict_or_none(gain.get("verdict")) is None else _estimate(gain)
 
@@ -248,7 +248,7 @@ def _item_level(row: Object) -> ItemLevel:
 
 
 def quality_of(data: Object) -> QualityFigures:
-    """What was measured beside the margin."""
+    """The metrics beside the margin."""
     cells: dict[Cell, dict[str, Mean]] = {}
     for row in rows(data, "cells"):
         category, alpha = row.get("category"), figure(row.get("alpha"))
@@ -274,7 +274,7 @@ def quality_of(data: Object) -> QualityFigures:
 
 
 def _mean(row: Object) -> Mean:
-    """The mean is infinite, which JSON has not, where an image equals its unsteered image."""
+    """A mean that is infinite, which JSON cannot write, if an image equals its unsteered one."""
     n_equal = checks.size(row.get("n_equal")) or 0
     mean = math.inf if n_equal and row.get("mean") is None else figure(row.get("mean"))
     ends = figure(row.get("ci_low")), figure(row.get("ci_high"))
@@ -291,7 +291,7 @@ def _distance(metric: str, row: Object) -> Distance:
 
 
 def failures_of(found: list[Object]) -> Iterator[Failure]:
-    """The images that failed; rows that lack what names an image are left out."""
+    """The failed images; rows that do not identify an image are left out."""
     for row in found:
         pair, category = checks.name(row.get("pair_id")), checks.name(row.get("category"))
         seed, alpha = row.get("seed"), figure(row.get("alpha"))

@@ -40,7 +40,7 @@ Machine = Mapping[str, str | int | float | None]
 
 @dataclass(frozen=True, slots=True)
 class Ceiling(Figures):
-    """What the judge gives for the true change of some pairs.
+    """The judge's margins for images that truly show the targets of some pairs.
 
     - `n`: pairs, the clusters of every interval here;
     - `mean`, `ci_low`, `ci_high`: mean margin of drawings of the target, and its 95% interval: the
@@ -67,7 +67,7 @@ class Ceiling(Figures):
 
 
 def share(margin: float, of: Ceiling) -> float | None:
-    """A cell's mean margin as a share of the ceiling; 1 is what the true change scores.
+    """A cell's mean margin as a share of the ceiling; a perfect edit has 1.
 
     None where the ceiling is not above 0, or where the cell has no mean.
     """
@@ -89,7 +89,7 @@ class Null(Figures):
 
 @dataclass(frozen=True, slots=True)
 class CellFigures(Compared):
-    """Everything that is said about one cell, or about a category's unsteered images (alpha 0).
+    """All figures of one cell, or of a category's unsteered images (alpha 0).
 
     - ``margin``: its verdict is None at alpha 0, where nothing is claimed;
     - ``gain``: None at alpha 0, and where a file has none;
@@ -124,7 +124,7 @@ class CellFigures(Compared):
 
 @dataclass(frozen=True, slots=True)
 class TargetFigures(Compared):
-    """The figures of a category's target prompts' own images: what the model can do at best.
+    """The figures of a category's target prompts' own images: the best that the model can do.
 
     Nothing is claimed of them: the margin's verdict is None. ``items`` and ``ceiling``: as of a
     cell.
@@ -224,7 +224,7 @@ class Distance(Figures):
 
 @dataclass(frozen=True, slots=True)
 class QualityFigures:
-    """What was measured beside the margin, by metric: of each cell, and of all images at an alpha.
+    """The metrics beside the margin: of each cell, and of all images at an alpha.
 
     ``lpips``: the network's fingerprint, or why LPIPS was not measured. ``references``: what the
     reference images are, or why there are none. None where a file has neither. ``metrics``: those
@@ -254,7 +254,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Images per second over all work that the run folder records; None where nothing was timed."""
+    """Images per second over all work in the run folder; None if nothing was timed."""
 
     generate: float | None
     score: float | None
@@ -282,7 +282,7 @@ class Settings:
 
     @property
     def lora(self) -> str | None:
-        """The LoRA, None where there is none."""
+        """The LoRA, None if there is none."""
         return self._model_and_lora()[1]
 
     def text(self, name: str) -> str | None:
@@ -296,7 +296,7 @@ class Settings:
 
     @property
     def categories(self) -> tuple[str, ...] | None:
-        """The categories that were chosen; None if all were run."""
+        """The selected categories; None if all were run."""
         value = self.values.get("categories")
         return tuple(map(str, value)) if isinstance(value, (list, tuple)) else None
 
@@ -321,7 +321,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What produced the figures.
+    """The provenance of the figures.
 
     ``model``, ``judge``: fingerprints. ``ceiling``: a digest of ground truth that the user gave;
     None for the suite's own. ``python`` and ``time`` (ISO 8601): None in files that lack them.
@@ -356,7 +356,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What was measured: the things that one compares."""
+    """The subject of a comparison: what was measured, and may differ."""
 
     model: str
     method: str
@@ -373,7 +373,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What results are of: all that is known before there are any.
+    """The header of results: all that is known before any figure.
 
     ``path``: the file that they were read from, None in memory; it does not count in comparisons.
     """

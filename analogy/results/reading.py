@@ -49,7 +49,7 @@ class _VersionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ResultsFile:
-    """A file of results: what it holds, and its bytes, for a copy that is not of this suite's own
+    """A results file: its content, and its bytes, for a copy that is not of this suite's own
     making.
     """
 
@@ -66,7 +66,7 @@ def read(path: Path) -> Results:
 
 
 def read_file(path: Path) -> ResultsFile:
-    """Likewise, with the bytes that they were read from."""
+    """The results as by :func:`read`, with the bytes of their file."""
     file = _file_of(path)
     try:
         with open(file, "rb") as stream:
@@ -128,7 +128,7 @@ def _shown_of(folder: Path) -> Path:
         raise RecordedError(
             f"{folder}: expected {RESULTS_NAME} in the run folder, got none; name one of the files "
             "in its folder 'results' if there are any. Else the run has written none yet: where "
-            "its images were imported, 'python -m analogy score' judges them; where not, continue "
+            "its images were imported, 'python -m analogy score' scores them; where not, continue "
             "it with its options and: "
             + command_line("pytest", "benchmarks", f"--run-dir={folder}")
         )
@@ -155,19 +155,19 @@ def from_json(data: Object, path: Path | None = None) -> Results:
 
 
 def header_from_json(data: Object) -> Header:
-    """What results are of; they need hold no figures yet."""
+    """The header of results; the figures may be missing."""
     with _told(None):
         return _header(data, None)
 
 
 def provenance_from_json(data: Object) -> Provenance:
-    """What produced figures, as a run folder's index has it."""
+    """The provenance of figures, from a run folder's index."""
     with _told(None):
         return _provenance(data)
 
 
 def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str]) -> Header:
-    """What a run's results are of. ``pairs``: a digest of each category's pairs.
+    """The header of a run's results. ``pairs``: a digest of each category's pairs.
 
     Raises :class:`RecordedError` if a name in them is one that no reader would take.
     """
@@ -180,7 +180,7 @@ def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str
 
 @contextmanager
 def _told(path: Path | None) -> Iterator[None]:
-    """Say of an error which file it is in, and what to do."""
+    """Add the file and the advice to an error."""
     name = "these results" if path is None else str(path)
     try:
         yield

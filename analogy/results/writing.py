@@ -24,7 +24,7 @@ from analogy.results.model import (
 from analogy.strict_json import encoded as encoded_json
 
 JsonObject = dict[str, object]
-"""An object of JSON, whose keys are written in their order."""
+"""A JSON object; its keys are written in their order."""
 
 
 def write_results(results: Results, path: Path) -> None:
@@ -41,7 +41,7 @@ def encoded(results: Results) -> bytes:
 
 
 def to_json(results: Results) -> JsonObject:
-    """All of a results file: plain values, null for a figure that does not exist."""
+    """The whole results file as plain values, null for a figure that does not exist."""
     lacking = {"unread": list(results.unread), "unsteered": list(results.unsteered)}
     return {
         **header_to_json(results.header),
@@ -59,7 +59,7 @@ def to_json(results: Results) -> JsonObject:
 
 
 def header_to_json(header: Header) -> JsonObject:
-    """What results are of."""
+    """The header: configuration, provenance and pairs."""
     return {
         "schema_version": RESULTS_VERSION,
         "config": dict(header.config.values),
@@ -69,7 +69,7 @@ def header_to_json(header: Header) -> JsonObject:
 
 
 def provenance_to_json(provenance: Provenance) -> JsonObject:
-    """What produced the figures."""
+    """The provenance of the figures."""
     ceiling = {} if provenance.ceiling is None else {"ceiling": provenance.ceiling}
     return {
         **ceiling,
@@ -116,7 +116,7 @@ def cell_to_json(figures: CellFigures) -> JsonObject:
 
 
 def quality_to_json(quality: QualityFigures) -> JsonObject:
-    """What was measured beside the margin."""
+    """The metrics beside the margin."""
     more: JsonObject = {}
     if quality.metrics:
         more["metrics"] = [metric.to_dict() for metric in quality.metrics]
@@ -158,7 +158,7 @@ def _target(figures: TargetFigures) -> JsonObject:
 
 
 def _unclaimed(margin: Estimate) -> Mapping[str, object]:
-    """The figures of images that nothing is claimed of: no verdict, and what belongs to one."""
+    """The figures of images without a verdict: neither the verdict nor what belongs to it."""
     claims = ("verdict", "n_needed")
     return {name: value for name, value in margin.to_dict().items() if name not in claims}
 

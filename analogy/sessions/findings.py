@@ -170,8 +170,8 @@ def unmeasured(request: RunRequest, session: Session | None) -> Iterator[str]:
         return
     lacking = sum(change.outcome is comparison.Outcome.INCOMPLETE for change in changes)
     if not any(change.is_decided for change in changes):
-        of = f"of {len(changes)} comparisons none decides" if changes else "no case compared"
-        yield f"baseline  NOT compared with {request.baseline}, so no pass: {of}"
+        why = f"none of {len(changes)} comparisons decides" if changes else "no case compared"
+        yield f"baseline  NOT compared with {request.baseline}, so no pass: {why}"
     elif lacking:
         yield (
             f"baseline  NOT all compared with {request.baseline}, so no pass: of {len(changes)} "

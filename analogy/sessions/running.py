@@ -52,7 +52,7 @@ def run_cases(session: Session) -> Ending:
     try:
         session.prepare()
         is_prepared = True
-        with memory_said("judging"):
+        with memory_said("scoring and analysing"):
             for case in cases.all_cases(session):
                 _measure(session, case.jobs)
                 finding = case.decide()

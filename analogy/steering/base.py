@@ -1,4 +1,4 @@
-"""What a steering method is, and the table of those that can be chosen. Imports no torch."""
+"""The protocol of a steering method, and the table of methods. Imports no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Method(Protocol):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it looks at."""
+        """What it uses besides the source prompt."""
         ...
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
@@ -51,7 +51,7 @@ class ScaledMethod(Method, Protocol):
 
     @property
     def default_alphas(self) -> tuple[float, ...]:
-        """The strengths that are measured unless others are asked for; not 0."""
+        """The default strengths; not 0."""
         ...
 
 
@@ -142,7 +142,7 @@ TARGET_METHOD = "lerp"
 
 
 def default_alphas(name: str) -> tuple[float, ...]:
-    """The strengths of a method that are measured unless others are asked for.
+    """The default strengths of a method.
 
     Imports a method that is not built in. Raises ``UnknownNameError`` or ``ExtensionError`` if it
     cannot be used.
@@ -159,7 +159,7 @@ def intervention(name: str, alpha: float) -> Intervention | None:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What enters an image's key of the method that steers it, besides its name."""
+    """The parts of an image's key that come from its method, besides the name."""
 
     version: str
     needs: frozenset[Need]

@@ -1,4 +1,4 @@
-"""What steering methods work on: the conditioning of an image, and the edit of a pair."""
+"""The data of steering methods: the conditioning of an image, and the edit of a pair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the denoiser is conditioned on, for one image: tensors by their names.
+    """The conditioning of the denoiser for one image: tensors by name.
 
     Their names are those of the arguments of the family's pipeline, such as ``prompt_embeds``.
     Methods steer ``states`` and ``pooled``, which are float32 on the CPU:
@@ -82,7 +82,7 @@ class Conditioning:
         return all(torch.allclose(mine[name], theirs[name], atol=atol) for name in mine)
 
     def kept(self) -> Conditioning:
-        """A copy on the CPU, what is steered in float32."""
+        """A copy on the CPU, with the steered tensors in float32."""
         copied = self.map(lambda tensor: tensor.float().cpu().clone())
         carried = {name: tensor.cpu().clone() for name, tensor in self.carried.items()}
         return Conditioning(copied.states, copied.pooled, carried)

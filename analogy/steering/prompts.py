@@ -28,7 +28,7 @@ def slerp(edit: Edit, alpha: float) -> Conditioning:
 
 
 def _slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Spherical interpolation along the last axis; straight where there is no arc: between
+    """Spherical interpolation along the last axis; a straight line where there is no arc: between
     parallel vectors, and from or to zero.
 
     In float64: rounding to float32 makes an arc, any arc, out of two opposite vectors.
