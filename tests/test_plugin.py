@@ -404,6 +404,17 @@ def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     assert "Cells: 1 equivalent." in page
 
 
+def test_files_that_were_asked_for_are_written_with_the_comparison(bench, eight, judged):
+    judged(lambda job: 0.1 + noise(job))
+    bench(*eight, "--baseline=mine.json", "--update-baseline")
+    run = bench(*eight, "--baseline=mine.json", "--write=new/cells.csv,md=verdicts", cases=GATE)
+    assert run.ret == pytest.ExitCode.OK
+    run.stdout.fnmatch_lines(["written   new/cells.csv", "written   verdicts"])
+    assert len((bench.path / "new" / "cells.csv").read_text().splitlines()) == 2
+    said = (bench.path / "verdicts").read_text().splitlines()[-1]
+    assert said == "Against the baseline `mine.json`: 1 equivalent."
+
+
 def test_a_report_that_cannot_be_is_said_before_the_work(bench, eight, monkeypatch):
     monkeypatch.setattr(Generator, "generate", lambda *_: pytest.fail("generated"))
     (bench.path / "taken").mkdir()
