@@ -242,8 +242,8 @@ def _decoded(data: bytes, formats: tuple[str, ...], most: int | None = None) -> 
         raise ImageError(f"expected an image file of fewer pixels ({error})") from error
     except Exception as error:  # decoders raise errors of every kind on damaged files
         raise ImageError(
-            f"expected a complete image file of {_listed(formats)}, got: {error}; restore or "
-            "remove it"
+            f"expected an image file of {_listed(formats)} that is complete, got: {error}; "
+            "restore or remove it"
         ) from error
 
 

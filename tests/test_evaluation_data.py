@@ -87,7 +87,7 @@ def write(tmp_path):
 
 
 CUT = to_png(picture())[:3000]
-REFUSED = r"b\.png: expected a complete image file of PNG, JPEG, WEBP, BMP"
+REFUSED = r"b\.png: expected an image file of PNG, JPEG, WEBP, BMP that is complete"
 
 
 # --- before the first image

@@ -52,7 +52,7 @@ def verify(
     ] = None,
     offline: Annotated[bool, option("--offline", help="Never use the network.")] = False,
     trust: Annotated[
-        bool, option("--trust", help="Let --repair load every model that the folder names.")
+        bool, option("--trust", help="Let --repair load every model and method that it names.")
     ] = False,
     model: Annotated[str | None, option(help="The run's model, for --repair.")] = None,
     lora: Annotated[str | None, option(help="The run's LoRA, for --repair.")] = None,
