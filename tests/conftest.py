@@ -13,6 +13,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +30,17 @@ from analogy.models.sources import find_pipeline
 from analogy.records import Pair, RunConfig
 from analogy.store import RunFolder
 from analogy.study import Study
+
+#: What a run imports. A session of pytester's forgets what it is the first to import: the tests
+#: after it would patch and compare classes of another copy.
+IMPORTED = [
+    "statsmodels.stats.multitest", "statsmodels.stats.power", "statsmodels.stats.proportion",
+    "analogy.sessions.running", "analogy.sessions.summary", "analogy.world.ceiling",
+]  # fmt: skip
+if find_spec("jinja2") and find_spec("matplotlib"):  # an extra
+    IMPORTED.append("analogy.report.html")
+for name in IMPORTED:
+    import_module(name)
 
 #: What changes how programs print, or what the suite's own options are: the tests know none of it.
 AMBIENT = (

@@ -7,7 +7,6 @@ import json
 import pytest
 from verbs import verb
 
-from analogy import study  # noqa: F401
 from analogy.models import defaults
 from analogy.models.places import shipped
 

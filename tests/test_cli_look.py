@@ -16,7 +16,6 @@ from PIL import Image
 from verbs import verb
 
 from analogy import (
-    study,  # noqa: F401  their libraries warn when they are first imported
     work,
 )
 from analogy.cli.look import pair_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
@@ -14,21 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import analysis, execute, options, quality, study, work  # noqa: F401  likewise
+from analogy import execute, options, work
 from analogy.generator import Generator
 from analogy.memory import MemoryFullError
-from analogy.report import text  # noqa: F401  likewise
-from analogy.results import comparison  # noqa: F401  likewise
 from analogy.store import RunFolder
 from analogy.study import Study
-
-with contextlib.suppress(ModuleNotFoundError):
-    import analogy.report.html  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

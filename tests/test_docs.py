@@ -42,23 +42,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 import typer
 from extras import extra
 from verbs import verb
 
-import analogy.world.ceiling
 from analogy import cli, registry, resolve
 from analogy.evaluation import subjects
 from analogy.models.places import shipped
 from analogy.options import OPTIONS, parse_options
 from analogy.pairs import load_pairs
 from analogy.report import glossary
-
-with contextlib.suppress(ModuleNotFoundError):
-    import analogy.report.html  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

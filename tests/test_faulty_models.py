@@ -9,9 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 import torch
 from broken import LFS, save
 from safetensors.torch import load_file

@@ -7,16 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
-from analogy import analysis, execute, quality, study  # noqa: F401  likewise
+from analogy import execute
 from analogy.generator import Generator
 from analogy.models.places import shipped
-from analogy.report import html, text  # noqa: F401  likewise
 from analogy.results import comparison
 
 pytest_plugins = ["pytester"]

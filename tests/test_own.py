@@ -13,16 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from cases import EIGHT, results_of, run_cases, write_eight
 from hypothesis import given
 from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
-from analogy import analysis, execute, study  # noqa: F401  likewise
 from analogy.errors import ModelError
 from analogy.grid_metrics import (
     DEFAULT,
@@ -40,8 +36,6 @@ from analogy.images import read_image
 from analogy.judges import OwnJudge, find_judge
 from analogy.quality import _value, _values
 from analogy.registry import ExtensionError
-from analogy.report import html, text  # noqa: F401  likewise
-from analogy.results import comparison  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

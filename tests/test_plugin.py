@@ -14,9 +14,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports: see `bench`
 
 from analogy import clip, execute, work
 from analogy.generator import Generator

@@ -11,9 +11,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from cases import (
     BENCHMARKS,
     EIGHT,
@@ -26,11 +23,9 @@ from cases import (
 )
 from verbs import verb
 
-from analogy import analysis, execute, quality, study  # noqa: F401  likewise
+from analogy import study
 from analogy.engine import ClusterLostError
 from analogy.errors import ModelError
-from analogy.report import html, text  # noqa: F401  likewise
-from analogy.results import comparison  # noqa: F401  likewise
 
 pytest_plugins = ["pytester"]
 

@@ -7,17 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import statsmodels.stats.multitest
-import statsmodels.stats.power
-import statsmodels.stats.proportion  # noqa: F401  pytester forgets what a run imports
 from verbs import verb
 
-from analogy import analysis, load_run, opening, quality, study  # noqa: F401  likewise
+from analogy import load_run, opening
 from analogy.generator import Generator
 from analogy.kept import Measured
 from analogy.models.places import shipped
-from analogy.report import html, text  # noqa: F401  likewise
-from analogy.results import comparison  # noqa: F401  likewise
 from analogy.store import RunFolder
 
 pytest_plugins = ["pytester"]
