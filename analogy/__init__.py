@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from analogy._version import __version__
 
 if TYPE_CHECKING:
+    from analogy.errors import AnalogyError
     from analogy.front import compare, run
     from analogy.request import RunRequest
     from analogy.runs import Run, load_run
 
-__all__ = ["Run", "RunRequest", "__version__", "compare", "load_run", "run"]
+__all__ = ["AnalogyError", "Run", "RunRequest", "__version__", "compare", "load_run", "run"]
 
 _HOMES = {
+    "AnalogyError": "analogy.errors",
     "Run": "analogy.runs",
     "RunRequest": "analogy.request",
     "compare": "analogy.front",
