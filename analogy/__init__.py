@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from analogy._version import __version__
 
 if TYPE_CHECKING:
-    from analogy.errors import AnalogyError
+    from analogy.core.errors import AnalogyError
     from analogy.front import compare, run
-    from analogy.request import RunRequest
     from analogy.runs import Run, load_run
+    from analogy.settings.request import RunRequest
 
 __all__ = ["AnalogyError", "Run", "RunRequest", "__version__", "compare", "load_run", "run"]
 
 _HOMES = {
-    "AnalogyError": "analogy.errors",
+    "AnalogyError": "analogy.core.errors",
     "Run": "analogy.runs",
-    "RunRequest": "analogy.request",
+    "RunRequest": "analogy.settings.request",
     "compare": "analogy.front",
     "load_run": "analogy.runs",
     "run": "analogy.front",

@@ -7,10 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from analogy.errors import ExitCode
-from analogy.fields import check_number
-from analogy.records import Pair
-from analogy.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
+from analogy.core.errors import ExitCode
+from analogy.core.fields import check_number
+from analogy.core.records import Pair
 from analogy.results import comparison
 from analogy.results.comparison import Comparison
 from analogy.results.model import Results
@@ -18,6 +17,7 @@ from analogy.results.reading import read
 from analogy.runs import Run, load_run
 from analogy.sessions.running import finish, run_cases
 from analogy.sessions.session import Session
+from analogy.settings.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
 
 
 def run(

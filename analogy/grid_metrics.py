@@ -13,15 +13,15 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from analogy.errors import AnalogyError, OptionError
-from analogy.registry import ExtensionError, Registry
-from analogy.text import is_printable
+from analogy.core.errors import AnalogyError, OptionError
+from analogy.core.registry import ExtensionError, Registry
+from analogy.core.text import is_printable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-    from analogy.images import Images
+    from analogy.core.images import Images
     from analogy.metrics.perceptual import Lpips
 
 
@@ -423,8 +423,8 @@ def name_in_results(spec: str) -> str:
 def grid_metrics(names: Iterable[str] | None = None) -> tuple[GridMetric, ...]:
     """The metrics of these names or specs, or the built-in ones of a grid.
 
-    Imports what the names stand for. Raises :class:`~analogy.registry.UnknownNameError`,
-    :class:`~analogy.registry.ExtensionError` or :class:`MetricError`.
+    Imports what the names stand for. Raises :class:`~analogy.core.registry.UnknownNameError`,
+    :class:`~analogy.core.registry.ExtensionError` or :class:`MetricError`.
     """
     return tuple(_grid_metric(name) for name in (DEFAULT if names is None else names))
 

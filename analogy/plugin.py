@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from analogy.calm import calm, calm_and_shown, calm_from_here
-from analogy.errors import AnalogyError, ExitCode, ModelError, OptionError
-from analogy.options import OPTIONS, parse_options
-from analogy.pairs import PairsWarning, categories
-from analogy.records import UNSTEERED, Cell
-from analogy.request import RunRequest
+from analogy.core.errors import AnalogyError, ExitCode, ModelError, OptionError
+from analogy.core.records import UNSTEERED, Cell
+from analogy.core.text import printable
+from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
 from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
-from analogy.text import printable
+from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.pairs import PairsWarning, categories
+from analogy.settings.request import RunRequest
 
 if TYPE_CHECKING:
-    from analogy.grid import Job
     from analogy.results.model import Analysis
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session
+    from analogy.store.grid import Job
 
 _XDIST = (
     "pytest-xdist is not supported: cases that run at the same time cannot be timed. Run without "
@@ -320,7 +320,7 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
     if not _asks_for_bench(item):
         yield
         return
-    from analogy.memory import memory_said
+    from analogy.models.memory import memory_said
 
     try:
         with memory_said("scoring and analysing"):
@@ -371,7 +371,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     config = session.config
     bench = config.stash.get(_SESSION, None)
     if bench is not None:
-        from analogy.memory import memory_said
+        from analogy.models.memory import memory_said
 
         try:
             with calm_and_shown(config), memory_said("scoring and analysing"):

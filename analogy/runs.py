@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analogy import kept
-from analogy.errors import StoreError
-from analogy.grid import Command, Job, digest, pairs_digest
-from analogy.records import UNSTEERED, Pair
+from analogy.core.errors import StoreError
+from analogy.core.records import UNSTEERED, Pair
+from analogy.results import kept
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Command, Job, digest, pairs_digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -234,7 +234,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     and figures as when results were last written.
 
     What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
-    :class:`~analogy.errors.StoreError`.
+    :class:`~analogy.core.errors.StoreError`.
     """
     path = Path(path)
     folder = kept.folder_of(path)
@@ -291,8 +291,8 @@ def command_of(store: RunFolder, header: Header) -> Command:
 def command_to_score(store: RunFolder) -> Command:
     """The command whose images another judge is to score: the latest one.
 
-    Unless that is less than the results that the folder shows, as :func:`analogy.kept.why_stays`
-    has it; then theirs.
+    Unless that is less than the results that the folder shows, as
+    :func:`analogy.results.kept.why_stays` has it; then theirs.
     """
     latest = latest_command(store)
     shown = kept.found(store.path / RESULTS_NAME)
@@ -349,7 +349,7 @@ def _live(store: RunFolder, command: Command) -> Results:
 
     Raises ``RecordedError`` if the folder's provenance is damaged.
     """
-    from analogy.study import Study
+    from analogy.studies.study import Study
 
     # Nothing is computed on the device, which may be another machine's.
     results = Study.reopen(store, command, device="cpu").results()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import pytest
 
-from analogy import ceiling as ceilings
 from analogy.calibration import (
     COVERAGE_BAR,
     ERROR_BAR,
@@ -27,9 +26,10 @@ from analogy.calibration import (
     power,
     type_one_error,
 )
-from analogy.ceiling import GroundTruth
 from analogy.sessions.session import Session
 from analogy.statistics import power as power_module
+from analogy.studies import ceiling as ceilings
+from analogy.studies.ceiling import GroundTruth
 from analogy.world.ceiling import measure
 
 # A library's deprecation warning is no verdict on a judge.

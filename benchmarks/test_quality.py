@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from analogy.core.records import Cell
 from analogy.grid_metrics import Per
 from analogy.plugin import conduct
-from analogy.records import Cell
 from analogy.sessions import cases
 from analogy.sessions.session import Session
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
+from analogy.core.records import Cell
 from analogy.plugin import conduct
-from analogy.records import Cell
 from analogy.sessions import cases
 from analogy.sessions.session import Session
 

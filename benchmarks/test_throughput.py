@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from analogy.clip import find_judge
+from analogy.core.records import Pair, RunConfig
+from analogy.judges.open_clip import find_judge
 from analogy.metrics import psnr
 from analogy.models.defaults import native_dtype
 from analogy.models.folders import native_size
 from analogy.models.places import shipped
 from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.models.sources import find_pipeline
-from analogy.pairs import load_pairs, select
 from analogy.plugin import uncaptured
-from analogy.records import Pair, RunConfig
+from analogy.settings.pairs import load_pairs, select
 from tools import ssd1b
 from tools.side_by_side import Row, Side, Table, compare, in_turn, wall_rate
 from tools.throughput import (
@@ -146,8 +146,8 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
     has. 288 images a round.
     """
     ray = pytest.importorskip("ray")
-    from analogy.cluster import RayEngine
-    from analogy.engine import Setup
+    from analogy.generation.engine import Setup
+    from analogy.generation.ray_engine import RayEngine
 
     config = config_of()
     source, judge = find_pipeline("embedded", dtype=config.dtype), find_judge("embedded", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analogy import work
+from analogy.generation import worker as work
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"

@@ -21,15 +21,15 @@ from pathlib import Path
 import extras
 import pytest
 
-from analogy import registry
-from analogy.clip import Judge, find_judge
-from analogy.generator import Generator
+from analogy.core import registry
+from analogy.core.records import Pair, RunConfig
+from analogy.judges.open_clip import Judge, find_judge
+from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
-from analogy.records import Pair, RunConfig
-from analogy.store import RunFolder
-from analogy.study import Study
+from analogy.store.folder import RunFolder
+from analogy.studies.study import Study
 
 #: What a run imports. A session of pytester's forgets what it is the first to import: the tests
 #: after it would patch and compare classes of another copy.

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from analogy.families import (
+from analogy.models.families import (
     CLIP_IMAGE_ENCODER,
     CLIP_IMAGE_PROCESSOR,
     CLIP_TOKENIZER,

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import scipy.stats
 
-from analogy.files import write_output
+from analogy.core.files import write_output
+from analogy.core.strict_json import encoded
 from analogy.results.model import Results
 from analogy.results.writing import to_json
-from analogy.strict_json import encoded
 
 CATEGORIES = ("color", "object", "pattern", "count", "size", "scene", "weather", "emotion")
 ALPHAS = (0.5, 0.8, 1.0)

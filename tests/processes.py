@@ -22,13 +22,14 @@ import pytest
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["processes", "served"])
 
-from analogy import execute, options  # noqa: E402
-from analogy.errors import StoreError  # noqa: E402
-from analogy.request import RunRequest  # noqa: E402
+from analogy.core.errors import StoreError  # noqa: E402
+from analogy.generation import execution as execute  # noqa: E402
 from analogy.results.model import RESULTS_NAME  # noqa: E402
 from analogy.results.writing import write_results  # noqa: E402
-from analogy.store import RunFolder  # noqa: E402
-from analogy.study import Study  # noqa: E402
+from analogy.settings import options  # noqa: E402
+from analogy.settings.request import RunRequest  # noqa: E402
+from analogy.store.folder import RunFolder  # noqa: E402
+from analogy.studies.study import Study  # noqa: E402
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree")

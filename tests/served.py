@@ -9,9 +9,9 @@ torch.set_num_threads(1)
 
 import numpy as np  # noqa: E402
 
-from analogy import work  # noqa: E402
-from analogy.clip import Judge, JudgeSource, find_judge  # noqa: E402
-from analogy.images import to_png  # noqa: E402
+from analogy.core.images import to_png  # noqa: E402
+from analogy.generation import worker as work  # noqa: E402
+from analogy.judges.open_clip import Judge, JudgeSource, find_judge  # noqa: E402
 from analogy.models.loading import load_pipeline  # noqa: E402
 from analogy.models.sources import find_pipeline  # noqa: E402
 

@@ -11,13 +11,13 @@ import pytest
 import scipy.stats
 from statsmodels.stats.multitest import multipletests
 
-from analogy.analysis import analyse, cell_figures, item_table, pool
-from analogy.records import UNSTEERED, Cell, Pair, Verdict
+from analogy.core.records import UNSTEERED, Cell, Pair, Verdict
 from analogy.results.model import Ceiling
 from analogy.results.writing import analysis_to_json
 from analogy.statistics import bootstrap
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend
+from analogy.studies.analysis import analyse, cell_figures, item_table, pool
 
 ALPHAS = (0.0, 0.5, 0.8, 1.0)
 N = 12

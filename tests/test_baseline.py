@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import ALPHAS, CATEGORIES, noise, results, small, verdict_of
 
-from analogy.records import Cell, Verdict
+from analogy.core.records import Cell, Verdict
 from analogy.results import baseline, comparison
 from analogy.results.baseline import (
     BaselineError,

@@ -35,7 +35,7 @@ from analogy.calibration.simulation import (
     power,
     type_one_error,
 )
-from analogy.records import Verdict
+from analogy.core.records import Verdict
 from analogy.statistics import bootstrap, estimates, multiplicity, tests
 from analogy.statistics import values as values_module
 

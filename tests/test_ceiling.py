@@ -17,9 +17,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from analogy import ceiling as ceiling_module
-from analogy import files
-from analogy.ceiling import (
+from analogy.core import files
+from analogy.core.errors import ModelError
+from analogy.core.records import Pair
+from analogy.results.model import share
+from analogy.settings.pairs import categories, load_pairs
+from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.statistics.values import MIN_DECISIVE
+from analogy.store.grid import content, digest
+from analogy.studies import ceiling as ceiling_module
+from analogy.studies.ceiling import (
     Ceiling,
     CeilingError,
     GroundTruth,
@@ -28,13 +35,6 @@ from analogy.ceiling import (
     default_path,
     load,
 )
-from analogy.errors import ModelError
-from analogy.grid import content, digest
-from analogy.pairs import categories, load_pairs
-from analogy.records import Pair
-from analogy.results.model import share
-from analogy.statistics.bootstrap import bootstrap_ci
-from analogy.statistics.values import MIN_DECISIVE
 from analogy.world import (
     ATTRIBUTES,
     CaptionError,

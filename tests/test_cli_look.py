@@ -15,12 +15,10 @@ import pytest
 from PIL import Image
 from verbs import verb
 
-from analogy import (
-    work,
-)
 from analogy.cli.look import pair_of
-from analogy.generator import Generator
-from analogy.records import Pair
+from analogy.core.records import Pair
+from analogy.generation import worker as work
+from analogy.models.generator import Generator
 from analogy.report.strips import EDGE, LARGE, StripImage, draw_strip, generate_strip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,7 +147,7 @@ def test_what_is_no_picture_is_said_in_its_place(tmp_path):
 
 def test_the_targets_own_image_is_that_of_its_prompt(make_study, pipeline):
     """By the pipeline itself from the pair's latents, and by the target prompt alone."""
-    from analogy.generator import latents_for
+    from analogy.models.generator import latents_for
 
     begun = make_study(seeds=(3,))
     pair = begun.pairs[0]

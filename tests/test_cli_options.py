@@ -15,9 +15,9 @@ from verbs import verb
 
 from analogy import cli
 from analogy.cli import look
-from analogy.errors import OptionError
-from analogy.options import OPTIONS, parse_options
+from analogy.core.errors import OptionError
 from analogy.sessions.session import Session
+from analogy.settings.options import OPTIONS, parse_options
 from analogy.steering.base import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,7 +234,7 @@ def test_a_verb_that_said_so_itself_is_not_said_again(monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("default")
 def test_a_weak_category_is_a_note_and_not_a_python_warning(monkeypatch, capsys, tmp_path):
-    from analogy.pairs import load_pairs
+    from analogy.settings.pairs import load_pairs
 
     def opened(values, *, is_strict):
         load_pairs(values.pairs)

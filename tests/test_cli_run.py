@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 from verbs import verb
 
-from analogy import execute, options, work
-from analogy.generator import Generator
-from analogy.memory import MemoryFullError
-from analogy.store import RunFolder
-from analogy.study import Study
+from analogy.generation import execution as execute
+from analogy.generation import worker as work
+from analogy.models.generator import Generator
+from analogy.models.memory import MemoryFullError
+from analogy.settings import options
+from analogy.store.folder import RunFolder
+from analogy.studies.study import Study
 
 pytest_plugins = ["pytester"]
 

@@ -16,9 +16,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from analogy.clip import Judge, find_judge
-from analogy.clip_files import preprocessing_layers as _preprocessing
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.judges.open_clip import Judge, find_judge
+from analogy.judges.open_clip_files import preprocessing_layers as _preprocessing
 from analogy.models.places import shipped
 from analogy.world import Scene, render
 

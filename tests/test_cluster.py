@@ -12,19 +12,20 @@ import pytest
 from echo import Echo, Stillborn
 from extras import extra
 
-from analogy.engine import ClusterError, Setup
-from analogy.errors import ModelError
-from analogy.execute import Execution
-from analogy.grid import Grid
+from analogy.core.errors import ModelError
+from analogy.generation.engine import ClusterError, Setup
+from analogy.generation.execution import Execution
 from analogy.models.places import ModelSource
 from analogy.steering.base import with_method
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid
 
 ray = extra("ray")
 
-from analogy import cluster, ray_worker  # noqa: E402
-from analogy.cluster import AHEAD, MOST_LOST, RayEngine, shares  # noqa: E402
-from analogy.ray_worker import Actor  # noqa: E402
+from analogy.generation import ray_engine as cluster  # noqa: E402
+from analogy.generation import ray_worker  # noqa: E402
+from analogy.generation.ray_engine import AHEAD, MOST_LOST, RayEngine, shares  # noqa: E402
+from analogy.generation.ray_worker import Actor  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,12 +14,13 @@ import psutil
 import pytest
 from echo import Echo
 
-from analogy.engine import ClusterLostError, Setup
+from analogy.generation.engine import ClusterLostError, Setup
 
 ray = pytest.importorskip("ray")
 
-from analogy import cluster, ray_watch  # noqa: E402
-from analogy.cluster import RayEngine  # noqa: E402
+from analogy.generation import ray_engine as cluster  # noqa: E402
+from analogy.generation import ray_watch  # noqa: E402
+from analogy.generation.ray_engine import RayEngine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

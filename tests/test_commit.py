@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from analogy.provenance import commit_of
+from analogy.studies.provenance import commit_of
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository whose one commit has the file ``analogy/study.py``, and its commit."""
+    """A repository whose one commit has the file ``analogy/studies/study.py``, and its commit."""
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "nobody")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "nobody@localhost")

@@ -46,12 +46,14 @@ import typer
 from extras import extra
 from verbs import verb
 
-from analogy import cli, registry, resolve
+from analogy import cli
+from analogy.core import registry
 from analogy.evaluation import subjects
 from analogy.models.places import shipped
-from analogy.options import OPTIONS, parse_options
-from analogy.pairs import load_pairs
 from analogy.report import glossary
+from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.pairs import load_pairs
+from analogy.studies import resolve
 
 pytest_plugins = ["pytester"]
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from tiny import build
 
-from analogy import registry
-from analogy.clip import Judge
-from analogy.engine import no_progress
-from analogy.errors import ModelError
+from analogy.core import registry
+from analogy.core.errors import ModelError
+from analogy.core.images import to_png
+from analogy.core.records import Pair
 from analogy.evaluation import (
     EvaluationAgent,
     Measurement,
@@ -33,10 +33,10 @@ from analogy.evaluation import (
 )
 from analogy.evaluation import metrics as evaluated_by
 from analogy.evaluation.samples import FeatureCache
-from analogy.generator import Generated, Generator, latents_for, noise
+from analogy.generation.engine import no_progress
+from analogy.generation.serial import Serial
 from analogy.grid_metrics import METRICS
-from analogy.images import to_png
-from analogy.memory import MemoryFullError
+from analogy.judges.open_clip import Judge
 from analogy.metrics import (
     Lpips,
     clip_score,
@@ -48,12 +48,12 @@ from analogy.metrics import (
     psnr,
     ssim,
 )
+from analogy.models.generator import Generated, Generator, latents_for, noise
+from analogy.models.memory import MemoryFullError
 from analogy.models.sources import find_pipeline
-from analogy.pairs import load_pairs
-from analogy.records import Pair
-from analogy.serial import Serial
+from analogy.settings.pairs import load_pairs
 from analogy.statistics.bootstrap import bootstrap_ci, cluster_bootstrap_ci
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
 from tools.distort import drawings, random_backbone
 from tools.distort import noise as grain
 

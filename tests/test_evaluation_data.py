@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analogy.core.images import to_png
+from analogy.core.records import Pair
 from analogy.evaluation import EvaluationAgent, Task, TaskError, metric, subjects
 from analogy.evaluation.data import (
     ImageFolder,
@@ -21,10 +23,8 @@ from analogy.evaluation.data import (
 )
 from analogy.evaluation.folders import METADATA, by_name, read_folder
 from analogy.evaluation.samples import NEEDS, FeatureCache
-from analogy.images import to_png
 from analogy.models.places import shipped
-from analogy.pairs import load_pairs, select
-from analogy.records import Pair
+from analogy.settings.pairs import load_pairs, select
 
 PROMPTS = ("a red car", "two blue cups")
 

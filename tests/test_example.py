@@ -15,14 +15,14 @@ from cases import ROOT, results_of
 from extras import needs
 from verbs import verb
 
-from analogy import registry
-from analogy.engines import ENGINES
-from analogy.families import FAMILIES
+from analogy.core import registry
+from analogy.core.engines import ENGINES
+from analogy.core.registry import Registry
 from analogy.grid_metrics import METRICS
-from analogy.judges import JUDGES
+from analogy.judges.base import JUDGES
+from analogy.models.families import FAMILIES
 from analogy.models.places import shipped
-from analogy.options import OPTIONS
-from analogy.registry import Registry
+from analogy.settings.options import OPTIONS
 from analogy.steering.base import METHODS
 from analogy.writers.base import WRITERS
 

@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from injected import Injected
 
-from analogy import execute, memory, work
-from analogy.engine import Setup
-from analogy.execute import Execution, even_batches
-from analogy.generator import Generator, latents_for
-from analogy.grid import Grid
-from analogy.margin import margin
-from analogy.registry import UnknownNameError
-from analogy.serial import Serial
-from analogy.store import RunFolder
+from analogy.core.registry import UnknownNameError
+from analogy.generation import execution as execute
+from analogy.generation import worker as work
+from analogy.generation.engine import Setup
+from analogy.generation.execution import Execution, even_batches
+from analogy.generation.serial import Serial
+from analogy.judges.margin import margin
+from analogy.models import memory
+from analogy.models.generator import Generator, latents_for
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid
 
 
 @pytest.fixture

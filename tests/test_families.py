@@ -9,14 +9,14 @@ import pytest
 from safetensors.torch import save_file
 from tiny import MODELS, SIZE, build, original_format
 
-from analogy.errors import ModelError
-from analogy.families import FAMILIES, family_of
-from analogy.generator import Generator, latents_for
+from analogy.core.errors import ModelError
+from analogy.core.records import Pair
 from analogy.models import loading
+from analogy.models.families import FAMILIES, family_of
 from analogy.models.folders import native_size
+from analogy.models.generator import Generator, latents_for
 from analogy.models.loading import load_pipeline
 from analogy.models.sources import find_pipeline
-from analogy.records import Pair
 from analogy.steering.base import METHODS
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")

@@ -21,11 +21,11 @@ import numpy as np
 import processes
 import pytest
 
-from analogy import files
-from analogy.database import SCHEMA_VERSION
-from analogy.errors import StoreError
-from analogy.grid import Grid
-from analogy.store import RunFolder
+from analogy.core import files
+from analogy.core.errors import StoreError
+from analogy.store.database import SCHEMA_VERSION
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 

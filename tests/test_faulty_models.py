@@ -14,7 +14,7 @@ from broken import LFS, save
 from safetensors.torch import load_file
 from verbs import verb
 
-from analogy.errors import ExitCode, ModelError
+from analogy.core.errors import ExitCode, ModelError
 from analogy.evaluation import EvaluationAgent, Task
 from analogy.models.places import shipped
 
@@ -182,7 +182,9 @@ def test_score_refuses_a_faulty_judge(tmp_path, monkeypatch):
         done = verb("score", "run", *options)
         assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
     # A run that is whole loads no model; the judge sees the references of its set metrics.
-    monkeypatch.setattr("analogy.work.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "analogy.generation.worker.load_pipeline", lambda *_, **__: pytest.fail("loaded")
+    )
     assert verb("run", *SMALL, "--run-dir=run").exit_code == made.exit_code
 
 

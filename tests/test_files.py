@@ -16,8 +16,8 @@ import pytest
 from planted import results, small, write_results
 from verbs import verb
 
-from analogy import files
-from analogy.files import PlaceError, check_output, is_device, write_atomically, write_output
+from analogy.core import files
+from analogy.core.files import PlaceError, check_output, is_device, write_atomically, write_output
 
 DATA = b"what was asked for"
 
@@ -164,7 +164,7 @@ def test_a_link_to_a_device_is_written_through(tmp_path):
 
 
 PRINT = (
-    "import sys; from pathlib import Path; from analogy.files import *; sys.stdout.write('1');"
+    "import sys; from pathlib import Path; from analogy.core.files import *; sys.stdout.write('1');"
     "path = Path(sys.argv[1]); check_output(path); write_output(path, b'2'); sys.stdout.write('3')"
 )
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import analogy
-from analogy.errors import AnalogyError, ExitCode, OptionError
+from analogy.core.errors import AnalogyError, ExitCode, OptionError
 from analogy.models.places import shipped
-from analogy.options import OPTIONS, parse_options
-from analogy.pairs import load_pairs, select
-from analogy.request import RunRequest
 from analogy.sessions import session
+from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.pairs import load_pairs, select
+from analogy.settings.request import RunRequest
 
 
 @pytest.fixture

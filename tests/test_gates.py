@@ -10,8 +10,8 @@ import pytest
 from cases import EIGHT, above, judge_by, n_images, results_of, run_cases, write_eight
 from verbs import verb
 
-from analogy import execute
-from analogy.generator import Generator
+from analogy.generation import execution as execute
+from analogy.models.generator import Generator
 from analogy.models.places import shipped
 from analogy.results import comparison
 

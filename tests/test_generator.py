@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import MODELS, SIZE, build
 
-from analogy.generator import Generator, latents_for
-from analogy.memory import MemoryFullError
-from analogy.records import Pair
+from analogy.core.records import Pair
+from analogy.models.generator import Generator, latents_for
+from analogy.models.memory import MemoryFullError
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 PROMPTS = ("a red car", "two cups at night", "a happy face", "the green boat", "a tiny star")

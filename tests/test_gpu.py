@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from analogy.clip import Judge
+from analogy.judges.open_clip import Judge
 from analogy.metrics import psnr
 
 #: The device under test. ANALOGY_TEST_DEVICE=cpu runs these tests without one, to test the tests.

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from analogy.grid import Command, Grid, Job, Role, Sampling, once, pairs_digest, targets_of
-from analogy.records import Cell, Pair, RunConfig
-from analogy.store import RunFolder, folder_name
+from analogy.core.records import Cell, Pair, RunConfig
+from analogy.store.folder import RunFolder, folder_name
+from analogy.store.grid import Command, Grid, Job, Role, Sampling, once, pairs_digest, targets_of
 
 MODEL, JUDGE, SCHEDULER = "model@sha256:1", "judge@sha256:2", "Euler/1"
 PAIRS = (
@@ -135,6 +135,8 @@ def test_once_keeps_the_first_of_each_key():
 
 
 def test_planning_imports_neither_torch_nor_sqlite():
-    code = "import sys, analogy.grid; print({'torch', 'sqlite3', 'pandas'} & set(sys.modules))"
+    code = (
+        "import sys, analogy.store.grid; print({'torch', 'sqlite3', 'pandas'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

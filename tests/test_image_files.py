@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from analogy import images
-from analogy.images import (
+from analogy.core import images
+from analogy.core.images import (
     MAX_RATIO,
     ImageError,
     check_images,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from analogy.images import faults, from_png, from_unit, to_png, to_tensor
+from analogy.core.images import faults, from_png, from_unit, to_png, to_tensor
 
 
 def noise(*shape: int) -> np.ndarray:

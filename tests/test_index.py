@@ -15,11 +15,12 @@ import pytest
 from planted import write_results
 from verbs import verb
 
-from analogy import database, load_run
-from analogy.errors import StoreError
+from analogy import load_run
+from analogy.core.errors import StoreError
 from analogy.results.reading import RecordedError
-from analogy.store import RunFolder
-from analogy.study import Study
+from analogy.store import database
+from analogy.store.folder import RunFolder
+from analogy.studies.study import Study
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -12,9 +12,9 @@ import torch
 from broken import DEEP, LFS, save
 from safetensors.torch import load_file
 
-from analogy.clip import Judge, find_judge
-from analogy.clip_files import Preprocessing
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.judges.open_clip import Judge, find_judge
+from analogy.judges.open_clip_files import Preprocessing
 
 
 @pytest.fixture

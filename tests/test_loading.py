@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from tiny import MODELS, build, original_format
 from transformers import T5Config, T5EncoderModel
 
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
 from analogy.models.fingerprints import write_checksums
 from analogy.models.folders import native_size
 from analogy.models.loading import load_pipeline
+from analogy.models.networks import load_network
 from analogy.models.sources import find_pipeline
-from analogy.networks import load_network
 
 PARTS = [(name, part) for name in MODELS for part in ("denoiser", "vae", "text_encoder")]
 

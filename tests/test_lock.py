@@ -10,11 +10,11 @@ import numpy as np
 import processes
 import pytest
 
-from analogy import lock
-from analogy.errors import StoreError
-from analogy.grid import Grid
-from analogy.lock import OWNER_NAME, LockedError, WriterLock
-from analogy.store import RunFolder
+from analogy.core import lock
+from analogy.core.errors import StoreError
+from analogy.core.lock import OWNER_NAME, LockedError, WriterLock
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid
 
 
 @pytest.fixture

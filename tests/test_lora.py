@@ -8,7 +8,7 @@ import pytest
 import torch
 from broken import LFS, save
 
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
 from analogy.models.loading import load_pipeline
 from analogy.models.sources import find_pipeline
 

@@ -20,12 +20,12 @@ from test_score import run
 from typer.testing import CliRunner
 
 from analogy import cli
-from analogy import manifest as manifests
-from analogy.images import from_png, to_png
-from analogy.manifest import ManifestError, read_manifest
+from analogy.core.images import from_png, to_png
 from analogy.models.places import shipped
-from analogy.pairs import load_pairs
 from analogy.results.reading import read
+from analogy.settings.pairs import load_pairs
+from analogy.studies import importing as manifests
+from analogy.studies.importing import ManifestError, read_manifest
 
 
 @pytest.fixture

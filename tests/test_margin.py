@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analogy.margin import cosine, margin, normalize
+from analogy.judges.margin import cosine, margin, normalize
 
 DIM = 6
 FLOAT32_STEPS = 1e-6

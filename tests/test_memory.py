@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy import memory
-from analogy.memory import GIB, InParts, MemoryFullError, fitting, memory_said, most_at_once
+from analogy.models import memory
+from analogy.models.memory import GIB, InParts, MemoryFullError, fitting, memory_said, most_at_once
 
 OUT_OF_MEMORY = [
     torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

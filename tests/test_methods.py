@@ -14,19 +14,20 @@ import scipy.stats
 from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
-from analogy import cli, options
-from analogy.errors import OptionError
-from analogy.methods import (
+from analogy import cli
+from analogy.core.errors import OptionError
+from analogy.core.records import Verdict
+from analogy.report.text import method_tables
+from analogy.settings import options
+from analogy.settings.options import parse_methods, parse_options
+from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
+from analogy.studies.method_comparison import (
     MethodComparison,
     compare_methods,
     compared,
     open_methods,
     run_methods,
 )
-from analogy.options import parse_methods, parse_options
-from analogy.records import Verdict
-from analogy.report.text import method_tables
-from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 
 ALPHAS = (0.0, 0.5, 1.0)
 

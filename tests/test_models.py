@@ -18,7 +18,7 @@ import torch
 from extras import extra
 from safetensors.torch import save_file
 
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
 from analogy.models import defaults, loading
 from analogy.models import lora as lora_module
 from analogy.models.defaults import machine, native_dtype
@@ -155,8 +155,8 @@ import socket, sys
 def refuse(*given, **more):
     print("CONNECTED", given); raise OSError("no network")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from analogy.request import RunRequest
-from analogy.study import Study
+from analogy.settings.request import RunRequest
+from analogy.studies.study import Study
 for model, clip, tag in (
     ("no-such/model", None, None), (None, "hf-hub:no/judge", None),
     (None, "ViT-B-32", "laion2b_s34b_b79k"), (None, "ViT-B-32", "laion400m_e31"),

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy.errors import OptionError
-from analogy.options import OPTIONS, csv_list, parse_names, parse_options, parse_path
-from analogy.records import Limit
-from analogy.request import RunRequest
+from analogy.core.errors import OptionError
+from analogy.core.records import Limit
+from analogy.settings.options import OPTIONS, csv_list, parse_names, parse_options, parse_path
+from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}

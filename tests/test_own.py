@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from verbs import verb
 
 import analogy
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.core.images import read_image
+from analogy.core.registry import ExtensionError
 from analogy.grid_metrics import (
     DEFAULT,
     Described,
@@ -32,10 +34,8 @@ from analogy.grid_metrics import (
     grid_metrics,
     shown_metrics,
 )
-from analogy.images import read_image
-from analogy.judges import OwnJudge, find_judge
-from analogy.quality import _value, _values
-from analogy.registry import ExtensionError
+from analogy.judges.base import OwnJudge, find_judge
+from analogy.studies.quality import _value, _values
 
 pytest_plugins = ["pytester"]
 

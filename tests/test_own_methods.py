@@ -14,20 +14,20 @@ import pytest
 import torch
 from verbs import verb
 
-from analogy import resolve
-from analogy.errors import OptionError
+from analogy.core.errors import OptionError
+from analogy.core.records import Need, RunConfig
+from analogy.core.registry import ExtensionError
 from analogy.evaluation import Task
 from analogy.evaluation.protocol import TaskError
-from analogy.generator import Generator
-from analogy.grid import Grid
-from analogy.memory import MemoryFullError
-from analogy.options import OPTIONS, parse_options
-from analogy.records import Need, RunConfig
-from analogy.registry import ExtensionError
+from analogy.generation.worker import changed_alike, steered, texts
+from analogy.models.generator import Generator
+from analogy.models.memory import MemoryFullError
+from analogy.settings.options import OPTIONS, parse_options
 from analogy.steering.base import DEFAULT_METHOD, METHODS, Identity, with_method
 from analogy.steering.conditioning import mean
-from analogy.study import Study
-from analogy.work import changed_alike, steered, texts
+from analogy.store.grid import Grid
+from analogy.studies import resolve
+from analogy.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -64,7 +64,7 @@ def test_names_are_listed_without_torch():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "analogy.registry" in done.stdout.split()
+    assert "analogy.core.registry" in done.stdout.split()
     assert "torch" not in done.stdout.split()
 
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from analogy import pairs as pairs_module
-from analogy.pairs import (
+from analogy.core.records import Pair
+from analogy.core.words import confusable, invisible
+from analogy.settings import pairs as pairs_module
+from analogy.settings.pairs import (
     COLUMNS,
     MAX_FIELD_CHARACTERS,
     PairsError,
@@ -24,8 +26,6 @@ from analogy.pairs import (
     load_pairs,
     select,
 )
-from analogy.records import Pair
-from analogy.words import confusable, invisible
 from analogy.world import vocabulary
 from tools.training.pairs import PAIRS_CSV, PER_CATEGORY, all_pairs, as_csv
 

@@ -9,7 +9,12 @@ import warnings
 import pytest
 from verbs import verb
 
-from analogy.pairs import (
+from analogy.core.records import Pair
+from analogy.core.text import display_width, padded, shortened
+from analogy.core.words import confusable, differs_in_more, folded, has_word, invisible
+from analogy.report.provenance import command
+from analogy.results.model import Settings
+from analogy.settings.pairs import (
     DifferingPromptsWarning,
     PairsError,
     PairsWarning,
@@ -17,11 +22,6 @@ from analogy.pairs import (
     load_pairs,
     select,
 )
-from analogy.records import Pair
-from analogy.report.provenance import command
-from analogy.results.model import Settings
-from analogy.text import display_width, padded, shortened
-from analogy.words import confusable, differs_in_more, folded, has_word, invisible
 from tools.training.pairs import PAIRS_CSV
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"

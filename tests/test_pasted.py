@@ -5,9 +5,9 @@ import shlex
 import pytest
 from verbs import verb
 
-from analogy.errors import StoreError
+from analogy.core.errors import StoreError
 from analogy.results.reading import RecordedError, read
-from analogy.verify import verify
+from analogy.studies.verify import verify
 
 HOSTILE = "x; touch PWNED #"
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\r"

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from analogy import clip, execute, work
-from analogy.generator import Generator
-from analogy.memory import MemoryFullError
+from analogy.core.records import Estimate
+from analogy.generation import execution as execute
+from analogy.generation import worker as work
+from analogy.judges import open_clip as clip
 from analogy.models import defaults
+from analogy.models.generator import Generator
+from analogy.models.memory import MemoryFullError
 from analogy.models.places import shipped
-from analogy.records import Estimate
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.reading import read
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
 
 pytest_plugins = ["pytester"]
 
@@ -329,7 +331,7 @@ def test_a_disk_that_fills_ends_the_run_with_one_message(bench, eight, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("analogy.files.os.fsync", full)
+        patch.setattr("analogy.core.files.os.fsync", full)
         cut = bench(*eight, cases=("test_margin", "test_regression"))
     assert cut.ret == pytest.ExitCode.INTERNAL_ERROR
     output = cut.stdout.str()

@@ -23,9 +23,9 @@ from cases import (
 )
 from verbs import verb
 
-from analogy import study
-from analogy.engine import ClusterLostError
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.generation.engine import ClusterLostError
+from analogy.studies import study
 
 pytest_plugins = ["pytester"]
 
@@ -171,7 +171,7 @@ def test_our_own_warning_is_an_error_where_it_is_named_and_then_a_sentence(cases
     Path("three.csv").write_text("".join(rows[:4]))
     run = cases("--pairs=three.csv", "-W", "error")
     run.assert_outcomes(skipped=2, warnings=1)
-    run = cases("--pairs=three.csv", "-W", "error::analogy.pairs.WeakCategoryWarning")
+    run = cases("--pairs=three.csv", "-W", "error::analogy.settings.pairs.WeakCategoryWarning")
     assert run.ret == USAGE
     assert "Exit: three.csv: category 'color' has 3 pairs" in said(run)
 
@@ -242,7 +242,7 @@ def test_a_regression_that_is_tried_again_is_one_regression(cases, monkeypatch):
 
 def test_timeouts_coverage_and_all_of_them_together(cases):
     options = [
-        "--timeout=600", "--cov=analogy.text", "--cov-report=", "--reruns=1", "-p", "randomly",
+        "--timeout=600", "--cov=analogy.core.text", "--cov-report=", "--reruns=1", "-p", "randomly",
         "--benchmark-json=b.json", "-W", "error",
     ]  # fmt: skip
     run = cases(*options)
@@ -286,10 +286,34 @@ CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to a
             ModelError("a judge: gone"),
             None,
         ),
-        ("analogy.study.Study", "cell", ("test_margin",), ModelError("a judge: gone"), None),
-        ("analogy.quality.Quality", "cell", ("test_quality",), MemoryError(), "out of memory whi"),
-        ("analogy.study.Study", "unscored", ("test_margin",), ClusterLostError("the head"), None),
-        ("analogy.study.Study", "generate", ("test_margin",), RuntimeError(CPU), "out of memory w"),
+        (
+            "analogy.studies.study.Study",
+            "cell",
+            ("test_margin",),
+            ModelError("a judge: gone"),
+            None,
+        ),
+        (
+            "analogy.studies.quality.Quality",
+            "cell",
+            ("test_quality",),
+            MemoryError(),
+            "out of memory whi",
+        ),
+        (
+            "analogy.studies.study.Study",
+            "unscored",
+            ("test_margin",),
+            ClusterLostError("the head"),
+            None,
+        ),
+        (
+            "analogy.studies.study.Study",
+            "generate",
+            ("test_margin",),
+            RuntimeError(CPU),
+            "out of memory w",
+        ),
     ],
     ids=["fixture", "judging", "memory", "cluster", "allocator"],
 )

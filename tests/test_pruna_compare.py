@@ -13,9 +13,9 @@ import torch
 import torchvision
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from analogy.images import to_tensor
+from analogy.core.images import to_tensor
 from analogy.metrics import psnr
-from analogy.pairs import load_pairs
+from analogy.settings.pairs import load_pairs
 from analogy.world.ceiling import PAIRS
 from analogy.world.drawings import drawings
 from tools import pruna_compare, pruna_peer

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from analogy.core.records import Estimate, Verdict
 from analogy.models.defaults import DEFAULT_GPU_MODEL
 from analogy.models.places import shipped
-from analogy.pairs import load_pairs
-from analogy.records import Estimate, Verdict
 from analogy.report.text import published_lines
 from analogy.results.model import Pool
 from analogy.results.reading import RecordedError, read
+from analogy.settings.pairs import load_pairs
 from analogy.statistics.estimates import item_level, verdict
 from analogy.statistics.tests import success_rate, wilson_interval
 from analogy.statistics.values import MIN_DECISIVE

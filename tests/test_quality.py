@@ -11,8 +11,9 @@ from PIL import Image
 from verbs import verb
 
 from analogy import metrics
-from analogy.clip import Judge
-from analogy.images import Images, image_files, to_png
+from analogy.core.images import Images, image_files, to_png
+from analogy.core.records import Cell, Limit
+from analogy.judges.open_clip import Judge
 from analogy.metrics import (
     clip_score,
     cmmd,
@@ -21,10 +22,9 @@ from analogy.metrics import (
     psnr,
     ssim,
 )
-from analogy.quality import References
-from analogy.records import Cell, Limit
 from analogy.results.writing import quality_to_json
 from analogy.statistics.bootstrap import bootstrap_ci
+from analogy.studies.quality import References
 
 CELL = Cell("color", 1.0)
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 from verbs import verb
 
-from analogy.clip import find_judge
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.core.records import Pair
+from analogy.judges.open_clip import find_judge
 from analogy.models.places import shipped
-from analogy.pairs import UnreadPairsWarning
-from analogy.reading import read_by_judge, readers_of, same_to_judge, unsteered
-from analogy.records import Pair
 from analogy.runs import load_run
+from analogy.settings.pairs import UnreadPairsWarning
+from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
 
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 LONG = ", ".join(["a tree", "a house", "a star", "a cup"] * 6)

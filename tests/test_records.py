@@ -12,9 +12,9 @@ import sys
 
 import pytest
 
-from analogy.methods import Difference
-from analogy.records import Cell, Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
+from analogy.core.records import Cell, Estimate, ItemLevel, Pair, RunConfig, Trend, Verdict
 from analogy.results.model import CellFigures
+from analogy.studies.method_comparison import Difference
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 
@@ -99,7 +99,7 @@ def test_records_with_missing_figures_are_one_key():
 
 def test_importing_records_is_cheap():
     heavy = "{'torch', 'numpy', 'pandas', 'scipy'}"
-    code = f"import sys, analogy.records; sys.exit(bool({heavy} & sys.modules.keys()))"
+    code = f"import sys, analogy.core.records; sys.exit(bool({heavy} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

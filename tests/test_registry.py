@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import pytest
 
-from analogy import registry
-from analogy.registry import ExtensionError, Registry, UnknownNameError
+from analogy.core import registry
+from analogy.core.registry import ExtensionError, Registry, UnknownNameError
 
 
 @runtime_checkable

@@ -18,15 +18,15 @@ from reported import color, draw, draw_results, margin, picture, pixels, read_pa
 from typer.testing import CliRunner
 
 from analogy import cli
-from analogy.images import from_png
-from analogy.options import OPTIONS, parse_options
-from analogy.pairs import load_pairs
-from analogy.records import Pair
+from analogy.core.images import from_png
+from analogy.core.records import Pair
 from analogy.report import gallery as galleries
 from analogy.report.numbers import SYMBOLS
 from analogy.results import comparison as comparison_module
 from analogy.results.model import Settings
 from analogy.results.reading import RecordedError, from_json
+from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.pairs import load_pairs
 from analogy.world.drawings import drawings
 
 plots = extra("analogy.report.plots", of="matplotlib")

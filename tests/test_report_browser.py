@@ -11,7 +11,7 @@ import pytest
 from extras import extra
 from reported import draw, margin
 
-from analogy.records import Pair
+from analogy.core.records import Pair
 
 write_report = extra("analogy.report.html", of="matplotlib").write_report
 selenium = extra("selenium")

@@ -14,8 +14,8 @@ import pytest
 from planted import results as planted
 from planted import small, write_results
 
-from analogy import kept
-from analogy.kept import Measured, found, notes
+from analogy.results import kept
+from analogy.results.kept import Measured, found, notes
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError, from_json, read
 from analogy.results.writing import to_json

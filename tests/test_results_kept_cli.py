@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from verbs import verb
 
-from analogy import load_run, opening
-from analogy.generator import Generator
-from analogy.kept import Measured
+from analogy import load_run
+from analogy.models.generator import Generator
 from analogy.models.places import shipped
-from analogy.store import RunFolder
+from analogy.results.kept import Measured
+from analogy.store import opening
+from analogy.store.folder import RunFolder
 
 pytest_plugins = ["pytester"]
 
@@ -281,8 +282,8 @@ def test_imported_images_are_shown_once_they_are_judged(here):
 def test_what_a_notebook_computes_has_the_ceiling_that_was_given(here):
     data = results_of(shipped("baselines/embedded-ceiling.json"))
     of_color = next(r for r in data["pairs"].values() if r["category"] == "color")
-    from analogy.grid import content, digest
-    from analogy.pairs import load_pairs
+    from analogy.settings.pairs import load_pairs
+    from analogy.store.grid import content, digest
 
     data["pairs"] = {
         digest(content(pair)): {**of_color, "id": pair.id, "category": pair.category}

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from planted import results, small, write_results
 
-from analogy.records import MARGIN_LIMIT, Cell, Verdict
+from analogy.core.records import MARGIN_LIMIT, Cell, Verdict
 from analogy.results import reading
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.reading import RecordedError, from_json, header_from_json, read

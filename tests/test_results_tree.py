@@ -14,13 +14,13 @@ from planted import results as planted
 from planted import small
 from reported import draw_results
 
+from analogy.core.records import Cell, Estimate, ItemLevel, Trend, Verdict
 from analogy.grid_metrics import Absent
 from analogy.models.places import shipped
-from analogy.quality import References
-from analogy.records import Cell, Estimate, ItemLevel, Trend, Verdict
 from analogy.results.model import Ceiling, Distance, Failure, Mean, Null, QualityFigures
 from analogy.results.reading import from_json
 from analogy.results.writing import encoded, to_json
+from analogy.studies.quality import References
 
 
 def again(results):

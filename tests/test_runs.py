@@ -19,12 +19,12 @@ from planted import small, write_results
 from reported import draw, margin, picture
 
 import analogy
-from analogy.errors import StoreError
-from analogy.images import from_png
+from analogy.core.errors import StoreError
+from analogy.core.images import from_png
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError
 from analogy.runs import load_run
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
 
 plots = extra("analogy.report.plots", of="matplotlib")
 

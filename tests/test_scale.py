@@ -13,10 +13,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from analogy import verify as verifying
-from analogy.grid import Command, Grid
-from analogy.records import Pair
-from analogy.store import RunFolder
+from analogy.core.records import Pair
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Command, Grid
+from analogy.studies import verify as verifying
 from tools import scale
 
 MODEL, SCHEDULER, JUDGE = "model@sha256:1", "Euler/1", "judge@sha256:1"
@@ -33,7 +33,7 @@ def runs(tmp_path_factory, config):
         folder.record_command(Command(config, tuple(pairs), MODEL, JUDGE, SCHEDULER))
         jobs = Grid(config, MODEL, SCHEDULER, pairs).jobs()
         faults = dict.fromkeys(range(0, len(jobs), 12), "black")
-        with patch("analogy.files.os.fsync"):
+        with patch("analogy.core.files.os.fsync"):
             folder.add_images(jobs, np.zeros((len(jobs), 8, 8, 3), np.uint8), 1.0, faults=faults)
         there = [job for i, job in enumerate(jobs) if i not in faults]
         features = np.zeros((len(there), 4), np.float32)

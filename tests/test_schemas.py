@@ -19,12 +19,12 @@ from reported import draw, picture
 from typer.testing import CliRunner
 
 from analogy import cli
+from analogy.core.records import Cell, Estimate, RunConfig, Verdict
 from analogy.grid_metrics import Absent, Per, grid_metrics
 from analogy.models.places import shipped
-from analogy.quality import References
-from analogy.records import Cell, Estimate, RunConfig, Verdict
 from analogy.results import comparison
 from analogy.results.model import RESULTS_NAME
+from analogy.studies.quality import References
 
 jsonschema = extra("jsonschema")
 

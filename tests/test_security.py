@@ -25,21 +25,21 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from analogy import cli
-from analogy.clip import Judge, find_judge
-from analogy.engine import Setup
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.generation.engine import Setup
+from analogy.generation.worker import Worker
+from analogy.judges.open_clip import Judge, find_judge
 from analogy.metrics.weights import read_weights
 from analogy.models.fingerprints import fingerprint
 from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
-from analogy.repair import NotConfirmedError, repair
-from analogy.store import RunFolder
-from analogy.study import Study
-from analogy.trust.judges import check_judge
-from analogy.trust.pipelines import check_pipeline, read_index
-from analogy.verify import verify
-from analogy.work import Worker
+from analogy.models.trust.judges import check_judge
+from analogy.models.trust.pipelines import check_pipeline, read_index
+from analogy.store.folder import RunFolder
+from analogy.studies.repair import NotConfirmedError, repair
+from analogy.studies.study import Study
+from analogy.studies.verify import verify
 
 # --- what is planted
 
@@ -852,7 +852,7 @@ def test_every_path_and_id_is_shown_and_none_looked_for(run, stranger, monkeypat
             assert given == "embedded"
             return find(given, *rest, **options)
 
-        monkeypatch.setattr(f"analogy.repair.{find.__name__}", embedded_alone)
+        monkeypatch.setattr(f"analogy.studies.repair.{find.__name__}", embedded_alone)
     rename(run, **{key: text.format(theirs=stranger.place) for key, text in named.items()})
     lose_an_image(run)
     before = content(run)
@@ -909,8 +909,8 @@ def test_another_model_than_the_runs_confirms_nothing(run, stranger):
 def test_only_repairing_asks(run, stranger, monkeypatch):
     """What looks at a run folder loads no model, so it has nothing to ask."""
     rename(run, model=str(stranger.place), clip_model=str(stranger.place))
-    monkeypatch.setattr("analogy.work.load_pipeline", pytest.fail)
-    monkeypatch.setattr("analogy.clip.JudgeSource.load", pytest.fail)
+    monkeypatch.setattr("analogy.generation.worker.load_pipeline", pytest.fail)
+    monkeypatch.setattr("analogy.judges.open_clip.JudgeSource.load", pytest.fail)
     assert verified(run).exit_code == 0
     (run / "results.json").unlink(missing_ok=True)
     import analogy

@@ -17,8 +17,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from analogy.pairs import WEAK_PAIRS
-from analogy.records import Verdict
+from analogy.core.records import Verdict
+from analogy.settings.pairs import WEAK_PAIRS
 from analogy.statistics import bootstrap
 from analogy.statistics.bootstrap import (
     Method,

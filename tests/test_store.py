@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analogy import files
-from analogy.database import SCHEMA_VERSION
-from analogy.errors import StoreError
-from analogy.grid import Grid, content, digest
-from analogy.records import Pair
-from analogy.store import RunFolder
+from analogy.core import files
+from analogy.core.errors import StoreError
+from analogy.core.records import Pair
+from analogy.store.database import SCHEMA_VERSION
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid, content, digest
 
 MODEL, SCHEDULER = "model@sha256:1", "Euler/1"
 

@@ -13,22 +13,23 @@ import torch
 from planted import write_results
 from tiny import build
 
-from analogy import options, resolve
-from analogy.ceiling import CeilingError
-from analogy.errors import ModelError, OptionError, StoreError
-from analogy.grid import Role
+from analogy.core.errors import ModelError, OptionError, StoreError
+from analogy.core.records import Verdict
+from analogy.generation.worker import steered, texts
 from analogy.models import samplings
 from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
-from analogy.pairs import PairsError
-from analogy.records import Verdict
-from analogy.request import RunRequest
 from analogy.results.model import RESULTS_VERSION
 from analogy.results.writing import to_json
+from analogy.settings import options
+from analogy.settings.pairs import PairsError
+from analogy.settings.request import RunRequest
 from analogy.statistics.estimates import estimate
 from analogy.steering.conditioning import Conditioning
-from analogy.store import RunFolder
-from analogy.study import Study
-from analogy.work import steered, texts
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Role
+from analogy.studies import resolve
+from analogy.studies.ceiling import CeilingError
+from analogy.studies.study import Study
 
 FIGURES = {"n", "n_items", "mean", "ci_low", "ci_high", "p", "success_rate", "verdict"}
 

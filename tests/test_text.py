@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analogy.analysis import analyse
-from analogy.records import Cell, Pair, Verdict
+from analogy.core.records import Cell, Pair, Verdict
+from analogy.core.text import display_width
 from analogy.report import text
 from analogy.results.model import Ceiling
-from analogy.text import display_width
+from analogy.studies.analysis import analyse
 
 N = 12
 SEES = Ceiling(50, 0.4, 0.35, 0.45, -0.4, 0.8, 0.7, 0.9, 0.99, is_blind=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analogy.text import command_line, lines_of, printable
+from analogy.core.text import command_line, lines_of, printable
 
 
 def test_printable_keeps_all_but_what_breaks_lines_and_xml():

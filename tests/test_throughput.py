@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from analogy.models.sources import find_pipeline
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
 from tools import ssd1b
 from tools.throughput import (
     Generation,

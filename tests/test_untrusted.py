@@ -24,9 +24,13 @@ from hypothesis import strategies as st
 from planted import results, small, write_results
 from verbs import verb
 
-from analogy import ceiling, lock
+from analogy.core import lock
+from analogy.core.strict_json import parse
 from analogy.evaluation import Report
-from analogy.pairs import (
+from analogy.results import baseline as baseline_module
+from analogy.results import comparison
+from analogy.results.reading import RecordedError, from_json, read
+from analogy.settings.pairs import (
     COLUMNS,
     MAX_FILE_BYTES,
     MAX_PAIRS,
@@ -34,10 +38,7 @@ from analogy.pairs import (
     WeakCategoryWarning,
     load_pairs,
 )
-from analogy.results import baseline as baseline_module
-from analogy.results import comparison
-from analogy.results.reading import RecordedError, from_json, read
-from analogy.strict_json import parse
+from analogy.studies import ceiling
 
 SLOW = bool(os.environ.get("ANALOGY_SLOW"))
 HEADER = ",".join(COLUMNS) + "\n"

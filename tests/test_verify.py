@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from analogy import cli, work
-from analogy.clip import JudgeSource
-from analogy.errors import StoreError
-from analogy.image_store import MAX_IMAGE_BYTES
-from analogy.images import from_png, to_png
-from analogy.index import LOST
+from analogy import cli
+from analogy.core.errors import StoreError
+from analogy.core.images import from_png, to_png
+from analogy.generation import worker as work
+from analogy.judges.open_clip import JudgeSource
 from analogy.models.places import ModelSource
-from analogy.repair import repair
-from analogy.store import RunFolder
-from analogy.study import Study
-from analogy.verify import verify
+from analogy.store.folder import RunFolder
+from analogy.store.image_store import MAX_IMAGE_BYTES
+from analogy.store.index import LOST
+from analogy.studies.repair import repair
+from analogy.studies.study import Study
+from analogy.studies.verify import verify
 
 SCORES = "SELECT key, judge, cos_target, cos_source, margin FROM scores ORDER BY key"
 
@@ -356,7 +357,7 @@ def test_a_path_out_of_the_folder_is_neither_read_nor_removed(path, tmp_path, op
     assert [damage.row.path for damage in found.damaged] == ["../outside.png"]
     folder.remove((each.row, each.reason) for each in found.damaged)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analogy.repair._make_again", lambda *_, **__: None)
+        patch.setattr("analogy.studies.repair._make_again", lambda *_, **__: None)
         repair(folder, found)
     assert outside.exists()
 
@@ -376,7 +377,7 @@ def test_metrics_that_compare_with_a_lost_control_go_with_it(path, opened):
 
 def test_another_model_repairs_nothing(run, path, monkeypatch):
     other = ModelSource(path, "other@sha256:0")
-    monkeypatch.setattr("analogy.repair.find_pipeline", lambda *_, **__: other)
+    monkeypatch.setattr("analogy.studies.repair.find_pipeline", lambda *_, **__: other)
     delete(images_of(path)[0])
     result = run("--repair")
     assert result.exit_code == 4

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analogy import work
-from analogy.engine import Setup
-from analogy.generator import Generator
-from analogy.grid import Grid
+from analogy.generation import worker as work
+from analogy.generation.engine import Setup
+from analogy.generation.worker import Worker, _seed_of, steered, texts
+from analogy.models.generator import Generator
 from analogy.steering import words
 from analogy.steering.base import Need, steering_method
-from analogy.work import Worker, _seed_of, steered, texts
+from analogy.store.grid import Grid
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ from reported import draw_results
 from verbs import verb
 
 import analogy
-from analogy.errors import FieldError
-from analogy.files import PlaceError
-from analogy.records import Cell
-from analogy.registry import ExtensionError, UnknownNameError
-from analogy.request import RunRequest
+from analogy.core.errors import FieldError
+from analogy.core.files import PlaceError
+from analogy.core.records import Cell
+from analogy.core.registry import ExtensionError, UnknownNameError
 from analogy.results.comparison import compare
 from analogy.results.model import Ceiling, Mean, QualityFigures
 from analogy.results.writing import to_json
+from analogy.settings.request import RunRequest
 from analogy.writers.base import WRITERS, Context, Output, by_suffix, write
 from analogy.writers.cells_csv import COLUMNS
 

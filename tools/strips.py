@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analogy.files import PlaceError, check_output
-from analogy.options import OPTIONS, parse_options
-from analogy.records import Pair
+from analogy.core.files import PlaceError, check_output
+from analogy.core.records import Pair
 from analogy.report.pictures import picture_format, save
 from analogy.report.strips import AWAY, TOWARDS, generate_strip, scaled
-from analogy.study import Study
+from analogy.settings.options import OPTIONS, parse_options
+from analogy.studies.study import Study
 
 SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
 """Of the sheet, in pixels."""

@@ -12,7 +12,7 @@ import scipy
 
 from analogy._version import __version__
 from analogy.calibration.report import measure, tables
-from analogy.files import PlaceError, check_output, write_output
+from analogy.core.files import PlaceError, check_output, write_output
 from analogy.statistics import bootstrap
 
 MIN_REPETITIONS = 100

@@ -20,7 +20,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from analogy.records import SIGNIFICANCE, Verdict
+from analogy.core.records import SIGNIFICANCE, Verdict
 from analogy.statistics import bootstrap, estimates, multiplicity, tests, values
 from analogy.statistics import power as power_module
 
@@ -260,9 +260,9 @@ def family_wise_error(
     is_success = np.zeros(p_values.size, dtype=bool)
     for i in np.flatnonzero(p_values < SIGNIFICANCE):
         is_success[i] = _is_success(means[i], n_resamples, seeds[i])
-    # As in analogy.analysis, Holm adjusts the larger p of two tests, with a run's own resamples: a
-    # p of 0.002 needs more of them than an interval. A cell can be the first of its family to pass
-    # only with p below 0.05 / cells in both tests, so the second is asked of few.
+    # As in analogy.studies.analysis, Holm adjusts the larger p of two tests, with a run's own
+    # resamples: a p of 0.002 needs more of them than an interval. A cell can be the first of its
+    # family to pass only with p below 0.05 / cells in both tests, so the second is asked of few.
     for i in np.flatnonzero(p_values < SIGNIFICANCE / cells):
         p = bootstrap.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
         p_values[i] = max(p_values[i], p)

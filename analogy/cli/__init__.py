@@ -9,7 +9,7 @@ commands that need them.
 from __future__ import annotations
 
 from analogy.cli.base import app, main
-from analogy.errors import ExitCode
+from analogy.core.errors import ExitCode
 
 # The order of the commands in the help. A new command is a module here.
 from analogy.cli import look, runs, methods, folders, compare, checks  # isort: skip

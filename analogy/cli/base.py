@@ -18,12 +18,13 @@ import typer
 from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from analogy import files, kept
-from analogy.errors import AnalogyError, ExitCode, OptionError
-from analogy.options import OPTIONS, Option, parse_options, parse_path
-from analogy.pairs import PairsWarning
-from analogy.strict_json import encoded
-from analogy.text import printable
+from analogy.core import files
+from analogy.core.errors import AnalogyError, ExitCode, OptionError
+from analogy.core.strict_json import encoded
+from analogy.core.text import printable
+from analogy.results import kept
+from analogy.settings.options import OPTIONS, Option, parse_options, parse_path
+from analogy.settings.pairs import PairsWarning
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -118,7 +119,7 @@ def checked_output(
 
 
 def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
-    """Refuse an output path that cannot be written: see :func:`analogy.files.check_output`."""
+    """Refuse an output path that cannot be written: see :func:`analogy.core.files.check_output`."""
     try:
         files.check_output(name, may_link=may_link)
     except files.PlaceError as error:
@@ -126,7 +127,7 @@ def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
 
 
 def a_path(text: str) -> str:
-    """A path that is an option's text; see :func:`~analogy.options.parse_path`."""
+    """A path that is an option's text; see :func:`~analogy.settings.options.parse_path`."""
     try:
         return parse_path(text)
     except OptionError as error:
@@ -191,8 +192,8 @@ def with_options(
     """Give a command options of the table, which pytest has too: all of them, or those ``names``.
 
     ``defaults``: by option, where this command's default differs from the table's. The command gets
-    all options as one :class:`~analogy.request.RunRequest`, its parameter ``request``; options that
-    it does not have keep the table's defaults.
+    all options as one :class:`~analogy.settings.request.RunRequest`, its parameter ``request``;
+    options that it does not have keep the table's defaults.
     """
     table = {each.key: each for each in OPTIONS}
     own = {key: defaults.get(key, each.default) for key, each in table.items()}

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from analogy.cli.base import CHECKING, Commands, Json, app, show_lines, with_options, write
-from analogy.errors import ExitCode, ModelError
-from analogy.judges import find_judge
+from analogy.core.errors import ExitCode, ModelError
+from analogy.core.records import Pair
+from analogy.core.text import display_width, padded
+from analogy.judges.base import find_judge
 from analogy.models.places import EMBEDDED, go_offline, shipped
 from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
-from analogy.pairs import (
+from analogy.settings.pairs import (
     WEAK_PAIRS,
     PairsError,
     PairsWarning,
@@ -24,12 +26,10 @@ from analogy.pairs import (
     load_pairs,
     named,
 )
-from analogy.records import Pair
-from analogy.request import RunRequest
-from analogy.text import display_width, padded
+from analogy.settings.request import RunRequest
 
 if TYPE_CHECKING:
-    from analogy.errors import ModelError
+    from analogy.core.errors import ModelError
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -133,7 +133,7 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[_Doubtful]:
 
 
 def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtful:
-    from analogy.reading import read_by_judge, same_to_judge
+    from analogy.studies.tokenizers import read_by_judge, same_to_judge
 
     judge = find_judge(clip_model, request.clip_pretrained, offline=request.offline)
     tokenizer = judge.tokenizer()
@@ -148,7 +148,7 @@ def _unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> _Doubtfu
 def _unsteered(pairs: list[Pair], model: str, request: RunRequest) -> list[_Doubtful]:
     """For methods that steer by the two prompts, and for those that steer by the two words."""
     from analogy.models.sources import find_pipeline
-    from analogy.reading import readers_of, unsteered
+    from analogy.studies.tokenizers import readers_of, unsteered
 
     source = find_pipeline(model, dtype="float32", offline=request.offline)
     readers = readers_of(source.folder)
@@ -178,7 +178,7 @@ def models(json: Json = None) -> None:
 
     Exit code: 0 listed, 2 the embedded models are missing or damaged.
     """
-    from analogy.clip import find_judge
+    from analogy.judges.open_clip import find_judge
     from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL
     from analogy.models.sources import find_pipeline
 

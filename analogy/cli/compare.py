@@ -19,11 +19,11 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import ExitCode, OptionError
-from analogy.options import parse_tolerance
-from analogy.request import TOLERANCE
+from analogy.core.errors import ExitCode, OptionError
+from analogy.core.text import printable
 from analogy.results.reading import read, read_file
-from analogy.text import printable
+from analogy.settings.options import parse_tolerance
+from analogy.settings.request import TOLERANCE
 
 if TYPE_CHECKING:
     from analogy.results.comparison import Change, Comparison, NotComparableError

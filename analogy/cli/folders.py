@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from analogy import kept
 from analogy.cli.base import (
     CHECKING,
     Json,
@@ -24,18 +23,19 @@ from analogy.cli.base import (
     show_lines,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, OptionError
-from analogy.judges import find_judge
+from analogy.core.errors import AnalogyError, ExitCode, OptionError
+from analogy.core.text import analogy_command, is_printable
+from analogy.judges.base import find_judge
 from analogy.models.places import go_offline, shipped
-from analogy.pairs import load_pairs
+from analogy.results import kept
 from analogy.results.reading import read
 from analogy.results.writing import to_json, write_results
-from analogy.text import analogy_command, is_printable
+from analogy.settings.pairs import load_pairs
 
 if TYPE_CHECKING:
-    from analogy.grid import Command
-    from analogy.store import RunFolder
-    from analogy.verify import Verified
+    from analogy.store.folder import RunFolder
+    from analogy.store.grid import Command
+    from analogy.studies.verify import Verified
 
 VERIFICATION_VERSION = 1
 """The schema version of what ``verify --json`` writes."""
@@ -74,8 +74,8 @@ def verify(
     2 --repair would load models or methods that only the folder names, 4 the folder cannot be read
     or repaired.
     """
-    from analogy import repair as repair_module
-    from analogy.store import RunFolder
+    from analogy.store.folder import RunFolder
+    from analogy.studies import repair as repair_module
 
     folder: RunFolder | None = None
     done = None
@@ -136,8 +136,8 @@ def score(
     """
     from analogy.report import text
     from analogy.runs import command_of, command_to_score, scope_of
-    from analogy.store import RunFolder
-    from analogy.study import Study, unread_pairs
+    from analogy.store.folder import RunFolder
+    from analogy.studies.study import Study, unread_pairs
 
     place = kept.folder_of(run)
     RunFolder(place, read_only=True).close()
@@ -219,8 +219,8 @@ def import_(
     Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be
     read or written.
     """
-    from analogy.manifest import bring_in, read_manifest
-    from analogy.store import RunFolder
+    from analogy.store.folder import RunFolder
+    from analogy.studies.importing import bring_in, read_manifest
 
     folder: RunFolder | None = None
     try:
@@ -248,7 +248,7 @@ def import_(
 
 def _verified(folder: RunFolder) -> Verified:
     """What a check of the folder finds; shows a progress bar on a terminal."""
-    from analogy.verify import verify as verify_folder
+    from analogy.studies.verify import verify as verify_folder
 
     with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:
         return verify_folder(folder, bar.update)

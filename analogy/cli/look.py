@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from analogy import kept
 from analogy.cli.base import (
     GENERATING,
     REPORTING,
@@ -25,16 +24,24 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import AnalogyError, ExitCode, FieldError, ModelError, OptionError, StoreError
-from analogy.pairs import MAX_FIELD_CHARACTERS
-from analogy.records import Pair
-from analogy.registry import ExtensionError
+from analogy.core.errors import (
+    AnalogyError,
+    ExitCode,
+    FieldError,
+    ModelError,
+    OptionError,
+    StoreError,
+)
+from analogy.core.records import Pair
+from analogy.core.registry import ExtensionError
+from analogy.core.words import folded, has_word
 from analogy.report.pictures import picture_format, save
-from analogy.request import RunRequest
+from analogy.results import kept
 from analogy.results.model import RESULTS_NAME
 from analogy.results.reading import RecordedError, read
+from analogy.settings.pairs import MAX_FIELD_CHARACTERS
+from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
-from analogy.words import folded, has_word
 from analogy.writers.base import Context, Output, by_suffix
 from analogy.writers.base import write as write_output
 
@@ -86,7 +93,7 @@ def steer(
         refuse(ExitCode.USAGE, f"-o: {error}")
 
     from analogy.report.strips import draw_strip, generate_strip
-    from analogy.study import Study
+    from analogy.studies.study import Study
 
     try:
         needs = METHODS.get(request.method).needs

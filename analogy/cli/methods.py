@@ -7,10 +7,10 @@ from typing import Annotated
 from tqdm import tqdm
 
 from analogy.cli.base import GENERATING, Json, app, option, refuse, show_lines, with_options, write
-from analogy.errors import AnalogyError, ExitCode, OptionError
-from analogy.options import parse_methods
-from analogy.request import RunRequest
+from analogy.core.errors import AnalogyError, ExitCode, OptionError
 from analogy.results.writing import header_to_json
+from analogy.settings.options import parse_methods
+from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
 
 METHODS_VERSION = 1
@@ -50,10 +50,10 @@ def methods(
     except OptionError as error:
         refuse(ExitCode.USAGE, f"--methods: {error}")
 
-    from analogy.methods import all_jobs, open_methods, run_methods
     from analogy.report import text
     from analogy.sessions.running import fault_code
     from analogy.sessions.summary import unread_lines
+    from analogy.studies.method_comparison import all_jobs, open_methods, run_methods
 
     studies = open_methods(request, chosen)
     study = studies[0]

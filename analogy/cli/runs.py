@@ -17,9 +17,9 @@ from analogy.cli.base import (
     with_options,
     write,
 )
-from analogy.errors import ExitCode, StoreError
-from analogy.request import RunRequest
+from analogy.core.errors import ExitCode, StoreError
 from analogy.results.writing import to_json
+from analogy.settings.request import RunRequest
 
 
 @app.command(rich_help_panel=GENERATING)

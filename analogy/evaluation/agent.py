@@ -31,9 +31,9 @@ from analogy.evaluation.protocol import Metric, TaskError, needs_of
 from analogy.evaluation.results import MetricResult, Report
 from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.models.defaults import machine
-from analogy.provenance import package_versions
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_CLUSTERS
+from analogy.studies.provenance import package_versions
 
 ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
 

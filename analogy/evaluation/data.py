@@ -13,6 +13,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from analogy.core.images import Images
+from analogy.core.records import Pair
 from analogy.evaluation.folders import (
     METADATA,
     METADATA_EXAMPLE,
@@ -24,10 +26,8 @@ from analogy.evaluation.folders import (
 )
 from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import FeatureCache, Samples, stacked
-from analogy.images import Images
 from analogy.metrics.checks import check_images
-from analogy.pairs import load_pairs
-from analogy.records import Pair
+from analogy.settings.pairs import load_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ def _kind(item: Any) -> type | None:
 
 _FORMS = (
     "prompts (a sequence of text), (prompt, image) pairs with an image as a path or a uint8 array, "
-    "a folder of images, or word pairs (a CSV file or a sequence of analogy.records.Pair)"
+    "a folder of images, or word pairs (a CSV file or a sequence of analogy.core.records.Pair)"
 )
 
 

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from analogy.core.files import read_regular
+from analogy.core.images import SUFFIXES, ImageError, Images, list_images, read_image
+from analogy.core.text import lines_of
 from analogy.evaluation.protocol import TaskError
-from analogy.files import read_regular
-from analogy.images import SUFFIXES, ImageError, Images, list_images, read_image
-from analogy.text import lines_of
 
 METADATA = "metadata.jsonl"
 """Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
@@ -24,7 +24,7 @@ Picture: TypeAlias = "Path | Images"
 
 
 def read_picture(picture: Picture) -> Images:
-    """uint8 HWC. Raises :class:`~analogy.images.ImageError` for a file that cannot be used."""
+    """uint8 HWC. Raises :class:`~analogy.core.images.ImageError` for a file that cannot be used."""
     return picture if isinstance(picture, np.ndarray) else read_image(picture)
 
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from analogy.core.images import Images
 from analogy.evaluation.data import Sample
 from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.protocol import Metric, TaskError, needs_of
 from analogy.evaluation.samples import FeatureCache, Samples
 from analogy.evaluation.subjects import Model, Subject
 from analogy.evaluation.task import Task
-from analogy.images import Images
 
 OF_A_SET = (
     "one value of all images: resampling a set draws images twice, which by itself moves a "

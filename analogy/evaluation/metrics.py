@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.clip import Judge
+from analogy.core.registry import ExtensionError, UnknownNameError
 from analogy.evaluation.measurement import Measurement
 from analogy.evaluation.protocol import (
     FunctionMetric,
@@ -29,7 +29,8 @@ from analogy.grid_metrics import (
     Per,
     name_in_results,
 )
-from analogy.margin import margin
+from analogy.judges.margin import margin
+from analogy.judges.open_clip import Judge
 from analogy.metrics import (
     Inception,
     Lpips,
@@ -42,7 +43,6 @@ from analogy.metrics.clip_score import warn_of_truncation
 from analogy.metrics.features import FeatureModel, model_name, score_name
 from analogy.metrics.frechet import warn_of_small_sample
 from analogy.metrics.kernel import CMMD_JUDGE
-from analogy.registry import ExtensionError, UnknownNameError
 
 
 @dataclass(frozen=True)

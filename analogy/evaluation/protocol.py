@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from analogy.errors import AnalogyError
+from analogy.core.errors import AnalogyError
 from analogy.evaluation.samples import Samples
 
 

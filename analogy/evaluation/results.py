@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from analogy.core.records import Figures
+from analogy.core.strict_json import parse
 from analogy.evaluation.protocol import near
-from analogy.records import Figures
-from analogy.strict_json import parse
 
 EVALUATION_VERSION = 1
 """The schema version of ``Report.to_json``."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.images import Images
+from analogy.core.images import Images
 from analogy.metrics.features import FeatureModel, set_features
 
 if TYPE_CHECKING:

@@ -19,8 +19,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from analogy.engine import Progress, Setup, no_progress
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.core.files import write_atomically
+from analogy.core.images import Images
+from analogy.core.records import UNSTEERED, RunConfig
 from analogy.evaluation.altered import UnknownError, alterations
 from analogy.evaluation.data import Sample, match
 from analogy.evaluation.folders import METADATA, Line, by_name, read_metadata, read_picture
@@ -28,26 +30,24 @@ from analogy.evaluation.protocol import TaskError
 from analogy.evaluation.samples import check_one_size
 from analogy.evaluation.task import Task
 from analogy.evaluation.timed import Timed
-from analogy.execute import Execution
-from analogy.families import FAMILIES, family_of
-from analogy.files import write_atomically
-from analogy.generator import Generator
-from analogy.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
-from analogy.image_store import image_name
-from analogy.images import Images
-from analogy.memory import limit_memory
+from analogy.generation.engine import Progress, Setup, no_progress
+from analogy.generation.execution import Execution
+from analogy.generation.worker import Worker, fit_batch_size, generator_of
 from analogy.metrics.efficiency import size_on_disk
 from analogy.models.defaults import native_dtype, sampling
+from analogy.models.families import FAMILIES, family_of
 from analogy.models.fingerprints import file_fingerprint
 from analogy.models.folders import native_size
+from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
+from analogy.models.memory import limit_memory
 from analogy.models.places import ModelSource
 from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
-from analogy.provenance import scheduler_of
-from analogy.records import UNSTEERED, RunConfig
-from analogy.store import RunFolder, folder_name
-from analogy.work import Worker, fit_batch_size, generator_of
+from analogy.store.folder import RunFolder, folder_name
+from analogy.store.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
+from analogy.store.image_store import image_name
+from analogy.studies.provenance import scheduler_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
 """Images by key, uint8 HWC; and the reasons of failed images, by key."""

@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from analogy.clip import Judge, JudgeSource, find_judge
-from analogy.engines import ENGINES
-from analogy.errors import AnalogyError, ModelError
+from analogy.core.engines import ENGINES
+from analogy.core.errors import AnalogyError, ModelError
+from analogy.core.images import Images
+from analogy.core.records import UNSTEERED, RunConfig
+from analogy.core.registry import UnknownNameError
 from analogy.evaluation.data import Data, Sample, read_data, steered
 from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
 from analogy.evaluation.protocol import ImageSource, Metric, TaskError, near, needs_of
 from analogy.evaluation.samples import NEEDS, stacked
-from analogy.images import Images
+from analogy.judges.open_clip import Judge, JudgeSource, find_judge
 from analogy.metrics.checks import check_images
 from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models.places import EMBEDDED, go_offline
-from analogy.records import UNSTEERED, RunConfig
-from analogy.registry import UnknownNameError
 from analogy.steering.base import METHODS, with_method
 
 RUNS = Path(".analogy") / "evaluations"
@@ -39,13 +39,14 @@ class Task:
       computes those of its metrics that data and mode allow; a metric asked for by name that they
       do not allow is a :class:`TaskError`, before any image is made;
     - `data`: prompts; (prompt, image) pairs, whose images are references; a folder of images; or
-      word pairs, a CSV file or :class:`~analogy.records.Pair` records, whose images are steered by
-      `method` at `alphas` and at 0;
+      word pairs, a CSV file or :class:`~analogy.core.records.Pair` records, whose images are
+      steered by `method` at `alphas` and at 0;
     - `references`: a folder of images, or uint8 ``(n, height, width, 3)``, for metrics of sets;
     - `seeds`: an image for each prompt (pair, alpha) and seed;
     - `judge`: ``embedded``, an open_clip folder, ``hf-hub:ID``, (name, weights' tag), or a
-      :class:`~analogy.clip.Judge`. `features`: what FID and KID see with: ``inception``,
-      ``judge``, or an encoder or function; None: Inception, but the judge where that is embedded;
+      :class:`~analogy.judges.open_clip.Judge`. `features`: what FID and KID see with:
+      ``inception``, ``judge``, or an encoder or function; None: Inception, but the judge where that
+      is embedded;
     - `device`; `dtype` (None: the fastest it has natively); `batch_size`; `steps`, `guidance`,
       `size` (None: the model's own), of models named or given as files. A live pipeline stays on
       its device and in its dtype;
@@ -57,7 +58,7 @@ class Task:
     - `offline`: a file that is not on this machine is an error, and no network is asked.
 
     Nothing is loaded but LPIPS or Inception, if asked for. Raises :class:`TaskError`; for a setting
-    ``ValueError``; for a missing judge or missing weights :class:`~analogy.errors.ModelError`.
+    ``ValueError``; for a missing judge or missing weights :class:`~analogy.core.errors.ModelError`.
     """
 
     def __init__(

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from analogy.core.images import Images
 from analogy.evaluation.measurement import Measurement
-from analogy.generator import Generator, noise
-from analogy.images import Images
 from analogy.metrics import efficiency
+from analogy.models.generator import Generator, noise
 
 LATENCY_REPEATS = 20
 THROUGHPUT_REPEATS = 3

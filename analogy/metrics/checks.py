@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.images import Images
+from analogy.core.images import Images
 
 PIXELS_AT_ONCE = 2**20
 """Pixels per batch without a batch size: 256 images of 64x64, one of 1024x1024."""

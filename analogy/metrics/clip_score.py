@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.clip import Judge
-from analogy.images import Images
-from analogy.margin import cosine, normalize
+from analogy.core.images import Images
+from analogy.judges.margin import cosine, normalize
+from analogy.judges.open_clip import Judge
 from analogy.metrics.checks import check_images, check_prompts
 
 UNMOVED = 1e-5
@@ -42,7 +42,9 @@ def clip_score(
 
 
 def clip_score_of_features(images: ArrayLike, prompts: ArrayLike) -> NDArray[np.float64]:
-    """CLIPScore of embeddings ``(..., dim)`` that broadcast as in :func:`analogy.margin.cosine`."""
+    """CLIPScore of embeddings ``(..., dim)`` that broadcast as in
+    :func:`analogy.judges.margin.cosine`.
+    """
     return np.maximum(100.0 * cosine(images, prompts).astype(np.float64), 0.0)
 
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from analogy.core.records import Figures
 from analogy.models.folders import weight_files
 from analogy.models.places import ModelSource
-from analogy.records import Figures
 
 Run = Callable[[], object]
 

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.clip import judge_batch
-from analogy.images import Images
-from analogy.judges import FeatureEncoder
+from analogy.core.images import Images
+from analogy.judges.base import FeatureEncoder
+from analogy.judges.open_clip import judge_batch
 from analogy.metrics.checks import batches, check_images, check_sizes, finite_features
 
 
@@ -20,7 +20,7 @@ class SmallSampleWarning(UserWarning):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns images into features, as :class:`analogy.clip.Judge` and ``Inception`` do."""
+    """Turns images into features, as :class:`analogy.judges.open_clip.Judge` and ``Inception`` do."""
 
     fingerprint: str
 

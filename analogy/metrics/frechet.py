@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.images import Images
+from analogy.core.images import Images
 from analogy.metrics.checks import two_sets
 from analogy.metrics.features import (
     FeatureModel,

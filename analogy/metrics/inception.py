@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analogy.errors import ModelError
-from analogy.images import Images, to_tensor
+from analogy.core.errors import ModelError
+from analogy.core.images import Images, to_tensor
 from analogy.metrics.checks import check_images
 from analogy.metrics.weights import find_weights, read_weights
 from analogy.models.fingerprints import file_fingerprint

@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.clip import Judge
-from analogy.images import Images
-from analogy.margin import normalize
+from analogy.core.images import Images
+from analogy.judges.margin import normalize
+from analogy.judges.open_clip import Judge
 from analogy.metrics.checks import two_sets
 from analogy.metrics.features import (
     FeatureModel,

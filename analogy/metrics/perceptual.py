@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 from scipy.stats import norm
 
-from analogy.errors import ModelError
-from analogy.images import Images, to_tensor
+from analogy.core.errors import ModelError
+from analogy.core.images import Images, to_tensor
 from analogy.metrics.checks import batches, check_same_shape
 from analogy.metrics.weights import find_weights, read_weights
 from analogy.models.fingerprints import file_fingerprint

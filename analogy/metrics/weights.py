@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from analogy.errors import ModelError
-from analogy.text import command_line
+from analogy.core.errors import ModelError
+from analogy.core.text import command_line
 
 
 def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:

@@ -6,9 +6,9 @@ import hashlib
 import re
 from pathlib import Path
 
-from analogy.errors import ModelError
-from analogy.networks import reason
-from analogy.text import command_line, lines_of
+from analogy.core.errors import ModelError
+from analogy.core.text import command_line, lines_of
+from analogy.models.networks import reason
 
 CHECKSUMS = "SHA256SUMS"
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from analogy.errors import ModelError
-from analogy.families import Family
+from analogy.core.errors import ModelError
+from analogy.models.families import Family
+from analogy.models.networks import read_object
 from analogy.models.places import ModelSource
-from analogy.networks import read_object
-from analogy.trust.pipelines import read_index
+from analogy.models.trust.pipelines import read_index
 
 
 def _variant(folder: Path, dtype: str) -> str | None:

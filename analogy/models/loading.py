@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from analogy.errors import ModelError
-from analogy.families import family_of
+from analogy.core.errors import ModelError
+from analogy.models.families import family_of
 from analogy.models.folders import NETWORK, parts_of, weight_files
 from analogy.models.lora import fuse_lora
+from analogy.models.networks import check_converted, load_network, loading, refuse_odd_keys
 from analogy.models.places import ModelSource
-from analogy.networks import check_converted, load_network, loading, refuse_odd_keys
-from analogy.trust.pipelines import check_pipeline
+from analogy.models.trust.pipelines import check_pipeline
 
 
 def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:

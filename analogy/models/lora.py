@@ -10,14 +10,14 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from analogy.errors import ModelError
-from analogy.families import family_of
-from analogy.memory import MemoryFullError, memory_said
+from analogy.core.errors import ModelError
+from analogy.models.families import family_of
 from analogy.models.fingerprints import file_fingerprint
+from analogy.models.memory import MemoryFullError, memory_said
+from analogy.models.networks import check_adapter, quiet_libraries, reason, shapes_in
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
-from analogy.networks import check_adapter, quiet_libraries, reason, shapes_in
-from analogy.trust.adapters import check_lora
-from analogy.trust.rules import refuse_pickles
+from analogy.models.trust.adapters import check_lora
+from analogy.models.trust.rules import refuse_pickles
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 

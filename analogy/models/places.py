@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from analogy.errors import ModelError
-from analogy.text import command_line
+from analogy.core.errors import ModelError
+from analogy.core.text import command_line
 
 EMBEDDED = "embedded"
 #: A pipeline's configuration and tokenizers, without its weights.

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
+from analogy.core.text import command_line
 from analogy.models.defaults import DEFAULT_GPU_MODEL
 from analogy.models.fingerprints import file_fingerprint, fingerprint, sha256_of
 from analogy.models.folders import (
@@ -25,6 +26,7 @@ from analogy.models.folders import (
     weight_files,
 )
 from analogy.models.lora import with_lora
+from analogy.models.networks import check_weights, loading, read_object, shapes_in
 from analogy.models.places import (
     CONFIG_FILES,
     EMBEDDED,
@@ -34,10 +36,8 @@ from analogy.models.places import (
     listing,
     shipped,
 )
-from analogy.networks import check_weights, loading, read_object, shapes_in
-from analogy.text import command_line
-from analogy.trust.pipelines import check_pipeline, read_index
-from analogy.trust.rules import pickled, refuse_pickles
+from analogy.models.trust.pipelines import check_pipeline, read_index
+from analogy.models.trust.rules import pickled, refuse_pickles
 
 
 def find_pipeline(

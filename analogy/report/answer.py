@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from analogy.records import SIGNIFICANCE, Verdict
+from analogy.core.records import SIGNIFICANCE, Verdict
 from analogy.report.numbers import (
     counted,
     interval,

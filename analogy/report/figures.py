@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analogy.core.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.grid_metrics import shown_metrics
-from analogy.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.report.numbers import interval, number, symbol, verdict_name
 from analogy.report.plots import Row, short
 from analogy.results.comparison import Comparison

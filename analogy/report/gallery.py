@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from analogy.errors import StoreError
-from analogy.files import check_own, write_atomically
-from analogy.grid import Grid, Job, Role, pairs_digest
-from analogy.images import Images, to_png
-from analogy.records import Pair, is_imported
+from analogy.core.errors import StoreError
+from analogy.core.files import check_own, write_atomically
+from analogy.core.images import Images, to_png
+from analogy.core.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
-from analogy.store import RunFolder
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid, Job, Role, pairs_digest
 
 #: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128

@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from analogy.files import check_output, write_output
-from analogy.records import is_imported
+from analogy.core.files import check_output, write_output
+from analogy.core.records import is_imported
 from analogy.report import plots
 from analogy.report.answer import answer, facts, may_conclude, may_not_conclude
 from analogy.report.figures import (

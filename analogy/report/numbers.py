@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
-from analogy.records import Verdict
+from analogy.core.records import Verdict
 
 #: A symbol for each verdict, where its word does not fit.
 SYMBOLS = {

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.errors import FieldError
-from analogy.files import is_device, write_output
+from analogy.core.errors import FieldError
+from analogy.core.files import is_device, write_output
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,7 +36,7 @@ def picture_format(path: Path) -> str:
 
 
 def save(drawing: Image.Image, path: Path) -> None:
-    """Save a drawing as :func:`analogy.files.write_output` writes. Raises ``OSError``."""
+    """Save a drawing as :func:`analogy.core.files.write_output` writes. Raises ``OSError``."""
     stream = io.BytesIO()
     drawing.save(stream, picture_format(path), optimize=True)
     write_output(path, stream.getvalue())

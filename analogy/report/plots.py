@@ -21,7 +21,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analogy.text import printable
+from analogy.core.text import printable
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767f89"
 INK, FAINT = "#1b1f24", "#d5dae0"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from analogy.options import OPTIONS, csv_list
-from analogy.records import IMPORTED, is_imported
+from analogy.core.records import IMPORTED, is_imported
+from analogy.core.text import analogy_command, command_line
 from analogy.results.model import Header, Results, Settings
-from analogy.text import analogy_command, command_line
+from analogy.settings.options import OPTIONS, csv_list
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analogy.grid import Role, once, targets_of
-from analogy.images import Images
-from analogy.records import UNSTEERED, Pair, plain
-from analogy.study import Study
+from analogy.core.images import Images
+from analogy.core.records import UNSTEERED, Pair, plain
+from analogy.store.grid import Role, once, targets_of
+from analogy.studies.study import Study
 
 LARGE, EDGE, SPACE, MAX_LINES = 192, 28, 14, 4
 """Of one pair's strip: an image, the edge, between images; the lines that a prompt may have."""

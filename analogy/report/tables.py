@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from analogy.core.records import Estimate
 from analogy.grid_metrics import shown_metrics
-from analogy.records import Estimate
 from analogy.report.gallery import Gallery
 from analogy.report.numbers import (
     number,

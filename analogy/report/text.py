@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analogy.core.records import Cell, Estimate, Verdict
+from analogy.core.text import display_width, padded, printable, shortened
 from analogy.grid_metrics import Absent, Input, Per
-from analogy.records import Cell, Estimate, Verdict
 from analogy.results.model import Analysis, CellFigures, Mean, Pool
 from analogy.statistics.values import MIN_DECISIVE
-from analogy.text import display_width, padded, printable, shortened
 
 if TYPE_CHECKING:
-    from analogy.grid import Job
-    from analogy.methods import Difference, MethodComparison
-    from analogy.quality import Quality
+    from analogy.store.grid import Job
+    from analogy.studies.method_comparison import Difference, MethodComparison
+    from analogy.studies.quality import Quality
 
 _HEAD = (
     f"{'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from analogy.errors import AnalogyError
-from analogy.files import PlaceError, check_output, write_output
+from analogy.core.errors import AnalogyError
+from analogy.core.files import PlaceError, check_output, write_output
+from analogy.core.records import Cell, Verdict
 from analogy.models.places import EMBEDDED, shipped
-from analogy.records import Cell, Verdict
 from analogy.results.comparison import setting_differences
 from analogy.results.model import Header, Results
 from analogy.results.reading import RecordedError, ResultsFile, read

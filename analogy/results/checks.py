@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from analogy.fields import ALPHA_LIMIT, MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_TEXT, shown
-from analogy.records import MARGIN_LIMIT, Verdict
+from analogy.core.fields import ALPHA_LIMIT, MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_TEXT, shown
+from analogy.core.records import MARGIN_LIMIT, Verdict
+from analogy.core.strict_json import is_integer, is_number
+from analogy.core.text import is_printable
 from analogy.results.model import Machine
-from analogy.strict_json import is_integer, is_number
-from analogy.text import is_printable
 
 T = TypeVar("T")
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from analogy.fields import ALPHA_LIMIT, shown
+from analogy.core.fields import ALPHA_LIMIT, shown
+from analogy.core.records import MARGIN_LIMIT, Cell, Estimate, ItemLevel, Trend, Verdict
+from analogy.core.strict_json import is_integer
 from analogy.grid_metrics import described
-from analogy.records import MARGIN_LIMIT, Cell, Estimate, ItemLevel, Trend, Verdict
 from analogy.results import checks
 from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
 from analogy.results.model import (
@@ -24,7 +25,6 @@ from analogy.results.model import (
     QualityFigures,
     TargetFigures,
 )
-from analogy.strict_json import is_integer
 
 # A recorded mean may differ from its items' by their order in the sum, and by nothing else.
 _SAME_MEAN = 1e-6

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from analogy.grid_metrics import Described
-from analogy.records import (
+from analogy.core.records import (
     SIGNIFICANCE,
     Cell,
     Compared,
@@ -24,6 +23,7 @@ from analogy.records import (
     Trend,
     Verdict,
 )
+from analogy.grid_metrics import Described
 
 RESULTS_VERSION = 2
 """The schema version that is written and read."""
@@ -49,7 +49,8 @@ class Ceiling(Figures):
     - `change`, `change_low`, `change_high`: mean difference of the two, paired by pair;
     - `auc`: of the margin as a detector of the true attribute, drawings of targets against drawings
       of sources, in 0..1, with one threshold for all pairs; 0.5 is chance;
-    - `is_blind`: the judge does not see the true change; see :func:`analogy.ceiling.ceiling`.
+    - `is_blind`: the judge does not see the true change; see
+      :func:`analogy.studies.ceiling.ceiling`.
 
     A figure that does not exist (an interval of one pair) is NaN.
     """
@@ -397,7 +398,8 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run's results. ``unread``, ``unsteered``: ids of pairs, as of :class:`analogy.study.Study`.
+    """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
+    :class:`analogy.studies.study.Study`.
 
     ``peak_memory_bytes``: of a CUDA device, None elsewhere.
     """

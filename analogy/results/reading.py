@@ -1,9 +1,10 @@
 """Results read from JSON and checked: the one format of runs and of baselines.
 
 A baseline is a ``results.json`` (schema version 2). A run folder shows one results file as
-``RUN/results.json``; :mod:`analogy.kept` decides which. A file may come from anywhere. Values that
-decide something are checked strictly, and the only error is :class:`RecordedError`. Other figures
-are only shown, and earlier suites may lack them: they count as missing if they are invalid.
+``RUN/results.json``; :mod:`analogy.results.kept` decides which. A file may come from anywhere.
+Values that decide something are checked strictly, and the only error is :class:`RecordedError`.
+Other figures are only shown, and earlier suites may lack them: they count as missing if they are
+invalid.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from analogy.errors import AnalogyError
-from analogy.fields import shown
-from analogy.records import RunConfig
+from analogy.core.errors import AnalogyError
+from analogy.core.fields import shown
+from analogy.core.records import RunConfig
+from analogy.core.strict_json import is_integer, parse
+from analogy.core.text import command_line
 from analogy.results import checks
 from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
 from analogy.results.figures import analysis_of, failures_of, quality_of
@@ -32,8 +35,6 @@ from analogy.results.model import (
     Subject,
     Throughput,
 )
-from analogy.strict_json import is_integer, parse
-from analogy.text import command_line
 
 MAX_FILE_BYTES = 64_000_000
 """A larger file is refused before it is read; the full grid's is under 1 MB."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from analogy.files import write_output
-from analogy.records import Estimate, plain
+from analogy.core.files import write_output
+from analogy.core.records import Estimate, plain
+from analogy.core.strict_json import encoded as encoded_json
 from analogy.results.model import (
     RESULTS_VERSION,
     Analysis,
@@ -21,7 +22,6 @@ from analogy.results.model import (
     Results,
     TargetFigures,
 )
-from analogy.strict_json import encoded as encoded_json
 
 JsonObject = dict[str, object]
 """A JSON object; its keys are written in their order."""
@@ -30,7 +30,7 @@ JsonObject = dict[str, object]
 def write_results(results: Results, path: Path) -> None:
     """Write results as strict JSON, atomically: a reader sees the old file or the new one.
 
-    ``path`` may be a device or a link to a file (:func:`analogy.files.write_output`).
+    ``path`` may be a device or a link to a file (:func:`analogy.core.files.write_output`).
     """
     write_output(path, encoded(results))
 

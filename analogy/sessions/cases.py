@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from analogy.grid import Job
+from analogy.core.records import Cell
 from analogy.grid_metrics import Per
-from analogy.records import Cell
 from analogy.sessions import findings
 from analogy.sessions.findings import Finding
 from analogy.sessions.session import Session
+from analogy.store.grid import Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from analogy.core.records import Cell, Estimate, Verdict
 from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
-from analogy.records import Cell, Estimate, Verdict
 from analogy.report import text
-from analogy.request import RunRequest
 from analogy.results import comparison
 from analogy.results.model import Mean
 from analogy.sessions.session import Session
+from analogy.settings.request import RunRequest
 
 
 class CaseOutcome(Enum):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analogy import kept
 from analogy.results import baseline as baselines
+from analogy.results import kept
 from analogy.results.comparison import Comparison, compare
 from analogy.results.model import Results
 from analogy.sessions.requirements import outputs

@@ -13,19 +13,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.errors import AnalogyError, ModelError, OptionError, StoreError
-from analogy.files import PlaceError, check_output, is_device
+from analogy.core.errors import AnalogyError, ModelError, OptionError, StoreError
+from analogy.core.files import PlaceError, check_output, is_device
+from analogy.core.records import Limit, Pair
 from analogy.grid_metrics import Input, chosen_metrics
-from analogy.kept import prepare
 from analogy.models.places import EMBEDDED, shipped
-from analogy.pairs import PairsError, PairsWarning, load_pairs, select
-from analogy.records import Limit, Pair
-from analogy.request import RunRequest
+from analogy.results.kept import prepare
 from analogy.results.model import RESULTS_NAME
+from analogy.settings.pairs import PairsError, PairsWarning, load_pairs, select
+from analogy.settings.request import RunRequest
 from analogy.writers.base import WRITERS, NeedsPackages, Output
 
 if TYPE_CHECKING:
-    from analogy.study import Study
+    from analogy.studies.study import Study
 
 BASELINE = "baseline"
 """What a case of the regression gate measures; other cases measure metrics, by their names."""
@@ -207,7 +207,7 @@ def check_writer(flag: str, name: str) -> None:
 
 def _check_quality(request: RunRequest) -> None:
     """Refuse reference images or weights that are missing or cannot be used."""
-    from analogy.images import ImageError, check_images, image_files
+    from analogy.core.images import ImageError, check_images, image_files
 
     if request.reference is not None:
         try:

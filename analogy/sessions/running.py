@@ -6,15 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from analogy.engine import Progress, no_progress
-from analogy.errors import AnalogyError, ExitCode, ModelError
-from analogy.grid import Job
-from analogy.memory import memory_said
+from analogy.core.errors import AnalogyError, ExitCode, ModelError
+from analogy.generation.engine import Progress, no_progress
+from analogy.models.memory import memory_said
 from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
 from analogy.sessions.findings import CaseOutcome, unmeasured
 from analogy.sessions.outputs import write_outputs
 from analogy.sessions.session import Session
+from analogy.store.grid import Job
 
 
 @dataclass(slots=True)

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analogy.errors import ModelError, OptionError
+from analogy.core.errors import ModelError, OptionError
+from analogy.core.images import ImageError
+from analogy.core.records import Cell, Limit, Pair
 from analogy.grid_metrics import Absent
-from analogy.images import ImageError
-from analogy.judges import FeatureEncoder
+from analogy.judges.base import FeatureEncoder
 from analogy.metrics import Lpips
-from analogy.quality import References, no_features
-from analogy.records import Cell, Limit, Pair
-from analogy.request import RunRequest
 from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
-from analogy.study import Study
+from analogy.settings.request import RunRequest
+from analogy.studies.quality import References, no_features
+from analogy.studies.study import Study
 from analogy.world.drawings import drawings
 
 if TYPE_CHECKING:
-    from analogy.kept import Kept
     from analogy.results.comparison import Change
+    from analogy.results.kept import Kept
     from analogy.results.model import Results
 
 # What must equal the shipped baseline's before a run is compared with it by default.

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from analogy.models import defaults
 from analogy.models.places import shipped
-from analogy.pairs import named
 from analogy.report import text
 from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
-from analogy.study import Study
+from analogy.settings.pairs import named
+from analogy.studies.study import Study
 
 
 def interrupted(session: Session) -> str:

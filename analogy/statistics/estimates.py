@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analogy.records import SIGNIFICANCE, Estimate, ItemLevel, Trend, Verdict
+from analogy.core.records import SIGNIFICANCE, Estimate, ItemLevel, Trend, Verdict
 from analogy.statistics.bootstrap import Method, bootstrap_ci, bootstrap_test
 from analogy.statistics.power import effect_size, min_detectable, pairs_needed
 from analogy.statistics.tests import (

@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from analogy.records import Need as Need  # part of what a method is
-from analogy.records import RunConfig
-from analogy.registry import ExtensionError, Registry
+from analogy.core.records import Need as Need  # part of what a method is
+from analogy.core.records import RunConfig
+from analogy.core.registry import ExtensionError, Registry
 
 if TYPE_CHECKING:
     from analogy.steering.conditioning import Conditioning, Edit, Words

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from analogy.core.words import folded
 from analogy.steering.base import Need, steering_method
 from analogy.steering.conditioning import Conditioning, Edit, mean
-from analogy.words import folded
 
 
 @steering_method(Need.WORDS)

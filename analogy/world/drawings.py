@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analogy.grid import content, digest
-from analogy.records import Pair
+from analogy.core.records import Pair
+from analogy.store.grid import content, digest
 from analogy.world import CaptionError, Scene, read, render
 from analogy.world.scene import TYPICAL_COLOR
 

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from analogy.errors import AnalogyError
-from analogy.registry import ExtensionError, Registry, UnknownNameError
+from analogy.core.errors import AnalogyError
+from analogy.core.registry import ExtensionError, Registry, UnknownNameError
 
 if TYPE_CHECKING:
     from analogy.results.comparison import Comparison
@@ -45,7 +45,8 @@ class Writer(Protocol):
     suffixes: tuple[str, ...]
 
     def write(self, results: Results, path: Path, context: Context) -> None:
-        """Write the file. :func:`analogy.files.write_output` replaces an old one when all is there.
+        """Write the file. :func:`analogy.core.files.write_output` replaces an old one when all is
+        there.
 
         Raises ``OSError`` or an ``AnalogyError`` if it cannot be written.
         """

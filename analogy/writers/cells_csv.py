@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from analogy.files import write_output
+from analogy.core.files import write_output
 from analogy.results.model import CellFigures, Results
 from analogy.writers.base import Context
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analogy.files import write_output
-from analogy.records import Estimate, Verdict
+from analogy.core.files import write_output
+from analogy.core.records import Estimate, Verdict
+from analogy.core.text import printable
 from analogy.report.answer import answer
 from analogy.report.numbers import counted, interval, p_value, signed, verdict_name, words
 from analogy.results.model import CellFigures, Results
-from analogy.text import printable
 from analogy.writers.base import Context
 
 if TYPE_CHECKING:

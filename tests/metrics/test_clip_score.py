@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torchmetrics.functional.multimodal import clip_score as torchmetrics_clip_score
 
-from analogy.images import to_tensor
+from analogy.core.images import to_tensor
 from analogy.metrics import (
     TruncationWarning,
     clip_score,

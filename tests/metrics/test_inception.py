@@ -10,8 +10,8 @@ import torch
 from extras import extra
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from analogy.errors import ModelError
-from analogy.images import to_tensor
+from analogy.core.errors import ModelError
+from analogy.core.images import to_tensor
 from analogy.metrics import Inception
 from analogy.metrics.inception import clean_resize
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from analogy.errors import ModelError
+from analogy.core.errors import ModelError
 from analogy.metrics import Lpips, lpips, psnr, ssim
 from analogy.metrics.perceptual import _SMALLEST
 

@@ -347,7 +347,7 @@ def test_only_the_published_judge_is_plain_cmmd(judge, two_kinds):
 
 
 def test_the_published_judge_is_one_of_open_clips():
-    from analogy.clip import find_judge
+    from analogy.judges.open_clip import find_judge
 
     assert find_judge(*CMMD_JUDGE.split("/")).fingerprint == CMMD_JUDGE
 

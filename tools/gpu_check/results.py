@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from analogy.files import write_atomically
+from analogy.core.files import write_atomically
 
 Value = float | int | str | bool
 

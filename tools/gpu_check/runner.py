@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analogy.files import write_atomically
+from analogy.core.files import write_atomically
 from tools.gpu_check.results import Figure, Machine, Report, State, Step, Value
 
 #: Seconds for all steps together: under nine minutes, of the ten that a command has.
@@ -170,7 +170,7 @@ def _machine() -> Machine:
     import torch
 
     from analogy.models.defaults import machine
-    from analogy.provenance import package_versions
+    from analogy.studies.provenance import package_versions
 
     is_cuda = torch.cuda.is_available()
     said = machine("cuda" if is_cuda else "cpu")
@@ -184,6 +184,6 @@ def _machine() -> Machine:
 
 
 def _commit() -> str:
-    from analogy.provenance import commit_of
+    from analogy.studies.provenance import commit_of
 
     return commit_of(Path(__file__).resolve().parents[2]) or "unknown"

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analogy.clip import Judge, find_judge
-from analogy.engine import Setup
-from analogy.generator import Generator, latents_for
-from analogy.grid import Grid
-from analogy.memory import GIB
+from analogy.core.records import Pair, RunConfig
+from analogy.generation.engine import Setup
+from analogy.generation.worker import Worker
+from analogy.judges.open_clip import Judge, find_judge
 from analogy.metrics import psnr
 from analogy.models.folders import native_size
+from analogy.models.generator import Generator, latents_for
 from analogy.models.loading import load_pipeline
+from analogy.models.memory import GIB
 from analogy.models.places import ModelSource, shipped
 from analogy.models.sources import find_pipeline
-from analogy.pairs import load_pairs, select
-from analogy.records import Pair, RunConfig
-from analogy.request import RunRequest, request_of
-from analogy.study import Study
-from analogy.work import Worker
+from analogy.settings.pairs import load_pairs, select
+from analogy.settings.request import RunRequest, request_of
+from analogy.store.grid import Grid
+from analogy.studies.study import Study
 from tools import ssd1b
 from tools.gpu_check.runner import NotRunError, Plan, Recorder
 from tools.side_by_side import Row

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from analogy.engine import GeneratedBatch, ReadPngs, Results, ScoredBatch
-from analogy.grid import AnyJob, Job
-from analogy.serial import Serial
+from analogy.generation.engine import GeneratedBatch, ReadPngs, Results, ScoredBatch
+from analogy.generation.serial import Serial
+from analogy.store.grid import AnyJob, Job
 
 
 class NamedEngine(Serial):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analogy.families import SDXL, Sampling
+from analogy.models.families import SDXL, Sampling
 
 
 class PerturbedSDXL(SDXL):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.images import Images
+from analogy.core.images import Images
 
 
 class WarmthJudge:

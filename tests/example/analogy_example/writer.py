@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from analogy.files import write_output
+from analogy.core.files import write_output
 from analogy.results.model import Results
 from analogy.writers.base import Context
 

@@ -1,0 +1,171 @@
+"""One check for each field of a run's configuration.
+
+The request that a user makes and the configuration that is kept with a run both use these checks.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from analogy.core.errors import FieldError
+from analogy.core.text import is_printable
+
+ALPHA_LIMIT = 5.0
+"""Largest |alpha| accepted: far outside anything that still gives an image."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of the number formats a model may compute in."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
+
+MAX_COUNT = 10**9
+"""Largest number of steps, pairs, images at once or workers: beyond any run."""
+
+MAX_GUIDANCE = 1e6
+"""Largest guidance scale: beyond any that still gives an image."""
+
+MAX_TEXT = 10_000
+"""Most characters of a name or a path."""
+
+MAX_SIZE = 16_384
+"""Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
+
+Check = Callable[[str, Any], None]
+"""Raises ``FieldError`` if a field of this name must not have this value."""
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short and on one line, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # an integer with more digits than Python prints
+        return "a value that is too long to show"
+
+
+def check_text(name: str, value: Any) -> None:
+    """A non-empty string, such as a path."""
+    if not isinstance(value, str) or not value.strip():
+        raise FieldError(place=name, expected="a non-empty string", got=shown(value))
+    if len(value) > MAX_TEXT or "\0" in value:
+        expected = f"at most {MAX_TEXT:,} characters and no NUL"
+        raise FieldError(place=name, expected=expected, got=shown(value))
+
+
+def check_name(name: str, value: Any) -> None:
+    """A text that results hold and readers show: no control characters."""
+    check_text(name, value)
+    if not is_printable(value):
+        expected = "a text without control characters"
+        raise FieldError(place=name, expected=expected, got=shown(value))
+
+
+def check_switch(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise FieldError(place=name, expected="true or false", got=shown(value))
+
+
+def check_integer(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
+    """An integer from ``low`` to ``high``."""
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not low <= value <= high:
+        expected = f"an integer in {low}..{high}"
+        raise FieldError(place=name, expected=expected, got=shown(value))
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """A finite number from ``low`` to ``high``."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:  # false for NaN
+        expected = f"a finite number from {low:g} to {high:g}"
+        raise FieldError(place=name, expected=expected, got=shown(value))
+
+
+def check_size(name: str, value: Any) -> None:
+    """Pixels a side: a multiple of 8."""
+    check_integer(name, value, 8)
+    if value % 8:
+        raise FieldError(place=name, expected="a multiple of 8 pixels", got=str(value))
+    if value > MAX_SIZE:
+        raise FieldError(place=name, expected=f"at most {MAX_SIZE:,} pixels", got=f"{value:,}")
+
+
+def _check_alpha(name: str, value: Any) -> None:
+    check_number(name, value, -ALPHA_LIMIT, ALPHA_LIMIT)
+    if value == 0:
+        raise FieldError(
+            place=name,
+            expected="strengths other than 0",
+            got=repr(value),
+            advice="alpha 0 (unsteered) is always in the grid, so leave it out",
+        )
+
+
+def _check_seed(name: str, value: Any) -> None:
+    check_integer(name, value, 0, MAX_SEED)
+
+
+def _check_count(name: str, value: Any) -> None:
+    check_integer(name, value, 1)
+
+
+def _check_guidance(name: str, value: Any) -> None:
+    check_number(name, value, 0.0, MAX_GUIDANCE)
+
+
+def _check_memory(name: str, value: Any) -> None:
+    check_number(name, value, 0.0, MAX_COUNT)
+
+
+def one_of(names: tuple[str, ...]) -> Check:
+    """One of some names."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in names:
+            raise FieldError(place=name, expected=f"one of {', '.join(names)}", got=repr(value))
+
+    return check
+
+
+def each(check: Check) -> Check:
+    """A non-empty tuple of different values that all pass ``check``."""
+
+    def check_each(name: str, values: Any) -> None:
+        if not isinstance(values, tuple) or not values:
+            raise FieldError(place=name, expected="a non-empty tuple", got=shown(values))
+        for value in values:
+            check(name, value)
+        if len(set(values)) < len(values):
+            raise FieldError(place=name, expected="each value once", got=shown(values))
+
+    return check_each
+
+
+CHECKS: Mapping[str, Check] = {
+    "model": check_text,  # these may be paths
+    "clip_model": check_text,
+    "pairs": check_text,
+    "lora": check_text,
+    "method": check_name,
+    "device": check_name,
+    "engine": check_name,
+    "clip_pretrained": check_name,
+    "ray_address": check_name,
+    "categories": each(check_name),
+    "alphas": each(_check_alpha),
+    "seeds": each(_check_seed),
+    "steps": _check_count,
+    "guidance": _check_guidance,
+    "size": check_size,
+    "dtype": one_of(DTYPES),
+    "batch_size": _check_count,
+    "num_workers": _check_count,
+    "memory": _check_memory,
+    "limit": _check_count,
+    "control": check_switch,
+    "target": check_switch,
+}
+"""The fields of a configuration in the order in which they are checked."""

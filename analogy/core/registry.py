@@ -1,0 +1,126 @@
+"""Tables of what can be chosen by name: built-in entries and those of the user's packages.
+
+A seam of the suite (steering methods, metrics, judges, model families, engines, writers) is one
+protocol and one :class:`Registry`. A package adds an entry by an entry point of the registry's
+group; code outside packages is named as ``package.module:attribute``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from analogy.core.errors import AnalogyError
+
+T = TypeVar("T")
+
+_SPEC = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class UnknownNameError(AnalogyError, ValueError):
+    """A name that is neither built in nor added by an installed package."""
+
+
+class ExtensionError(AnalogyError, ValueError):
+    """A named object cannot be imported, or does not implement its seam's protocol."""
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """Names of one seam, and the objects that they stand for.
+
+    - ``kind``: what the objects are, for messages, such as ``method``;
+    - ``group``: the entry points' group, such as ``analogy.methods``;
+    - ``builtin``: name to ``package.module:attribute``; imported when it is asked for, so that
+      names can be listed and checked without torch;
+    - ``protocol``: a runtime-checkable protocol or a class that every object is an instance of.
+    """
+
+    kind: str
+    group: str
+    builtin: Mapping[str, str]
+    protocol: type[T]
+
+    def names(self) -> tuple[str, ...]:
+        """The available names: built-in ones first, then those of installed packages."""
+        added = sorted(self._added().keys() - self.builtin.keys())
+        return (*self.builtin, *added)
+
+    def check(self, name: str) -> str:
+        """``name`` if it can be chosen; imports nothing.
+
+        Raises ``UnknownNameError``, which gives the nearest name. A ``package.module:attribute`` is
+        taken as it is.
+        """
+        if name in self.builtin or is_spec(name) or name in self._added():
+            return name
+        near = get_close_matches(name, self.names(), n=1)
+        raise UnknownNameError(
+            expected=f"one of {', '.join(self.names())}, or package.module:name",
+            got=repr(name),
+            advice=f"did you mean {near[0]!r}?" if near else None,
+        )
+
+    def get(self, name: str) -> T:
+        """The object that ``name`` stands for.
+
+        Raises ``UnknownNameError`` if there is none, ``ExtensionError`` if it cannot be imported or
+        is no ``protocol``.
+        """
+        self.check(name)
+        spec = self.builtin.get(name) or self._added().get(name, name)
+        found = _imported(self.kind, name, spec)
+        if not isinstance(found, self.protocol):
+            raise ExtensionError(
+                place=f"{self.kind} {name}",
+                expected=f"an object with what {self.protocol.__name__} asks for",
+                got=f"{type(found).__name__} from {spec}",
+                advice="see docs/extending.md",
+            )
+        return found
+
+    def is_builtin(self, name: str) -> bool:
+        """True if ``name`` stands for an object of the suite's own."""
+        return name in self.builtin
+
+    def is_installed(self, name: str) -> bool:
+        """True if ``name`` is built in or added by an installed package: nothing else is imported
+        for it than what is installed.
+        """
+        return name in self.builtin or name in self._added()
+
+    def _added(self) -> Mapping[str, str]:
+        return _installed(self.group)
+
+
+def is_spec(name: str) -> bool:
+    """True if ``name`` is of the form ``package.module:attribute``."""
+    return _SPEC.fullmatch(name) is not None
+
+
+@cache
+def _installed(group: str) -> Mapping[str, str]:
+    """Entry points of installed packages: name to ``package.module:attribute``."""
+    return {entry.name: entry.value for entry in entry_points(group=group)}
+
+
+def _imported(kind: str, name: str, spec: str) -> object:
+    module, _, attribute = spec.partition(":")
+    try:
+        found: object = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever the module does when it is imported
+        raise ExtensionError(
+            place=f"{kind} {name}",
+            expected=f"{spec} to be importable",
+            got=f"{type(error).__name__}: {error}",
+            advice="install its package, or check the name",
+        ) from error
+    return found

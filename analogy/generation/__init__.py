@@ -1,0 +1,1 @@
+"""The work of a run: engines, and what a worker does with a batch."""

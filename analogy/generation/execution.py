@@ -1,0 +1,199 @@
+"""Runs an engine for a run folder: missing images are generated, new images are scored.
+
+Engines return results in the order of the batches; the process that owns the run folder writes
+them. :mod:`analogy.generation.engine` defines an engine, :mod:`analogy.core.engines` lists those
+available.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from analogy.core.engines import ENGINES
+from analogy.generation.engine import Engine, EngineFactory, Progress, Setup, no_progress
+from analogy.generation.worker import Worker, changed_alike
+from analogy.judges.base import Judge
+from analogy.models.memory import memory_said
+from analogy.store.folder import RunFolder
+from analogy.store.grid import AnyJob, Job, W
+
+#: Images that are read and scored at a time, and their pixels: 200 MB of them.
+SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
+
+
+class Execution:
+    """The work of one run, into its folder. Models are loaded when they are first needed.
+
+    ``engine``: makes what does the work; None for the engine that the configuration names.
+    ``worker``: this process's own, if it has models that others use as well. Raises
+    ``UnknownNameError`` if the configuration names an engine that does not exist.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        folder: RunFolder,
+        *,
+        engine: EngineFactory | None = None,
+        worker: Worker | None = None,
+    ) -> None:
+        ENGINES.check(setup.config.engine)
+        self._setup = setup
+        self._folder = folder
+        self._make_engine = engine
+        self._own_worker = worker
+        self._failed: set[str] = set()  # keys of images that failed here, not to be tried again
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """The local worker; on the CPU if this process has no GPU and the other workers do."""
+        if self._own_worker is not None:
+            return self._own_worker
+        setup = self._setup
+        if setup.config.engine != "serial" and not torch.cuda.is_available():
+            setup = replace(setup, config=replace(setup.config, device="cpu"))
+        return Worker(setup)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine, started at its first use."""
+        make: EngineFactory = self._make_engine or ENGINES.get(self._setup.config.engine)
+        return make(self._setup, self._worker)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge, in this process."""
+        with memory_said("loading the judge"):
+            return self._worker.judge
+
+    @property
+    def _judge(self) -> str:
+        """The judge's fingerprint."""
+        if self._setup.judge is None:
+            raise TypeError("a run without a judge scores nothing")
+        return self._setup.judge.fingerprint
+
+    def prepare(self, jobs: Iterable[Job]) -> None:
+        """Load only what these jobs need; nothing if all of them are done.
+
+        Called before the work, so that a model or judge that cannot be loaded costs no image.
+        Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
+        """
+        jobs = list(jobs)
+        generates = bool(self.missing(jobs))
+        with memory_said("loading the models"):
+            if generates:
+                self.engine.prepare()
+            if generates or self._folder.without_score(jobs, self._judge):
+                self.engine.prepare_judge()
+
+    def prepare_judge(self) -> None:
+        """Load the judge where images are scored, so that it is not timed."""
+        self.engine.prepare_judge()
+
+    def missing(self, jobs: Iterable[W]) -> list[W]:
+        """The jobs that have no image and have not failed in this process."""
+        return [job for job in self._folder.without_image(jobs) if job.key not in self._failed]
+
+    def generate(
+        self,
+        jobs: Iterable[AnyJob],
+        progress: Progress = no_progress,
+        *,
+        ahead: Iterable[Iterable[AnyJob]] = (),
+    ) -> None:
+        """Generate the images that are missing, in batches of any pairs, alphas and seeds.
+
+        Each batch is kept as soon as it is done. A failed image is kept as failed, and tried again
+        by another run only. ``ahead``: what will be asked for next; an engine of several workers
+        generates it along with ``jobs``, in the same batches as it would be later.
+        """
+        with memory_said("generating"):
+            self._generate(jobs, progress, ahead)
+
+    def _generate(
+        self, jobs: Iterable[AnyJob], progress: Progress, ahead: Iterable[Iterable[AnyJob]]
+    ) -> None:
+        groups = [list(jobs)]
+        if not self.missing(groups[0]):
+            return  # what is ahead is asked for in its turn
+        capacity = self.engine.prepare()
+        if capacity.looks_ahead:
+            groups += [list(group) for group in ahead]
+        left = {job.key: job for job in self.missing(job for group in groups for job in group)}
+        batches = [
+            batch
+            for group in groups
+            for alike in changed_alike(left.pop(job.key) for job in group if job.key in left)
+            for batch in even_batches(alike, capacity.batch_size)
+        ]
+        clock = time.perf_counter()
+        with closing(self.engine.generate(batches)) as results:
+            for batch, generated, worker in results:
+                now = time.perf_counter()
+                self._folder.add_pngs(
+                    batch,
+                    generated.pngs,
+                    now - clock,
+                    faults=generated.faults,
+                    peak_bytes=generated.peak_bytes,
+                    worker=None
+                    if worker is None
+                    else (worker, generated.seconds / capacity.at_once),
+                )
+                clock = now
+                self._failed |= {batch[i].key for i in generated.faults}
+                progress(len(batch))
+
+    def score(self, jobs: Iterable[Job]) -> int:
+        """Score the images that this judge has not scored; returns their number."""
+        with memory_said("scoring"):
+            return self._score(jobs)
+
+    def _score(self, jobs: Iterable[Job]) -> int:
+        missing = self._folder.without_score(jobs, self._judge)
+        if not missing:
+            return 0  # and no engine is started
+        size = min(SCORE_BATCH, max(SCORE_PIXELS // self._setup.config.size**2, 1))
+        batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+
+        def read(batch: Sequence[Job]) -> list[bytes]:
+            return [self._folder.read_png(job) for job in batch]
+
+        clock = time.perf_counter()
+        with closing(self.engine.score(batches, read)) as results:
+            for batch, scored, _ in results:
+                now = time.perf_counter()
+                self._folder.add_scores(
+                    batch, self._judge, scored.cosines, now - clock, features=scored.features
+                )
+                clock = now
+        return len(missing)
+
+    def close(self) -> None:
+        """Release the workers, if there are any."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+            del self.engine
+
+
+def even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:
+    """The fewest batches of at most ``size``; their sizes differ by at most one.
+
+    What is left after some of them is divided just the same, so that a run that was killed goes on
+    with the batches of one that was not: rounding depends on a batch's size.
+    """
+    batches = []
+    start = 0
+    while start < len(jobs):
+        left = len(jobs) - start
+        count = -(-left // size)
+        batches.append(jobs[start : start + -(-left // count)])
+        start += len(batches[-1])
+    return batches

@@ -1,0 +1,442 @@
+"""The work of a run, one batch at a time: a worker holds the models, here or in a Ray actor."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analogy.core.errors import ModelError, StoreError
+from analogy.core.images import ImageError, Images, from_png, to_png
+from analogy.core.records import Pair, RunConfig
+from analogy.core.registry import ExtensionError
+from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
+from analogy.judges.margin import cosine
+from analogy.judges.open_clip import Features
+from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
+from analogy.models.loading import load_pipeline
+from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
+from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
+from analogy.steering.conditioning import Conditioning, Edit, Words
+from analogy.store.folder import stacked
+from analogy.store.grid import AnyJob, Job, PromptJob, W
+
+#: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
+#: encodes its own.
+MOST_TEXTS = 4096
+
+
+class Worker:
+    """Holds the models of one run, each loaded at its first use, and processes batches.
+
+    It knows no run folder. What it makes of a batch depends on that batch alone: not on its
+    process, its threads, or what it did before. ``generate`` may be called by several threads.
+
+    ``generator``: gives one that is loaded already and has other uses, so that its text encoders
+    stay; None to load ``setup.model``.
+    """
+
+    def __init__(self, setup: Setup, *, generator: Callable[[], Generator] | None = None) -> None:
+        self._setup = setup
+        self._given = generator
+        self._score_in_parts = InParts(sys.maxsize)  # whole batches, until memory runs out
+
+    def prepare(self) -> Capacity:
+        """Load the generator. Call this before any thread generates."""
+        generators = self._pool.generators
+        return Capacity(generators[0].batch_size, len(generators))
+
+    def prepare_judge(self) -> None:
+        """Load the judge."""
+        self.judge  # noqa: B018
+
+    def generate(self, jobs: Sequence[AnyJob]) -> GeneratedBatch:
+        """Generate one batch."""
+        made, seconds = self._pool(jobs)
+        pngs = [None if i in made.faults else to_png(im) for i, im in enumerate(made.images)]
+        device = self._setup.config.device
+        peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
+        return GeneratedBatch(pngs, made.faults, seconds, peak)
+
+    def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
+        """Score one batch: the images of these jobs, as PNG files."""
+        judge = self.judge
+
+        def images(part: slice) -> Images:
+            try:
+                decoded = [from_png(png) for png in pngs[part]]
+            except ImageError as error:
+                raise StoreError(
+                    f"images of the run: expected PNG files, got one that cannot be decoded "
+                    f"({error}); repair the run folder with: python -m analogy verify RUN --repair"
+                ) from error
+            return stacked(decoded, jobs[part])
+
+        if not isinstance(judge, FeatureEncoder):
+
+            def score(part: slice) -> NDArray[np.float32]:
+                return self._scores(judge, images(part), jobs[part])
+
+            target, source = np.concatenate(self._score_in_parts(score, len(pngs))).T
+            return ScoredBatch(_with_margins(target, source), None)
+
+        def features_of(part: slice) -> Features:
+            return judge.image_features(images(part))
+
+        features = np.concatenate(self._score_in_parts(features_of, len(pngs)))
+        return ScoredBatch(self._cosines(judge, jobs, features), features)
+
+    def _scores(self, judge: Judge, images: Images, jobs: Sequence[Job]) -> NDArray[np.float32]:
+        """A judge's scores of the target and the source prompt, ``(n, 2)``, in -1..1."""
+        columns = []
+        for prompts in (
+            [job.pair.target_prompt for job in jobs],
+            [job.pair.source_prompt for job in jobs],
+        ):
+            column = np.asarray(judge.score(images, prompts), dtype=np.float32)
+            if column.shape != (len(jobs),) or not (np.abs(column) <= 1.0).all():
+                raise ModelError(
+                    f"judge {self._found_judge.fingerprint}: expected a score in -1..1 for each "
+                    f"of {len(jobs)} images, got the shape {column.shape}"
+                    + (f", {column.min()} to {column.max()}" if column.size else "")
+                )
+            columns.append(column)
+        return np.stack(columns, axis=1)
+
+    def _cosines(
+        self, judge: FeatureEncoder, jobs: Sequence[Job], features: Features
+    ) -> list[tuple[float, float, float]]:
+        target = cosine(features, judge.text_features([j.pair.target_prompt for j in jobs]))
+        source = cosine(features, judge.text_features([j.pair.source_prompt for j in jobs]))
+        return _with_margins(target, source)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge, loaded at its first use."""
+        return self._found_judge.load(self._setup.config.device)
+
+    @property
+    def _found_judge(self) -> FoundJudge:
+        if self._setup.judge is None:
+            raise ModelError("expected a judge to score with, got a run that has none")
+        return self._setup.judge
+
+    @cached_property
+    def _pool(self) -> GeneratorPool:
+        """One generator for each batch in progress."""
+        setup, config = self._setup, self._setup.config
+        first = self._loaded() if self._given is None else self._given()
+        encoded = Encoded(first, setup, is_shared=self._given is not None)
+        if self._given is None and config.batch_size is None:
+            fit_batch_size(first, config.device, config.memory)
+        shape = first.latent_shape
+        fitted = Fitted()
+
+        def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
+            texts_of_jobs = encoded.of(jobs)
+            conditionings = [conditioning(job, setup.pairs, texts_of_jobs, fitted) for job in jobs]
+            return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
+
+        return GeneratorPool(side_by_side(first, config.device), inputs, device=config.device)
+
+    def _loaded(self) -> Generator:
+        model, config = self._setup.model, self._setup.config
+        if model is None:
+            raise ModelError(
+                "the model of these images is known from a run folder alone, which does not decide "
+                "what is loaded; name the model"
+            )
+        if config.device.startswith("cuda") and config.memory is not None:
+            limit_memory(config.device, config.memory)
+        return generator_of(load_pipeline(model, device=config.device, dtype=config.dtype), config)
+
+
+def generator_of(pipeline: Any, config: RunConfig) -> Generator:
+    """A loaded pipeline with a run's settings."""
+    return Generator(
+        pipeline,
+        steps=config.steps,
+        guidance=config.guidance,
+        size=config.size,
+        batch_size=config.batch_size or most_at_once(config.device, config.size),
+    )
+
+
+def _with_margins(
+    target: NDArray[np.float32], source: NDArray[np.float32]
+) -> list[tuple[float, float, float]]:
+    """Scores ``(n,)`` of both prompts and their difference, of each image."""
+    columns = (target, source, target - source)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+class Encoded:
+    """The conditioning of texts: encodes all of a run once, or above ``MOST_TEXTS`` per batch.
+
+    Where all are encoded at once, the pipeline's text encoders are given up on any device but the
+    CPU, unless the generator ``is_shared``. On a CPU one thread encodes: another number of them
+    rounds differently.
+    """
+
+    def __init__(self, generator: Generator, setup: Setup, *, is_shared: bool = False) -> None:
+        self._generator = generator
+        self._setup = setup
+        self._lock = Lock()  # a tokenizer's padding is state that threads would share
+        self._all: dict[str, Conditioning] | None = None
+        given = [*texts(setup.pairs), *setup.prompts]
+        device = setup.config.device
+        if len(set(given)) <= MOST_TEXTS:
+            with one_thread(device), no_truncation_warnings():
+                self._all = generator.encode(given)
+            if device != "cpu" and not is_shared:
+                generator.drop_text_encoders()
+
+    def of(self, jobs: Sequence[AnyJob]) -> Mapping[str, Conditioning]:
+        """The conditioning of the texts that these jobs need. Several threads may call it."""
+        with self._lock, no_truncation_warnings():
+            steered = [job for job in jobs if isinstance(job, Job)]
+            if self._all is None and any(_needs_others(job) for job in steered):
+                self._all = self._generator.encode(texts(self._setup.pairs))
+            if self._all is not None:
+                return self._all
+            prompts = [job.prompt for job in jobs if isinstance(job, PromptJob)]
+            own = texts(dict.fromkeys(job.pair for job in steered))
+            return self._generator.encode([*own, *prompts])
+
+
+class GeneratorPool:
+    """Generators that share their weights, each for one batch at a time. Thread-safe.
+
+    ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
+    """
+
+    def __init__(
+        self,
+        generators: Sequence[Generator],
+        inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning], Tensor]],
+        *,
+        device: str,
+    ) -> None:
+        self.generators = generators
+        self._free: SimpleQueue[Generator] = SimpleQueue()
+        for generator in generators:
+            self._free.put(generator)
+        self._taking_all = Lock()
+        self._inputs = inputs
+        self._device = device
+        self._threads = torch.get_num_threads()
+
+    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float]:
+        """The images of a batch, and the seconds that generating took."""
+        with one_thread(self._device, afterwards=self._threads):
+            conditionings, latents = self._inputs(batch)
+            change, alpha = change_of(batch[0])
+            with self._generator(alone=change is not None and change.exclusive) as generator:
+                clock = time.perf_counter()
+                with nullcontext() if change is None else generator.changed(change, alpha):
+                    made = generator.generate(conditionings, latents)
+                return made, time.perf_counter() - clock
+
+    @contextmanager
+    def _generator(self, *, alone: bool) -> Iterator[Generator]:
+        """A free generator; ``alone``: wait until no other is in use."""
+        with self._taking_all if alone else nullcontext():  # two that took some each would wait
+            taken = [self._free.get() for _ in range(len(self.generators) if alone else 1)]
+        try:
+            yield taken[0]
+        finally:
+            for generator in taken:
+                self._free.put(generator)
+
+
+def change_of(job: AnyJob) -> tuple[Intervention | None, float]:
+    """The change of the pipeline for a job's image; the same for a whole batch, or None."""
+    if not isinstance(job, Job):
+        return None, 0.0
+    return intervention(job.method, job.alpha), job.alpha
+
+
+def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
+    """Jobs in their order, grouped by the change of the pipeline that they need."""
+    found: dict[tuple[str, float] | None, list[W]] = {}
+    keys: dict[tuple[str, float], tuple[str, float] | None] = {}
+    for job in jobs:
+        key = None
+        if isinstance(job, Job):
+            place = (job.method, job.alpha)
+            if place not in keys:
+                keys[place] = None if intervention(*place) is None else place
+            key = keys[place]
+        found.setdefault(key, []).append(job)
+    return list(found.values())
+
+
+@contextmanager
+def no_truncation_warnings() -> Iterator[None]:
+    """Stop diffusers and transformers from printing the truncated ends of prompts, with padding.
+
+    It would be a page for each batch. A run names the pairs that are affected before its work.
+    """
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def threads(count: int, *, afterwards: int | None = None) -> Iterator[None]:
+    """Use ``count`` threads for torch's operations in this thread, then restore the number.
+
+    ``afterwards``: as many as this instead. torch has one number for the process besides one for
+    each thread, and a thread takes the process's at its first operation: one that begins while
+    another is in here would take ``count`` for what was before.
+    """
+    before = torch.get_num_threads() if afterwards is None else afterwards
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread(device: str, *, afterwards: int | None = None) -> Iterator[None]:
+    """On a CPU, one thread for torch's operations in this thread; see :func:`threads`."""
+    if device != "cpu":
+        yield
+        return
+    with threads(1, afterwards=afterwards):
+        yield
+
+
+def fit_batch_size(generator: Generator, device: str, memory: float | None = None) -> None:
+    """On CUDA, lower the batch size to what fits into ``memory`` GiB, or into the free memory."""
+    most = generator.batch_size
+    if device.startswith("cuda") and most > 1:
+        have = budget(device, memory)
+        one, two = generator.peak_memory(1), generator.peak_memory(2)
+        generator.batch_size = fitting(one, two, budget=have, most=most)
+
+
+def side_by_side(first: Generator, device: str) -> list[Generator]:
+    """A generator for each batch in progress, all with the weights of ``first``.
+
+    On a CPU one for each thread: the layers of a small model are too small to share out, and
+    whole batches side by side are faster. Any other device gets one.
+    """
+    count = torch.get_num_threads() if device == "cpu" else 1
+    return [first, *(first.clone() for _ in range(count - 1))]
+
+
+class Fitted:
+    """Methods fitted for each pair, so that all images of a pair need one fit.
+
+    To be used with one list of pairs; called by several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._methods: dict[tuple[str, str], Method] = {}
+
+    def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
+        """The method for a job's pair."""
+        key = (job.method, job.pair.id)
+        with self._lock:
+            if key not in self._methods:
+                self._methods[key] = method.fit(others)
+            return self._methods[key]
+
+
+def conditioning(
+    job: AnyJob,
+    pairs: Sequence[Pair],
+    encoded: Mapping[str, Conditioning],
+    fitted: Fitted | None = None,
+) -> Conditioning:
+    """The conditioning of a job's image; ``encoded`` has the texts that it needs."""
+    if isinstance(job, PromptJob):
+        return encoded[job.prompt]
+    return steered(job, pairs, encoded, fitted)
+
+
+def starting_noise(job: AnyJob, shape: tuple[int, ...]) -> Tensor:
+    """The initial latents of a job's image, float32 on the CPU."""
+    if isinstance(job, PromptJob):
+        return noise(shape, job.prompt, str(job.seed))
+    return latents_for(job.pair, job.seed, shape)
+
+
+def steered(
+    job: Job,
+    pairs: Sequence[Pair],
+    encoded: Mapping[str, Conditioning],
+    fitted: Fitted | None = None,
+) -> Conditioning:
+    """The conditioning of a job's image; ``encoded`` has the :func:`texts` of its pair, and of
+    all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned.
+    """
+    pair = job.pair
+    if job.is_unsteered:
+        return encoded[pair.source_prompt]
+    method = METHODS.get(job.method)
+    others: tuple[Words, ...] = ()
+    if Need.OTHERS in method.needs:
+        others = tuple(
+            Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
+            for o in pairs
+            if o.category == pair.category and o.id != pair.id
+        )
+    edit = Edit(
+        source=encoded[pair.source_prompt],
+        target=encoded[pair.target_prompt],
+        words=(pair.source_word, pair.target_word),
+        source_word=encoded[pair.source_word],
+        target_word=encoded[pair.target_word],
+        others=others,
+        seed=_seed_of(pair),
+    )
+    if isinstance(method, LearningMethod):
+        method = (fitted or Fitted())(job, method, others)
+    made = method.condition(edit, job.alpha)
+    if not isinstance(made, Conditioning) or made.shapes() != edit.source.shapes():
+        raise ExtensionError(
+            place=f"method {method.name}",
+            expected=f"a conditioning of the source's shapes, {edit.source.shapes()}",
+            got=str(made.shapes() if isinstance(made, Conditioning) else type(made).__name__),
+        )
+    return made
+
+
+def _needs_others(job: Job) -> bool:
+    return not job.is_unsteered and Need.OTHERS in METHODS.get(job.method).needs
+
+
+def texts(pairs: Iterable[Pair]) -> list[str]:
+    """All texts that are encoded for these pairs."""
+    return [
+        text
+        for p in pairs
+        for text in (p.source_prompt, p.target_prompt, p.source_word, p.target_word)
+    ]
+
+
+def _seed_of(pair: Pair) -> int:
+    """The seed of the null's direction: each pair's own."""
+    return derived_seed(pair.source_prompt, pair.target_prompt)

@@ -1,0 +1,1 @@
+"""What scores how well an image shows a prompt; the margin."""

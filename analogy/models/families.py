@@ -1,0 +1,361 @@
+"""One adapter for each pipeline family; all differences between families are here.
+
+:class:`Family` is the protocol. :class:`PipelineFamily` implements it for most diffusers pipelines,
+so that a new family is a class of a few lines. A pipeline's family is found by the name of its
+class, which a folder has in ``model_index.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from analogy.core.errors import ModelError
+from analogy.core.registry import Registry
+from analogy.models.networks import read_object
+from analogy.steering.conditioning import Conditioning
+
+#: More latents a side or blocks of a VAE no image model has, and no memory has room for.
+MOST_LATENTS, MOST_BLOCKS = 4096, 8
+
+CLIP_TOKENIZER = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
+CLIP_IMAGE_ENCODER = ("transformers.CLIPVisionModelWithProjection",)
+CLIP_IMAGE_PROCESSOR = (
+    "transformers.CLIPImageProcessor", "transformers.CLIPImageProcessorFast",
+    "transformers.CLIPImageProcessorPil", "transformers.CLIPFeatureExtractor",
+)  # fmt: skip
+#: Any of diffusers' own.
+SCHEDULER = ("diffusers.*Scheduler",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How images are sampled: denoising steps, guidance scale, pixels a side."""
+
+    steps: int
+    guidance: float
+    size: int
+
+
+@runtime_checkable
+class Family(Protocol):
+    """The protocol of a family of pipelines.
+
+    - ``pipeline``: the name of its class in diffusers; ``denoiser``: the pipeline's part that
+      denoises;
+    - ``load_options``: what ``from_pretrained`` is given beyond the usual; a part that is named
+      here is not loaded from the folder;
+    - ``parts``: each part that ``model_index.json`` may name, with the classes that may make it,
+      ``library.Class``. Anything else in a folder is refused.
+    """
+
+    pipeline: str
+    denoiser: str
+    load_options: Mapping[str, Any]
+    parts: Mapping[str, tuple[str, ...]]
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """Each prompt's conditioning, on the device and in the dtype of the text encoders.
+
+        All conditionings of a pipeline have the same names and shapes.
+        """
+        ...
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """The pipeline's own default for the negative prompt."""
+        ...
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        """The shape of one image's starting noise, as the pipeline's call takes it."""
+        ...
+
+    def denoise(
+        self,
+        pipeline: Any,
+        conditionings: Sequence[Conditioning],
+        empty: Conditioning,
+        latents: Tensor,
+        sampling: Sampling,
+    ) -> Tensor:
+        """From noise to the latents that the pipeline would decode, one for each conditioning.
+
+        ``latents``: ``(n, *latent_shape)``, standard normal; ``empty``: what :meth:`empty` gave.
+        """
+        ...
+
+    def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """The VAE's images for such latents: ``(n, 3, size, size)``, -1..1.
+
+        ``vae``: the pipeline's or a copy in another dtype, which ``latents`` have.
+        """
+        ...
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        """The denoiser's input channels and those that the other parts give, by kind.
+
+        They differ in a pipeline whose parts are of different models. ``made``: a conditioning.
+        """
+        ...
+
+    def native_size(self, folder: Path) -> int:
+        """Pixels a side of the images that a saved pipeline was trained for.
+
+        Raises ``ModelError`` if its configuration does not say.
+        """
+        ...
+
+    def size_of(self, pipeline: Any) -> int:
+        """The same of a loaded pipeline."""
+        ...
+
+
+class PipelineFamily:
+    """A :class:`Family` but for its parts and :meth:`encode` and :meth:`empty`.
+
+    For pipelines that take a conditioning's tensors by their names, the negative prompt's with
+    ``negative_`` before them, and guide if the scale is above 1.
+    """
+
+    pipeline: str
+    denoiser: str = "unet"
+    load_options: Mapping[str, Any] = {}
+    parts: Mapping[str, tuple[str, ...]]
+
+    def is_guided(self, guidance: float) -> bool:
+        """True if the pipeline needs the negative prompt's conditioning at this guidance scale."""
+        return guidance > 1.0
+
+    def arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of the pipeline's call that set the guidance."""
+        return {"guidance_scale": sampling.guidance}
+
+    def denoise(
+        self,
+        pipeline: Any,
+        conditionings: Sequence[Conditioning],
+        empty: Conditioning,
+        latents: Tensor,
+        sampling: Sampling,
+    ) -> Tensor:
+        """As :meth:`Family.denoise`, by the pipeline itself."""
+        denoiser = getattr(pipeline, self.denoiser)
+        place = (denoiser.device, denoiser.dtype)
+        given = stacked(conditionings, *place)
+        if self.is_guided(sampling.guidance):
+            for name, tensor in stacked([empty], *place).items():
+                shape = (len(conditionings), *tensor.shape[1:])
+                given[f"negative_{name}"] = tensor.expand(shape)
+        final: Tensor = pipeline(
+            **given,
+            **self.arguments(sampling),
+            latents=latents.to(*place),
+            num_inference_steps=sampling.steps,
+            height=sampling.size,
+            width=sampling.size,
+            output_type="latent",
+        ).images
+        return final
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        """Channels, height and width of the latents of one image of ``size`` pixels a side."""
+        side = size // pipeline.vae_scale_factor
+        return getattr(pipeline, self.denoiser).config.in_channels, side, side
+
+    def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """As :meth:`Family.decode`."""
+        images: Tensor = vae.decode(self.for_decoder(vae, latents, size), return_dict=False)[0]
+        return images
+
+    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """Latents as the denoiser leaves them, in the shape and on the scale of the VAE's own."""
+        mean = getattr(vae.config, "latents_mean", None)
+        deviation = getattr(vae.config, "latents_std", None)
+        if mean is None or deviation is None:
+            return latents / vae.config.scaling_factor
+        by_channel = latents.new_tensor([deviation, mean])[..., None, None]
+        return latents * by_channel[0] / vae.config.scaling_factor + by_channel[1]
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        """As :meth:`Family.widths`, of the text and of the latents."""
+        config = getattr(pipeline, self.denoiser).config
+        states = next(iter(made.states.values()))
+        text = config.get("cross_attention_dim", config.get("joint_attention_dim"))
+        return {
+            "text": (text, states.shape[-1]),
+            "latents": (config.get("in_channels"), pipeline.vae.config.latent_channels),
+        }
+
+    def native_size(self, folder: Path) -> int:
+        """As :meth:`Family.native_size`, from the denoiser's ``sample_size``."""
+        what = "a network's configuration"
+        files = folder / self.denoiser / "config.json", folder / "vae" / "config.json"
+        side = read_object(files[0], "sample_size", what=what)["sample_size"]
+        blocks = read_object(files[1], "block_out_channels", what=what)["block_out_channels"]
+        if not isinstance(side, int) or not 0 < side <= MOST_LATENTS:
+            raise ModelError(
+                f"{files[0]}: expected sample_size, latents a side, as a whole number from 1 to "
+                f"{MOST_LATENTS:,}, got {side!r:.80}; correct it, or give --size"
+            )
+        if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_BLOCKS:
+            raise ModelError(
+                f"{files[1]}: expected block_out_channels as a list of 1 to {MOST_BLOCKS} numbers, "
+                f"got {blocks!r:.80}; correct it, or give --size"
+            )
+        return side * int(2 ** (len(blocks) - 1))
+
+    def size_of(self, pipeline: Any) -> int:
+        """As :meth:`Family.size_of`."""
+        denoiser = getattr(pipeline, self.denoiser)
+        return int(denoiser.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+class SDXL(PipelineFamily):
+    """Stable Diffusion XL: SSD-1B, SDXL base, Turbo, Vega and their fine-tunes.
+
+    Token states of two text encoders side by side, and the second one's pooled vector.
+    """
+
+    pipeline = "StableDiffusionXLPipeline"
+    load_options: Mapping[str, Any] = {"add_watermarker": False}
+    parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": CLIP_TOKENIZER,
+        "unet": ("diffusers.UNet2DConditionModel",),
+        "scheduler": SCHEDULER,
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
+    }
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """As :meth:`Family.encode`."""
+        states, _, pooled, _ = pipeline.encode_prompt(
+            list(prompts), device=pipeline.device, do_classifier_free_guidance=False
+        )
+        return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """As :meth:`Family.empty`."""
+        _, states, _, pooled = pipeline.encode_prompt(
+            "", device=pipeline.device, do_classifier_free_guidance=True
+        )
+        return _with_pooled(states[0], pooled[0])
+
+
+class SD(PipelineFamily):
+    """Stable Diffusion 1.x and 2.x: conditioned on token states only."""
+
+    pipeline = "StableDiffusionPipeline"
+    #: The checker would put black pictures in the place of some, which the judge would score.
+    load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "unet": ("diffusers.UNet2DConditionModel",),
+        "scheduler": SCHEDULER,
+        "safety_checker": ("stable_diffusion.StableDiffusionSafetyChecker",),
+        "image_encoder": CLIP_IMAGE_ENCODER,
+        "feature_extractor": CLIP_IMAGE_PROCESSOR,
+    }
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """As :meth:`Family.encode`."""
+        states, _ = pipeline.encode_prompt(
+            list(prompts), pipeline.device, 1, do_classifier_free_guidance=False
+        )
+        return [Conditioning({"prompt_embeds": each}) for each in states]
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """As :meth:`Family.empty`."""
+        _, states = pipeline.encode_prompt("", pipeline.device, 1, do_classifier_free_guidance=True)
+        return Conditioning({"prompt_embeds": states[0]})
+
+
+class SD3(PipelineFamily):
+    """Stable Diffusion 3 and 3.5: a transformer, conditioned as SDXL's UNet is, in one sequence.
+
+    The T5 encoder may be missing, as its makers allow: its token states are then zeros.
+    """
+
+    pipeline = "StableDiffusion3Pipeline"
+    denoiser = "transformer"
+    parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("diffusers.AutoencoderKL",),
+        "text_encoder": ("transformers.CLIPTextModelWithProjection",),
+        "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
+        "text_encoder_3": ("transformers.T5EncoderModel",),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": CLIP_TOKENIZER,
+        "tokenizer_3": ("transformers.T5Tokenizer", "transformers.T5TokenizerFast"),
+        "transformer": ("diffusers.SD3Transformer2DModel",),
+        "scheduler": SCHEDULER,
+        "image_encoder": ("transformers.SiglipVisionModel",),
+        "feature_extractor": (
+            "transformers.SiglipImageProcessor", "transformers.SiglipImageProcessorFast",
+        ),
+    }  # fmt: skip
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """As :meth:`Family.encode`; the other encoders' prompts are None: the same one."""
+        states, _, pooled, _ = pipeline.encode_prompt(
+            list(prompts), None, None, device=pipeline.device, do_classifier_free_guidance=False
+        )
+        return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """As :meth:`Family.empty`."""
+        _, states, _, pooled = pipeline.encode_prompt(
+            "", None, None, device=pipeline.device, do_classifier_free_guidance=True
+        )
+        return _with_pooled(states[0], pooled[0])
+
+    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """As :meth:`PipelineFamily.for_decoder`; its VAE's latents have an offset."""
+        return latents / vae.config.scaling_factor + vae.config.shift_factor
+
+
+def _with_pooled(states: Tensor, pooled: Tensor) -> Conditioning:
+    return Conditioning({"prompt_embeds": states}, {"pooled_prompt_embeds": pooled})
+
+
+sdxl, sd, sd3 = SDXL(), SD(), SD3()
+
+#: By the name of their pipeline's class.
+FAMILIES: Registry[Family] = Registry(
+    kind="model family",
+    group="analogy.families",
+    builtin={
+        "StableDiffusionXLPipeline": "analogy.models.families:sdxl",
+        "StableDiffusionPipeline": "analogy.models.families:sd",
+        "StableDiffusion3Pipeline": "analogy.models.families:sd3",
+    },
+    protocol=Family,  # type: ignore[type-abstract]
+)
+
+
+def family_of(pipeline: Any) -> Family:
+    """The family of a loaded pipeline."""
+    return FAMILIES.get(type(pipeline).__name__)
+
+
+def stacked(
+    conditionings: Sequence[Conditioning], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A batch on the computing device: each tensor by name, ``(n, *shape)``.
+
+    What is steered has ``dtype``; masks of integers or truth values keep theirs.
+    """
+    batch = {}
+    for name in conditionings[0].tensors():
+        tensor = torch.stack([each.tensors()[name] for each in conditionings])
+        keeps_type = name in conditionings[0].carried and not tensor.is_floating_point()
+        batch[name] = tensor.to(device=device, dtype=tensor.dtype if keeps_type else dtype)
+    return batch

@@ -1,0 +1,222 @@
+"""From conditioning and latents to images, through a standard diffusers pipeline."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analogy.core.images import Images, faults, from_unit
+from analogy.core.records import Pair
+from analogy.models.families import Sampling, family_of
+from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
+from analogy.steering.base import Intervention
+from analogy.steering.conditioning import Conditioning
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A batch: ``images``, uint8 ``(n, size, size, 3)``, and which of them failed.
+
+    ``faults``: an image's place in the batch to the reason; its pixels mean nothing.
+    """
+
+    images: Images
+    faults: Mapping[int, str]
+
+
+class Generator:
+    """A loaded pipeline of any family with the settings of one run.
+
+    An image depends on its own conditioning and latents alone: not on the batch that it is in,
+    nor on its place there (in float32 up to rounding, at most 1/255). ``batch_size``: images that
+    are denoised together, fewer once memory has run out.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        steps: int,
+        guidance: float,
+        size: int,
+        batch_size: int = MOST_IMAGES,
+        empty: Conditioning | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._steps = steps
+        self._guidance = guidance
+        self._size = size
+        self._family = family_of(pipeline)
+        self._denoiser = getattr(pipeline, self._family.denoiser)
+        self._denoise_in_parts = InParts(batch_size)
+        self._decode_in_parts = InParts(max(DECODED_PIXELS // size**2, 1))
+        self.latent_shape = self._family.latent_shape(pipeline, size)
+        # Encoded here and given to clones: a tokenizer's padding is state that threads would share.
+        self._empty = self._empty_prompt() if empty is None else empty
+
+    def clone(self) -> Generator:
+        """Another generator on the same weights, for another thread: a scheduler keeps state."""
+        pipeline = copy.copy(self._pipeline)
+        scheduler = self._pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config)
+        return Generator(
+            pipeline,
+            steps=self._steps,
+            guidance=self._guidance,
+            size=self._size,
+            batch_size=self.batch_size,
+            empty=self._empty,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are denoised together."""
+        return self._denoise_in_parts.at_once
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        self._denoise_in_parts.at_once = images
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, Conditioning]:
+        """Each distinct prompt's conditioning, encoded once, float32 on the CPU."""
+        distinct = list(dict.fromkeys(prompts))
+        encoded: dict[str, Conditioning] = {}
+        for i in range(0, len(distinct), batch_size):
+            chunk = distinct[i : i + batch_size]
+            for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
+                encoded[prompt] = made.kept()
+        return encoded
+
+    def drop_text_encoders(self) -> None:
+        """Forget them: once all prompts are encoded, their memory is worth more to images.
+
+        The pipeline must be the caller's own, who encodes nothing more with it. They are not moved
+        to the CPU: a pipeline is, to older versions of diffusers, where its first part is.
+        """
+        for name in self._pipeline.components:
+            if name.startswith("text_encoder"):
+                setattr(self._pipeline, name, None)
+
+    def changed(self, method: Intervention, alpha: float) -> AbstractContextManager[object]:
+        """The context in which ``method`` has changed this generator's pipeline."""
+        return method.applied(self._pipeline, alpha)
+
+    @torch.inference_mode()
+    def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:
+        """One image for each conditioning, in as many passes as memory asks for.
+
+        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. An image
+        that a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
+        :class:`~analogy.models.memory.MemoryFullError` where not even one image fits.
+        """
+        n = len(conditionings)
+        final = torch.cat(
+            self._denoise_in_parts(
+                lambda part: self._denoise(conditionings[part], latents[part], self._steps), n
+            )
+        )
+        try:
+            decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
+        except MemoryFullError:
+            if getattr(self._vae, "use_tiling", True):
+                raise
+            warnings.warn(
+                "decoding one image takes more memory than there is: images are decoded in tiles "
+                "from here on, whose seams may differ from a whole image's in the last digits",
+                stacklevel=2,
+            )
+            self._vae.enable_tiling()
+            decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
+        is_lost = ~torch.isfinite(final).flatten(1).all(dim=1).cpu()
+        found = {
+            i: "NaN or infinity from the denoiser" if is_lost[i] else fault
+            for i, fault in enumerate(faults(decoded))
+            if fault is not None
+        }
+        return Generated(from_unit(decoded.nan_to_num()), found)
+
+    def peak_memory(self, n: int) -> int:
+        """Peak bytes of its CUDA device while generating ``n`` images at once, with the model."""
+        place = self._denoiser.device
+        latents = torch.randn(n, *self.latent_shape)
+
+        @torch.inference_mode()
+        def work() -> None:
+            final = self._denoise([self._empty] * n, latents, min(self._steps, 2))
+            self._decode_in_parts(lambda part: self._decode(final[part]), n)
+
+        return peak(str(place), work)
+
+    def _denoise(
+        self, conditionings: Sequence[Conditioning], latents: Tensor, steps: int
+    ) -> Tensor:
+        """The pipeline itself, up to the latents that it would decode."""
+        sampling = Sampling(steps, self._guidance, self._size)
+        return self._family.denoise(self._pipeline, conditionings, self._empty, latents, sampling)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Float NCHW 0..1, as the pipeline itself decodes; failed images again, in float32."""
+        images = self._decoded_by(self._vae, latents)
+        if self._vae.dtype != torch.float32:
+            again = [
+                i
+                for i, fault in enumerate(faults(images))
+                if fault is not None and torch.isfinite(latents[i]).all()
+            ]
+            if again:
+                images = images.float()
+                images[again] = self._decoded_by(self._vae_float32, latents[again])
+        return images
+
+    def _decoded_by(self, vae: Any, latents: Tensor) -> Tensor:
+        images = self._family.decode(vae, latents.to(vae.dtype), self._size)
+        seen = images.where(images.isfinite(), torch.nan)  # infinity would be clamped to a colour
+        given: Tensor = self._pipeline.image_processor.postprocess(seen, output_type="pt")
+        return given
+
+    @cached_property
+    def _vae(self) -> Any:
+        """The pipeline's VAE; in float32 if its configuration has ``force_upcast``."""
+        vae = self._pipeline.vae
+        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+        return self._vae_float32 if overflows else vae
+
+    @cached_property
+    def _vae_float32(self) -> Any:
+        """A new copy, because other threads may use the pipeline's."""
+        return copy.deepcopy(self._pipeline.vae).float()
+
+    @torch.inference_mode()
+    def _empty_prompt(self) -> Conditioning:
+        return self._family.empty(self._pipeline)
+
+
+def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
+    """The initial noise of one image, float32 on the CPU, determined by pair and seed.
+
+    The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
+    a run reproducible image by image. A pair is known by its prompts, not by its id.
+    """
+    return noise(shape, pair.source_prompt, pair.target_prompt, str(seed))
+
+
+def noise(shape: tuple[int, ...], *parts: str) -> Tensor:
+    """Standard normal values, float32 on the CPU, determined by ``text``."""
+    drawn = derived_seed(*parts)
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(drawn))
+
+
+def derived_seed(*parts: str) -> int:
+    """A 63-bit seed from text, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,363 @@
+"""Checks a model's weight files against its networks: every weight must come from the files.
+
+The libraries that load a network fill missing keys with random numbers and only log a line. Here
+every key of every part must be present, or a :class:`ModelError` names the part and the keys. What
+a file's header shows is checked when a model is found, the rest when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from analogy.core.errors import ModelError
+from analogy.core.text import command_line
+from analogy.models.memory import MemoryFullError, memory_said
+
+#: How a file begins that git-lfs left in the place of the one it stands for.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+#: Keys, or problems, that a message names; of more it says how many.
+_MOST_NAMED = 4
+
+_SAVED_ANEW = "fetch the model again, whole, or save it again with the versions that are installed"
+
+
+@contextmanager
+def loading(what: object, expected: str) -> Iterator[None]:
+    """Whatever a library stumbles on while it reads a user's files is a :class:`ModelError`.
+
+    Not memory that is exhausted, which is the machine's fault: that is a ``MemoryFullError``.
+    """
+    try:
+        with memory_said(f"loading {what}"):
+            yield
+    except (ModelError, MemoryFullError):
+        raise
+    except Exception as error:  # libraries raise whatever their readers stumble on
+        raise ModelError(f"{what}: expected {expected}, got {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """An error of another library in one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def read_object(file: Path, *keys: str, what: str) -> dict[str, Any]:
+    """The object in a JSON file, which must have these keys.
+
+    Raises :class:`ModelError` for a file that cannot be read, is not JSON, or is another value.
+    """
+    expected = f"{what}, a JSON object"
+    if keys:
+        expected += f" with {', '.join(keys)}"
+    refuse_pointer(file)
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except RecursionError:
+        raise ModelError(
+            f"{file}: expected {expected}, got values nested too deeply; {_SAVED_ANEW}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{file}: expected {expected}, got {reason(error)}; {_SAVED_ANEW}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: expected {expected}, got {type(found).__name__}; {_SAVED_ANEW}")
+    if missing := [key for key in keys if key not in found]:
+        raise ModelError(f"{file}: expected {expected}, found no {missing[0]}; {_SAVED_ANEW}")
+    return found
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise :class:`ModelError` if git-lfs has left a pointer in the file's place."""
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(len(_LFS_POINTER))
+    except OSError:
+        return  # whoever reads the file says so
+    if start == _LFS_POINTER:
+        raise ModelError(
+            f"{file}: expected the file itself, got a pointer of git-lfs; "
+            f"fetch it with: {command_line('git', '-C', str(file.parent), 'lfs', 'pull')}"
+        )
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a safetensors file, from its header.
+
+    Raises :class:`ModelError` for a file that is missing, cut off, or of another format.
+    """
+    refuse_pointer(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = opened.keys()
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in keys}
+    except Exception as error:  # a SafetensorError, an OSError, or what its reader stumbled on
+        raise ModelError(
+            f"{file}: not a safetensors file, or not all of one ({reason(error)}); fetch it again"
+        ) from error
+
+
+def check_weights(folder: Path, files: Iterable[Path]) -> None:
+    """Check a part's weights by their headers: no file is missing or incomplete.
+
+    ``files``: those that are to be loaded from ``folder``. Raises :class:`ModelError`.
+    """
+    files = list(files)
+    if not files:
+        raise ModelError(
+            f"{folder}: expected the part's weights as .safetensors in the precision that is "
+            f"asked for, found none; {_SAVED_ANEW}"
+        )
+    for file in files:
+        shapes_in(file)
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        listed = read_object(index, "weight_map", what="the index of a part's shards")["weight_map"]
+        if not isinstance(listed, dict):
+            raise ModelError(f"{index}: expected weight_map as an object; {_SAVED_ANEW}")
+        names = set(map(str, listed.values()))
+        if names & {file.name for file in files}:  # the index of those that are loaded
+            missing = sorted(name for name in names if not (folder / name).is_file())
+            if missing:
+                raise ModelError(
+                    f"{folder}: expected the shards that {index.name} lists, found no "
+                    f"{_listed(missing)}; fetch them"
+                )
+
+
+def load_network(kind: Any, folder: Path, *, dtype: torch.dtype, variant: str | None) -> nn.Module:
+    """A part of a pipeline, by diffusers or transformers, with each of its weights from its files.
+
+    Raises :class:`ModelError` for keys that are missing, unexpected or of another shape.
+    """
+    from transformers import PreTrainedModel
+
+    options: dict[str, Any] = {"torch_dtype": dtype}
+    if issubclass(kind, PreTrainedModel):
+        # Without this it says which keys do not fit in a log alone.
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    with loading(folder, f"a {kind.__name__} in the format of save_pretrained"), quiet_libraries():
+        network, found = kind.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    refuse_odd_keys(
+        folder,
+        network,
+        missing=found["missing_keys"],
+        unexpected=found["unexpected_keys"],
+        mismatched=[_mismatch(each) for each in found["mismatched_keys"]],
+    )
+    return network
+
+
+def refuse_odd_keys(
+    part: object,
+    network: nn.Module,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    mismatched: Iterable[str] = (),
+    is_loaded: bool = True,
+) -> None:
+    """Raise :class:`ModelError` if the weights of a part do not match its network.
+
+    A key that names a buffer which the network computes by itself, such as ``position_ids`` of
+    older files, is harmless. A tensor of a loaded network that is still without values is missing,
+    whatever was said.
+    """
+    buffers = {name for name, _ in network.named_buffers()}
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta and is_loaded]
+    problems = {
+        "missing": sorted({*missing, *empty}),
+        "unexpected": sorted(set(unexpected) - buffers),
+        "of another shape": sorted(set(mismatched)),
+    }
+    said = [f"{kind}: {_listed(keys)}" for kind, keys in problems.items() if keys]
+    if said:
+        raise ModelError(
+            f"{part}: expected the weights of every parameter of its {type(network).__name__} and "
+            f"no others, got keys {'; '.join(said)}; its network would compute with random "
+            f"numbers. {_SAVED_ANEW.capitalize()}"
+        )
+
+
+def check_converted(kind: Any, file: Path, folder: Path) -> None:
+    """Check a single-file checkpoint against a part by diffusers that ``folder`` configures.
+
+    By shapes alone, through the conversion that diffusers loads it with; of a UNet also whether the
+    file has keys that a network of this configuration would leave out. Raises :class:`ModelError`.
+    """
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    config = read_object(folder / "config.json", what="a network's configuration")
+    with loading(file, f"a {kind.__name__} as {folder} configures it"), torch.device("meta"):
+        network = kind.from_config(config)
+        held = {key: torch.empty(shape) for key, shape in shapes_in(file).items()}
+        known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+        converted = known[kind.__name__]["checkpoint_mapping_fn"](
+            config=config, checkpoint=dict(held)
+        )
+    takes = network.state_dict()
+    used = {id(tensor) for tensor in converted.values()}
+    refuse_odd_keys(
+        f"{file}: {folder.name} (configured by {folder})",
+        network,
+        missing=takes.keys() - converted.keys(),
+        unexpected=[
+            key
+            for key, tensor in held.items()
+            if key.startswith(_UNET) and folder.name == "unet" and id(tensor) not in used
+        ],
+        mismatched=[
+            _mismatch((key, tuple(tensor.shape), tuple(takes[key].shape)))
+            for key, tensor in converted.items()
+            if key in takes and takes[key].shape != tensor.shape
+        ],
+        is_loaded=False,
+    )
+
+
+#: How the keys of a UNet begin in a single file.
+_UNET = "model.diffusion_model."
+
+
+def refuse_resized(file: Path, network: nn.Module) -> None:
+    """Raise :class:`ModelError` if a judge's weights have been stretched to fit its network.
+
+    open_clip interpolates the embeddings of positions of another image size or context length.
+    """
+    takes = network.state_dict()
+    mismatched = []
+    for key, shape in shapes_in(file).items():
+        name = key if key in takes else f"text.{key}"
+        is_stretched = name in takes and tuple(takes[name].shape) != shape
+        if is_stretched and key.endswith("positional_embedding"):
+            mismatched.append(_mismatch((key, shape, tuple(takes[name].shape))))
+    refuse_odd_keys(file, network, mismatched=mismatched)
+
+
+def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
+    """Check that a LoRA is completely loaded into a pipeline, with the file's values.
+
+    Libraries drop what they have no place for: layers of another model, the magnitudes of a DoRA,
+    scales. So each tensor is looked for among those of the layers, by its values, and each scale.
+    Raises :class:`ModelError` with the keys that are nowhere.
+    """
+    with loading(file, "a LoRA as a safetensors file"), safe_open(file, framework="pt") as opened:
+        keys = opened.keys()
+        given = {key: opened.get_tensor(key) for key in keys}
+        has_scales_of_its_own = bool((opened.metadata() or {}).get("lora_adapter_metadata"))
+    arrived: Counter[bytes] = Counter()
+    scales: dict[bytes, list[float]] = {}
+    for layer in _lora_layers(pipeline):
+        for name, tensor in layer.named_parameters():
+            if not name.startswith("lora_"):
+                continue  # the layer's own weight, below
+            digest = _digest(tensor, dtype)
+            arrived[digest] += 1
+            if name.startswith("lora_A."):
+                scales.setdefault(digest, []).extend(map(float, layer.scaling.values()))
+    alphas = {
+        key.removesuffix(_ALPHA): value
+        for key, value in given.items()
+        if key.endswith(_ALPHA) and value.numel() == 1
+    }
+    lost, unscaled = [], []
+    for key, value in given.items():
+        if key.removesuffix(_ALPHA) in alphas and key.endswith(_ALPHA):
+            continue
+        digest = _digest(value, dtype)
+        if not arrived[digest]:
+            lost.append(key)
+            continue
+        arrived[digest] -= 1
+        base = next((key.removesuffix(end) for end in _DOWN if key.endswith(end)), None)
+        if base is None or has_scales_of_its_own:
+            continue
+        alpha = alphas.pop(base, None)
+        scale = 1.0 if alpha is None else float(alpha) / value.shape[0]
+        if not any(abs(scale - each) <= 1e-3 * abs(scale) for each in scales.get(digest, [])):
+            unscaled.append(key)
+    lost += [base + _ALPHA for base in alphas if not has_scales_of_its_own]
+    if not lost and not unscaled:
+        return
+    said = []
+    if lost:
+        said.append(f"{len(lost)} of its {len(given)} tensors have no place: {_listed(lost)}")
+    if unscaled:
+        said.append(f"of these the scale (alpha) is lost: {_listed(unscaled)}")
+    raise ModelError(
+        f"--lora {file}: expected a LoRA that a {type(pipeline).__name__} of this size takes whole "
+        f"as diffusers reads it, but {'; '.join(said)}. A part of it would be another adapter. "
+        "Choose one that was trained for this model as a plain LoRA (not DoRA in another tool's "
+        "format, LoHa or LoKr)"
+    )
+
+
+_ALPHA = ".alpha"
+#: How the key of a LoRA's first matrix ends, by the tools that write them.
+_DOWN = (
+    ".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight",
+    "_lora.down.weight",
+)  # fmt: skip
+
+
+def _lora_layers(pipeline: Any) -> Iterator[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            yield from (layer for layer in part.modules() if isinstance(layer, BaseTunerLayer))
+
+
+def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
+    """A digest of a tensor's values, independent of its shape and its file's dtype."""
+    values = tensor.detach().cpu().to(dtype).float().contiguous().reshape(-1)
+    return hashlib.sha256(values.numpy().tobytes()).digest()
+
+
+def _mismatch(found: Any) -> str:
+    """A key that does not match, as the libraries report it: its name, or with both shapes."""
+    if isinstance(found, str):
+        return found
+    key, *shapes = found
+    return f"{key} ({', not '.join('x'.join(map(str, shape)) for shape in shapes)})"
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    more = f" and {len(keys) - _MOST_NAMED:,} more" if len(keys) > _MOST_NAMED else ""
+    return ", ".join(keys[:_MOST_NAMED]) + more
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence what diffusers and transformers log about keys: our own error reports it."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [each.get_verbosity() for each in (diffusers_logging, transformers_logging)]
+    try:
+        for each in (diffusers_logging, transformers_logging):
+            each.set_verbosity_error()
+        yield
+    finally:
+        for each, level in zip((diffusers_logging, transformers_logging), before, strict=True):
+            each.set_verbosity(level)

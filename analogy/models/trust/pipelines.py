@@ -1,0 +1,117 @@
+"""What the folder of a pipeline may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from analogy.core.errors import ModelError
+from analogy.models.families import FAMILIES, Family
+from analogy.models.trust.rules import (
+    CONFIGURATIONS,
+    NO_CODE,
+    SHARDS,
+    TOKENIZER_FILES,
+    check_setting,
+    check_shards,
+    check_tokenizer,
+    files_of,
+    read_settings,
+    refuse,
+    refuse_code,
+    refuse_pickled_part,
+    sentence,
+)
+
+
+def read_index(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """A pipeline's family and its ``model_index.json``, of which every entry is accepted.
+
+    Raises ModelError if the index names another class than the family's, or code.
+    """
+    file = folder / "model_index.json"
+    index = read_settings(file, folder)
+    name = index.get("_class_name")
+    if name is None:
+        raise ModelError(
+            f"{file}: expected a pipeline's index, a JSON object with _class_name, found no such "
+            "key; save the model again with save_pretrained"
+        )
+    if not isinstance(name, str):
+        refuse(file, "_class_name", name, f"the name of a pipeline. {sentence(NO_CODE)}")
+    if not FAMILIES.is_installed(name):  # the index is a stranger's: nothing is imported for it
+        raise ModelError(
+            f"{folder}: expected a pipeline of the families supported "
+            f"({', '.join(FAMILIES.names())}), got {name}"
+        )
+    family = FAMILIES.get(name)
+    for part, value in index.items():
+        if part in family.parts:
+            if value != [None, None]:
+                _check_pair(file, part, value, family.parts[part])
+        elif isinstance(value, (list, dict)):
+            refuse(file, part, value, f"only the parts of a {name} ({', '.join(family.parts)})")
+        else:
+            check_setting(file, (part,), value)
+    return family, index
+
+
+def _check_pair(file: Path, part: str, value: Any, expected: Collection[str]) -> None:
+    """A part is made by a class of the family's; its library and name are those of a list."""
+    accepted = [each.partition(".")[::2] for each in expected]
+    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+    if is_pair and tuple(value) in accepted:
+        return
+    is_scheduler = is_pair and re.fullmatch(r"[A-Za-z0-9]+Scheduler", value[1])
+    if is_scheduler and (value[0], "*Scheduler") in accepted:
+        return
+    pairs = " or ".join(expected)
+    refuse(file, part, value, f"{pairs}. {sentence(NO_CODE)}")
+
+
+def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Any]]:
+    """Refuse a pipeline's folder that holds anything but data for its family's classes.
+
+    ``weights``: whether its weights are to be loaded, besides its configuration and tokenizers.
+    Returns what :func:`read_index` does.
+    """
+    family, index = read_index(folder)
+    refuse_code(folder)
+    for part in family.parts:
+        if index.get(part, [None, None]) == [None, None] or part in family.load_options:
+            continue
+        inside = folder / part
+        if inside.is_symlink() or not inside.is_dir():
+            raise ModelError(
+                f"{inside}: expected the folder of the part that {folder / 'model_index.json'} "
+                f"names, got {'a link' if inside.is_symlink() else 'no such folder'}; copy it there"
+            )
+        check_part(inside, folder)
+        library, name = index[part]
+        if weights and not name.endswith(("Scheduler", "Tokenizer", "TokenizerFast", "Processor")):
+            stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
+            refuse_pickled_part(inside, stem)
+    return family, index
+
+
+def check_part(inside: Path, root: Path, *, also: Collection[str] = ()) -> None:
+    """Every configuration file of a part is a known one, or ``also``, and holds plain settings."""
+    for file in files_of(inside, root):
+        name = file.name
+        if name == "tokenizer_config.json":
+            check_tokenizer(read_settings(file, root), file)
+        elif ".bin.index." in name or name in TOKENIZER_FILES or name in also:
+            continue  # an index of pickles, which nothing reads; a tokenizer's data
+        elif SHARDS.fullmatch(name):
+            check_shards(read_settings(file, root), file)
+        elif name in CONFIGURATIONS:
+            for key, value in read_settings(file, root).items():
+                check_setting(file, (key,), value)
+        elif file.suffix.lower() == ".json":
+            raise ModelError(
+                f"{file}: expected no other configuration than {', '.join(CONFIGURATIONS)} and a "
+                "tokenizer's, since a library may take it for a direction to other files; move it "
+                "out of the folder"
+            )

@@ -1,0 +1,231 @@
+"""What a user requests of a run: one frozen value, checked when it is created."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from analogy.core.engines import ENGINES
+from analogy.core.errors import AnalogyError, FieldError, OptionError
+from analogy.core.fields import CHECKS, DTYPES, check_name, check_number, check_text, one_of, shown
+from analogy.core.records import Limit
+from analogy.core.registry import is_spec
+from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
+from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
+from analogy.writers.base import Output
+
+TOLERANCE = 0.005
+"""How far below the baseline a mean margin may be."""
+
+MAX_TOLERANCE = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """The options of a run. None means the default of the device or the model.
+
+    Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
+    ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
+    ``ceiling``: the file of its margins on ground truth.
+
+    Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
+    name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
+    the null as well; ``target``: the target prompts' own images as well.
+
+    Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
+
+    Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
+    ``num_workers``, ``ray_address``.
+
+    Judgement: ``metrics`` (names, or ``package.module:name``; None: the built-in ones),
+    ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``, ``tolerance``
+    (margin), ``update_baseline``.
+
+    Outputs: ``run_dir``, ``results``, ``report``; ``write``: further files, each an ``Output`` or
+    the text ``FILE`` or ``NAME=FILE``.
+
+    Paths may be given as ``Path``, and lists for tuples. Raises ``FieldError`` for a value that no
+    run can have; it names the field.
+    """
+
+    gpu: bool = False
+    device: str | None = None
+    offline: bool = False
+    model: str | None = None
+    lora: str | None = None
+    clip_model: str | None = None
+    clip_pretrained: str | None = None
+    clip_dtype: str = "float32"
+    pairs: str | None = None
+    categories: tuple[str, ...] | None = None
+    alphas: tuple[float, ...] = None  # type: ignore[assignment]  # the method's own
+    seeds: tuple[int, ...] = (0, 1, 2)
+    method: str = DEFAULT_METHOD
+    control: bool = False
+    target: bool = False
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    dtype: str | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    memory: float | None = None
+    engine: str = "serial"
+    num_workers: int | None = None
+    ray_address: str | None = None
+    run_dir: str | None = None
+    ceiling: str | None = None
+    reference: str | None = None
+    lpips_weights: str | None = None
+    metrics: tuple[str, ...] | None = None
+    limits: tuple[Limit, ...] = ()
+    baseline: str | None = None
+    tolerance: float = TOLERANCE
+    update_baseline: bool = False
+    results: str | None = None
+    report: str | None = None
+    write: tuple[Output, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_method(self.method)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "alphas" and value is None:
+                value = _default_alphas(self.method)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            if field.name == "write":
+                value = _outputs(value)
+            object.__setattr__(self, field.name, value)
+        for name, check in CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value)
+        _check_engine(self.engine)
+        one_of(DTYPES)("clip_dtype", self.clip_dtype)
+        check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
+        for name in ("run_dir", "ceiling", "reference", "lpips_weights", "baseline", "results",
+                     "report"):  # fmt: skip
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        _check_metrics(self.metrics)
+        _check_limits(self.limits, self.metrics)
+
+    @property
+    def gates(self) -> bool:
+        """True if the user named a baseline, and the run is not to replace it."""
+        return self.baseline is not None and not self.update_baseline
+
+
+def request_of(**options: Any) -> RunRequest:
+    """The request with these fields; the others have their defaults.
+
+    Raises ``OptionError`` for a name that is no field, with the nearest one, and ``FieldError`` for
+    a value that its field must not have.
+    """
+    known = [field.name for field in dataclasses.fields(RunRequest)]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise OptionError(
+                place=name,
+                expected="an option of a run",
+                got="none of this name",
+                advice=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}",
+            )
+    return RunRequest(**options)
+
+
+def option_error(error: FieldError) -> OptionError:
+    """A field's error in the words of the option that has its name."""
+    flag = f"--{(error.place or '').replace('_', '-')}"
+    return OptionError(place=flag, expected=error.expected, got=error.got, advice=error.advice)
+
+
+def _check_method(name: Any) -> None:
+    check_name("method", name)
+    try:
+        METHODS.check(name)
+    except AnalogyError as error:
+        raise _of_method(error) from None
+
+
+def _check_engine(name: str) -> None:
+    try:
+        ENGINES.check(name)
+    except AnalogyError as error:
+        raise FieldError(
+            place="engine", expected=error.expected, got=error.got, advice=error.advice
+        ) from None
+
+
+def _outputs(write: Any) -> tuple[Output, ...]:
+    """One file or several, each an ``Output`` or text."""
+    files = write if isinstance(write, tuple) else (write,)
+    if not all(isinstance(file, (str, os.PathLike, Output)) for file in files):
+        raise FieldError(place="write", expected="files or NAME=FILE", got=repr(write))
+    try:
+        return tuple(
+            file if isinstance(file, Output) else Output.parse(os.fspath(file)) for file in files
+        )
+    except AnalogyError as error:
+        raise FieldError(
+            place="write", expected=error.expected, got=error.got, advice=error.advice
+        ) from None
+
+
+def _default_alphas(method: str) -> tuple[float, ...]:
+    try:
+        return default_alphas(method)
+    except AnalogyError as error:
+        raise _of_method(error) from error
+
+
+def _of_method(error: AnalogyError) -> FieldError:
+    return FieldError(place="method", expected=error.expected, got=error.got, advice=error.advice)
+
+
+def _check_metrics(metrics: Any) -> None:
+    """Imports no metric."""
+    if metrics is None:
+        return
+    if not isinstance(metrics, tuple) or not metrics:
+        raise FieldError(place="metrics", expected="a non-empty tuple", got=shown(metrics))
+    for name in metrics:
+        check_name("metrics", name)
+        if METRICS.is_builtin(name) and name not in DEFAULT:
+            raise FieldError(
+                place="metrics",
+                expected=f"one of {', '.join(grid_names())}, or package.module:name",
+                got=f"{name!r}, which is measured by a Task (docs/evaluation.md)",
+            )
+        if not is_spec(name):
+            _check_choice("metrics", name, grid_names())
+    if len(set(map(name_in_results, metrics))) < len(metrics):
+        raise FieldError(place="metrics", expected="each metric once", got=", ".join(metrics))
+
+
+def _check_limits(limits: Any, metrics: tuple[str, ...] | None) -> None:
+    """A limit is on a metric that is measured."""
+    if not isinstance(limits, tuple) or not all(isinstance(one, Limit) for one in limits):
+        raise FieldError(place="limits", expected="a tuple of Limit", got=repr(limits))
+    measured = [name_in_results(name) for name in metrics or DEFAULT]
+    for limit in limits:
+        _check_choice("limits", limit.metric, measured)
+
+
+def _check_choice(name: str, value: str, names: Sequence[str]) -> None:
+    if value not in names:
+        near = get_close_matches(value, names, n=1)
+        raise FieldError(
+            place=name,
+            expected=f"one of {', '.join(names)}",
+            got=repr(value),
+            advice=f"did you mean {near[0]!r}?" if near else None,
+        )

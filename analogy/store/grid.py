@@ -1,0 +1,317 @@
+"""The images of a run: one job for each, with its role and the key that identifies its image.
+
+Only this module plans jobs. It knows no model and no run folder: a grid follows from a
+configuration, the fingerprint of its model, the scheduler and the pairs. Imports no torch and no
+SQLite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from analogy.core.records import UNSTEERED, Cell, Pair, RunConfig
+from analogy.core.words import folded
+from analogy.steering.base import NULL_METHOD, TARGET_METHOD, Identity, Need
+
+TARGET_ALPHA = 1.0
+
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
+Subject: TypeAlias = dict[str, str | int | float]
+"""Everything that determines an image except its text and its noise, by name."""
+
+TrueMargins: TypeAlias = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
+"""Margins on ground truth: a pair's digest to the margins of its target and of its source."""
+
+
+class Role(StrEnum):
+    """The role of an image in a run.
+
+    - ``steered``: by the run's method, at an alpha other than 0;
+    - ``unsteered``: the source prompt's own, at alpha 0;
+    - ``null``: steered by ``NULL_METHOD``;
+    - ``target``: the target prompt's own.
+    """
+
+    STEERED = "steered"
+    UNSTEERED = "unsteered"
+    NULL = "null"
+    TARGET = "target"
+
+
+class Wanted(Protocol):
+    """An image that a run folder has or will have.
+
+    Its ``key`` is a digest of all that produces it; ``what`` describes it to readers of the index.
+    """
+
+    @property
+    def key(self) -> str:
+        """32 hex digits."""
+        ...
+
+    @property
+    def what(self) -> Mapping[str, Any]:
+        """Names and plain values."""
+        ...
+
+
+W = TypeVar("W", bound=Wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image of a grid, the method that steers it, and its key in the run folder."""
+
+    pair: Pair
+    alpha: float
+    seed: int
+    method: str
+    key: str
+
+    @property
+    def is_unsteered(self) -> bool:
+        """True for the source prompt's own image, which is the same for every method."""
+        return self.alpha == UNSTEERED
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The image's pair, alpha and seed; and its method, if it is steered."""
+        method = {} if self.is_unsteered else {"method": self.method}
+        pair = {"pair_id": self.pair.id, "category": self.pair.category}
+        return {**pair, "alpha": self.alpha, "seed": self.seed, **method}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """One image of a prompt, without steering, and its key in the run folder."""
+
+    prompt: str
+    seed: int
+    key: str
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The image's prompt and seed."""
+        return {"prompt": self.prompt, "seed": self.seed}
+
+
+AnyJob: TypeAlias = Job | PromptJob
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model samples: what determines an image except the model, its text and its noise.
+
+    ``size``: pixels a side; ``dtype``: a name of ``DTYPES``; ``scheduler``: its class and a digest
+    of its settings.
+    """
+
+    steps: int
+    guidance: float
+    size: int
+    dtype: str
+    scheduler: str
+
+    @classmethod
+    def of(cls, config: RunConfig, scheduler: str) -> Sampling:
+        """The sampling of a run."""
+        return cls(config.steps, config.guidance, config.size, config.dtype, scheduler)
+
+    def subject(self, model: str) -> Subject:
+        """What determines an image except its text and its noise; ``model``: its fingerprint.
+
+        Keys of images and names of run folders are digests of this and more.
+        """
+        return {
+            "model": model,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "size": self.size,
+            "dtype": self.dtype,
+            "scheduler": self.scheduler,
+        }
+
+    def prompt_job(self, model: str, prompt: str, seed: int) -> PromptJob:
+        """The job of one prompt's image by the model of this fingerprint."""
+        what = {**self.subject(model), "prompt": prompt, "seed": seed}
+        return PromptJob(prompt, seed, digest(what))
+
+
+class Grid:
+    """All images of a run, by role, category, alpha and cell.
+
+    ``model``: the fingerprint; ``pairs``: all pairs of the run. A method that looks at a pair's
+    neighbours has them in the key. Null and target images are in it if the configuration asks for
+    them. Jobs are planned when they are first asked for.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: str, scheduler: str, pairs: Sequence[Pair]
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.scheduler = scheduler
+        self.pairs = tuple(pairs)
+
+    def jobs(
+        self, *roles: Role, category: str | None = None, alpha: float | None = None
+    ) -> list[Job]:
+        """The jobs of these roles, of one category and alpha if given; each key once.
+
+        No roles: of all. First those of the run's method, by pair, alpha and seed; then the null's
+        in the same order; then the targets', by pair and seed, which are at alpha 1.
+        """
+        wanted = frozenset(roles or Role)
+        found: list[Job] = []
+        if own := wanted & {Role.STEERED, Role.UNSTEERED}:
+            found += [
+                job
+                for job in self._own.get(category, ())
+                if (Role.UNSTEERED if job.is_unsteered else Role.STEERED) in own
+            ]
+        if Role.NULL in wanted:
+            found += self._null.get(category, ())
+        if Role.TARGET in wanted:
+            found += self._targets.get(category, ())
+        if alpha is not None:
+            found = [job for job in found if job.alpha == alpha]
+        return once(found)
+
+    def cell(self, cell: Cell) -> list[Job]:
+        """A cell's jobs and those it is compared with: unsteered, null and target images."""
+        return once(
+            [
+                *self.jobs(Role.UNSTEERED, category=cell.category),
+                *self.jobs(Role.STEERED, Role.NULL, category=cell.category, alpha=cell.alpha),
+                *self.jobs(Role.TARGET, category=cell.category),
+            ]
+        )
+
+    @cached_property
+    def _own(self) -> Mapping[str | None, Sequence[Job]]:
+        """The jobs of the run's method by category; None has all of them."""
+        return self._planned(self.config.method, self.config.grid_alphas)
+
+    @cached_property
+    def _null(self) -> Mapping[str | None, Sequence[Job]]:
+        if not self.config.control:
+            return {}
+        return self._planned(NULL_METHOD, sorted(self.config.alphas))
+
+    @cached_property
+    def _targets(self) -> Mapping[str | None, Sequence[Job]]:
+        if not self.config.target:
+            return {}
+        return self._planned(TARGET_METHOD, (TARGET_ALPHA,))
+
+    def _planned(self, method: str, alphas: Iterable[float]) -> Mapping[str | None, Sequence[Job]]:
+        """Jobs of one method by category, in the order pair, alpha, seed; None has all of them."""
+        alphas = tuple(alphas)
+        identity = Identity.in_config(replace(self.config, method=method))
+        version = {"method_version": identity.version} if identity.version else {}
+        subject = Sampling.of(self.config, self.scheduler).subject(self.model)
+        by_category: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            by_category.setdefault(pair.category, []).append(pair)
+        found: dict[str | None, list[Job]] = {None: []}
+        for pair in self.pairs:
+            own: dict[str, Any] = {**subject, "pair": content(pair)}
+            steered = {**own, "method": method, **version}
+            if Need.OTHERS in identity.needs:
+                steered |= _neighbours(pair, by_category[pair.category])
+            for alpha in alphas:
+                what = own if alpha == UNSTEERED else {**steered, "alpha": alpha}
+                for seed in self.config.seeds:
+                    job = Job(pair, alpha, seed, method, digest({**what, "seed": seed}))
+                    found[None].append(job)
+                    found.setdefault(pair.category, []).append(job)
+        return found
+
+
+def targets_of(grid: Grid, pair: Pair, seeds: Sequence[int]) -> list[Job]:
+    """The jobs of one pair's target images, whether or not the grid's configuration has them."""
+    config = replace(grid.config, target=True, seeds=tuple(seeds))
+    return Grid(config, grid.model, grid.scheduler, [pair]).jobs(Role.TARGET)
+
+
+def once(jobs: Iterable[W]) -> list[W]:
+    """The jobs, each key once: the target images are in a grid of ``TARGET_METHOD``, too."""
+    found: dict[str, W] = {}
+    for job in jobs:
+        found.setdefault(job.key, job)
+    return list(found.values())
+
+
+def _neighbours(pair: Pair, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Additional parts of an image's key if its method uses its category's ``pairs``."""
+    others: dict[str, Any] = {"others": [content(o) for o in pairs if o.id != pair.id]}
+    # Earlier versions compared words as written: images of pairs to which that matters are others.
+    return {**others, "words": "folded"} if _has_cases(pair, pairs) else others
+
+
+def _has_cases(pair: Pair, pairs: Iterable[Pair]) -> bool:
+    """True if another pair has one of the pair's words in another letter case."""
+    words = {folded(word): word for word in (pair.source_word, pair.target_word)}
+    return any(
+        words.get(folded(word), word) != word
+        for other in pairs
+        for word in (other.source_word, other.target_word)
+    )
+
+
+def content(pair: Pair) -> list[str]:
+    """The part of a pair that determines its images: its words and prompts, not its id."""
+    return [pair.source_word, pair.target_word, pair.source_prompt, pair.target_prompt]
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON of ``value``: equal values give equal text."""
+    return _canonical(value)
+
+
+def digest(value: Any) -> str:
+    """The first 32 hex digits of the SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def pairs_digest(pairs: Iterable[Pair]) -> str:
+    """A digest of pairs: of their ids and contents, independent of their order."""
+    return digest(sorted([pair.id, *content(pair)] for pair in pairs))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A configuration that a command ran on a run folder, with the models that it resolved to.
+
+    From it the grid is known without any model, and the study can be opened again.
+
+    - ``pairs``: those that were chosen;
+    - ``model``, ``judge``: fingerprints;
+    - ``lora``: the value of its option, None without one;
+    - ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None
+      where they are the suite's own.
+    """
+
+    config: RunConfig
+    pairs: tuple[Pair, ...]
+    model: str
+    judge: str
+    scheduler: str
+    lora: str | None = None
+    ceiling: TrueMargins | None = None
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The images that the command asked for."""
+        return Grid(self.config, self.model, self.scheduler, self.pairs)
+
+    def jobs(self) -> list[Job]:
+        """All jobs of the grid, each key once."""
+        return self.grid.jobs()

@@ -1,0 +1,291 @@
+"""The index of a run folder: its tables in SQLite, and every query on them.
+
+It knows keys and rows, no jobs and no image files. An index may come from anywhere: what is read is
+checked, and a value that the suite does not write is a :class:`~analogy.core.checked.DamageError`.
+What SQLite refuses is raised as SQLite's own error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analogy.core import checked
+from analogy.core.records import MARGIN_LIMIT
+from analogy.store.database import Database, timestamp
+
+#: What stands before the reason of an image that was there once and is to be made again.
+LOST = "lost: "
+_OF_IMAGES = ("scores", "features", "metrics")
+
+# Keys that are looked up in one query; old versions of SQLite take 999 parameters.
+_LOOKED_UP = 500
+
+
+class ImageRow(NamedTuple):
+    """What the index has of an image: ``what`` is JSON, ``path`` relative to the folder."""
+
+    key: str
+    what: str
+    path: str
+    sha256: str
+
+
+class FailureRow(NamedTuple):
+    """An image that could not be made, and why: ``what`` is JSON."""
+
+    key: str
+    what: str
+    reason: str
+
+
+class Scores(NamedTuple):
+    """What a judge gave an image."""
+
+    margin: float
+    cos_target: float
+    cos_source: float
+
+
+class WorkRow(NamedTuple):
+    """A piece of work. ``stage``: generate, score or import; ``peak_bytes``: of a CUDA device."""
+
+    stage: str
+    images: int
+    seconds: float
+    peak_bytes: int | None = None
+
+
+class Index(Database):
+    """The tables of the run folder at ``folder``, open until :meth:`close`.
+
+    Raises what SQLite raises, ``OSError``, ``ValueError`` for an index without a schema version
+    that is only read, and :class:`SchemaVersionError`.
+    """
+
+    def image_rows(self) -> list[ImageRow]:
+        """All images, in the order in which they were made."""
+        found = []
+        for key, what, path, sha256 in self.db.execute(
+            "SELECT key, what, path, sha256 FROM images ORDER BY rowid"
+        ):
+            checked.json(what, "images.what", dict)
+            path, sha256 = checked.text(path, "images.path"), checked.text(sha256, "images.sha256")
+            found.append(ImageRow(checked.key(key, "images.key"), what, path, sha256))
+        return found
+
+    def file_of(self, key: str) -> tuple[str, str] | None:
+        """The path and SHA-256 of an image's file, None if there is no such image."""
+        query = "SELECT path, sha256 FROM images WHERE key = ?"
+        found: tuple[str, str] | None = self.db.execute(query, (key,)).fetchone()
+        return found
+
+    def with_image(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that have an image."""
+        return {key for (key,) in self._rows_of(keys, "SELECT key FROM images WHERE")}
+
+    def without_score(self, keys: Iterable[str], judge: str) -> set[str]:
+        """Those of the keys that have an image which this judge has not scored."""
+        query = (
+            "SELECT key FROM images WHERE NOT EXISTS "
+            "(SELECT 1 FROM scores WHERE scores.key = images.key AND judge = ?) AND"
+        )
+        return {key for (key,) in self._rows_of(keys, query, judge)}
+
+    def failures(self, keys: Iterable[str]) -> dict[str, str]:
+        """Key to the reason, of those whose generation failed when it was last tried."""
+        found = self._rows_of(keys, "SELECT key, reason FROM failures WHERE")
+        return {key: checked.text(reason, "failures.reason") for key, reason in found}
+
+    def add_images(
+        self,
+        made: Sequence[ImageRow],
+        failed: Sequence[FailureRow],
+        work: WorkRow,
+        worker: tuple[str, float] | None,
+    ) -> None:
+        """Name images, and keep failures and the time that they took, in one transaction.
+
+        ``worker``: the name of the one among several that made them, and its own seconds.
+        """
+        now = timestamp()
+        with self.db:
+            self.db.executemany(
+                "REPLACE INTO images VALUES (?, ?, ?, ?, ?)", [(*row, now) for row in made]
+            )
+            self.db.executemany("DELETE FROM failures WHERE key = ?", [row[:1] for row in made])
+            self.db.executemany(
+                "REPLACE INTO failures VALUES (?, ?, ?, ?)", [(*row, now) for row in failed]
+            )
+            self._add_work(work)
+            if worker is not None:
+                self.db.execute(
+                    "INSERT INTO workers VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                    "images = images + excluded.images, seconds = seconds + excluded.seconds",
+                    (worker[0], len(made), worker[1]),
+                )
+
+    def without_owner(self) -> dict[str, int]:
+        """Table to the number of its rows whose image is missing, where there are some."""
+        counts = {
+            table: self.db.execute(
+                f"SELECT COUNT(*) FROM {table} WHERE key NOT IN (SELECT key FROM images)"
+            ).fetchone()[0]
+            for table in _OF_IMAGES
+        }
+        return {table: count for table, count in counts.items() if count}
+
+    def remove(self, lost: Sequence[tuple[ImageRow, str]]) -> None:
+        """Remove images, with all that was found on them, in one transaction.
+
+        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
+        of the same pair and seed go too: they compare with the unsteered image, which may be among
+        these. Rows that belong to no image go as well.
+        """
+        compared = {_compared(row) for row, _ in lost}
+        stale = [row[:1] for row in self.image_rows() if _compared(row) in compared]
+        failed = [(row.key, row.what, LOST + reason, timestamp()) for row, reason in lost]
+        with self.db:
+            self.db.executemany("REPLACE INTO failures VALUES (?, ?, ?, ?)", failed)
+            self.db.executemany("DELETE FROM metrics WHERE key = ?", stale)
+            self.db.executemany("DELETE FROM images WHERE key = ?", [row[:1] for row, _ in lost])
+            for table in _OF_IMAGES:
+                self.db.execute(f"DELETE FROM {table} WHERE key NOT IN (SELECT key FROM images)")
+
+    # --- scores, features and metrics
+
+    def add_scores(
+        self,
+        judge: str,
+        scores: Mapping[str, Scores],
+        features: Mapping[str, NDArray[np.float32]],
+        seconds: float,
+    ) -> None:
+        """Keep a judge's scores and features by key, with the time that they took."""
+        with self.db:
+            self.db.executemany(
+                "REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
+                [(key, judge, s.cos_target, s.cos_source, s.margin) for key, s in scores.items()],
+            )
+            self.db.executemany(
+                "REPLACE INTO features VALUES (?, ?, ?)",
+                [(key, judge, row.astype("<f4").tobytes()) for key, row in features.items()],
+            )
+            self._add_work(WorkRow("score", len(scores), seconds))
+
+    def scores(self, keys: Iterable[str], judge: str) -> dict[str, Scores]:
+        """A judge's scores by key, of those that it has scored."""
+        query = "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ? AND"
+        return _scores(self._rows_of(keys, query, judge))
+
+    def images_with_scores(
+        self, keys: Collection[str], judge: str
+    ) -> tuple[set[str], dict[str, Scores]]:
+        """Those of the keys that have an image, and this judge's scores of those that it scored.
+
+        In one pass over the index: for tables of a whole run.
+        """
+        found = self.db.execute(
+            "SELECT images.key, margin, cos_target, cos_source FROM images "
+            "LEFT JOIN scores ON scores.key = images.key AND scores.judge = ?",
+            (judge,),
+        )
+        rows = [row for row in found if row[0] in keys]
+        return {row[0] for row in rows}, _scores(row for row in rows if row[1] is not None)
+
+    def features(self, keys: Iterable[str], judge: str) -> dict[str, NDArray[np.float32]]:
+        """A judge's features ``(dim,)`` by key, of those images that it has scored."""
+        query = "SELECT key, vector FROM features WHERE judge = ? AND"
+        return checked.vectors(self._rows_of(keys, query, judge), "features.vector")
+
+    def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
+        """Keep a metric's values by key."""
+        rows = [(key, metric, value) for key, value in values.items()]
+        with self.db:
+            self.db.executemany("REPLACE INTO metrics VALUES (?, ?, ?)", rows)
+
+    def metric(self, metric: str, keys: Iterable[str]) -> dict[str, float]:
+        """A metric's values by key, of those that are kept."""
+        query = "SELECT key, value FROM metrics WHERE metric = ? AND"
+        found = self._rows_of(keys, query, metric)
+        return {key: checked.metric(value, "metrics.value") for key, value in found}
+
+    def metrics(self, judge: str) -> dict[str, dict[str, float]]:
+        """Every metric by name, its values by key; of those of features, this judge's."""
+        metrics: dict[str, dict[str, float]] = {}
+        for key, metric, value in self.db.execute("SELECT key, metric, value FROM metrics"):
+            name, _, by = checked.name(metric, "metrics.metric").partition("/")
+            if by in ("", judge):  # a network of its own is named name-network@digest
+                of = metrics.setdefault(name.partition("@")[0], {})
+                of[key] = checked.metric(value, "metrics.value")
+        return metrics
+
+    # --- work
+
+    def rate(self, stage: str) -> float | None:
+        """Images per second over all recorded work of a stage, None if there is none."""
+        images, seconds = self.db.execute(
+            "SELECT TOTAL(images), TOTAL(seconds) FROM work WHERE stage = ?", (stage,)
+        ).fetchone()
+        return checked.rate(images, seconds, "work")
+
+    def worker_rates(self) -> dict[str, float]:
+        """Images per second of each worker; empty where there was one alone, or none yet."""
+        if not self._has_table("workers"):
+            return {}
+        found = self.db.execute("SELECT name, images, seconds FROM workers ORDER BY name")
+        rates = {
+            checked.name(name, "workers.name"): checked.rate(images, seconds, "workers")
+            for name, images, seconds in found
+        }
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    def peak_memory(self) -> int | None:
+        """The most bytes of a device that generating took, None where that was not measured."""
+        (most,) = self.db.execute("SELECT MAX(peak_bytes) FROM work").fetchone()
+        return None if most is None else checked.count(most, "work.peak_bytes")
+
+    def _add_work(self, work: WorkRow) -> None:
+        self.db.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?)", (*work, timestamp()))
+
+    def _rows_of(self, keys: Iterable[str], query: str, *values: Any) -> Iterator[Any]:
+        """Rows of those keys alone; ``query`` lacks the condition on their key, its last.
+
+        Asking for a cell takes the time of a cell, not of the index. In the order of keys, in which
+        their index lies: asking for the whole run reads it once from front to back.
+        """
+        wanted = sorted(set(keys))
+        for i in range(0, len(wanted), _LOOKED_UP):
+            some = wanted[i : i + _LOOKED_UP]
+            marks = ", ".join("?" * len(some))
+            # Whole, so that no query is left open where what is read turns out to be damaged.
+            yield from self.db.execute(f"{query} key IN ({marks})", (*values, *some)).fetchall()
+
+
+def _scores(rows: Iterable[Sequence[Any]]) -> dict[str, Scores]:
+    """Scores by key, of rows of a key and the fields of :class:`Scores`.
+
+    Raises DamageError if they are not numbers such as a judge gives.
+    """
+    found = list(rows)
+    if not found:
+        return {}
+    keys, *columns = zip(*found, strict=True)
+    for name, column in zip(Scores._fields, columns, strict=True):
+        numbers = [math.nan if value is None else value for value in column]
+        values = np.array(numbers)
+        if values.dtype != np.float64 or not (np.abs(values) <= MARGIN_LIMIT).all():
+            for value in numbers:
+                checked.number(value, f"scores.{name}", -MARGIN_LIMIT, MARGIN_LIMIT)
+    return dict(zip(keys, map(Scores._make, zip(*columns, strict=True)), strict=True))
+
+
+def _compared(row: ImageRow) -> tuple[Any, Any]:
+    """The pair and seed that an image shares with the unsteered image it is compared with."""
+    what = json.loads(row.what)  # an object: image_rows looked
+    return what.get("pair_id"), what.get("seed")

@@ -1,0 +1,1 @@
+"""A run from end to end; runs compared by method, verified, repaired, imported."""

@@ -1,0 +1,225 @@
+"""From a table of items to all figures of a run: cells, gains, pools, trends, families of tests.
+
+Pure functions of a table of items. A table has a row per pair and a column per alpha, ascending,
+0 (unsteered) among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
+indexed by pair id, and belong to the category that `pairs` gives.
+
+Every cell answers two questions. The **margin** asks whether the images are now closer to the
+target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what steering
+did. The gain is positive as soon as an image has moved, also for images that steering has merely
+destroyed; so a claim rests on the margin, and the gain says where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analogy.core.records import UNSTEERED, Cell, Estimate, Pair, Verdict
+from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, TargetFigures
+from analogy.statistics.bootstrap import resampled_together
+from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend
+from analogy.statistics.multiplicity import benjamini_hochberg, holm
+from analogy.statistics.tests import slopes
+
+RESOLUTION = 1e-6
+"""Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""
+
+DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
+"""The verdicts of a test; the other verdicts say why there was no test."""
+
+
+def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
+    """Complete items as a table: a row per pair, a column per alpha, NaN if incomplete.
+
+    ``items`` has the columns pair_id, alpha and margin.
+    """
+    table = items.pivot(index="pair_id", columns="alpha", values="margin")
+    return table.reindex(index=[pair.id for pair in pairs], columns=sorted(alphas)).astype(float)
+
+
+def analyse(
+    table: pd.DataFrame,
+    pairs: Sequence[Pair],
+    *,
+    null: pd.DataFrame | None = None,
+    targets: pd.Series | None = None,
+    ceilings: Mapping[str, Ceiling | None] | None = None,
+) -> Analysis:
+    """All figures of a run, from its items, those of its null, and those of the target
+    prompts' own images by pair id.
+    """
+    ceilings = ceilings or {}
+    members: dict[str, list[str]] = {}
+    for pair in pairs:
+        members.setdefault(pair.category, []).append(pair.id)
+    tables = {category: table.loc[rows] for category, rows in members.items()}
+    nulls = {} if null is None else {category: null.loc[rows] for category, rows in members.items()}
+    steered = [alpha for alpha in _alphas(table) if alpha != UNSTEERED]
+    by_alpha = {alpha: table[[UNSTEERED, alpha]] for alpha in steered}
+    ends = {} if targets is None else {c: targets.loc[rows] for c, rows in members.items()}
+
+    def figures(category: str, alpha: float) -> CellFigures:
+        return cell_figures(
+            tables[category],
+            Cell(category, alpha),
+            null=nulls.get(category),
+            ceiling=ceilings.get(category),
+        )
+
+    pooled = [*tables.values(), *by_alpha.values(), table]
+    drawn = _samples([(t, nulls.get(c)) for c, t in tables.items()], pooled)
+    with resampled_together([*drawn, *(of.to_numpy() for of in ends.values())]):
+        own = {
+            category: TargetFigures(
+                category=category,
+                margin=_unclaimed(_pooled(of.to_numpy()[:, np.newaxis])),
+                items=_complete(of),
+                ceiling=ceilings.get(category),
+            )
+            for category, of in ends.items()
+        }
+        unsteered = {category: figures(category, UNSTEERED) for category in members}
+        cells = [figures(category, alpha) for category in members for alpha in steered]
+        if own:
+            cells = [_with_share(one, own[one.cell.category]) for one in cells]
+            unsteered = {name: _with_share(c, own[name]) for name, c in unsteered.items()}
+        return Analysis(
+            cells={figures.cell: figures for figures in _adjusted(cells)},
+            unsteered=unsteered,
+            targets=own,
+            categories={category: pool(of) for category, of in tables.items()},
+            alphas={alpha: pool(of) for alpha, of in by_alpha.items()},
+            overall=pool(table),
+        )
+
+
+def cell_figures(
+    table: pd.DataFrame,
+    cell: Cell,
+    *,
+    null: pd.DataFrame | None = None,
+    ceiling: Ceiling | None = None,
+) -> CellFigures:
+    """One cell by itself, from its category's items; without a verdict at alpha 0."""
+    values = _cell_values(table, cell.alpha, null)
+    figures = {name: _pooled(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
+    margin = _seen(figures["margin"], ceiling)
+    return CellFigures(
+        cell=cell,
+        margin=_unclaimed(margin) if cell.alpha == UNSTEERED else margin,
+        gain=_seen(figures["gain"], ceiling) if "gain" in figures else None,
+        items=_complete(values["margin"]),
+        ceiling=ceiling,
+        null=Null(figures["null"], figures["null gain"], figures["advantage"])
+        if "null" in figures
+        else None,
+    )
+
+
+def _complete(items: pd.Series) -> dict[str, float]:
+    """Pair id to margin, for complete items."""
+    return {str(pair): float(value) for pair, value in items.dropna().items()}
+
+
+def _cell_values(
+    table: pd.DataFrame, alpha: float, null: pd.DataFrame | None
+) -> dict[str, pd.Series]:
+    """The quantities that are estimated for a cell: a value for each pair."""
+    values = {"margin": table[alpha]}
+    if alpha != UNSTEERED:
+        values["gain"] = table[alpha] - table[UNSTEERED]
+        if null is not None:
+            values["null"] = null[alpha]
+            values["null gain"] = null[alpha] - null[UNSTEERED]
+            values["advantage"] = table[alpha] - null[alpha]
+    return values
+
+
+def pool(table: pd.DataFrame) -> Pool:
+    """All cells of a table together, without the unsteered images."""
+    margins, gains = _pool_values(table)
+    return Pool(
+        margin=_pooled(margins),
+        gain=_pooled(gains),
+        trend=trend(table.to_numpy(), _alphas(table)) if _has_trend(table) else None,
+        items=item_level(margins) if not np.isnan(margins).any() else None,
+    )
+
+
+def _pool_values(table: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Margins and gains of a pool, each (pairs, alphas)."""
+    margins = table[[alpha for alpha in _alphas(table) if alpha != UNSTEERED]].to_numpy()
+    return margins, margins - table[[UNSTEERED]].to_numpy()
+
+
+def _has_trend(table: pd.DataFrame) -> bool:
+    return len(table.columns) > 2 and not np.isnan(table.to_numpy()).any()
+
+
+def _samples(
+    cells: Iterable[tuple[pd.DataFrame, pd.DataFrame | None]], pools: Iterable[pd.DataFrame]
+) -> Iterator[NDArray[np.float64]]:
+    """Everything that an analysis bootstraps: of categories' tables and nulls, and of pools."""
+    for table, null in cells:
+        for alpha in _alphas(table):
+            for column in _cell_values(table, alpha, null).values():
+                yield column.to_numpy()
+    for table in pools:
+        margins, gains = _pool_values(table)
+        yield from (margins.mean(axis=1), gains.mean(axis=1), margins.ravel())
+        if _has_trend(table):
+            yield slopes(table.to_numpy(), _alphas(table))
+
+
+def _alphas(table: pd.DataFrame) -> list[float]:
+    return [float(alpha) for alpha in table.columns]
+
+
+def _pooled(values: NDArray[np.float64]) -> Estimate:
+    """The estimate of (pairs, alphas); without figures if an item is missing."""
+    is_there = ~np.isnan(values)
+    if not is_there.all():
+        return Estimate(n=len(values), n_items=int(is_there.sum()))
+    made = estimate(values[:, 0]) if values.shape[1] == 1 else pooled_estimate(values)
+    if np.abs(values).max(initial=0.0) < RESOLUTION and made.verdict in DECIDED:
+        return replace(made, verdict=Verdict.INCONCLUSIVE, n_needed=None)
+    return replace(made, n_needed=None) if abs(made.mean) < RESOLUTION else made
+
+
+def _unclaimed(figures: Estimate) -> Estimate:
+    """The figures of images that nothing is claimed of."""
+    return replace(figures, verdict=None, n_needed=None)
+
+
+def _with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
+    return replace(figures, target_share=target.share_of(figures.margin.mean))
+
+
+def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
+    """Figures with the verdict *blind* if the judge does not see the change."""
+    if ceiling is None or not ceiling.is_blind or figures.verdict not in DECIDED:
+        return figures
+    return replace(figures, verdict=Verdict.BLIND, n_needed=None)
+
+
+def _adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
+    """The cells with p adjusted for the family of all that were tested.
+
+    It is the larger p of the t-test and the bootstrap-t test that is adjusted. Holm asks whether p
+    is below 0.05 / 24, and so far out the t-test depends on the shape of the data: with it alone,
+    28% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
+    after Holm, with the larger of both 9% (docs/calibration.md).
+    """
+    p = [
+        max(c.margin.p, c.margin.p_bootstrap) if c.margin.verdict in DECIDED else float("nan")
+        for c in cells
+    ]
+    return [
+        replace(cell, p_holm=float(a), p_bh=float(b))
+        for cell, a, b in zip(cells, holm(p), benjamini_hochberg(p), strict=True)
+    ]

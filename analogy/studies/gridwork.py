@@ -1,0 +1,184 @@
+"""The work of one configuration in its run folder: which jobs, generated and scored."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from analogy._version import __version__
+from analogy.core.records import Cell, Pair, RunConfig
+from analogy.generation.engine import Progress, Setup, no_progress
+from analogy.generation.execution import Execution
+from analogy.grid_metrics import GridMetric
+from analogy.judges.base import FoundJudge, Judge
+from analogy.models.defaults import machine
+from analogy.models.places import ModelSource
+from analogy.results.model import Analysis, Ceiling, Failure, Provenance
+from analogy.settings.pairs import categories
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Grid, Job, Role, TrueMargins, content, digest, pairs_digest
+from analogy.studies import ceiling as ceilings
+from analogy.studies.ceiling import GroundTruth
+from analogy.studies.provenance import own_commit, package_versions, scheduler_of
+from analogy.studies.quality import Quality
+
+
+class GridWork:
+    """One configuration over its pairs, in its run folder: generate and score what is missing."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pairs: Sequence[Pair],
+        model: ModelSource | None,
+        judge: FoundJudge,
+        folder: RunFolder,
+        truth: GroundTruth | None = None,
+        *,
+        fingerprint: str | None = None,
+        scheduler: str | None = None,
+        unread: Collection[str] = (),
+        unsteered: Collection[str] = (),
+        metrics: Sequence[GridMetric] | None = None,
+    ) -> None:
+        self.config = config
+        self.pairs = list(pairs)
+        self.unread = frozenset(unread)
+        self.unsteered = frozenset(unsteered)
+        self.judged = [pair for pair in self.pairs if pair.id not in self.unread]
+        self.model = model
+        self.judge = judge
+        self.folder = folder
+        self.truth = truth
+        self._ceilings: dict[str, Ceiling | None] = {}
+        self._analysed: tuple[Any, Analysis] | None = None
+        if model is not None:
+            fingerprint = model.fingerprint
+            scheduler = scheduler or scheduler_of(model.folder)
+        if fingerprint is None or scheduler is None:
+            raise TypeError("a study without a model needs its fingerprint and its scheduler")
+        self.scheduler = scheduler
+        self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
+        self.grid = Grid(config, fingerprint, scheduler, pairs)
+        self.quality = Quality(
+            config,
+            self._judged(self.grid.jobs(Role.UNSTEERED, Role.STEERED)),
+            folder,
+            lambda: self.execution.judge,
+            judge.fingerprint,
+            metrics,
+        )
+
+    @property
+    def own_ceiling(self) -> TrueMargins | None:
+        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
+
+        The run folder keeps them: the file that they came from may be gone when it is opened again.
+        """
+        default = ceilings.default_path()
+        if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
+            return None
+        known = self.truth.pairs
+        keys = (digest(content(pair)) for pair in self.pairs)
+        return {key: known[key] for key in keys if key in known}
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories of this run, in the pairs' order."""
+        return categories(self.pairs)
+
+    def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
+        """The grid's jobs, of one category or alpha if given; the target images, which are of no
+        alpha of the grid, only if none is given. Each key once.
+        """
+        if alpha is None:
+            return self.grid.jobs(category=category)
+        roles = (Role.UNSTEERED, Role.STEERED, Role.NULL)
+        return self.grid.jobs(*roles, category=category, alpha=alpha)
+
+    def cell_jobs(self, category: str, alpha: float) -> list[Job]:
+        """A cell's jobs, with the unsteered, null and target images that it is compared with."""
+        return self.grid.cell(Cell(category, alpha))
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Load the models that these jobs still need: a fault in one is then said before any image.
+
+        Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
+        """
+        self.execution.prepare(jobs)
+
+    def generate(
+        self,
+        jobs: Sequence[Job],
+        progress: Progress = no_progress,
+        *,
+        ahead: Iterable[Sequence[Job]] = (),
+    ) -> None:
+        """Generate the images among ``jobs`` that are missing.
+
+        ``ahead``: what will be asked for next; several workers generate it at once.
+        """
+        self.execution.generate(jobs, progress, ahead=ahead)
+
+    def prepare_judge(self) -> None:
+        """Load the judge where images are scored, so that timing leaves it out."""
+        self.execution.prepare_judge()
+
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """The jobs that have no image and have not failed in this process."""
+        return self.execution.missing(jobs)
+
+    def loaded_judge(self) -> Judge:
+        """The judge, loaded in this process."""
+        return self.execution.judge
+
+    def score(self, jobs: Sequence[Job]) -> int:
+        """Score the images among ``jobs`` that are not; returns how many those were."""
+        return self.execution.score(jobs)
+
+    def close(self) -> None:
+        """Release the workers and the run folder."""
+        self.execution.close()
+        self.folder.close()
+
+    def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+        """The jobs whose image came out as no picture, each with the reason."""
+        return self.folder.failures(jobs)
+
+    def unscored(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs with an image that this run's judge has not scored."""
+        return self.folder.without_score(jobs, self.judge.fingerprint)
+
+    def _judged(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs but for those of pairs whose prompts the judge cannot tell apart."""
+        if not self.unread:
+            return jobs
+        return [job for job in jobs if job.pair.id not in self.unread]
+
+    def pairs_digest(self, category: str) -> str:
+        """What identifies a category's pairs: their ids and contents, whatever their order."""
+        return pairs_digest(pair for pair in self.pairs if pair.category == category)
+
+    def provenance(self) -> Provenance:
+        """What produced this run's figures."""
+        own = self.own_ceiling
+        return Provenance(
+            suite=__version__,
+            model=self.grid.model,
+            judge=self.judge.fingerprint,
+            scheduler=self.scheduler,
+            packages=package_versions(),
+            git_commit=own_commit(),
+            machine=machine(self.config.device),
+            python=sys.version.split()[0],
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ceiling=None if own is None else digest(dict(own)),
+        )
+
+
+def failure_of(job: Job, reason: str) -> Failure:
+    """A failed job, and why."""
+    method = None if job.alpha == 0.0 else job.method
+    return Failure(job.pair.id, job.pair.category, job.alpha, job.seed, method, reason)

@@ -1,0 +1,318 @@
+"""Compares steering methods on one grid: paired differences, and a ranking.
+
+All methods steer the same pairs from the same latents at the same strengths, so they are compared
+pair by pair: the difference of a pair's margins is free of the effects of the pair and its noise.
+Each pair enters with the mean of its items at the requested strengths. Alpha 0, unsteered, is the
+same image for every method and is left out.
+
+Every two methods are compared, so k methods give k (k - 1) / 2 tests. These overall differences are
+one family: their p are adjusted for it (Holm 1979), and only they decide whether two methods
+differ. The differences at single strengths and in single categories show where the overall one
+comes from; their intervals and p are not adjusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from analogy.core.records import SIGNIFICANCE, UNSTEERED, Estimate, Figures, Pair
+from analogy.generation.engine import Progress, no_progress
+from analogy.settings.request import RunRequest
+from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test, resampled_together
+from analogy.statistics.estimates import pooled_estimate
+from analogy.statistics.multiplicity import holm
+from analogy.statistics.tests import t_test
+from analogy.statistics.values import MIN_DECISIVE
+from analogy.store.grid import Job, once
+from analogy.studies.study import Study
+
+_NAN = float("nan")
+
+# All of the pairs at all strengths, at one strength, or those of one category at all strengths.
+Scope = tuple[str | None, float | None]
+_OVERALL: Scope = (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference(Figures):
+    """The margins of ``first`` minus those of ``second``, pair by pair.
+
+    ``category`` None: of all; ``alpha`` None: the mean over all strengths but 0. ``n``:
+    pairs. ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test;
+    ``p_holm``: the larger of both, adjusted for all overall differences, NaN for any other.
+    A figure that does not exist is NaN.
+    """
+
+    first: str
+    second: str
+    category: str | None
+    alpha: float | None
+    n: int
+    mean: float = _NAN
+    ci_low: float = _NAN
+    ci_high: float = _NAN
+    p: float = _NAN
+    p_bootstrap: float = _NAN
+    p_holm: float = _NAN
+
+    @property
+    def is_distinct(self) -> bool:
+        """Whether the two methods are told apart, when every comparison is counted."""
+        return self.n >= MIN_DECISIVE and self.p_holm < SIGNIFICANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A method's place: its margin over all strengths, and the methods it is not told apart from.
+
+    Not to be told apart is no proof of being equal, and holds for neighbours by twos: A and B may
+    not be, nor B and C, and yet A and C be.
+    """
+
+    method: str
+    margin: Estimate
+    like: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "method": self.method,
+            **self.margin.to_dict(),
+            "not_distinguishable": list(self.like),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MethodComparison:
+    """The comparison of some methods on one grid.
+
+    ``n``: the pairs compared, which have all their items by every method; ``n_left_out``: the
+    others. ``ranking``: the methods by their mean, the highest first; in a difference the first
+    method is the one that ranks higher. ``blind``: the categories whose true change the judge does
+    not see, where nothing is said about any method.
+    """
+
+    n: int
+    n_left_out: int
+    ranking: tuple[Ranked, ...]
+    overall: tuple[Difference, ...]
+    alphas: tuple[Difference, ...]
+    categories: tuple[Difference, ...]
+    blind: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """The tests that Holm's p is adjusted for, in words."""
+        count = len(self.overall)
+        return f"all overall differences, {count} {'test' if count == 1 else 'tests'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "n": self.n,
+            "n_left_out": self.n_left_out,
+            "family": self.family,
+            "ranking": [one.to_dict() for one in self.ranking],
+            "overall": [one.to_dict() for one in self.overall],
+            "alphas": [one.to_dict() for one in self.alphas],
+            "categories": [one.to_dict() for one in self.categories],
+            "blind": list(self.blind),
+        }
+
+
+def compare_methods(
+    tables: Mapping[str, pd.DataFrame],
+    pairs: Sequence[Pair],
+    *,
+    blind: Collection[str] = (),
+    n_resamples: int = 10_000,
+) -> MethodComparison:
+    """Every two methods compared, and all methods ranked.
+
+    ``tables``: method to its items, as :meth:`Study.table` gives them: a row per pair, a column per
+    alpha, NaN where images are missing. Two methods or more, of the same pairs and alphas; anything
+    else is a ``ValueError``. A pair that lacks an item by any of the methods is left out of all.
+    """
+    _check_tables(tables, pairs)
+    steered = {
+        name: table[[alpha for alpha in table.columns if float(alpha) != UNSTEERED]]
+        for name, table in tables.items()
+    }
+    first = next(iter(steered.values()))
+    is_whole = ~np.logical_or.reduce([table.isna().any(axis=1) for table in steered.values()])
+    category_of = {pair.id: pair.category for pair in pairs}
+    whole = {name: table[is_whole] for name, table in steered.items()}
+    category = np.array([category_of[pair] for pair in first.index[is_whole]])
+
+    by_alpha: list[Scope] = [(None, float(alpha)) for alpha in first.columns]
+    by_category: list[Scope] = [(name, None) for name in dict.fromkeys(category_of.values())]
+    means = {
+        scope: {name: _pair_means(table, category, scope) for name, table in whole.items()}
+        for scope in (_OVERALL, *by_alpha, *by_category)
+    }
+    order = list(tables)
+    if is_whole.any():
+        order.sort(key=lambda name: -means[_OVERALL][name].mean())
+    ordered = {scope: {name: by[name] for name in order} for scope, by in means.items()}
+
+    with resampled_together(_samples(ordered), n_resamples=n_resamples):
+        overall = compared(ordered[_OVERALL], n_resamples=n_resamples)
+        parts = [
+            [
+                _difference(two, ordered[scope], scope, n_resamples)
+                for scope in scopes
+                for two in combinations(order, 2)
+            ]
+            for scopes in (by_alpha, by_category)
+        ]
+        ranking = [
+            Ranked(name, _estimate(whole[name], n_resamples), _like(name, overall))
+            for name in order
+        ]
+    return MethodComparison(
+        n=int(is_whole.sum()),
+        n_left_out=int((~is_whole).sum()),
+        ranking=tuple(ranking),
+        overall=tuple(overall),
+        alphas=tuple(parts[0]),
+        categories=tuple(parts[1]),
+        blind=tuple(blind),
+    )
+
+
+def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> list[Difference]:
+    """Each two of the methods' values, shape (pairs,) in one order, with Holm's p for them all.
+
+    As elsewhere in the suite the larger p of the t-test and the bootstrap-t test is adjusted: far
+    out the t-test depends on the shape of the data.
+    """
+    arrays = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
+    found = [_difference(two, arrays, _OVERALL, n_resamples) for two in combinations(arrays, 2)]
+    adjusted = holm([max(one.p, one.p_bootstrap) for one in found])
+    return [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
+
+
+def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
+    """A study for each of the methods, from one request; all in one run folder, which is open.
+
+    ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
+    of the request's method. Raises what :meth:`Study.open` does.
+    """
+    first = Study.open(replace(request, method=names[0]))
+    try:
+        studies = [first, *(first.by(name) for name in names[1:])]
+        for study in studies[1:]:
+            study.record(request.lora)
+    except BaseException:
+        first.folder.close()
+        raise
+    return studies
+
+
+def all_jobs(studies: Sequence[Study]) -> list[Job]:
+    """The jobs of all the methods; those of unsteered images, whose key has no method, once."""
+    return once(job for study in studies for job in study.jobs())
+
+
+def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
+    """Generate and score the missing images of all methods, and compare them.
+
+    One worker does all of it: the models are loaded once.
+    """
+    first, jobs = studies[0], all_jobs(studies)
+    first.generate(jobs, progress)
+    first.score(jobs)
+    return compare_methods(
+        {study.config.method: study.table() for study in studies},
+        first.judged,
+        blind=[name for name in first.categories if (of := first.ceiling(name)) and of.is_blind],
+    )
+
+
+def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> None:
+    if len(tables) < 2:
+        raise ValueError(f"methods: expected two or more, got {', '.join(tables) or 'none'}")
+    wanted = [pair.id for pair in pairs]
+    columns = next(iter(tables.values())).columns
+    if all(float(alpha) == UNSTEERED for alpha in columns):
+        raise ValueError("methods: expected a strength other than 0, got none")
+    for name, table in tables.items():
+        if list(table.index) != wanted:
+            raise ValueError(
+                f"{name}: expected a row for each of the {len(wanted)} pairs, in order"
+            )
+        if list(table.columns) != list(columns):
+            raise ValueError(
+                f"{name}: expected the other methods' alphas {list(columns)}, "
+                f"got {list(table.columns)}"
+            )
+
+
+def _pair_means(
+    table: pd.DataFrame, category: NDArray[np.str_], scope: Scope
+) -> NDArray[np.float64]:
+    """Of each pair in scope the mean over the strengths in scope: (pairs,)."""
+    name, alpha = scope
+    values = table if alpha is None else table[[alpha]]
+    rows = slice(None) if name is None else category == name
+    means: NDArray[np.float64] = values.to_numpy()[rows].mean(axis=1)
+    return means
+
+
+def _samples(
+    means: Mapping[Scope, Mapping[str, NDArray[np.float64]]],
+) -> list[NDArray[np.float64]]:
+    """Everything that a comparison bootstraps."""
+    made = [*means[_OVERALL].values()]
+    for by_method in means.values():
+        for a, b in combinations(by_method.values(), 2):
+            made += [a - b, b - a]
+    return made
+
+
+def _difference(
+    two: tuple[str, str],
+    values: Mapping[str, NDArray[np.float64]],
+    scope: Scope,
+    n_resamples: int,
+) -> Difference:
+    differences = values[two[0]] - values[two[1]]
+    if not len(differences):
+        return Difference(*two, *scope, n=0)
+    low, high = bootstrap_ci(differences, n_resamples=n_resamples)
+    return Difference(
+        *two,
+        *scope,
+        n=len(differences),
+        mean=float(differences.mean()),
+        ci_low=low,
+        ci_high=high,
+        p=_two_sided(t_test, differences),
+        p_bootstrap=_two_sided(partial(bootstrap_test, n_resamples=n_resamples), differences),
+    )
+
+
+def _two_sided(test: Callable[[NDArray[np.float64]], float], values: NDArray[np.float64]) -> float:
+    """The two-sided p: twice the smaller one-sided p, at most 1; NaN if there is none."""
+    return float(np.minimum(2 * np.minimum(test(values), test(-values)), 1.0))
+
+
+def _estimate(table: pd.DataFrame, n_resamples: int) -> Estimate:
+    if not len(table):
+        return Estimate(n=0, n_items=0)
+    return pooled_estimate(table.to_numpy(), n_resamples=n_resamples)
+
+
+def _like(name: str, overall: Sequence[Difference]) -> tuple[str, ...]:
+    """The methods that this one is not told apart from."""
+    close = [one for one in overall if not one.is_distinct]
+    others = [{one.first: one.second, one.second: one.first}.get(name) for one in close]
+    return tuple(other for other in others if other is not None)

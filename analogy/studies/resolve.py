@@ -1,0 +1,151 @@
+"""Resolves a request on this machine: its device, its models, and the configuration."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from analogy.core.errors import AnalogyError, FieldError, OptionError
+from analogy.core.records import RunConfig
+from analogy.judges.base import FoundJudge, find_judge
+from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
+from analogy.models.folders import native_size
+from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
+from analogy.models.sources import find_pipeline
+from analogy.settings.request import RunRequest, option_error
+from analogy.steering.base import METHODS, Identity, with_method
+
+
+class Resolved(NamedTuple):
+    """A request with all defaults filled in, and its models' files."""
+
+    config: RunConfig
+    model: ModelSource
+    judge: FoundJudge
+
+
+def resolve(request: RunRequest) -> Resolved:
+    """Fill in the defaults of the device and the models, and find the models' files.
+
+    Loads no model. Raises ``OptionError`` or ``ModelError``.
+    """
+    _check_method(request.method)
+    device = check_device(request.device, gpu=request.gpu, engine=request.engine)
+    _check_engine(request)
+    dtype = request.dtype or native_dtype(device)
+    name = request.model or (DEFAULT_GPU_MODEL if request.gpu else EMBEDDED)
+    clip, tag = request.clip_model, request.clip_pretrained
+    if clip is None:
+        clip, default_tag = DEFAULT_GPU_CLIP if request.gpu else (EMBEDDED, None)
+        tag = tag or default_tag
+    if request.offline:
+        go_offline()
+    judge = find_judge(clip, tag, offline=request.offline).in_dtype(request.clip_dtype)
+    if judge.dtype != request.clip_dtype:
+        raise OptionError(
+            place="--clip-dtype",
+            expected=f"{judge.dtype}, which the judge {clip} computes in",
+            got=repr(request.clip_dtype),
+            advice="leave it out",
+        )
+    model = find_pipeline(name, dtype=dtype, offline=request.offline, lora=request.lora)
+    steps, guidance = sampling(name, model.folder)
+    try:
+        config = RunConfig(
+            model=name if request.lora is None else f"{name}+{request.lora}",
+            clip_model=clip,
+            clip_pretrained=tag,
+            pairs=request.pairs or str(shipped("pairs.csv")),
+            categories=request.categories,
+            alphas=request.alphas,
+            seeds=request.seeds,
+            method=request.method,
+            steps=steps if request.steps is None else request.steps,
+            guidance=guidance if request.guidance is None else request.guidance,
+            size=request.size or native_size(model.folder),
+            dtype=dtype,
+            device=device,
+            batch_size=request.batch_size,
+            memory=request.memory,
+            engine=request.engine,
+            num_workers=request.num_workers,
+            ray_address=request.ray_address,
+            limit=request.limit,
+            control=request.control,
+            target=request.target or request.report is not None,
+            lora=request.lora,
+        )
+    except FieldError as error:
+        raise option_error(error) from None
+    return Resolved(with_method(config, config.method), model, judge)
+
+
+def _check_method(name: str) -> None:
+    """Import the method, before any model is looked for."""
+    try:
+        Identity.of(METHODS.get(name))
+    except AnalogyError as error:
+        raise OptionError(f"--method: {error}") from error
+
+
+def _check_engine(request: RunRequest) -> None:
+    """Ray is an extra, and its options are of no use without it."""
+    if request.engine == "ray":
+        if find_spec("ray") is None:
+            raise OptionError(
+                place="--engine ray",
+                expected="the package ray",
+                got="none",
+                advice="install it with pip install 'analogy-bench[ray]'",
+            )
+        return
+    for flag, value in (
+        ("--num-workers", request.num_workers),
+        ("--ray-address", request.ray_address),
+    ):
+        if value is not None:
+            raise OptionError(
+                place=flag, expected="--engine ray with it", got=f"--engine {request.engine}"
+            )
+
+
+def check_device(device: str | None, *, gpu: bool, engine: str = "serial") -> str:
+    """The device to run on.
+
+    Raises ``OptionError`` if this machine lacks it; an engine other than ``serial`` has devices of
+    its workers' own.
+    """
+    flag = f"--device {device}" if device else "--gpu"
+    device = device or ("cuda" if gpu else "cpu")
+    kind, _, index = device.partition(":")
+    if gpu and kind != "cuda":
+        raise OptionError(place="--device", expected="cuda or cuda:N with --gpu", got=repr(device))
+    if engine == "ray":  # its workers have the devices, this machine need not
+        if device not in ("cpu", "cuda"):
+            raise OptionError(
+                place="--device",
+                expected="cpu or cuda with --engine ray, which gives each worker a device of its "
+                "own",
+                got=repr(device),
+            )
+        return device
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise OptionError(
+                f"{flag}: expected a CUDA device, but torch {torch.__version__} sees none; check "
+                "nvidia-smi and CUDA_VISIBLE_DEVICES, or leave it out to run on the CPU"
+            )
+        count = torch.cuda.device_count()
+        if index and int(index) >= count:
+            raise OptionError(
+                f"{flag}: expected one of the {count} CUDA devices that torch sees, cuda:0 to "
+                f"cuda:{count - 1}"
+            )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise OptionError(
+            f"{flag}: expected Apple's Metal, but torch {torch.__version__} sees none; it needs "
+            "macOS on Apple silicon"
+        )
+    return device
