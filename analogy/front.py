@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analogy.core.errors import ExitCode
-from analogy.core.fields import check_number
+from analogy.core.fields import MAX_TOLERANCE, TOLERANCE, check_number
 from analogy.core.records import Pair
 from analogy.results import comparison
 from analogy.results.comparison import Comparison
@@ -17,7 +17,7 @@ from analogy.results.reading import read
 from analogy.runs import Run, load_run
 from analogy.sessions.running import finish, run_cases
 from analogy.sessions.session import Session
-from analogy.settings.request import MAX_TOLERANCE, TOLERANCE, RunRequest, request_of
+from analogy.settings.request import RunRequest, request_of
 
 
 def run(

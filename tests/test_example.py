@@ -24,7 +24,7 @@ from analogy.models.families import FAMILIES
 from analogy.models.places import shipped
 from analogy.settings.options import OPTIONS
 from analogy.steering.base import METHODS
-from analogy.writers.base import WRITERS
+from analogy.writers import WRITERS
 
 PIPELINE = "StableDiffusionXLPAGPipeline"
 SEAMS: tuple[tuple[Registry, str], ...] = (

@@ -17,12 +17,12 @@ from analogy.core.errors import FieldError
 from analogy.core.files import PlaceError
 from analogy.core.records import Cell
 from analogy.core.registry import ExtensionError, UnknownNameError
+from analogy.report.writers.cells_csv import COLUMNS
 from analogy.results.comparison import compare
 from analogy.results.model import Ceiling, Mean, QualityFigures
 from analogy.results.writing import to_json
 from analogy.settings.request import RunRequest
-from analogy.writers.base import WRITERS, Context, Output, by_suffix, write
-from analogy.writers.cells_csv import COLUMNS
+from analogy.writers import WRITERS, Context, Output, by_suffix, write
 
 
 class Own:

@@ -20,10 +20,10 @@ from analogy.cli.base import (
     write,
 )
 from analogy.core.errors import ExitCode, OptionError
+from analogy.core.fields import TOLERANCE
 from analogy.core.text import printable
 from analogy.results.reading import read, read_file
 from analogy.settings.options import parse_tolerance
-from analogy.settings.request import TOLERANCE
 
 if TYPE_CHECKING:
     from analogy.results.comparison import Change, Comparison, NotComparableError

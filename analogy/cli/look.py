@@ -42,8 +42,8 @@ from analogy.results.reading import RecordedError, read
 from analogy.settings.pairs import MAX_FIELD_CHARACTERS
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
-from analogy.writers.base import Context, Output, by_suffix
-from analogy.writers.base import write as write_output
+from analogy.writers import Context, Output, by_suffix
+from analogy.writers import write as write_output
 
 STEERED_VERSION = 1
 """The schema version of what ``steer --json`` writes."""

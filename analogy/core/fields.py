@@ -33,6 +33,12 @@ MAX_TEXT = 10_000
 MAX_SIZE = 16_384
 """Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
 
+TOLERANCE = 0.005
+"""How far below the baseline a mean margin may be."""
+
+MAX_TOLERANCE = 1e9
+"""Largest tolerance accepted: beyond any margin."""
+
 Check = Callable[[str, Any], None]
 """Raises ``FieldError`` if a field of this name must not have this value."""
 

@@ -135,7 +135,10 @@ class Engine(Protocol):
 
 
 class BatchWorker(Protocol):
-    """Processes one batch at a time in this process: a :class:`~analogy.generation.worker.Worker`."""
+    """Processes one batch at a time in this process.
+
+    A :class:`~analogy.generation.worker.Worker`.
+    """
 
     def prepare(self) -> Capacity:
         """Load the generator."""

@@ -20,7 +20,10 @@ class SmallSampleWarning(UserWarning):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns images into features, as :class:`analogy.judges.open_clip.Judge` and ``Inception`` do."""
+    """Turns images into features.
+
+    :class:`analogy.judges.open_clip.Judge` and ``Inception`` do.
+    """
 
     fingerprint: str
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from analogy.core.errors import AnalogyError, ExitCode
+from analogy.core.fields import TOLERANCE
 from analogy.core.records import SIGNIFICANCE, Cell, Figures, Verdict
 from analogy.results.model import CellFigures, Header, Measurement, Results
-from analogy.settings.request import TOLERANCE
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_DECISIVE
 

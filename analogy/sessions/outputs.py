@@ -8,7 +8,7 @@ from analogy.results.comparison import Comparison, compare
 from analogy.results.model import Results
 from analogy.sessions.requirements import outputs
 from analogy.sessions.session import Session
-from analogy.writers.base import Context, write
+from analogy.writers import Context, write
 
 
 def write_outputs(session: Session, results: Results, *, shows_results: bool = True) -> bool:

@@ -22,7 +22,7 @@ from analogy.results.kept import prepare
 from analogy.results.model import RESULTS_NAME
 from analogy.settings.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.settings.request import RunRequest
-from analogy.writers.base import WRITERS, NeedsPackages, Output
+from analogy.writers import WRITERS, NeedsPackages, Output
 
 if TYPE_CHECKING:
     from analogy.studies.study import Study

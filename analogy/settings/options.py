@@ -21,7 +21,7 @@ from analogy.grid_metrics import DEFAULT, grid_names
 from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.settings.request import RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
-from analogy.writers.base import WRITERS, Output
+from analogy.writers import WRITERS, Output
 
 
 @dataclass(frozen=True, slots=True)

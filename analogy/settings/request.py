@@ -11,17 +11,22 @@ from typing import Any
 
 from analogy.core.engines import ENGINES
 from analogy.core.errors import AnalogyError, FieldError, OptionError
-from analogy.core.fields import CHECKS, DTYPES, check_name, check_number, check_text, one_of, shown
+from analogy.core.fields import (
+    CHECKS,
+    DTYPES,
+    MAX_TOLERANCE,
+    TOLERANCE,
+    check_name,
+    check_number,
+    check_text,
+    one_of,
+    shown,
+)
 from analogy.core.records import Limit
 from analogy.core.registry import is_spec
 from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
-from analogy.writers.base import Output
-
-TOLERANCE = 0.005
-"""How far below the baseline a mean margin may be."""
-
-MAX_TOLERANCE = 1e9
+from analogy.writers import Output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

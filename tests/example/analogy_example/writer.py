@@ -4,7 +4,7 @@ from pathlib import Path
 
 from analogy.core.files import write_output
 from analogy.results.model import Results
-from analogy.writers.base import Context
+from analogy.writers import Context
 
 
 class TabSeparated:

@@ -69,10 +69,10 @@ WRITERS = Registry[Writer](
     "writer",
     "analogy.writers",
     {
-        "json": "analogy.writers.results_json:writer",
-        "html": "analogy.writers.report_html:writer",
-        "csv": "analogy.writers.cells_csv:writer",
-        "md": "analogy.writers.verdicts_md:writer",
+        "json": "analogy.report.writers.results_json:writer",
+        "html": "analogy.report.writers.report_html:writer",
+        "csv": "analogy.report.writers.cells_csv:writer",
+        "md": "analogy.report.writers.verdicts_md:writer",
     },
     Writer,  # type: ignore[type-abstract]
 )

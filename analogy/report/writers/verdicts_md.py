@@ -13,7 +13,7 @@ from analogy.core.text import printable
 from analogy.report.answer import answer
 from analogy.report.numbers import counted, interval, p_value, signed, verdict_name, words
 from analogy.results.model import CellFigures, Results
-from analogy.writers.base import Context
+from analogy.writers import Context
 
 if TYPE_CHECKING:
     from analogy.results.comparison import Comparison

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analogy.core.files import write_output
 from analogy.results.model import CellFigures, Results
-from analogy.writers.base import Context
+from analogy.writers import Context
 
 COLUMNS = (
     "category", "alpha", "n", "mean", "ci_low", "ci_high", "p", "p_holm", "success_rate",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analogy.results.model import Results
 from analogy.results.writing import write_results
-from analogy.writers.base import Context
+from analogy.writers import Context
 
 
 class JsonResults:

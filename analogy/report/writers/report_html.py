@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from analogy.results.model import Results
-from analogy.writers.base import Context
+from analogy.writers import Context
 
 
 class HtmlReport:

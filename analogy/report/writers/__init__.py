@@ -1,0 +1,1 @@
+"""The output writers that are built in; :mod:`analogy.writers` has their table."""
