@@ -65,8 +65,9 @@ def _no_collection(monkeypatch):
 def exact(monkeypatch):
     """Student's interval in the bootstrap's place: quick, and what it does is known exactly."""
     simulation._intervals.cache_clear()
-    monkeypatch.setattr(bootstrap, "bootstrap_ci", lambda values, **_: t_interval(values))
-    monkeypatch.setattr(bootstrap, "bootstrap_test", lambda values, **_: tests.t_test(values))
+    for module in (bootstrap, estimates):
+        monkeypatch.setattr(module, "bootstrap_ci", lambda values, **_: t_interval(values))
+        monkeypatch.setattr(module, "bootstrap_test", lambda values, **_: tests.t_test(values))
     yield
     simulation._intervals.cache_clear()
 

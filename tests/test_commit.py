@@ -11,7 +11,7 @@ from analogy.studies.provenance import commit_of
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository whose one commit has the file ``analogy/studies/study.py``, and its commit."""
+    """A repository whose one commit has the file ``analogy/__init__.py``, and its commit."""
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "nobody")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "nobody@localhost")
@@ -19,7 +19,7 @@ def repository(tmp_path, monkeypatch):
     def make(name):
         folder = tmp_path / name
         (folder / "analogy").mkdir(parents=True)
-        (folder / "analogy" / "study.py").write_text(f"# {name}\n")
+        (folder / "analogy" / "__init__.py").write_text(f"# {name}\n")
         (folder / ".gitignore").write_text("env\n")
         git(folder, "init", "-q")
         git(folder, "add", "-A")
@@ -37,7 +37,7 @@ def git(folder, *arguments):
 def test_a_checkout_has_its_commit_and_says_whether_files_differ(repository):
     folder, commit = repository("ours")
     assert commit_of(folder) == commit
-    (folder / "analogy" / "study.py").write_text("# changed\n")
+    (folder / "analogy" / "__init__.py").write_text("# changed\n")
     assert commit_of(folder) == f"{commit}+changes"
 
 
@@ -46,7 +46,7 @@ def test_a_package_within_another_repository_has_none(repository, place):
     """In an environment that is ignored there, or in a folder that is committed there."""
     folder, _ = repository("theirs")
     (folder / place / "analogy").mkdir(parents=True)
-    (folder / place / "analogy" / "study.py").write_text("# installed\n")
+    (folder / place / "analogy" / "__init__.py").write_text("# installed\n")
     git(folder, "add", "-A")
     assert commit_of(folder / place) is None
 
@@ -54,7 +54,7 @@ def test_a_package_within_another_repository_has_none(repository, place):
 def test_an_environment_that_is_a_repository_of_its_own_has_none(repository, tmp_path):
     """Such as a home under git: the package lies at its top, and is not in it."""
     (tmp_path / "home" / "analogy").mkdir(parents=True)
-    (tmp_path / "home" / "analogy" / "study.py").write_text("# installed\n")
+    (tmp_path / "home" / "analogy" / "__init__.py").write_text("# installed\n")
     git(tmp_path / "home", "init", "-q")
     assert commit_of(tmp_path / "home") is None
 

@@ -264,7 +264,7 @@ def test_pairs_that_the_judge_reads_as_one_are_said_before_the_work_and_judged_b
 
 def test_the_help_has_the_options_in_a_group_of_their_own(bench):
     shown = bench("--help").stdout.str()
-    group = shown[shown.index("analogy steering benchmark") :]
+    group = " ".join(shown[shown.index("analogy steering benchmark") :].split())
     for text in (
         "--alphas=LIST",
         "[default: 0.5,0.8,1.0, or the",
@@ -716,7 +716,7 @@ def says(line: str, pattern: str) -> bool:
         (["--tolerance=-1"], "--tolerance: expected a finite number >= 0, got '-1'"),
         (["--tolerance=inf"], "--tolerance: expected a finite number >= 0, got 'inf'"),
         (["--ceiling=none.json"], "none.json*"),
-        (["--baseline=taken"], "taken: expected the JSON of a results file, got what is none *"),
+        (["--baseline=taken"], "taken: expected the JSON of a results file, got invalid JSON *"),
         (["--baseline=taken", "--update-baseline"], "baseline taken: expected a results file or *"),
         (
             [f"--model={shipped('models/sdxl-tiny')}", "--update-baseline"],

@@ -86,8 +86,8 @@ class Inference:
             keys, lost = self._usable(images, failed, sources)
             if not keys and wants_images(metrics):
                 raise TaskError(
-                    f"{subject.fingerprint}: no image to score: all {len(lost)} came out as no "
-                    f"picture ({', '.join(sorted(set(lost.values())))}); try dtype='float32'"
+                    f"{subject.fingerprint}: no image to score: all {len(lost)} images "
+                    f"failed ({', '.join(sorted(set(lost.values())))}); try dtype='float32'"
                 )
             gathered = Gathered(keys, images, lost, costs)
             costly = [metric for metric in metrics if "model" in needs_of(metric)]

@@ -308,12 +308,14 @@ def threads(count: int, *, afterwards: int | None = None) -> Iterator[None]:
     each thread, and a thread takes the process's at its first operation: one that begins while
     another is in here would take ``count`` for what was before.
     """
-    before = torch.get_num_threads() if afterwards is None else afterwards
+    # To ask has this thread take the process's number now: at its first operation, which other
+    # threads may precede by setting another, it would undo what is set here.
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before if afterwards is None else afterwards)
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class GridWork:
         self.folder.close()
 
     def failures(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-        """The jobs whose image came out as no picture, each with the reason."""
+        """The jobs whose image failed, each with the reason."""
         return self.folder.failures(jobs)
 
     def unscored(self, jobs: Sequence[Job]) -> list[Job]:

@@ -55,7 +55,7 @@ def commit_of(checkout: Path) -> str | None:
     try:
         if not Path(git("rev-parse", "--show-toplevel")).samefile(checkout):
             return None
-        git("ls-files", "--error-unmatch", "analogy/studies/study.py")
+        git("ls-files", "--error-unmatch", "analogy/__init__.py")
         commit = git("rev-parse", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
