@@ -262,7 +262,7 @@ def _directional_similarity(of: Inputs) -> NDArray[np.float64]:
 
     from analogy.metrics import directional_similarity_of_features
 
-    # Half precision may give two prompts one embedding: no direction, and so no similarity.
+    # Half precision may give two prompts the same embedding. The similarity is then undefined.
     differ = (of.target_text != of.source_text).any(axis=1)
     similarity = np.zeros(len(differ))
     if differ.any():

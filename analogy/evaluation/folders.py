@@ -107,7 +107,7 @@ METADATA_EXAMPLE = 'such as {"file_name": "0001.png", "text": "a red car", "seed
 
 
 def line_of(line: str, where: str) -> Line:
-    """A line of metadata. Raises TaskError for one that is none."""
+    """A line of metadata. Raises TaskError if it is invalid."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -42,7 +42,7 @@ class Metric(Protocol):
 
 
 class ImageSource(Protocol):
-    """What of a model, or of a folder of images, decides which metrics can be computed."""
+    """The properties of a model or an image folder that decide which metrics can be computed."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from analogy.models.places import ModelSource
 from analogy.models.sources import find_pipeline
 from analogy.store.grid import AnyJob, Job
 
-#: What of the environment workers on other machines must have, too.
+#: Environment variables that are passed on to workers on other machines.
 ENVIRONMENT = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 Batch: TypeAlias = Sequence[AnyJob]

@@ -158,16 +158,14 @@ def _check_method(name: Any) -> None:
     try:
         METHODS.check(name)
     except AnalogyError as error:
-        raise _of_method(error) from None
+        raise _of_field("method", error) from None
 
 
 def _check_engine(name: str) -> None:
     try:
         ENGINES.check(name)
     except AnalogyError as error:
-        raise FieldError(
-            place="engine", expected=error.expected, got=error.got, advice=error.advice
-        ) from None
+        raise _of_field("engine", error) from None
 
 
 def _outputs(write: Any) -> tuple[Output, ...]:
@@ -189,11 +187,11 @@ def _default_alphas(method: str) -> tuple[float, ...]:
     try:
         return default_alphas(method)
     except AnalogyError as error:
-        raise _of_method(error) from error
+        raise _of_field("method", error) from error
 
 
-def _of_method(error: AnalogyError) -> FieldError:
-    return FieldError(place="method", expected=error.expected, got=error.got, advice=error.advice)
+def _of_field(name: str, error: AnalogyError) -> FieldError:
+    return FieldError(place=name, expected=error.expected, got=error.got, advice=error.advice)
 
 
 def _check_metrics(metrics: Any) -> None:

@@ -31,7 +31,7 @@ _BATCH = 1_000
 # Counts of a block of resamples, 16 MB of float64: bounds the memory whatever n is.
 _BLOCK = 2_000_000
 
-# Values drawn and counted at once, so many that they stay in the processor's cache.
+# Number of values that are drawn and counted at once: they fit in the processor's cache.
 _CACHED = 32_768
 
 # Samples with more values than this are resampled by groups: to draw 10,000 times as many numbers
