@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -100,7 +99,7 @@ class Timed:
         return Measurement(self._files(), 1)
 
     def electric(self, field: str, country: str) -> Measurement:
-        """A field of the :class:`~analogy.metrics.efficiency.Energy` of ten seconds of work."""
+        """A field of the :class:`~analogy.metrics.efficiency.Energy` of ten seconds or more."""
         found = self._energy(country)
         how = (f"{part} {getattr(found, f'{part}_method')}" for part in ("cpu", "gpu", "ram"))
         note = f"{found.country}; {'; '.join(how)}"
@@ -109,18 +108,11 @@ class Timed:
     def _energy(self, country: str) -> efficiency.Energy:
         if country not in self._energies:
             n = self.batch_size
-            once = efficiency.timing(
-                lambda: self.run(n), device=self.device, warmup=1, repeats=1, n_images=n
-            )
-            calls = math.ceil(ENERGY_SECONDS / once.latency_median_s)
-
-            def work() -> None:
-                for _ in range(calls):
-                    self.run(n)
-
+            self.run(n)  # a first call also sets up what later ones reuse
             self._energies[country] = efficiency.energy(
-                work, country=country, n_images=calls * n, device=self.device
-            )
+                lambda: self.run(n), country=country, n_images=n, device=self.device,
+                at_least_s=ENERGY_SECONDS,
+            )  # fmt: skip
         return self._energies[country]
 
     @property

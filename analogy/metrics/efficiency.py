@@ -263,8 +263,13 @@ class Energy(Figures):
     codecarbon: str
 
 
-def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Energy:
-    """Energy and carbon per image of one call of ``run``, by codecarbon, without any network.
+def energy(
+    run: Run, *, country: str, n_images: int, device: str = "cpu", at_least_s: float = 0.0
+) -> Energy:
+    """Energy and carbon per image of ``run``, by codecarbon, without any network.
+
+    ``n_images``: of one call. ``run`` is called once, and again until ``at_least_s`` seconds of
+    work are done.
 
     ``country``: where the machine stands, as ISO 3166 has it in three letters (``DEU``); carbon
     differs more than tenfold between countries, so none is supposed. ``device``: waited for
@@ -301,10 +306,12 @@ def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Ene
         _synchronize(device)
         tracker.start()
         try:
-            start = time.perf_counter()
-            run()
-            _synchronize(device)
-            seconds = time.perf_counter() - start
+            start, seconds, calls = time.perf_counter(), 0.0, 0
+            while calls == 0 or seconds < at_least_s:
+                run()
+                _synchronize(device)
+                calls += 1
+                seconds = time.perf_counter() - start
         finally:
             tracker.stop()
     finally:
@@ -320,6 +327,7 @@ def energy(run: Run, *, country: str, n_images: int, device: str = "cpu") -> Ene
             f"codecarbon {codecarbon.__version__} measured nothing; it said: "
             f"{'; '.join(heard.said) or 'nothing'}"
         )
+    n_images *= calls
     methods = _methods(tracker._hardware)
     is_counted = not methods["gpu"].startswith("not counted")
     return Energy(

@@ -420,6 +420,18 @@ def intensity(country: str) -> float:
     return json.loads(table.read_text())[country]["carbon_intensity"] / 1000
 
 
+def test_energy_repeats_the_work_until_enough_is_done(known_watts):
+    calls = []
+    found = efficiency.energy(
+        lambda: (calls.append(None), time.sleep(0.05)), country="DEU", n_images=2, at_least_s=0.3
+    )
+    assert 1 < len(calls) <= 6
+    assert found.n_images == 2 * len(calls)
+    assert found.duration_s >= 0.3
+    total = 36 * found.duration_s / JOULES_PER_KWH
+    assert found.ram_kwh_per_image * found.n_images == pytest.approx(total, rel=0.5)
+
+
 @pytest.mark.parametrize("seconds", [1.0, 2.0])  # long beside what a busy machine adds
 def test_energy_is_power_times_time(known_watts, seconds):
     found = efficiency.energy(lambda: time.sleep(seconds), country="deu", n_images=4)
