@@ -19,7 +19,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import extras
+import huggingface_hub
 import pytest
+from strangers import Hub, Stranger
 
 from analogy.core import registry
 from analogy.core.records import Pair, RunConfig
@@ -28,6 +30,7 @@ from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
+from analogy.settings.pairs import load_pairs
 from analogy.store.folder import RunFolder
 from analogy.studies.study import Study
 
@@ -113,6 +116,12 @@ def pairs():
 
 
 @pytest.fixture(scope="session")
+def shipped_pairs():
+    """The suite's 400 pairs."""
+    return load_pairs(shipped("pairs.csv"))
+
+
+@pytest.fixture(scope="session")
 def config():
     """A small run of the embedded models in float32."""
     return RunConfig(
@@ -178,6 +187,25 @@ def install(tmp_path, monkeypatch):
     yield installed
     monkeypatch.undo()
     registry._installed.cache_clear()
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """Somebody whose files must run no code."""
+    cache = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(str(cache))
+    place = tmp_path / "theirs"
+    place.mkdir()
+    return Stranger(place)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache on this machine, empty."""
+    place = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place))
+    return Hub(place)
 
 
 @pytest.fixture
