@@ -21,6 +21,7 @@ from pathlib import Path
 import extras
 import huggingface_hub
 import pytest
+from hypothesis import HealthCheck, settings
 from strangers import Hub, Stranger
 
 from analogy.core import registry
@@ -52,6 +53,12 @@ AMBIENT = (
 )  # fmt: skip
 #: What is said to the tests themselves.
 OURS = {"ANALOGY_SLOW", "ANALOGY_TEST_DEVICE"}
+
+# How long an example takes is the machine's affair.
+settings.register_profile(
+    "any machine", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+)
+settings.load_profile("any machine")
 
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
 
@@ -229,5 +236,5 @@ def whole_run(tmp_path_factory):
     processes.write_pairs(path)
     process, connection = processes.start(processes.run, path)
     processes.wait_for(connection, "done")
-    process.join(30)
+    process.join(600)
     return path

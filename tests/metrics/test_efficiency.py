@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import diffusers
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
@@ -58,9 +59,12 @@ def test_quantiles_are_numpys_nearest_rank(values, percent):
 
 
 def test_real_time_is_measured():
+    began = time.perf_counter()
     found = efficiency.timing(lambda: time.sleep(0.02), device="cpu", warmup=0, repeats=3)
-    assert all(0.02 <= seconds < 1.0 for seconds in found.seconds)
-    assert 1.0 < found.images_per_s <= 50.0
+    whole = time.perf_counter() - began
+    assert all(seconds >= 0.02 for seconds in found.seconds)
+    assert sum(found.seconds) <= whole
+    assert found.images_per_s == pytest.approx(3 / sum(found.seconds))
 
 
 def test_a_gpus_work_is_waited_for_and_earlier_work_is_not_counted(clock, two_gpus, monkeypatch):
@@ -134,8 +138,8 @@ def test_a_failing_run_fails_with_its_own_error():
     ):
         with pytest.raises(KeyError, match="mine"):
             measure()
-    deadline = time.monotonic() + 5.0
-    while threading.active_count() > threads and time.monotonic() < deadline:
+    end = time.monotonic() + 600
+    while threading.active_count() > threads and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() <= threads
 
@@ -144,15 +148,26 @@ def test_a_failing_run_fails_with_its_own_error():
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_memory_that_a_run_takes_is_seen(keeps):
+def test_memory_that_a_run_takes_is_seen(keeps, monkeypatch):
     kept = []
+    sampled = threading.Semaphore(0)
+
+    class Sampled(psutil.Process):
+        def memory_info(self):
+            found = super().memory_info()
+            sampled.release()
+            return found
 
     def run():
         block = np.ones(25_000_000)  # 200 MB, written to
-        time.sleep(0.1)
+        while sampled.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the second one began after that
+            assert sampled.acquire(timeout=600)
         if keeps:
             kept.append(block)
 
+    monkeypatch.setattr(efficiency.psutil, "Process", Sampled)
     found = efficiency.peak_memory(run, device="cpu")
     assert found.added_bytes == pytest.approx(200e6, rel=0.1)
     assert found.peak_bytes == found.before_bytes + found.added_bytes
@@ -191,15 +206,22 @@ def test_peak_memory_on_cuda_is_the_allocators(two_gpus, monkeypatch):
 
 def test_peak_memory_on_metal_is_the_drivers(monkeypatch):
     held = SimpleNamespace(bytes=100)
+    sampled = threading.Event()
 
     def run():
         held.bytes = 900
-        time.sleep(0.05)
+        sampled.wait(600)
         held.bytes = 300
+
+    def allocated():
+        found = held.bytes
+        if found == 900:
+            sampled.set()
+        return found
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held.bytes)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", allocated)
     found = efficiency.peak_memory(run, device="mps")
     assert (found.kind, found.before_bytes, found.peak_bytes) == ("metal driver", 100, 900)
 

@@ -405,7 +405,9 @@ hostile = anything | st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(hostile)
 @example({**whole(), "renders": 1, "pairs": {}})
 @example(
