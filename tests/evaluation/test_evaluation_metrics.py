@@ -85,7 +85,7 @@ def entry_points(monkeypatch):
 
 
 def test_metrics_of_other_packages_are_found_by_name(make_task, made, entry_points):
-    entry_points(loudness=f"{__name__}:Loudness", brightness=f"{__name__}:BRIGHT")
+    entry_points(loudness=f"{__name__}:Loudness", brightness="evaluated:BRIGHT")
     report = EvaluationAgent(make_task(["loudness", "brightness"])).evaluate("embedded")
     assert report["brightness"].values[KEYS[0]] == pytest.approx(made[KEYS[0]].mean())
     with pytest.raises(TaskError, match="unknown metric 'loudnes'; did you mean 'loudness'"):
@@ -98,7 +98,7 @@ def test_a_name_taken_twice_is_an_error(make_task, entry_points):
     mine = metric("clip_score", brightness, higher_is_better=None)
     with pytest.raises(TaskError, match="'clip_score' occurs twice"):
         make_task(["clip_score", mine])
-    entry_points(psnr=f"{__name__}:BRIGHT", other=f"{__name__}:BRIGHT")
+    entry_points(psnr="evaluated:BRIGHT", other="evaluated:BRIGHT")
     with pytest.raises(TaskError, match="'psnr' is taken twice, by the suite and"):
         make_task(["psnr"])
     with pytest.raises(TaskError, match="expected a metric of that name, got 'brightness'"):
