@@ -7,7 +7,9 @@ import secrets
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 # A session that a test starts is no worker of the one that runs the tests, though it inherits this.
-os.environ.pop("PYTEST_XDIST_WORKER", None)
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    # Read when torch is imported. Every core has a worker already; threads of more would wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray reads its token once in a process, and by itself keeps it in the home: pytester has others.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
