@@ -62,6 +62,9 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
+#: Folders whose tests hold what torch, diffusers, numpy and scipy compute for us.
+NUMERICS = {"calibration", "judges", "metrics", "models", "statistics", "steering", "world"}
+
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
 
 
@@ -77,6 +80,14 @@ def pytest_configure():
         if name.startswith(AMBIENT) and name not in OURS:
             del os.environ[name]
     os.environ["TERM"] = "xterm"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what docs/development.md has one Python run."""
+    for item in items:
+        if item.path.parent.name in NUMERICS:
+            item.add_marker("numerics")
 
 
 @pytest.fixture(scope="session")
