@@ -71,3 +71,14 @@ def test_what_is_promised_of_python_is_one_promise():
             rf"Python {re.escape(oldest)}(\+| or later)", (ROOT / page).read_text("utf-8")
         )
     assert "python_version" not in (ROOT / "constraints.txt").read_text("utf-8")
+
+
+def test_tests_stand_in_folders_under_names_of_their_own():
+    """pytest imports a test file by its name alone, so two of one name cannot both be collected."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    assert len(files) > 90
+    assert [str(file) for file in files if file.parent == ROOT / "tests"] == []
+    names = [file.name for file in files]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+    long = [str(file) for file in files if len(file.read_text("utf-8").splitlines()) > 600]
+    assert long == []
