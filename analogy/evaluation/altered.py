@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 #: What this code belongs to is known by its name: results have these libraries' versions.
@@ -92,8 +93,6 @@ def _of_network(name: str, part: nn.Module) -> dict[str, Any]:
 
 def _as_configured(part: Any) -> nn.Module:
     """A part of the same class and configuration, its parameters without values."""
-    from accelerate import init_empty_weights
-
     with init_empty_weights(include_buffers=False):
         if hasattr(part, "from_config") and hasattr(part, "register_to_config"):
             made = type(part).from_config(part.config)

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from analogy.core.errors import ModelError
 from analogy.core.text import command_line
+from analogy.models.libraries import open_clip
 from analogy.models.networks import check_weights, read_object
 from analogy.models.places import absent
 from analogy.models.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
@@ -84,8 +85,6 @@ def check_folder(folder: Path, repository: str | None = None) -> JudgeFiles:
 
 def tokenizer_of(files: JudgeFiles) -> Any:
     """The tokenizer of a judge's folder, or of the repository that it names, without its code."""
-    import open_clip
-
     name = f"{FOLDER}{files.folder}"
     if files.tokenizer is None:
         return open_clip.get_tokenizer(name)
@@ -103,8 +102,6 @@ def tokenizer_of(files: JudgeFiles) -> Any:
 
 def preprocessing_of(name: str, tag: str) -> Preprocessing:
     """The preprocessing that open_clip has for the weights of this tag."""
-    import open_clip
-
     settings = {**asdict(USUAL), **open_clip.get_pretrained_cfg(name, tag)}
     return Preprocessing(
         tuple(map(float, settings["mean"])),
@@ -142,8 +139,6 @@ def _check_configuration(file: Path) -> None:
 
 def expect_on_this_machine(name: str, tag: str) -> None:
     """Refuse a tag whose weights are not where open_clip's ``download_pretrained`` keeps them."""
-    import open_clip
-
     config = open_clip.get_pretrained_cfg(name, tag)
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     if repository:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from analogy.models.folders import family_of_folder
+from analogy.models.libraries import diffusers
 from analogy.models.places import EMBEDDED
 from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
@@ -29,8 +30,6 @@ def sampling(model: str, folder: Path) -> tuple[int, float]:
     name = model.partition("@")[0]
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]
-    import diffusers
-
     call = getattr(diffusers, family_of_folder(folder).pipeline).__call__
     defaults = inspect.signature(call).parameters
     return defaults["num_inference_steps"].default, defaults["guidance_scale"].default

@@ -18,6 +18,7 @@ import torch
 from analogy.core.errors import ModelError
 from analogy.core.records import Pair
 from analogy.generation.worker import steered, texts
+from analogy.models.libraries import transformers
 from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning
 from analogy.store.grid import Job
@@ -73,8 +74,6 @@ def readers_of(folder: Path) -> list[Read]:
 
 
 def _reader(folder: Path, kind: str) -> Read:
-    import transformers
-
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analogy.core.errors import ModelError
+from analogy.models.libraries import open_clip
 from analogy.models.trust.pipelines import check_part
 from analogy.models.trust.rules import (
     CODE_KEYS,
@@ -168,8 +169,6 @@ def _tokenizer_of(text: Mapping[str, Any], file: Path, repository: str | None) -
 
 def _check_repository(file: Path, key: str, name: Any) -> None:
     """Another repository is read only if open_clip's own architectures read it, too."""
-    import open_clip
-
     known = set()
     for architecture in open_clip.list_models():
         settings = open_clip.get_model_config(architecture)["text_cfg"]
