@@ -127,10 +127,16 @@ def _check_configuration(file: Path) -> None:
                 f"{file}: expected {name} as an object with {', '.join(keys)}, found no "
                 f"{missing[0]}; without it open_clip would take a value of its own"
             )
+    preprocessing = found["preprocess_cfg"]
+    assert isinstance(preprocessing, dict)
     for key in ("mean", "std"):
-        values = found["preprocess_cfg"][key]
-        is_numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-        if not is_numbers or len(values) != 3 or (key == "std" and not all(values)):
+        values = preprocessing[key]
+        is_numbers = (
+            isinstance(values, list)
+            and len(values) == 3
+            and all(type(x) in (int, float) and (x or key != "std") for x in values)
+        )
+        if not is_numbers:
             raise ModelError(
                 f"{file}: expected {key} as three numbers, one for each channel, none of std 0, "
                 f"got {values!r:.80}"

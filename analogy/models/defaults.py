@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -56,7 +55,7 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, str | int]:
     """The machine's part of a result's provenance."""
     processor = platform.processor() or platform.machine()
     try:

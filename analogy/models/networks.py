@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
 from analogy.core.text import command_line
 from analogy.models.libraries import (
     diffusers_logging,
@@ -60,7 +61,7 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 500 else f"{text[:500]}..."
 
 
-def read_object(file: Path, *keys: str, what: str) -> dict[str, Any]:
+def read_object(file: Path, *keys: str, what: str) -> dict[str, Json]:
     """The object in a JSON file, which must have these keys.
 
     Raises :class:`ModelError` for a file that cannot be read, is not JSON, or is another value.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +24,27 @@ from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge,
 
 MODELS_VERSION = 1
 """The schema version of what ``models --json`` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model or judge (``kind``); one that is not here has a ``note`` and no ``fingerprint``."""
+
+    kind: str
+    name: str
+    fingerprint: str | None
+    bytes: int | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device, with the dtype and, by model, the steps that a run on it defaults to."""
+
+    device: str
+    name: str
+    dtype: str
+    steps: Mapping[str, int]
 
 
 def unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> Doubtful:
@@ -57,7 +79,7 @@ def models(json: str | None) -> None:
     go_offline()
     model, judge = find_pipeline(EMBEDDED, dtype="float32"), open_clip.find_judge(EMBEDDED, None)
     sizes = [_bytes_of(shipped(name)) for name in ("models/sdxl-tiny", "models/clip-tiny")]
-    found: list[dict[str, Any]] = [
+    found = [
         _entry("model", EMBEDDED, model.fingerprint, sizes[0]),
         _entry("judge", EMBEDDED, judge.fingerprint, sizes[1]),
     ]
@@ -73,20 +95,27 @@ def models(json: str | None) -> None:
     except ModelError as error:
         found.append(_entry("judge", f"{clip} {tag}", None, None, _how_to_get(error)))
     devices = _devices()
-    write({"schema_version": MODELS_VERSION, "models": found, "devices": devices}, json)
+    write(
+        {
+            "schema_version": MODELS_VERSION,
+            "models": [asdict(each) for each in found],
+            "devices": [asdict(each) for each in devices],
+        },
+        json,
+    )
     show_lines(
         [
             f"{'':<6} {'name':<28} {'MB':>6}  fingerprint",
             *(
-                f"{each['kind']:<6} {each['name']:<28} {_megabytes(each['bytes']):>6}  "
-                + (each["fingerprint"] or f"not here: {each['note']}")
+                f"{each.kind:<6} {each.name:<28} {_megabytes(each.bytes):>6}  "
+                + (each.fingerprint or f"not here: {each.note}")
                 for each in found
             ),
             "",
             f"{'device':<35} {'dtype':>8}  steps",
             *(
-                f"{each['device'] + ' (' + each['name'] + ')':<35} {each['dtype']:>8}  "
-                + ", ".join(f"{steps} for {name}" for name, steps in each["steps"].items())
+                f"{each.device + ' (' + each.name + ')':<35} {each.dtype:>8}  "
+                + ", ".join(f"{steps} for {name}" for name, steps in each.steps.items())
                 for each in devices
             ),
         ],
@@ -96,8 +125,8 @@ def models(json: str | None) -> None:
 
 def _entry(
     kind: str, name: str, fingerprint: str | None, size: int | None, note: str | None = None
-) -> dict[str, Any]:
-    return {"kind": kind, "name": name, "fingerprint": fingerprint, "bytes": size, "note": note}
+) -> Listed:
+    return Listed(kind, name, fingerprint, size, note)
 
 
 def _how_to_get(error: ModelError) -> str:
@@ -113,7 +142,7 @@ def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.1f}"
 
 
-def _devices() -> list[dict[str, Any]]:
+def _devices() -> list[Device]:
     """The devices that torch sees, with what a run on each defaults to."""
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     names = {"cpu": threads}
@@ -124,7 +153,4 @@ def _devices() -> list[dict[str, Any]]:
         names |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(count)}
     card, _ = CARD_SAMPLING[DEFAULT_GPU_MODEL]
     steps = {"embedded": EMBEDDED_SAMPLING[0], DEFAULT_GPU_MODEL: card}
-    return [
-        {"device": device, "name": name, "dtype": native_dtype(device), "steps": steps}
-        for device, name in names.items()
-    ]
+    return [Device(device, name, native_dtype(device), steps) for device, name in names.items()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -108,7 +107,7 @@ def _code(comparison: Comparison) -> ExitCode:
     return ExitCode.OK
 
 
-def _json(comparison: Comparison, code: ExitCode) -> dict[str, Any]:
+def _json(comparison: Comparison, code: ExitCode) -> dict[str, object]:
     return {
         "schema_version": COMPARISON_VERSION,
         "comparable": True,
@@ -117,7 +116,7 @@ def _json(comparison: Comparison, code: ExitCode) -> dict[str, Any]:
     }
 
 
-def _refused_json(error: NotComparableError) -> dict[str, Any]:
+def _refused_json(error: NotComparableError) -> dict[str, object]:
     return {
         "schema_version": COMPARISON_VERSION,
         "comparable": False,

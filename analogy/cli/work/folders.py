@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import typer
 from tqdm import tqdm
@@ -90,13 +89,13 @@ def score(
         check_output(place / f"results-{name}.json", "--results", may_link=False)
     folder = RunFolder(place)
     try:
-        changed: dict[str, Any] = {"clip_model": clip_model, "clip_pretrained": clip_pretrained}
-        if device is not None:
-            changed["device"] = device
         command = command_to_score(folder) if chosen is None else command_of(folder, chosen)
         kept.prepare(place)
         unread = unread_pairs(judge, command.pairs)
-        study = Study.reopen(folder, command, judge=judge, unread=unread, **changed)
+        study = Study.reopen(
+            folder, command, judge=judge, unread=unread, clip_model=clip_model,
+            clip_pretrained=clip_pretrained, device=device or command.config.device,
+        )  # fmt: skip
         count = study.score(study.jobs())
         study.record(command.lora)
         analysis = study.analysis()
