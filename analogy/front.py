@@ -76,5 +76,5 @@ def _recorded(run: Run | str | Path) -> Results:
     return read(Path(run))
 
 
-def _fields(request: RunRequest) -> dict[str, Any]:
+def _fields(request: RunRequest) -> dict[str, object]:
     return {field.name: getattr(request, field.name) for field in fields(request)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, OptionError
 from analogy.core.registry import ExtensionError, Registry
 from analogy.core.text import is_printable
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from analogy import metrics
     from analogy.core.images import Images
     from analogy.metrics.perceptual import Lpips
+else:
+    metrics = deferred("analogy.metrics")  # torch: options check names alone
 
 
 class MetricError(AnalogyError, ValueError):
@@ -252,57 +256,33 @@ class GridMetric(Described):
 
 
 def _clip_score(of: Inputs) -> NDArray[np.float64]:
-    from analogy.metrics import clip_score_of_features
-
-    return clip_score_of_features(of.features, of.target_text)
+    return metrics.clip_score_of_features(of.features, of.target_text)
 
 
 def _directional_similarity(of: Inputs) -> NDArray[np.float64]:
-    import numpy as np
-
-    from analogy.metrics import directional_similarity_of_features
-
-    # Half precision may give two prompts the same embedding. The similarity is then undefined.
-    differ = (of.target_text != of.source_text).any(axis=1)
-    similarity = np.zeros(len(differ))
-    if differ.any():
-        similarity[differ] = directional_similarity_of_features(
-            of.features[differ],
-            of.unsteered_features[differ],
-            of.target_text[differ],
-            of.source_text[differ],
-        )
-    return similarity
+    return metrics.directional_similarity_where_prompts_differ(
+        of.features, of.unsteered_features, of.target_text, of.source_text
+    )
 
 
 def _psnr(of: Inputs) -> NDArray[np.float64]:
-    from analogy.metrics import psnr
-
-    return psnr(of.images, of.unsteered)
+    return metrics.psnr(of.images, of.unsteered)
 
 
 def _ssim(of: Inputs) -> NDArray[np.float64]:
-    from analogy.metrics import ssim
-
-    return ssim(of.images, of.unsteered)
+    return metrics.ssim(of.images, of.unsteered)
 
 
 def _lpips(of: Inputs) -> NDArray[np.float64]:
-    from analogy.metrics import lpips
-
-    return lpips(of.images, of.unsteered, of.lpips)
+    return metrics.lpips(of.images, of.unsteered, of.lpips)
 
 
 def _cmmd(of: Inputs) -> float:
-    from analogy.metrics import mmd_distance
-
-    return mmd_distance(of.features, of.references)
+    return metrics.mmd_distance(of.features, of.references)
 
 
 def _kid(of: Inputs) -> float:
-    from analogy.metrics import kernel_distance
-
-    return kernel_distance(of.features, of.references)
+    return metrics.kernel_distance(of.features, of.references)
 
 
 clip_score = GridMetric(

@@ -14,21 +14,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, ExitCode, ModelError, OptionError
 from analogy.core.records import UNSTEERED, Cell
 from analogy.core.text import printable
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
-from analogy.sessions.requirements import BASELINE, bars, chosen_pairs
+from analogy.sessions.selection import BASELINE, bars, chosen_pairs
 from analogy.settings.options import OPTIONS, parse_options
 from analogy.settings.pairs import PairsWarning, categories
 from analogy.settings.request import RunRequest
 
 if TYPE_CHECKING:
+    from analogy.models import memory
     from analogy.results.model import Analysis
+    from analogy.sessions import findings, outputs, summary
+    from analogy.sessions import session as sessions
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session
     from analogy.store.grid import Job
+else:  # torch, which a session without a case of the suite should not wait for
+    memory = deferred("analogy.models.memory")
+    findings = deferred("analogy.sessions.findings")
+    outputs = deferred("analogy.sessions.outputs")
+    sessions = deferred("analogy.sessions.session")
+    summary = deferred("analogy.sessions.summary")
 
 _XDIST = (
     "pytest-xdist is not supported: cases that run at the same time cannot be timed. Run without "
@@ -211,11 +221,9 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
     """The session with its study, opened at the first case that uses it."""
     config = request.config
     session = _open(config)
-    from analogy.sessions.summary import unread_lines
-
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    with uncaptured(config):
-        for line in unread_lines(session.study):  # before the work, not in the summary alone
+    with uncaptured(config):  # before the work, not in the summary alone
+        for line in summary.unread_lines(session.study):
             if reporter is not None:  # -p no:terminal
                 reporter.write_line(f"\n{line}")
     for item in request.session.items:
@@ -235,10 +243,8 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 def _open(config: pytest.Config) -> Session:
-    from analogy.sessions.session import Session
-
     try:
-        return Session.open(config.stash[_REQUEST], is_strict=bool(config.option.strict))
+        return sessions.Session.open(config.stash[_REQUEST], is_strict=bool(config.option.strict))
     except (AnalogyError, PairsWarning) as error:  # a filter of the user's raises the warning
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
@@ -295,13 +301,11 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
     said = request.node.user_properties
     said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
     said.extend(finding.figures.items())
-    from analogy.sessions.findings import CaseOutcome
-
-    if finding.outcome is CaseOutcome.SKIPPED:
+    if finding.outcome is findings.CaseOutcome.SKIPPED:
         pytest.skip(finding.message)
-    if finding.outcome is CaseOutcome.KNOWN:
+    if finding.outcome is findings.CaseOutcome.KNOWN:
         pytest.xfail(finding.message)
-    if finding.outcome is CaseOutcome.FAILED:
+    if finding.outcome is findings.CaseOutcome.FAILED:
         pytest.fail(finding.message, pytrace=False)
 
 
@@ -320,10 +324,8 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
     if not _asks_for_bench(item):
         yield
         return
-    from analogy.models.memory import memory_said
-
     try:
-        with memory_said("scoring and analysing"):
+        with memory.memory_said("scoring and analysing"):
             yield
     except AnalogyError as error:
         is_usage = error.exit_code is ExitCode.USAGE and not isinstance(error, ModelError)
@@ -371,10 +373,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     config = session.config
     bench = config.stash.get(_SESSION, None)
     if bench is not None:
-        from analogy.models.memory import memory_said
-
         try:
-            with calm_and_shown(config), memory_said("scoring and analysing"):
+            with calm_and_shown(config), memory.memory_said("scoring and analysing"):
                 _write_results(bench, session)
         except (AnalogyError, OSError) as error:
             bench.lost = str(error)
@@ -390,16 +390,12 @@ def _unmeasured(config: pytest.Config) -> Iterable[str]:
     request = config.stash[_REQUEST]
     if not request.limits and not request.gates:
         return ()
-    from analogy.sessions.findings import unmeasured
-
-    return unmeasured(request, config.stash.get(_SESSION, None))
+    return findings.unmeasured(request, config.stash.get(_SESSION, None))
 
 
 def _write_results(bench: Session, session: pytest.Session) -> None:
-    from analogy.sessions.outputs import write_outputs
-
     analysis = session.config.stash[_ANALYSIS] = bench.study.analysis()
-    if not write_outputs(bench, bench.study.results(analysis)):
+    if not outputs.write_outputs(bench, bench.study.results(analysis)):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -423,14 +419,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if bench.lost is not None:
         lost = printable(f"results   NOT written: {bench.lost}")
         terminalreporter.write_line(lost, red=True)
-    from analogy.sessions.summary import interrupted, summary
-
     if exitstatus == pytest.ExitCode.INTERRUPTED:
-        terminalreporter.write_line(printable(interrupted(bench)))
+        terminalreporter.write_line(printable(summary.interrupted(bench)))
     if analysis is None:
         return
     terminalreporter.section("analogy steering", sep="=")
     with calm():
-        lines = list(summary(bench, analysis))
+        lines = list(summary.summary(bench, analysis))
     for line in lines:
         terminalreporter.write_line(printable(line))

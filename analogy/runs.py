@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analogy.core.deferred import deferred
 from analogy.core.errors import StoreError
 from analogy.core.records import UNSTEERED, Pair
+from analogy.report import numbers
 from analogy.results import kept
 from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
@@ -29,6 +31,13 @@ from analogy.store.grid import Command, Job, digest, pairs_digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from analogy.report import figures, plots
+    from analogy.studies import study
+else:
+    figures = deferred("analogy.report.figures")  # matplotlib, which may not be installed
+    plots = deferred("analogy.report.plots")  # the same
+    study = deferred("analogy.studies.study")  # torchvision: only for a run without results
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +124,6 @@ class Run:
 
         A mark in brackets is a success that does not survive Holm's correction.
         """
-        from analogy.report import figures, plots
-
         rows = {
             row.name: [(cell.mean, cell.strength / 100, cell.mark) for cell in row.cells]
             for row in figures.verdict_map(self.figures)
@@ -127,8 +134,6 @@ class Run:
 
     def plot_forest(self, ax: Axes | None = None, *, figure: str = "margin") -> Axes:
         """Every cell's mean ``margin`` or ``gain`` with its 95% interval."""
-        from analogy.report import figures, plots
-
         _check_name("figure", figure, ("margin", "gain"))
         rows = figures.forest_rows(self.figures.analysis, figure)
         draw = partial(plots.forest, rows=rows, label=figure)
@@ -136,8 +141,6 @@ class Run:
 
     def plot_dose_response(self, category: str, ax: Axes | None = None) -> Axes:
         """A category's mean margin at each alpha, its pairs' own lines behind, and the ceiling."""
-        from analogy.report import figures, plots
-
         _check_name("category", category, self.categories)
         of = figures.responses(self.figures.analysis, category)
         draw = partial(
@@ -148,8 +151,6 @@ class Run:
 
     def plot_distribution(self, category: str, ax: Axes | None = None) -> Axes:
         """A category's items at each alpha as histograms; a tick is the mean."""
-        from analogy.report import figures, plots
-
         _check_name("category", category, self.categories)
         of = figures.responses(self.figures.analysis, category)
         draw = partial(plots.distribution, alphas=of.alphas, margins=of.margins)
@@ -160,8 +161,6 @@ class Run:
 
         A ``ValueError`` where that was not measured.
         """
-        from analogy.report import figures, plots
-
         labels = figures.preservation(self.figures)
         _check_name("metric", metric, labels)
         series = figures.trade_off_series(self.figures, metric)
@@ -178,8 +177,6 @@ class Run:
 
         A ``StoreError`` where a file is missing or was changed.
         """
-        from analogy.report import numbers, plots
-
         images = self.images
         if self.folder is None or images.empty:
             raise ValueError(
@@ -349,10 +346,8 @@ def _live(store: RunFolder, command: Command) -> Results:
 
     Raises ``RecordedError`` if the folder's provenance is damaged.
     """
-    from analogy.studies.study import Study
-
     # Nothing is computed on the device, which may be another machine's.
-    results = Study.reopen(store, command, device="cpu").results()
+    results = study.Study.reopen(store, command, device="cpu").results()
     provenance = provenance_from_json(store.provenance())
     digests = results.header.measurement.pairs
     return replace(results, header=header_of(command.config, provenance, digests))
@@ -439,6 +434,4 @@ def _check_name(what: str, name: str, known: Any) -> None:
 
 
 def _drawn(ax: Axes | None, draw: Callable[[Axes], Axes], width: float, height: float) -> Axes:
-    from analogy.report import plots
-
     return draw(ax) if ax is not None else plots.on_its_own(width, height, draw)

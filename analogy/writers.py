@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from analogy.core.errors import AnalogyError
+from analogy.core.errors import AnalogyError, OptionError
 from analogy.core.registry import ExtensionError, Registry, UnknownNameError
 
 if TYPE_CHECKING:
@@ -124,6 +125,24 @@ def by_suffix(path: str) -> str | None:
         if found:
             return suffixes[max(found, key=len)]
     return None
+
+
+def check_writer(flag: str, name: str) -> None:
+    """Raise ``OptionError`` if a writer cannot be imported, or its packages are not installed."""
+    try:
+        writer = WRITERS.get(name)
+    except AnalogyError as error:
+        raise OptionError(f"{flag}: {error}") from None
+    if not isinstance(writer, NeedsPackages):
+        return
+    missing = [package for package in writer.packages if find_spec(package) is None]
+    if missing:
+        raise OptionError(
+            place=flag,
+            expected=" and ".join(writer.packages),
+            got=f"no {' and no '.join(missing)}",
+            advice=f"install them with {writer.install}",
+        )
 
 
 def write(output: Output, results: Results, context: Context) -> None:

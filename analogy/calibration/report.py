@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypedDict, get_args
 
 from tqdm import tqdm
 
@@ -50,6 +50,11 @@ class CalibrationFigures(NamedTuple):
     more_resamples: list[Coverage]  # in twos: few resamples, then 10,000
 
 
+class _Settings(TypedDict):
+    n_resamples: int
+    seed: int
+
+
 def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> CalibrationFigures:
     """All figures: those of the default method from `repetitions`.
 
@@ -57,7 +62,7 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> C
     quarter. With one worker everything runs in this process.
     """
     half, few = repetitions // 2, repetitions // 4
-    settings: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    settings: _Settings = {"n_resamples": n_resamples, "seed": seed}
     cells = [
         partial(_cell, name, n, method=method, repetitions=of, **settings)
         for method, of in zip(get_args(bootstrap.Method), (repetitions, few, few), strict=True)

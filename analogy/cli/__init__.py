@@ -2,8 +2,8 @@
 
 A command is a function with ``@app.command()`` in a module of this package, imported below. It ends
 with an ``ExitCode``. An error that the user can correct is printed as one line on stderr, without a
-traceback. Tables go to stdout, progress and notes to stderr. Slow imports are made only by the
-commands that need them.
+traceback. Tables go to stdout, progress and notes to stderr. What a command does is in a module of
+``analogy.cli.work``, which is imported when the command runs: slow imports are made there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -237,7 +237,7 @@ def _parameter(of: Option, default: Any) -> inspect.Parameter:
 
 
 def write(
-    data: dict[str, Any],
+    data: Mapping[str, object],
     json_file: str | None,
     *,
     report: ElementTree.Element | None = None,

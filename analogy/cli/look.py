@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,39 +12,26 @@ from analogy.cli.base import (
     REPORTING,
     Json,
     app,
-    check_output,
     checked_output,
-    exit_code,
     option,
     refuse,
-    say_which,
-    show_lines,
     with_options,
-    write,
 )
-from analogy.core.errors import (
-    AnalogyError,
-    ExitCode,
-    FieldError,
-    ModelError,
-    OptionError,
-    StoreError,
-)
+from analogy.core.deferred import deferred
+from analogy.core.errors import AnalogyError, ExitCode, FieldError, OptionError
 from analogy.core.records import Pair
-from analogy.core.registry import ExtensionError
 from analogy.core.words import folded, has_word
-from analogy.report.pictures import picture_format, save
-from analogy.results import kept
-from analogy.results.model import RESULTS_NAME
-from analogy.results.reading import RecordedError, read
+from analogy.report.pictures import picture_format
 from analogy.settings.pairs import MAX_FIELD_CHARACTERS
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
-from analogy.writers import Context, Output, by_suffix
-from analogy.writers import write as write_output
 
-STEERED_VERSION = 1
-"""The schema version of what ``steer --json`` writes."""
+if TYPE_CHECKING:
+    from analogy.cli.work import report as work_report
+    from analogy.cli.work import steer as work_steer
+else:
+    work_report = deferred("analogy.cli.work.report")
+    work_steer = deferred("analogy.cli.work.steer")
 
 STEER_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
@@ -92,9 +77,6 @@ def steer(
     except FieldError as error:
         refuse(ExitCode.USAGE, f"-o: {error}")
 
-    from analogy.report.strips import draw_strip, generate_strip
-    from analogy.studies.study import Study
-
     try:
         needs = METHODS.get(request.method).needs
     except AnalogyError as error:
@@ -106,53 +88,7 @@ def steer(
             "the category's other pairs; choose another, or write the pairs into a file and give "
             "it to 'analogy run --pairs FILE'",
         )
-    with tempfile.TemporaryDirectory(prefix="analogy-steer-") as folder:
-        with exit_code(ExitCode.USAGE):
-            study = Study.open(replace(request, run_dir=folder), [pair])
-        try:
-            study.prepare(study.jobs())
-            strip = generate_strip(study, pair, study.config.seeds)
-            save(draw_strip(study, pair, strip), output)
-        except ModelError as error:
-            refuse(ExitCode.USAGE, error)
-        except OSError as error:
-            refuse(ExitCode.UNREADABLE, error)
-        finally:
-            study.close()
-    config = study.config
-    data = {
-        "schema_version": STEERED_VERSION,
-        "source_prompt": pair.source_prompt,
-        "target_prompt": pair.target_prompt,
-        "words": [pair.source_word, pair.target_word],
-        "model": study.grid.model,
-        "judge": study.judge.fingerprint,
-        "config": config.to_dict(),
-        "strip": str(output),
-        "images": [entry.to_dict() for entry in strip],
-    }
-    write(data, json)
-    lines = [
-        f"model     {study.grid.model}",
-        f"judge     {study.judge.fingerprint}",
-        f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
-        f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
-        f"{config.device}",
-        f"prompts   {pair.source_prompt} -> {pair.target_prompt}",
-        "",
-        f"{'seed':<5} {'image':<15} {'margin':>8} {'to target':>10} {'to source':>10}",
-        *(
-            f"{entry.seed:<5} {entry.title:<15} "
-            + (entry.problem or f"{entry.margin:>+8.4f} {entry.cos_target:>10.4f} "
-               f"{entry.cos_source:>10.4f}")
-            for entry in strip
-        ),
-        "",
-        "margin: above 0 the image is closer to the target prompt than to the source prompt.",
-        "One pair shows what happens and decides nothing: 'analogy run' measures.",
-        f"strip     {output}",
-    ]  # fmt: skip
-    show_lines(lines, json)
+    work_steer.steer(request, pair, output, json)
 
 
 def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
@@ -239,36 +175,4 @@ def report(
     Exit code: 0 written, 2 wrong usage or a file that cannot be read or written, 3 a baseline of
     another measurement.
     """
-    from analogy.results.comparison import NotComparableError, compare
-    from analogy.sessions.requirements import check_writer
-
-    writer = "html" if output is None else by_suffix(str(output)) or "html"
-    check_writer("-o", writer)
-    if full_images and writer != "html":
-        raise OptionError(place="--full-images", expected="an HTML report", got=str(output))
-    folder = kept.folder_of(run)
-    if output is None:
-        output = folder / _report_name(run)
-        check_output(output, "-o", may_link=False)  # a stranger's link may lead anywhere
-    try:
-        results = read(run)
-        this_run = replace(results, header=replace(results.header, path=None))
-        comparison = None if baseline is None else compare(read(baseline), this_run)
-        context = Context(folder, comparison, full_images)
-        write_output(Output(str(output), writer), results, context)
-    except NotComparableError as error:
-        refuse(ExitCode.NOT_COMPARABLE, error)
-    except (RecordedError, StoreError, ExtensionError, OSError) as error:
-        refuse(ExitCode.USAGE, error)
-    for path in dict.fromkeys((run, *([] if baseline is None else [baseline]))):
-        say_which(path)
-    show_lines([f"report {output} written"])
-
-
-def _report_name(run: Path) -> str:
-    """A name for each results file of a run folder, so that no report replaces another."""
-    if run.is_dir() or run.name == RESULTS_NAME:
-        return "report.html"
-    if not (kept.folder_of(run) / "index.sqlite").is_file():
-        return "report.html"
-    return f"report-{run.stem.removeprefix('results-')}.html"
+    work_report.report(run, output, baseline=baseline, full_images=full_images)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from analogy.cli.base import (
-    GENERATING,
-    Json,
-    app,
-    option,
-    refuse,
-    say,
-    show_lines,
-    with_options,
-    write,
-)
-from analogy.core.errors import ExitCode, StoreError
-from analogy.results.writing import to_json
+from analogy.cli.base import GENERATING, Json, app, option, with_options
+from analogy.core.deferred import deferred
 from analogy.settings.request import RunRequest
+
+if TYPE_CHECKING:
+    from analogy.cli.work import runs as work
+else:
+    work = deferred("analogy.cli.work.runs")
 
 
 @app.command(rich_help_panel=GENERATING)
@@ -41,31 +33,4 @@ def run(
     succeed, or regressed, 2 wrong usage, 4 the run cannot be read or written, 5 the Ray cluster was
     lost, 130 interrupted.
     """
-    from analogy.sessions.running import fault_code, finish, run_cases
-    from analogy.sessions.session import Session
-    from analogy.sessions.summary import interrupted, summary
-
-    session = Session.open(request, is_strict=strict)
-    try:
-        ending = run_cases(session)
-        try:
-            analysis, results = finish(session, ending)
-            lines = list(summary(session, analysis))
-        except StoreError:
-            if ending.fault is None:
-                raise
-            refuse(fault_code(ending.fault), ending.fault)
-    finally:
-        session.close()
-        session.study.close()
-    write(to_json(results), json)
-    show_lines(lines, json)
-    for message in ending.failed:
-        say(message)
-    if ending.code is ExitCode.INTERRUPTED:
-        say(interrupted(session))
-    if ending.fault is not None:
-        refuse(fault_code(ending.fault), ending.fault)
-    if ending.lost is not None:
-        refuse(ExitCode.UNREADABLE, f"results NOT written: {ending.lost}")
-    raise typer.Exit(ending.code)
+    work.run(request, strict=strict, json=json)

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import psutil
 
+if sys.platform != "win32":  # which has no such paths as need it
+    import fcntl
+
 from analogy.core.errors import AnalogyError
 
 #: Links that lead to one another before the path counts as a loop, as Linux has it.
@@ -264,8 +267,6 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _writable(path: Path, descriptor: int) -> int:
-    import fcntl  # systems without it have no such paths
-
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise _refusal(path, "which is open for reading", "name another")
     return descriptor

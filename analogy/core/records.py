@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from analogy.core.errors import FieldError
 from analogy.core.fields import CHECKS, check_name, shown
+from analogy.core.strict_json import Json
 
 UNSTEERED = 0.0
 """The alpha of the source prompt's own image, which no method has steered."""
@@ -143,7 +144,7 @@ class Figures(Compared):
 
     __slots__ = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return {field.name: plain(getattr(self, field.name)) for field in fields}
@@ -301,13 +302,13 @@ class RunConfig:
         """Every alpha that is generated, the unsteered image's among them, in ascending order."""
         return tuple(sorted({UNSTEERED, *self.alphas}))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON; tuples become lists.
 
         The key `scheduler` is always null: readers of schema version 2 expect it. The scheduler
         that sampled is in the provenance.
         """
-        made: dict[str, Any] = {}
+        made: dict[str, Json] = {}
         for field in dataclasses.fields(self):
             if field.name in ("method_version", "method_needs") and not getattr(self, field.name):
                 continue  # as in configurations of before, on which digests rest as well
@@ -317,7 +318,7 @@ class RunConfig:
         return made
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+    def from_dict(cls, values: Mapping[str, object]) -> RunConfig:
         """The configuration that `to_dict` wrote. Unknown and missing keys are a `FieldError`.
 
         The key `scheduler` never chose one: it may be missing, and its value is ignored.
@@ -342,7 +343,7 @@ class RunConfig:
         return cls(**arguments)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Json:
     """`value` as strict JSON: enums by value, figures as objects, tuples as lists; no NaN."""
     if isinstance(value, Figures):
         return value.to_dict()

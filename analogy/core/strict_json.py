@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 MAX_DEPTH = 100
 """Lists and objects within one another: more than any file of this suite has, and few enough for
 everything that walks through them."""
+
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+"""A value of JSON. What was read has dicts and lists; tuples are written as lists."""
 
 
 def parse(text: str) -> Any:
@@ -43,7 +47,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def encoded(data: Mapping[str, Any]) -> bytes:
+def encoded(data: Mapping[str, object]) -> bytes:
     """An object as the JSON of a file. Raises ``ValueError`` for NaN and infinities."""
     return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
@@ -73,7 +77,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once_each(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     made = dict(pairs)
     if len(made) < len(pairs):
         counts = Counter(key for key, _ in pairs)

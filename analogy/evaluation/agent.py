@@ -7,7 +7,7 @@ import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,16 @@ from analogy.statistics.values import MIN_CLUSTERS
 from analogy.studies.provenance import package_versions
 
 ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
+
+
+class _Mean(TypedDict, total=False):
+    """A part of a :class:`MetricResult`."""
+
+    value: float | None
+    n_prompts: int
+    ci_absent: str
+    ci_low: float
+    ci_high: float
 
 
 class EvaluationAgent(Inference):
@@ -196,7 +206,7 @@ class EvaluationAgent(Inference):
             **{"notes": scored.notes, **figures},
         )
 
-    def _mean(self, keys: Sequence[str], values: Scores) -> dict[str, Any]:
+    def _mean(self, keys: Sequence[str], values: Scores) -> _Mean:
         """The mean over prompts of their images' means, and its interval over prompts."""
         clusters = {sample.key: sample.cluster for sample in self.task.samples}
         names = [clusters.get(key, key) for key in keys]

@@ -14,7 +14,10 @@ from enum import Enum
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
+
+from analogy.core.strict_json import Json
 
 #: What this code belongs to is known by its name: results have these libraries' versions.
 _LIBRARIES = frozenset({"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"})
@@ -38,7 +41,7 @@ class UnknownError(ValueError):
     """Something that cannot be told from another of its kind; the message names it."""
 
 
-def alterations(pipeline: Any) -> dict[str, Any]:
+def alterations(pipeline: Any) -> dict[str, Json]:
     """The alterations, as plain values by place; empty for a pipeline as it was loaded.
 
     Raises :class:`UnknownError` for code of the user's own, and for hooks.
@@ -48,7 +51,7 @@ def alterations(pipeline: Any) -> dict[str, Any]:
     for name, value in vars(pipeline).items():
         if callable(value) and name not in pipeline.components:
             raise UnknownError(f"its method {name} is another one")
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, nn.Module):
             found |= _of_network(name, part)
@@ -61,14 +64,14 @@ def alterations(pipeline: Any) -> dict[str, Any]:
     return found
 
 
-def _of_network(name: str, part: nn.Module) -> dict[str, Any]:
+def _of_network(name: str, part: nn.Module) -> dict[str, Json]:
     for inner, module in part.named_modules():
         _check_module(module, f"{name}.{inner}" if inner else name)
     try:
         built = dict(_as_configured(part).named_modules())
     except Exception as error:  # whatever a class of another kind takes
         raise UnknownError(f"{name} cannot be built from its configuration ({error})") from error
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     modules = dict(part.named_modules())
     if absent := sorted(built.keys() - modules.keys()):
         found[f"{name}: without"] = absent
@@ -92,8 +95,6 @@ def _of_network(name: str, part: nn.Module) -> dict[str, Any]:
 
 def _as_configured(part: Any) -> nn.Module:
     """A part of the same class and configuration, its parameters without values."""
-    from accelerate import init_empty_weights
-
     with init_empty_weights(include_buffers=False):
         if hasattr(part, "from_config") and hasattr(part, "register_to_config"):
             made = type(part).from_config(part.config)
@@ -126,7 +127,7 @@ def _is_known(function: Any) -> bool:
     return module is None or module.partition(".")[0] in _LIBRARIES | _PLAIN
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def _attributes(module: nn.Module) -> dict[str, object]:
     """A module's state beside its weights, with the buffers that are in no file of weights."""
     found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
     if module.training and _drops(module):
@@ -154,7 +155,7 @@ def _is_same(a: Any, b: Any) -> bool:
     return isinstance(a, plain) and type(a) is type(b) and bool(a == b)
 
 
-def _described(value: Any, place: str, depth: int = 0) -> Any:
+def _described(value: Any, place: str, depth: int = 0) -> Json:
     """A value as JSON, independent of its address: an object as its class and attributes."""
     if depth > _MOST_NESTED:
         raise UnknownError(f"{place} is nested too deeply")

@@ -16,6 +16,7 @@ from analogy.core.errors import AnalogyError, ModelError
 from analogy.core.images import Images
 from analogy.core.records import UNSTEERED, RunConfig
 from analogy.core.registry import UnknownNameError
+from analogy.core.strict_json import Json
 from analogy.evaluation.data import Data, Sample, read_data, steered
 from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
@@ -259,7 +260,7 @@ class Task:
             f"{_HOW[need]}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """The task's settings as plain values."""
         config = self.config
         return {

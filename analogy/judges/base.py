@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from analogy.core.errors import AnalogyError, ModelError
 from analogy.core.registry import ExtensionError, Registry, is_spec
 from analogy.core.text import is_printable
+from analogy.judges import open_clip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,12 +162,10 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> F
     any other name is open_clip's: see :func:`analogy.judges.open_clip.find_judge`. Raises
     ``ModelError``.
     """
-    from analogy.judges import open_clip as clip
-
     is_own = name in JUDGES.names() or (is_spec(name) and not Path(name).exists())
     if not is_own:
         try:
-            return clip.find_judge(name, pretrained, offline=offline)
+            return open_clip.find_judge(name, pretrained, offline=offline)
         except ModelError as error:
             near = get_close_matches(name, JUDGES.names(), n=1)
             if near:

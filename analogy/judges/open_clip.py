@@ -35,6 +35,7 @@ from analogy.judges.open_clip_files import (
     unwarned,
 )
 from analogy.models.fingerprints import file_fingerprint, fingerprint
+from analogy.models.libraries import open_clip
 from analogy.models.networks import loading, refuse_resized, shapes_in
 from analogy.models.places import EMBEDDED, shipped
 from analogy.models.trust.judges import OPEN_CLIP_CONFIG, JudgeFiles
@@ -86,8 +87,6 @@ class JudgeSource:
         with loading(f"judge {self.name}", "a tokenizer that can be loaded"):
             if files is not None:
                 return tokenizer_of(files)
-            import open_clip
-
             return open_clip.get_tokenizer(self.name)
 
     def load(self, device: str) -> Judge:
@@ -122,8 +121,6 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
         place = hub_judge(name.removeprefix(HUB), offline=offline)
         # A snapshot's folder is named by its commit.
         return JudgeSource(name, None, f"{name}@{place.name[:12]}", snapshot=place)
-    import open_clip
-
     architectures = open_clip.list_models()
     if name not in architectures:
         near = get_close_matches(name, architectures, n=3) or ["ViT-B-32"]
@@ -223,8 +220,6 @@ class Judge:
 
     @cached_property
     def _model(self) -> Any:
-        import open_clip
-
         source = self._source
         files = _files(source)
         way = source.preprocessing
@@ -255,8 +250,6 @@ class Judge:
 
     @cached_property
     def _preprocess(self) -> nn.Module:
-        import open_clip
-
         with loading(self._what, "preprocessing by size, mean, std, interpolation and resize_mode"):
             return preprocessing_layers(open_clip.get_model_preprocess_cfg(self._model))
 

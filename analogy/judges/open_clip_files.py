@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from analogy.core.errors import ModelError
 from analogy.core.text import command_line
+from analogy.models.libraries import open_clip
 from analogy.models.networks import check_weights, read_object
 from analogy.models.places import absent
 from analogy.models.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
@@ -84,8 +85,6 @@ def check_folder(folder: Path, repository: str | None = None) -> JudgeFiles:
 
 def tokenizer_of(files: JudgeFiles) -> Any:
     """The tokenizer of a judge's folder, or of the repository that it names, without its code."""
-    import open_clip
-
     name = f"{FOLDER}{files.folder}"
     if files.tokenizer is None:
         return open_clip.get_tokenizer(name)
@@ -103,8 +102,6 @@ def tokenizer_of(files: JudgeFiles) -> Any:
 
 def preprocessing_of(name: str, tag: str) -> Preprocessing:
     """The preprocessing that open_clip has for the weights of this tag."""
-    import open_clip
-
     settings = {**asdict(USUAL), **open_clip.get_pretrained_cfg(name, tag)}
     return Preprocessing(
         tuple(map(float, settings["mean"])),
@@ -130,10 +127,16 @@ def _check_configuration(file: Path) -> None:
                 f"{file}: expected {name} as an object with {', '.join(keys)}, found no "
                 f"{missing[0]}; without it open_clip would take a value of its own"
             )
+    preprocessing = found["preprocess_cfg"]
+    assert isinstance(preprocessing, dict)
     for key in ("mean", "std"):
-        values = found["preprocess_cfg"][key]
-        is_numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-        if not is_numbers or len(values) != 3 or (key == "std" and not all(values)):
+        values = preprocessing[key]
+        is_numbers = (
+            isinstance(values, list)
+            and len(values) == 3
+            and all(type(x) in (int, float) and (x or key != "std") for x in values)
+        )
+        if not is_numbers:
             raise ModelError(
                 f"{file}: expected {key} as three numbers, one for each channel, none of std 0, "
                 f"got {values!r:.80}"
@@ -142,8 +145,6 @@ def _check_configuration(file: Path) -> None:
 
 def expect_on_this_machine(name: str, tag: str) -> None:
     """Refuse a tag whose weights are not where open_clip's ``download_pretrained`` keeps them."""
-    import open_clip
-
     config = open_clip.get_pretrained_cfg(name, tag)
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     if repository:

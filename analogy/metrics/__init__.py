@@ -10,6 +10,7 @@ from analogy.metrics.clip_score import (
     clip_score_of_features,
     directional_similarity,
     directional_similarity_of_features,
+    directional_similarity_where_prompts_differ,
 )
 from analogy.metrics.features import SetScore, SmallSampleWarning, set_features
 from analogy.metrics.frechet import fid, frechet_distance
@@ -28,6 +29,7 @@ __all__ = [
     "cmmd",
     "directional_similarity",
     "directional_similarity_of_features",
+    "directional_similarity_where_prompts_differ",
     "fid",
     "frechet_distance",
     "kernel_distance",

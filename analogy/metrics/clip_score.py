@@ -109,6 +109,25 @@ def directional_similarity_of_features(
     return np.clip(values, -1.0, 1.0)
 
 
+def directional_similarity_where_prompts_differ(
+    images: NDArray[np.floating],
+    source_images: NDArray[np.floating],
+    prompts: NDArray[np.floating],
+    source_prompts: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """As :func:`directional_similarity_of_features`; 0 where two prompts have one embedding.
+
+    Half precision may give two prompts the same embedding. The similarity is then undefined.
+    """
+    differ = (prompts != source_prompts).any(axis=1)
+    similarity = np.zeros(len(differ))
+    if differ.any():
+        similarity[differ] = directional_similarity_of_features(
+            images[differ], source_images[differ], prompts[differ], source_prompts[differ]
+        )
+    return similarity
+
+
 def truncated(prompts: Sequence[str], judge: Judge) -> list[str]:
     """The distinct prompts of which the judge's tokenizer drops the end.
 

@@ -366,7 +366,7 @@ class _Heard(logging.Filter):
 
 def _codecarbon() -> Any:
     try:
-        import codecarbon
+        import codecarbon  # an extra: may not be installed
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "energy needs the package codecarbon, which is not installed: "
@@ -378,7 +378,7 @@ def _codecarbon() -> Any:
 
 def _country_code(country: str) -> str:
     """The code as codecarbon's table has it; an unknown one is a ``ValueError`` with near ones."""
-    from codecarbon.input import DataSource
+    from codecarbon.input import DataSource  # as above
 
     names = {
         code: entry["country_name"]

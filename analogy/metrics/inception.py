@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch_fidelity import feature_extractor_inceptionv3 as blocks
 
 from analogy.core.errors import ModelError
 from analogy.core.images import Images, to_tensor
@@ -30,9 +31,7 @@ class Inception:
     """
 
     def __init__(self, *, weights: str | PathLike[str] | None = None, device: str = "cpu") -> None:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        path = find_weights(weights, URL_INCEPTION_V3)
+        path = find_weights(weights, blocks.URL_INCEPTION_V3)
         state = read_weights(path)
         model = _network()
         wanted = set(model.state_dict())
@@ -87,8 +86,6 @@ def _network() -> nn.Sequential:
 
     Its own extractor runs whatever code a file of weights holds and resizes by itself.
     """
-    from torch_fidelity import feature_extractor_inceptionv3 as blocks
-
     with torch.device("meta"):
         layers = {
             "Conv2d_1a_3x3": blocks.BasicConv2d(3, 32, kernel_size=3, stride=2),

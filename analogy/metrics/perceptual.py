@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 from scipy.stats import norm
+from torchvision.models import get_model_weights
 
-from analogy.core.errors import ModelError
+from analogy.core.deferred import deferred
 from analogy.core.images import Images, to_tensor
 from analogy.metrics.checks import batches, check_same_shape
-from analogy.metrics.weights import find_weights, read_weights
+from analogy.metrics.weights import find_weights
 from analogy.models.fingerprints import file_fingerprint
+
+if TYPE_CHECKING:
+    from analogy.metrics import lpips_network
+else:
+    lpips_network = deferred("analogy.metrics.lpips_network")
 
 DATA_RANGE = 255.0
 """From black to white in uint8: a fact of the number format, never taken from an image."""
@@ -28,7 +32,9 @@ SSIM_WINDOW /= SSIM_WINDOW.sum()
 
 Network = Literal["alex", "vgg", "squeeze"]
 
-_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+BACKBONES: dict[Network, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+"""Each network's backbone, as torchvision names it."""
+
 _SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides below leave a layer nothing to pool
 
 
@@ -121,48 +127,12 @@ class Lpips:
             raise ValueError(
                 f"network: expected one of {', '.join(get_args(Network))}, got {network!r}"
             )
-        from torchvision.models import get_model_weights
-
-        url = get_model_weights(_BACKBONES[network]).DEFAULT.url
+        url = get_model_weights(BACKBONES[network]).DEFAULT.url
         path = find_weights(weights, url)
         self.network = network
         self.device = device
         self.fingerprint = file_fingerprint(f"lpips-{network}", path)
-        self.model: Any = _lpips_model(network, path).to(device)
-
-
-def _lpips_model(network: Network, path: Path) -> torch.nn.Module:
-    from torchmetrics.functional.image import lpips as torchmetrics_lpips
-
-    # On the meta device nothing is drawn from torch's global generator and nothing is filled twice.
-    with torch.device("meta"):
-        model = torchmetrics_lpips._NoTrainLpips(pretrained=False, net=network, pnet_rand=True)
-    backbone = read_weights(path)
-    names = {
-        name: re.sub(r"^net\.(slice\d+|slices\.\d+)\.", "features.", name)
-        for name in model.state_dict()
-        if name.startswith("net.")
-    }
-    missing = [theirs for theirs in names.values() if theirs not in backbone]
-    if missing:
-        raise ModelError(
-            f"{path}: expected the weights of torchvision's {_BACKBONES[network]}, "
-            f"found no {missing[0]}"
-        )
-    heads = read_weights(
-        Path(torchmetrics_lpips.__file__).parent / "lpips_models" / f"{network}.pth"
-    )
-    try:
-        model.load_state_dict(
-            {**{ours: backbone[theirs] for ours, theirs in names.items()}, **heads},
-            strict=False,  # each head has two names in the model and one in its file
-            assign=True,
-        )
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path}: expected the weights of torchvision's {_BACKBONES[network]} ({error})"
-        ) from error
-    return model.requires_grad_(False).eval()
+        self.model: Any = lpips_network.load(network, BACKBONES[network], path).to(device)
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,7 +29,7 @@ def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
     )
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file of ``torch.save``, on the CPU; a file that runs code is refused."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

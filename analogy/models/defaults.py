@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from analogy.models.folders import family_of_folder
+from analogy.models.libraries import diffusers
 from analogy.models.places import EMBEDDED
 from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
@@ -29,8 +29,6 @@ def sampling(model: str, folder: Path) -> tuple[int, float]:
     name = model.partition("@")[0]
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]
-    import diffusers
-
     call = getattr(diffusers, family_of_folder(folder).pipeline).__call__
     defaults = inspect.signature(call).parameters
     return defaults["num_inference_steps"].default, defaults["guidance_scale"].default
@@ -57,7 +55,7 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, str | int]:
     """The machine's part of a result's provenance."""
     processor = platform.processor() or platform.machine()
     try:

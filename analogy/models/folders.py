@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
 from analogy.models.families import Family
 from analogy.models.networks import read_object
 from analogy.models.places import ModelSource
@@ -46,7 +46,7 @@ def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
     return files + lora
 
 
-def index_of(folder: Path) -> dict[str, Any]:
+def index_of(folder: Path) -> dict[str, Json]:
     """What a pipeline's folder says of itself: its class and, for each part, library and class."""
     return read_index(folder)[1]
 
@@ -72,7 +72,7 @@ def native_size(folder: Path) -> int:
     return family_of_folder(folder).native_size(folder)
 
 
-def scheduler_settings(folder: Path) -> dict[str, Any]:
+def scheduler_settings(folder: Path) -> dict[str, Json]:
     """The settings of a pipeline's scheduler, its class among them as ``_class_name``."""
     file = folder / "scheduler" / "scheduler_config.json"
     settings = read_object(file, "_class_name", what="a scheduler's configuration")

@@ -14,6 +14,7 @@ from torch import nn
 from analogy.core.errors import ModelError
 from analogy.models.families import family_of
 from analogy.models.folders import NETWORK, parts_of, weight_files
+from analogy.models.libraries import diffusers, diffusers_logging, transformers_logging
 from analogy.models.lora import fuse_lora
 from analogy.models.networks import check_converted, load_network, loading, refuse_odd_keys
 from analogy.models.places import ModelSource
@@ -26,10 +27,6 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     Only safetensors are loaded, and only files that :func:`find_pipeline` found. Half-precision
     files are used where the folder has them, unless it has float32 and that is asked for.
     """
-    import diffusers
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     # A bar for every part's loading would bury the one that matters.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

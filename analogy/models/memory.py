@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from analogy.core.errors import AnalogyError, ExitCode
 
@@ -93,16 +94,12 @@ def memory_said(doing: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    from accelerate.utils.memory import should_reduce_batch_size
-
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return should_reduce_batch_size(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
 def _release() -> None:
-    from accelerate.utils.memory import clear_device_cache
-
     clear_device_cache(garbage_collection=True)
 
 

@@ -20,7 +20,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
 from analogy.core.text import command_line
+from analogy.models.libraries import (
+    diffusers_logging,
+    peft_tuners,
+    single_file_model,
+    transformers,
+    transformers_logging,
+)
 from analogy.models.memory import MemoryFullError, memory_said
 
 #: How a file begins that git-lfs left in the place of the one it stands for.
@@ -53,7 +61,7 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 500 else f"{text[:500]}..."
 
 
-def read_object(file: Path, *keys: str, what: str) -> dict[str, Any]:
+def read_object(file: Path, *keys: str, what: str) -> dict[str, Json]:
     """The object in a JSON file, which must have these keys.
 
     Raises :class:`ModelError` for a file that cannot be read, is not JSON, or is another value.
@@ -141,10 +149,8 @@ def load_network(kind: Any, folder: Path, *, dtype: torch.dtype, variant: str | 
 
     Raises :class:`ModelError` for keys that are missing, unexpected or of another shape.
     """
-    from transformers import PreTrainedModel
-
     options: dict[str, Any] = {"torch_dtype": dtype}
-    if issubclass(kind, PreTrainedModel):
+    if issubclass(kind, transformers.PreTrainedModel):
         # Without this it says which keys do not fit in a log alone.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     with loading(folder, f"a {kind.__name__} in the format of save_pretrained"), quiet_libraries():
@@ -204,13 +210,11 @@ def check_converted(kind: Any, file: Path, folder: Path) -> None:
     By shapes alone, through the conversion that diffusers loads it with; of a UNet also whether the
     file has keys that a network of this configuration would leave out. Raises :class:`ModelError`.
     """
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
     config = read_object(folder / "config.json", what="a network's configuration")
     with loading(file, f"a {kind.__name__} as {folder} configures it"), torch.device("meta"):
         network = kind.from_config(config)
         held = {key: torch.empty(shape) for key, shape in shapes_in(file).items()}
-        known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+        known: Mapping[str, Any] = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
         converted = known[kind.__name__]["checkpoint_mapping_fn"](
             config=config, checkpoint=dict(held)
         )
@@ -320,11 +324,11 @@ _DOWN = (
 
 
 def _lora_layers(pipeline: Any) -> Iterator[Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
-            yield from (layer for layer in part.modules() if isinstance(layer, BaseTunerLayer))
+            yield from (
+                layer for layer in part.modules() if isinstance(layer, peft_tuners.BaseTunerLayer)
+            )
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
@@ -350,9 +354,6 @@ def _listed(keys: Iterable[str]) -> str:
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silence what diffusers and transformers log about keys: our own error reports it."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     before = [each.get_verbosity() for each in (diffusers_logging, transformers_logging)]
     try:
         for each in (diffusers_logging, transformers_logging):

@@ -63,7 +63,7 @@ def absent(
 
 def go_offline() -> None:
     """From here on this process and its children ask the hub for nothing, whatever loads."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants  # the command line reads this module at every start
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True

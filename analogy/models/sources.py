@@ -25,6 +25,7 @@ from analogy.models.folders import (
     scheduler_settings,
     weight_files,
 )
+from analogy.models.libraries import diffusers, single_file_utils
 from analogy.models.lora import with_lora
 from analogy.models.networks import check_weights, loading, read_object, shapes_in
 from analogy.models.places import (
@@ -107,13 +108,9 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
         if (folder / "model_index.json").is_file():
             check_pipeline(folder, weights=False)
             return ModelSource(folder, f"{name}+{_configuration(folder)}", file=file)
-    from diffusers.loaders.single_file_utils import (
-        fetch_diffusers_config,
-        load_single_file_checkpoint,
-    )
-
     with loading(file, "a checkpoint as a safetensors file"):
-        alike = fetch_diffusers_config(load_single_file_checkpoint(str(file)))
+        checkpoint = single_file_utils.load_single_file_checkpoint(str(file))
+        alike = single_file_utils.fetch_diffusers_config(checkpoint)
     origin = alike["pretrained_model_name_or_path"]
     try:
         folder = Path(
@@ -158,14 +155,13 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
             f"or a hub id such as '{DEFAULT_GPU_MODEL}' or '{DEFAULT_GPU_MODEL}@main'"
         )
     _check_hub_index(name, revision, offline=offline)
-    from diffusers import DiffusionPipeline
 
     variants = ("fp16", None) if dtype != "float32" else (None, "fp16")
     failure: Exception | None = None
     for variant in variants:
         try:
             folder = Path(
-                DiffusionPipeline.download(
+                diffusers.DiffusionPipeline.download(
                     name,
                     revision=revision or None,
                     variant=variant,

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from analogy.core.images import Images
 from analogy.core.records import UNSTEERED, Pair, plain
+from analogy.core.strict_json import Json
 from analogy.store.grid import Role, once, targets_of
 from analogy.studies.study import Study
 
@@ -49,7 +50,7 @@ class StripImage:
             return "target prompt"
         return f"alpha {self.alpha:g}" + (" (source)" if self.alpha == UNSTEERED else "")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON, without the image."""
         names = [field.name for field in fields(self) if field.name != "image"]
         return {name: plain(getattr(self, name)) for name in names}

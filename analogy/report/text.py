@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from analogy.core.records import Cell, Estimate, Verdict
 from analogy.core.text import display_width, padded, printable, shortened
@@ -343,7 +343,35 @@ def _mean_and_interval(figures: Mean) -> str:
     return f"{figures.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def published_lines(published: Mapping[str, Any], own: Pool) -> Iterator[str]:
+class PublishedOverall(TypedDict):
+    """The published study's figures of all cells; ``success_rate`` 0..1."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    p: float
+    success_rate: float
+    n_items: int
+
+
+class PublishedCell(TypedDict):
+    """The published figures of a category at alpha 1; None where the study has none."""
+
+    category: int
+    finding: str | None
+    mean: float | None
+    success_rate: float | None
+    success_rate_range: tuple[float, float] | None
+
+
+class Published(TypedDict):
+    """The published study, as in ``baselines/ssd-1b-published.json``."""
+
+    overall: PublishedOverall
+    cells: list[PublishedCell]
+
+
+def published_lines(published: Published, own: Pool) -> Iterator[str]:
     """The published study's overall figures beside a run's."""
     theirs = published["overall"]
     yield (
@@ -364,7 +392,7 @@ def published_lines(published: Mapping[str, Any], own: Pool) -> Iterator[str]:
     )
 
 
-def _finding(cell: Mapping[str, Any]) -> str:
+def _finding(cell: PublishedCell) -> str:
     """The published figures of a cell, as far as they exist."""
     said = []
     if cell["finding"] is not None:

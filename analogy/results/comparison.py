@@ -14,6 +14,7 @@ import numpy as np
 from analogy.core.errors import AnalogyError, ExitCode
 from analogy.core.fields import TOLERANCE
 from analogy.core.records import SIGNIFICANCE, Cell, Figures, Verdict
+from analogy.core.strict_json import Json
 from analogy.results.model import CellFigures, Header, Measurement, Results
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_DECISIVE
@@ -190,7 +191,7 @@ class Comparison:
             f"({', '.join(self.categories)})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
         return {
             "old": self.old,

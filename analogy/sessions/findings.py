@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from analogy.core.records import Cell, Estimate, Verdict
+from analogy.core.strict_json import Json
 from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
 from analogy.report import text
@@ -33,7 +33,7 @@ class Finding:
 
     outcome: CaseOutcome
     message: str = ""
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Json] = field(default_factory=dict)
 
 
 def of_cell(session: Session, cell: Cell) -> Finding:
@@ -43,7 +43,7 @@ def of_cell(session: Session, cell: Cell) -> Finding:
     known = session.known_verdict(cell)
     if known is not None:
         session.known.add(cell)
-    more: dict[str, Any] = {}
+    more: dict[str, Json] = {}
     if figures.gain is not None:
         gain = figures.gain.to_dict()
         more = {f"gain_{name}": gain[name] for name in ("mean", "ci_low", "ci_high", "p")}
@@ -61,7 +61,7 @@ def of_overall(session: Session) -> Finding:
 
 
 def _of_margin(
-    what: str, figures: Estimate, known: str | None, failed: int, more: Mapping[str, Any]
+    what: str, figures: Estimate, known: str | None, failed: int, more: Mapping[str, Json]
 ) -> Finding:
     """``failed``: the number of failed images; ``more``: figures beside the margin's."""
     facts = {**more, "failed_images": failed, **figures.to_dict()}
@@ -100,7 +100,7 @@ def of_quality(
                 broken.append(f"{limit.metric} {value:.4g} [{low:.4g}, {high:.4g}], limit {limit}")
         elif limit.metric in metrics:
             broken.append(f"{limit.metric} was not measured, limit {limit}")
-    facts: dict[str, Any] = {}
+    facts: dict[str, Json] = {}
     for name, (value, low, high) in values.items():
         facts[name] = value
         if low < high:

@@ -1,52 +1,26 @@
-"""What a run needs, checked before it begins: files, packages, and what its limits measure.
-
-Slow imports are made only where they are needed.
-"""
+"""What a run needs, checked before it begins: files, packages, and what its limits measure."""
 
 from __future__ import annotations
 
 import os
 import random
-import warnings
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analogy.core.errors import AnalogyError, ModelError, OptionError, StoreError
+from analogy.core.errors import ModelError, OptionError, StoreError
 from analogy.core.files import PlaceError, check_output, is_device
-from analogy.core.records import Limit, Pair
-from analogy.grid_metrics import Input, chosen_metrics
-from analogy.models.places import EMBEDDED, shipped
+from analogy.core.images import ImageError, check_images, image_files
+from analogy.core.records import Limit
+from analogy.grid_metrics import Input
+from analogy.metrics import Lpips
+from analogy.models.places import EMBEDDED
 from analogy.results.kept import prepare
 from analogy.results.model import RESULTS_NAME
-from analogy.settings.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.settings.request import RunRequest
-from analogy.writers import WRITERS, NeedsPackages, Output
-
-if TYPE_CHECKING:
-    from analogy.studies.study import Study
-
-BASELINE = "baseline"
-"""What a case of the regression gate measures; other cases measure metrics, by their names."""
-
-
-def chosen_pairs(request: RunRequest) -> list[Pair]:
-    """The pairs of a run's cases, without warnings.
-
-    The study reads them again and then warns: a warning while tests are collected may be an error.
-
-    Raises ``OptionError`` if the file or the selection cannot be used.
-    """
-    option = "--pairs"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PairsWarning)
-            pairs = load_pairs(request.pairs or shipped("pairs.csv"))
-        option = "--categories"
-        return select(pairs, request.categories, request.limit)
-    except PairsError as error:
-        raise OptionError(f"{option}: {error}") from None
+from analogy.statistics.values import MIN_DECISIVE
+from analogy.studies.study import Study
+from analogy.world import CaptionError
+from analogy.world.drawings import scenes
+from analogy.writers import Output, check_writer
 
 
 def results_path(request: RunRequest) -> Path:
@@ -89,9 +63,6 @@ def check_run_folder(study: Study) -> None:
 
 def check_gates(study: Study, request: RunRequest) -> None:
     """Raise ``OptionError`` if a limit or a baseline needs what this run cannot measure."""
-    from analogy.metrics import Lpips
-    from analogy.statistics.values import MIN_DECISIVE
-
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
     limited = [metric for metric in study.quality.metrics if metric.name in limits]
     size = study.config.size
@@ -128,29 +99,12 @@ def check_gates(study: Study, request: RunRequest) -> None:
         )
 
 
-def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each limit and baseline that the user gave: its option, and what a case that checks it
-    measures: the metric by its name, or all metrics of its kind.
-
-    Raises ``OptionError`` for a metric that cannot be imported.
-    """
-    if request.limits:
-        per = {metric.name: metric.per for metric in chosen_metrics(request.metrics)}
-        for limit in request.limits:
-            yield f"--limits {limit}", frozenset({limit.metric, per[limit.metric]})
-    if request.gates:
-        yield f"--baseline {request.baseline}", frozenset({BASELINE})
-
-
 def no_references(study: Study, request: RunRequest) -> str | None:
     """The reason why there are no reference images; None if there are some."""
     if request.reference is not None:
         return None
     if study.config.model != EMBEDDED:
         return "name some with --reference FOLDER"
-    from analogy.world import CaptionError
-    from analogy.world.drawings import scenes
-
     try:
         for pair in study.pairs:
             scenes(pair, random.Random(0))
@@ -187,28 +141,8 @@ def _check_no_file_twice(request: RunRequest) -> None:
         flags[place] = flag
 
 
-def check_writer(flag: str, name: str) -> None:
-    """Raise ``OptionError`` if a writer cannot be imported, or its packages are not installed."""
-    try:
-        writer = WRITERS.get(name)
-    except AnalogyError as error:
-        raise OptionError(f"{flag}: {error}") from None
-    if not isinstance(writer, NeedsPackages):
-        return
-    missing = [package for package in writer.packages if find_spec(package) is None]
-    if missing:
-        raise OptionError(
-            place=flag,
-            expected=" and ".join(writer.packages),
-            got=f"no {' and no '.join(missing)}",
-            advice=f"install them with {writer.install}",
-        )
-
-
 def _check_quality(request: RunRequest) -> None:
     """Refuse reference images or weights that are missing or cannot be used."""
-    from analogy.core.images import ImageError, check_images, image_files
-
     if request.reference is not None:
         try:
             check_images(image_files(Path(request.reference)))

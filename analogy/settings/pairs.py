@@ -114,6 +114,15 @@ def differing_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """Pairs that can be used, but may not measure what they seem to."""
+
+    name: str
+    pairs: list[Pair]
+    note: str
+
+
 def differing_note(differing: Sequence[Pair], count: int) -> str:
     """The note on `differing`, of `count` pairs."""
     first = differing[0]

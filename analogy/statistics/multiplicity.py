@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
+from statsmodels.stats.multitest import multipletests
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -14,10 +15,6 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
 
     A p that does not exist belongs to no family: the others are adjusted as if it were not there.
     """
-    # Here and in `_power` and `wilson_interval`: statsmodels takes a second to import, which nobody
-    # should pay before the first verdict.
-    from statsmodels.stats.multitest import multipletests
-
     return _of_those_that_exist(p_values, lambda p: multipletests(p, method="holm")[1])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
+from statsmodels.stats.power import TTestPower
 
 from analogy.statistics.values import MIN_CLUSTERS, MIN_DECISIVE, all_same, finite, ordered_mean
 
@@ -80,7 +81,7 @@ def pairs_needed(mean: float, sd: float) -> int | None:
         return None
     if effect >= _detectable_effect(MIN_DECISIVE):
         return MIN_DECISIVE
-    n = _power().solve_power(effect_size=effect, alpha=_TAIL, power=POWER, alternative="larger")
+    n = TTestPower().solve_power(effect_size=effect, alpha=_TAIL, power=POWER, alternative="larger")
     return math.ceil(float(n) - 1e-6)  # the solver's tolerance is no pair
 
 
@@ -88,14 +89,8 @@ def pairs_needed(mean: float, sd: float) -> int | None:
 _TAIL = 0.025
 
 
-def _power() -> Any:
-    from statsmodels.stats.power import TTestPower
-
-    return TTestPower()
-
-
 @cache
 def _detectable_effect(n: int) -> float:
     """d_z that the one-sided t-test at 2.5% finds in 80% of samples of n."""
-    effect = _power().solve_power(nobs=n, alpha=_TAIL, power=POWER, alternative="larger")
+    effect = TTestPower().solve_power(nobs=n, alpha=_TAIL, power=POWER, alternative="larger")
     return float(effect)

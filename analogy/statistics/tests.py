@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
+from statsmodels.stats.proportion import proportion_confint
 
 from analogy.statistics.values import MIN_CLUSTERS, Interval, all_same, finite
 
@@ -78,8 +79,6 @@ def wilson_interval(n_successes: float, n: float, *, confidence: float = 0.95) -
     """
     if not 0 <= n_successes <= n or n <= 0:
         raise ValueError(f"expected 0 <= successes <= n, n > 0, got {n_successes} of {n}")
-    from statsmodels.stats.proportion import proportion_confint
-
     low, high = proportion_confint(n_successes, n, alpha=1 - confidence, method="wilson")
     share = n_successes / n  # the ends are on its two sides, and at 0 and 1 up to rounding
     return Interval(float(np.clip(low, 0.0, share)), float(np.clip(high, share, 1.0)))

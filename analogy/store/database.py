@@ -112,7 +112,7 @@ class Database:
 
     # --- commands
 
-    def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+    def record_config(self, config: RunConfig, provenance: Mapping[str, object]) -> None:
         """Keep the configuration and provenance of the latest command."""
         with self.db:
             self.set_meta("config", config.to_dict())

@@ -17,7 +17,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from analogy.core.errors import StoreError
 from analogy.core.fields import shown
 from analogy.core.images import ImageError, Images, from_png, to_png
+from analogy.core.strict_json import Json
 from analogy.store.database import SCHEMA_VERSION
 from analogy.store.grid import Job, Subject, W, Wanted, digest
 from analogy.store.image_store import image_name
@@ -232,7 +232,7 @@ class RunFolder(OpenFolder):
         return table.astype({"seed": "int64", **dict.fromkeys(numbers, "float64")})
 
     @explained
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Json]:
         """The provenance of the latest command; empty in a folder without a command."""
         return dict(self._index.meta("provenance", dict) or {})
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from analogy.core.records import UNSTEERED, Cell, Pair, RunConfig
+from analogy.core.strict_json import Json
 from analogy.core.words import folded
 from analogy.steering.base import NULL_METHOD, TARGET_METHOD, Identity, Need
 
@@ -25,6 +26,9 @@ _canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",
 
 Subject: TypeAlias = dict[str, str | int | float]
 """Everything that determines an image except its text and its noise, by name."""
+
+Facts: TypeAlias = Mapping[str, str | int | float]
+"""What an image is, for readers, by name."""
 
 TrueMargins: TypeAlias = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 """Margins on ground truth: a pair's digest to the margins of its target and of its source."""
@@ -57,7 +61,7 @@ class Wanted(Protocol):
         ...
 
     @property
-    def what(self) -> Mapping[str, Any]:
+    def what(self) -> Facts:
         """Names and plain values."""
         ...
 
@@ -81,7 +85,7 @@ class Job:
         return self.alpha == UNSTEERED
 
     @property
-    def what(self) -> dict[str, Any]:
+    def what(self) -> Facts:
         """The image's pair, alpha and seed; and its method, if it is steered."""
         method = {} if self.is_unsteered else {"method": self.method}
         pair = {"pair_id": self.pair.id, "category": self.pair.category}
@@ -97,7 +101,7 @@ class PromptJob:
     key: str
 
     @property
-    def what(self) -> dict[str, Any]:
+    def what(self) -> Facts:
         """The image's prompt and seed."""
         return {"prompt": self.prompt, "seed": self.seed}
 
@@ -222,7 +226,7 @@ class Grid:
             by_category.setdefault(pair.category, []).append(pair)
         found: dict[str | None, list[Job]] = {None: []}
         for pair in self.pairs:
-            own: dict[str, Any] = {**subject, "pair": content(pair)}
+            own: dict[str, Json] = {**subject, "pair": content(pair)}
             steered = {**own, "method": method, **version}
             if Need.OTHERS in identity.needs:
                 steered |= _neighbours(pair, by_category[pair.category])
@@ -249,9 +253,9 @@ def once(jobs: Iterable[W]) -> list[W]:
     return list(found.values())
 
 
-def _neighbours(pair: Pair, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _neighbours(pair: Pair, pairs: Sequence[Pair]) -> dict[str, Json]:
     """Additional parts of an image's key if its method uses its category's ``pairs``."""
-    others: dict[str, Any] = {"others": [content(o) for o in pairs if o.id != pair.id]}
+    others: dict[str, Json] = {"others": [content(o) for o in pairs if o.id != pair.id]}
     # Earlier versions compared words as written: images of pairs to which that matters are others.
     return {**others, "words": "folded"} if _has_cases(pair, pairs) else others
 

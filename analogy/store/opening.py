@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from analogy.core.errors import StoreError
 from analogy.core.files import PlaceError
@@ -152,7 +152,7 @@ class OpenFolder:
             self._lock.release()
 
     @explained
-    def record_config(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+    def record_config(self, config: RunConfig, provenance: Mapping[str, object]) -> None:
         """Keep the configuration and provenance of the latest command on this folder."""
         self._index.record_config(config, provenance)
 

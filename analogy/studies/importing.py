@@ -26,6 +26,7 @@ from analogy.core.fields import ALPHA_LIMIT, MAX_SEED
 from analogy.core.files import read_regular
 from analogy.core.images import Images, read_image
 from analogy.core.records import IMPORTED, UNSTEERED, Pair, RunConfig
+from analogy.core.strict_json import Json
 from analogy.core.text import is_printable, lines_of
 from analogy.judges.base import FoundJudge
 from analogy.store.folder import RunFolder
@@ -281,7 +282,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         ) from error
 
 
-def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _once_each(pairs: Sequence[tuple[str, Any]]) -> dict[str, Json]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]

@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analogy.core.records import SIGNIFICANCE, UNSTEERED, Estimate, Figures, Pair
+from analogy.core.strict_json import Json
 from analogy.generation.engine import Progress, no_progress
 from analogy.settings.request import RunRequest
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test, resampled_together
@@ -81,7 +81,7 @@ class Ranked:
     margin: Estimate
     like: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
         return {
             "method": self.method,
@@ -114,7 +114,7 @@ class MethodComparison:
         count = len(self.overall)
         return f"all overall differences, {count} {'test' if count == 1 else 'tests'}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
         return {
             "n": self.n,

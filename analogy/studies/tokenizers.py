@@ -11,19 +11,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from analogy.core.errors import ModelError
 from analogy.core.records import Pair
+from analogy.core.strict_json import Json
 from analogy.generation.worker import steered, texts
+from analogy.models.libraries import transformers
 from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning
 from analogy.store.grid import Job
 
 #: Prompts to the token ids that a model gets, one row each; equal rows are one text to it.
 Read = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+
+#: The token ids of a text by each of a model's tokenizers.
+Reading = tuple[tuple[int, ...], ...]
 
 #: Tokenizers that a generator's folder may name; others are not asked.
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
@@ -56,7 +60,7 @@ def readers_of(folder: Path) -> list[Read]:
     loaded.
     """
     try:
-        index: Mapping[str, Any] = json.loads((folder / "model_index.json").read_text("utf-8"))
+        index: Mapping[str, Json] = json.loads((folder / "model_index.json").read_text("utf-8"))
     except (OSError, ValueError):
         return []
     readers = []
@@ -73,8 +77,6 @@ def readers_of(folder: Path) -> list[Read]:
 
 
 def _reader(folder: Path, kind: str) -> Read:
-    import transformers
-
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
@@ -100,7 +102,7 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     ids = _readings(readers, texts(pairs))
     needs = METHODS.get(method).needs
     suspects = {pair.category for pair in pairs if _has_equal(pair, ids)}
-    stand_ins: dict[Any, Conditioning] = {}
+    stand_ins: dict[Reading, Conditioning] = {}
     generator = torch.Generator().manual_seed(0)
     for reading in ids.values():
         if reading not in stand_ins:
@@ -119,7 +121,7 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     return found
 
 
-def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
+def _has_equal(pair: Pair, ids: Mapping[str, Reading]) -> bool:
     """True if both prompts, or both words, of the pair have the same token ids."""
     return (
         ids[pair.source_prompt] == ids[pair.target_prompt]
@@ -127,7 +129,7 @@ def _has_equal(pair: Pair, ids: Mapping[str, Any]) -> bool:
     )
 
 
-def _readings(readers: Collection[Read], given: Iterable[str]) -> dict[str, Any]:
+def _readings(readers: Collection[Read], given: Iterable[str]) -> dict[str, Reading]:
     """Each distinct text to its token ids by all tokenizers."""
     distinct = list(dict.fromkeys(given))
     columns: list[list[tuple[int, ...]]] = []

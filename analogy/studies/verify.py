@@ -17,16 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from analogy.core import lock
 from analogy.core.files import PlaceError, check_own, check_regular, is_left_by_the_dead
 from analogy.core.images import ImageError, from_png
 from analogy.core.records import Cell, is_imported
+from analogy.core.strict_json import Json
 from analogy.core.text import analogy_command, command_line
 from analogy.generation.engine import Progress, no_progress
 from analogy.store.folder import RunFolder
-from analogy.store.grid import Job
+from analogy.store.grid import Facts, Job
 from analogy.store.image_store import image_name
 from analogy.store.index import ImageRow
 
@@ -51,7 +51,7 @@ class Damage:
     reason: str
 
     @property
-    def what(self) -> dict[str, Any]:
+    def what(self) -> Facts:
         """The image in the words of its run."""
         return dict(json.loads(self.row.what))
 
@@ -85,7 +85,7 @@ class Verified:
         lacking = (self.damaged, self.strays, self.missing, self.failed, self.unscored)
         return self.of is not None and not any(lacking)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
         return {
             "run": str(self.path),
@@ -132,7 +132,7 @@ class Verified:
             yield f"next      {command} # with the run's other options"
 
 
-def _said(what: Mapping[str, Any]) -> str:
+def _said(what: Facts) -> str:
     return ", ".join(f"{name} {value}" for name, value in what.items())
 
 

@@ -348,7 +348,7 @@ def test_a_report_that_cannot_be_is_said_before_the_work(bench, eight, monkeypat
     run = bench(*eight, "--report=taken")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*--report: expected a file that can be written, got taken*"])
-    monkeypatch.setattr("analogy.sessions.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("analogy.writers.find_spec", lambda name: None)
     run = bench(*eight, "--report=r.html")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*--report: expected jinja2 and matplotlib, got no jinja2*"])

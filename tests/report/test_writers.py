@@ -188,7 +188,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch
 
 def test_a_missing_package_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("analogy.sessions.requirements.find_spec", lambda name: None)
+    monkeypatch.setattr("analogy.writers.find_spec", lambda name: None)
     for option, flag in (("--write=r.html", "--write"), ("--report=r.txt", "--report")):
         result = verb("run", "--model=no-such-model", option)
         assert result.exit_code == 2

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
+from analogy.models.libraries import open_clip
 from analogy.models.trust.pipelines import check_part
 from analogy.models.trust.rules import (
     CODE_KEYS,
@@ -114,13 +116,14 @@ def check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
         refuse(file, "preprocess_cfg", preprocessing, "a mapping of settings")
     _check_known(file, ("preprocess_cfg",), preprocessing, _PREPROCESSING)
     check_part(folder, folder, also=(OPEN_CLIP_CONFIG,))
-    text = model["text_cfg"]
     _check_network_names(file, model)
-    return JudgeFiles(folder, weights, _tokenizer_of(text, file, repository))
+    return JudgeFiles(
+        folder, weights, _tokenizer_of(_settings(model, "text_cfg"), file, repository)
+    )
 
 
 def _check_known(
-    file: Path, at: tuple[str, ...], settings: Mapping[str, Any], keys: Collection[str]
+    file: Path, at: tuple[str, ...], settings: Mapping[str, Json], keys: Collection[str]
 ) -> None:
     """Each key is one of ``keys``, each value plain; keywords hold plain ones of their own."""
     for key, value in settings.items():
@@ -138,20 +141,29 @@ def _check_known(
             check_setting(file, (*at, key), value)
 
 
-def _check_network_names(file: Path, model: Mapping[str, Any]) -> None:
+def _check_network_names(file: Path, model: Mapping[str, Json]) -> None:
     """The networks of timm and transformers that a judge is made of are ones known by name."""
-    timm = model["vision_cfg"].get("timm_model_name")
+    timm = _settings(model, "vision_cfg").get("timm_model_name")
     if timm is not None and not (isinstance(timm, str) and re.fullmatch(r"[\w.]+", timm)):
         refuse(
             file, "model_cfg.vision_cfg.timm_model_name", timm, "the plain name of a timm network"
         )
     for part in ("text_cfg", "multimodal_cfg"):
-        name = model.get(part, {}).get("hf_model_name")
+        name = _settings(model, part).get("hf_model_name")
         if name is not None:
             _check_repository(file, f"model_cfg.{part}.hf_model_name", name)
 
 
-def _tokenizer_of(text: Mapping[str, Any], file: Path, repository: str | None) -> Path | str | None:
+def _settings(model: Mapping[str, Json], part: str) -> Mapping[str, Json]:
+    """A checked part's settings; empty for a part that the model does not have."""
+    found = model.get(part, {})
+    assert isinstance(found, dict)
+    return found
+
+
+def _tokenizer_of(
+    text: Mapping[str, Json], file: Path, repository: str | None
+) -> Path | str | None:
     name = text.get("hf_tokenizer_name")
     if not name:
         return None
@@ -168,8 +180,6 @@ def _tokenizer_of(text: Mapping[str, Any], file: Path, repository: str | None) -
 
 def _check_repository(file: Path, key: str, name: Any) -> None:
     """Another repository is read only if open_clip's own architectures read it, too."""
-    import open_clip
-
     known = set()
     for architecture in open_clip.list_models():
         settings = open_clip.get_model_config(architecture)["text_cfg"]

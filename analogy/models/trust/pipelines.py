@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
 from analogy.models.families import FAMILIES, Family
 from analogy.models.trust.rules import (
     CONFIGURATIONS,
@@ -26,7 +27,7 @@ from analogy.models.trust.rules import (
 )
 
 
-def read_index(folder: Path) -> tuple[Family, dict[str, Any]]:
+def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
     """A pipeline's family and its ``model_index.json``, of which every entry is accepted.
 
     Raises ModelError if the index names another class than the family's, or code.
@@ -71,7 +72,7 @@ def _check_pair(file: Path, part: str, value: Any, expected: Collection[str]) ->
     refuse(file, part, value, f"{pairs}. {sentence(NO_CODE)}")
 
 
-def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Any]]:
+def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Json]]:
     """Refuse a pipeline's folder that holds anything but data for its family's classes.
 
     ``weights``: whether its weights are to be loaded, besides its configuration and tokenizers.
@@ -89,7 +90,9 @@ def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[
                 f"names, got {'a link' if inside.is_symlink() else 'no such folder'}; copy it there"
             )
         check_part(inside, folder)
-        library, name = index[part]
+        pair = index[part]
+        assert isinstance(pair, list)  # read_index has checked it
+        library, name = map(str, pair)
         if weights and not name.endswith(("Scheduler", "Tokenizer", "TokenizerFast", "Processor")):
             stem = "diffusion_pytorch_model" if library == "diffusers" else "model"
             refuse_pickled_part(inside, stem)

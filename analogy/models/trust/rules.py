@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from analogy.core.errors import ModelError
+from analogy.core.strict_json import Json
 from analogy.models.networks import read_object
 
 #: Weights that are read by running a pickle.
@@ -142,7 +143,7 @@ def _is_deeper(value: Any, depth: int) -> bool:
     return any(isinstance(each, (list, dict)) for each in level)
 
 
-def read_settings(file: Path, root: Path) -> dict[str, Any]:
+def read_settings(file: Path, root: Path) -> dict[str, Json]:
     """A JSON file's mapping. Raises ModelError if it is missing or anything else."""
     kind = "a pipeline's index" if file.name == "model_index.json" else "a file of settings"
     _check_place(file, root)
@@ -183,7 +184,7 @@ def check_setting(file: Path, at: tuple[str, ...], value: Any) -> None:
             check_setting(file, (*at, inner), each)
 
 
-def check_tokenizer(settings: Mapping[str, Any], file: Path) -> None:
+def check_tokenizer(settings: Mapping[str, Json], file: Path) -> None:
     """Tokens and numbers; no other file, and a class that is known to read nothing else."""
     for key, value in settings.items():
         if key in CODE_KEYS:
@@ -199,7 +200,7 @@ def check_tokenizer(settings: Mapping[str, Any], file: Path) -> None:
         refuse(file, "tokenizer_class", name, f"one of {', '.join(sorted(TOKENIZERS))}")
 
 
-def check_shards(index: Mapping[str, Any], file: Path) -> None:
+def check_shards(index: Mapping[str, Json], file: Path) -> None:
     """The shards of a part are safetensors beside its index."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict):

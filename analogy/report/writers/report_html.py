@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from analogy.core.deferred import deferred
 from analogy.results.model import Results
 from analogy.writers import Context
+
+if TYPE_CHECKING:
+    from analogy.report import html
+else:
+    html = deferred("analogy.report.html")  # its packages may not be installed
 
 
 class HtmlReport:
@@ -17,9 +24,7 @@ class HtmlReport:
 
     def write(self, results: Results, path: Path, context: Context) -> None:
         """Write the page, with a section of the comparison if there is one."""
-        from analogy.report.html import write_report
-
-        write_report(
+        html.write_report(
             results,
             path,
             folder=context.folder,

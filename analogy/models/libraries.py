@@ -1,0 +1,40 @@
+"""The libraries that load networks. Each is imported when it is first used.
+
+They take two to five seconds each. A run that has all its images, a model that is only named, and
+tokenizers alone do without some of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analogy.core.deferred import deferred
+
+if TYPE_CHECKING:
+    import diffusers
+    import open_clip
+    import transformers
+    from diffusers.loaders import single_file_model, single_file_utils
+    from diffusers.utils import logging as diffusers_logging
+    from peft.tuners import tuners_utils as peft_tuners
+    from transformers.utils import logging as transformers_logging
+else:
+    diffusers = deferred("diffusers")
+    diffusers_logging = deferred("diffusers.utils.logging")
+    open_clip = deferred("open_clip")
+    peft_tuners = deferred("peft.tuners.tuners_utils")  # not always installed
+    single_file_model = deferred("diffusers.loaders.single_file_model")
+    single_file_utils = deferred("diffusers.loaders.single_file_utils")
+    transformers = deferred("transformers")
+    transformers_logging = deferred("transformers.utils.logging")
+
+__all__ = [
+    "diffusers",
+    "diffusers_logging",
+    "open_clip",
+    "peft_tuners",
+    "single_file_model",
+    "single_file_utils",
+    "transformers",
+    "transformers_logging",
+]
