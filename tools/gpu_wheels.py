@@ -7,9 +7,10 @@ There, in the checkout:
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl
     export PYTHONPATH=/tmp/site && python3 -m tools.gpu_check -o "$OUT"
 
-Versions are those of constraints.txt. With ``--ray`` the folder also gets ``ray.tar.xz``: Ray
-without its Java archive, dashboard page and libraries, a quarter of the size of its wheel, for
-``tar -xf .whl/ray.tar.xz -C /tmp/site``.
+The packages are those that pyproject.toml needs, and what these need in turn, without those that
+the machine has (``PRESENT``). Versions are those installed here. With ``--ray`` the folder also
+gets ``ray.tar.xz``: Ray without its Java archive, dashboard page and libraries, a quarter of the
+size of its wheel, for ``tar -xf .whl/ray.tar.xz -C /tmp/site``.
 """
 
 from __future__ import annotations
@@ -20,18 +21,28 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
-#: What torch, transformers, accelerate, peft, requests, torchmetrics, pandas, scipy, statsmodels,
-#: timm and pytest with its plugins, all present there, do not bring.
-MISSING = (
-    "diffusers", "open_clip_torch", "ftfy", "wcwidth", "torch-fidelity", "importlib_metadata",
-)  # fmt: skip
-#: What Ray needs beyond that.
-RAY = ("ray", "jsonschema", "jsonschema-specifications", "referencing", "rpds-py")
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+#: What the machine has, of all that pyproject.toml's packages need. A package that is not listed is
+#: carried there, so a gap in this list costs size alone.
+PRESENT = frozenset({
+    "accelerate", "attrs", "certifi", "charset-normalizer", "click", "coverage", "filelock",
+    "fsspec", "httpcore", "httpx", "huggingface-hub", "hypothesis", "idna", "jinja2", "joblib",
+    "lazy-loader", "lightning-utilities", "markupsafe", "matplotlib", "msgpack", "networkx",
+    "numpy", "packaging", "pandas", "patsy", "peft", "pillow", "pluggy", "protobuf", "psutil",
+    "py-cpuinfo", "pygments", "pytest", "pytest-benchmark", "python-dateutil", "pyyaml", "regex",
+    "requests", "rich", "safetensors", "scikit-image", "scikit-learn", "scipy", "sentencepiece",
+    "setuptools", "shellingham", "six", "sortedcontainers", "statsmodels", "sympy", "timm",
+    "tokenizers", "torch", "torchmetrics", "torchvision", "tqdm", "transformers", "triton", "typer",
+    "typing-extensions", "urllib3", "wrapt", "xxhash", "zipp",
+})  # fmt: skip
 #: Parts of Ray's wheel that tasks and actors do not need.
 RAY_LEFT_OUT = re.compile(r"ray/(jars|dashboard/client|rllib|serve|tune|data|train|llm|air)/")
 
@@ -42,6 +53,26 @@ PLATFORMS = (
     "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64",
     "manylinux2014_x86_64", "manylinux1_x86_64",
 )  # fmt: skip
+
+
+def missing(project: Path, *, ray: bool, python: str) -> list[str]:
+    """Names of the packages that a checkout needs and the machine lacks, sorted.
+
+    ``project``: its pyproject.toml. ``ray``: with those of its extra of this name. ``python``: the
+    machine's, as in ``3.12``.
+    """
+    table = tomllib.loads(project.read_text("utf-8"))["project"]
+    waiting = [*table["dependencies"], *(table["optional-dependencies"]["ray"] if ray else ())]
+    there = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    found: set[str] = set()
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        is_needed = requirement.marker is None or requirement.marker.evaluate(there)
+        if is_needed and name not in PRESENT | found:
+            found.add(name)
+            waiting += requires(name) or ()
+    return sorted(found)
 
 
 def download(names: Sequence[str], folder: Path, *, python: str) -> None:
@@ -87,7 +118,8 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         parser.error(f"-o: expected an empty or new folder, got {folder}; empty it or name another")
-    download([*MISSING, *(RAY if options.ray else ())], folder, python=options.python)
+    names = missing(Path("pyproject.toml"), ray=options.ray, python=options.python)
+    download(names, folder, python=options.python)
     for wheel in folder.glob("ray-*.whl"):
         repack_ray(wheel, folder / "ray.tar.xz")
         wheel.unlink()

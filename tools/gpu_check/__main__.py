@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from pathlib import Path
 
-from tools.gpu_check.runner import run, start_server
+from tools.gpu_check.plans import PLANS, chosen
+from tools.gpu_check.runner import (
+    TOTAL,
+    NotRunError,
+    describe,
+    end_descendants,
+    run,
+    start_server,
+)
 
 #: What every step needs, imported once.
 SHARED = ("tools.gpu_check.steps",)
@@ -28,37 +37,33 @@ def main() -> int:
     parser.add_argument(
         "--rehearse", action="store_true", help="run every step in small on the CPU"
     )
-    parser.add_argument("--only", metavar="TEXT", help="only steps whose name contains this text")
+    parser.add_argument(
+        "--only", metavar="TEXT",
+        help="only steps whose name contains this text, and the step whose files they need",
+    )  # fmt: skip
     options = parser.parse_args()
 
-    if options.rehearse:
-        # Threads of nets this small wait for each other, for seconds where other work has a core.
-        os.environ["OMP_NUM_THREADS"] = "1"
-        start_server(SHARED_ON_A_CPU)
-    else:
-        _require_cuda(parser)
-        start_server(SHARED)
-    from tools.gpu_check.steps import PLANS
-
-    plans = [plan for plan in PLANS if options.only is None or options.only in plan.name]
+    plans = chosen(options.only)
     if not plans:
         parser.error(
             f"--only: expected a part of one of {', '.join(plan.name for plan in PLANS)}; "
             f"got {options.only!r}"
         )
-    report = run(plans, options.output, rehearse=options.rehearse)
+    if options.rehearse:
+        # Threads of nets this small wait for each other, for seconds where other work has a core.
+        os.environ["OMP_NUM_THREADS"] = "1"
+    # Whatever waits without a limit: the process prints where, and ends; its steps end with it.
+    faulthandler.dump_traceback_later(TOTAL + 45.0, exit=True)
+    start_server(SHARED_ON_A_CPU if options.rehearse else SHARED)
+    try:
+        report = run(plans, options.output, describe(options.output, rehearse=options.rehearse))
+    except NotRunError as error:
+        parser.error(str(error))
+    finally:
+        # The server has this process's output: whoever reads that would wait for the server's end.
+        end_descendants()
     print(f"{options.output / 'gpu_check.md'}: {report.seconds:.0f} s")
     return 0 if report.is_complete else 1
-
-
-def _require_cuda(parser: argparse.ArgumentParser) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        parser.error(
-            f"expected a CUDA device, but torch {torch.__version__} finds none; --rehearse runs "
-            "every step in small on the CPU"
-        )
 
 
 if __name__ == "__main__":

@@ -77,6 +77,12 @@ class Report:
             for step in self.steps
         )
 
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """The report in a JSON file, which must have no steps."""
+        data = json.loads(file.read_text())
+        return cls(**{**data, "machine": Machine(**data["machine"])})
+
     def write(self, folder: Path) -> None:
         """Write ``gpu_check.json`` and ``gpu_check.md``, each atomically."""
         data = json.dumps(asdict(self), indent=1, allow_nan=False, default=str)

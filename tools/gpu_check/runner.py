@@ -1,28 +1,39 @@
-"""Runs the steps: a process for each, killed at its time limit; writes the report after each."""
+"""Runs the steps: a process for each, killed at its time limit; writes the report after each.
+
+This module imports no torch: only the steps' processes do.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import os
-import platform
+import pkgutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from analogy.core.files import write_atomically
-from tools.gpu_check.results import Figure, Machine, Report, State, Step, Value
+from tools.gpu_check.results import Figure, Report, State, Step, Value
 
 #: Seconds for all steps together: under nine minutes, of the ten that a command has.
 TOTAL = 520.0
+
+#: Seconds for a step's process to end by itself once it has sent its result.
+TO_END = 5.0
 
 
 class NotRunError(RuntimeError):
@@ -64,11 +75,16 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: its name, its time limit in seconds, and what it does."""
+    """One step: its name, its time limit in seconds, and its function.
+
+    ``work``: ``module:function``, which takes a :class:`Recorder`. Only the step's process imports
+    it. ``after``: the name of the step whose files it needs; None if it needs none.
+    """
 
     name: str
     seconds: float
-    work: Callable[[Recorder], None]
+    work: str
+    after: str | None = None
 
 
 def start_server(preload: Sequence[str]) -> None:
@@ -80,110 +96,126 @@ def start_server(preload: Sequence[str]) -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def run(plans: Sequence[Plan], folder: Path, *, rehearse: bool) -> Report:
-    """Run every plan in order and return the report, which ``folder`` has too."""
+def end_descendants() -> None:
+    """Kill every process that this one has started, and those that they have started."""
+    _kill(psutil.Process().children(recursive=True))
+
+
+def describe(folder: Path, *, rehearse: bool) -> Report:
+    """An empty report on this machine.
+
+    Raises NotRunError if the check needs a CUDA device and there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    report = Report(rehearse, _commit(), _machine())
-    start = time.perf_counter()
+    plan = Plan("the machine", 120.0, "tools.gpu_check.machine:describe")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
         setting = Setting(rehearse, Path(work))
+        step = _run_one(plan, setting, Path(work) / "figures.json", folder, plan.seconds)
+        if step.state is not State.DONE:
+            raise NotRunError(step.reason)
+        return Report.read(setting.work / "machine.json")
+
+
+def run(plans: Sequence[Plan], folder: Path, report: Report) -> Report:
+    """Run every plan in order and return the report with their results; ``folder`` has it too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:
+        setting = Setting(report.rehearsal, Path(work))
         for number, plan in enumerate(plans):
             limit = min(plan.seconds, TOTAL - (time.perf_counter() - start))
             file = Path(work) / f"{number}.json"
-            report.steps.append(_run_one(context, plan, setting, file, folder, limit))
+            step = _run_one(plan, setting, file, folder, limit)
+            report.steps.append(step)
             report.seconds = time.perf_counter() - start
             report.write(folder)
-            step = report.steps[-1]
             print(
                 f"{step.name}: {step.state.value}, {step.seconds:.0f} s {step.reason}", flush=True
             )
     return report
 
 
-def _run_one(
-    context: multiprocessing.context.ForkServerContext,
-    plan: Plan,
-    setting: Setting,
-    file: Path,
-    folder: Path,
-    limit: float,
-) -> Step:
+def _run_one(plan: Plan, setting: Setting, file: Path, folder: Path, limit: float) -> Step:
     """One step in a process group of its own, so that what it started ends with it."""
     if limit < 1.0:
         return Step(plan.name, State.NOT_RUN, reason="no time was left")
+    context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
-        target=_child, args=(plan.work, setting, file, folder / "gpu_check.log", sender)
+        target=_child, args=(plan.work, setting, file, folder / "gpu_check.log", limit, sender)
     )
     start = time.perf_counter()
     process.start()
     sender.close()
-    state, reason = State.TIMED_OUT, f"stopped after {limit:.0f} s"
+    state, reason = State.TIMED_OUT, f"stopped after {limit:.0f} s; the log has its stacks"
     if receiver.poll(limit):
         try:
             state, reason = receiver.recv()
         except EOFError:
-            process.join(5.0)
+            process.join(TO_END)
             state, reason = State.FAILED, f"the process died with exit code {process.exitcode}"
-    _end(process)
+    receiver.close()
+    _end(process, grace=0.0 if state is State.TIMED_OUT else TO_END)
     seconds = time.perf_counter() - start
     figures = [Figure(**each) for each in json.loads(file.read_text())] if file.exists() else []
     return Step(plan.name, state, seconds, reason, figures)
 
 
 def _child(
-    work: Callable[[Recorder], None],
+    work: str,
     setting: Setting,
     file: Path,
     log: Path,
+    limit: float,
     sender: multiprocessing.connection.Connection,
 ) -> None:
-    os.setsid()
+    # A group of its own, but not a session: whoever ends the check's session ends this too.
+    os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    print(f"--- {work.__name__}", flush=True)
+    # Not to stderr, which pytest redirects in its step.
+    faulthandler.dump_traceback_later(max(0.9 * limit, limit - 2.0), file=output)
+    threading.Thread(target=_end_with_the_check, name="check", daemon=True).start()
+    print(f"--- {work}", flush=True)
     try:
-        work(Recorder(setting, file))
+        pkgutil.resolve_name(work)(Recorder(setting, file))
     except NotRunError as error:
-        sender.send((State.NOT_RUN, str(error)))
+        result = State.NOT_RUN, str(error)
     except BaseException as error:  # a step's failure is a result, whatever it is
         traceback.print_exc()
         sys.stderr.flush()
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        sender.send((State.FAILED, f"{type(error).__name__}: {line[:500]}"))
+        result = State.FAILED, f"{type(error).__name__}: {line[:500]}"
     else:
-        sender.send((State.DONE, ""))
+        result = State.DONE, ""
+    end_descendants()  # as long as they are this process's: who has left its group too
+    sender.send(result)
 
 
-def _end(process: multiprocessing.process.BaseProcess) -> None:
-    """End a step's process and all that it started."""
-    process.join(5.0)
+def _end_with_the_check() -> None:
+    """Kill this step's process group once the process that runs the check has ended."""
+    check = multiprocessing.parent_process()
+    assert check is not None  # this is a step's process
+    multiprocessing.connection.wait([check.sentinel])
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end(process: multiprocessing.process.BaseProcess, *, grace: float) -> None:
+    """End a step's process and all that it started, after ``grace`` seconds to end by itself."""
+    process.join(grace)
     assert process.pid is not None  # it was started
+    started: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        step = psutil.Process(process.pid)
+        started = [step, *step.children(recursive=True)]
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    _kill(started)  # who has left the group, and a step that has not made it yet
     process.join(10.0)
 
 
-def _machine() -> Machine:
-    import torch
-
-    from analogy.models.defaults import machine
-    from analogy.studies.provenance import package_versions
-
-    is_cuda = torch.cuda.is_available()
-    said = machine("cuda" if is_cuda else "cpu")
-    return Machine(
-        device=str(said["device"]) if is_cuda else "no CUDA device",
-        processor=str(said["processor"]),
-        cores=os.cpu_count() or 1,
-        python=platform.python_version(),
-        packages=package_versions(),
-    )
-
-
-def _commit() -> str:
-    from analogy.studies.provenance import commit_of
-
-    return commit_of(Path(__file__).resolve().parents[2]) or "unknown"
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
