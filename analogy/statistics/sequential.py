@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,7 +27,13 @@ from analogy.core.records import SIGNIFICANCE, Figures, Verdict
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 from analogy.statistics.estimates import verdict
 from analogy.statistics.tests import t_test
-from analogy.statistics.values import MIN_CLUSTERS, MIN_DECISIVE, all_same, ordered_mean
+from analogy.statistics.values import (
+    MIN_CLUSTERS,
+    MIN_DECISIVE,
+    Interval,
+    all_same,
+    ordered_mean,
+)
 
 TOTAL = SIGNIFICANCE / 2
 """The sum of the levels of all looks, one-sided, for each of the two sides."""
@@ -242,6 +248,7 @@ def decide(
     until: int | None = None,
     futility: float = 0.0,
     icc: float = 0.0,
+    seed: int = 0,
 ) -> Decision:
     """Take the looks of a design at a cell until one decides, or lacks images.
 
@@ -254,7 +261,7 @@ def decide(
     `until`: index of the last look to take; a cell that is not decided there is inconclusive.
     `futility`: stop as inconclusive at a look before the last if `predictive` gives less than this
     to a success and a failure together. That adds to no error (it is non-binding), but loses power.
-    `icc`: for `predictive`; 0 is the cautious one.
+    `icc`: for `predictive`; 0 is the cautious one. `seed`: of the bootstrap.
 
     Raises `ValueError` if the margins have another shape or are infinite, or an argument is out of
     range.
@@ -270,7 +277,7 @@ def decide(
         if np.isnan(items).any():
             return Decision(index, None, look.pairs, look.seeds, look.confidence)
         is_end = index == len(design.looks) - 1 or index == until
-        found, p_up, p_down = _tested(items, look)
+        found, p_up, p_down = _tested(items, look, seed)
         is_futile = False
         if found is None and futility > 0:
             is_futile = sum(predictive(items, design, icc=icc)) < futility
@@ -278,7 +285,7 @@ def decide(
             break
         spent += look.level
     by_test = found is Verdict.SUCCESS or (look.is_last and found is not Verdict.FAILURE)
-    low, high = _interval(items, look)
+    low, high = _interval(items, look, seed)
     return Decision(
         look=index,
         verdict=found or Verdict.INCONCLUSIVE,
@@ -355,10 +362,8 @@ def decide_change(differences: ArrayLike, tolerance: float, design: Design) -> C
             return ChangeDecision(index, None, look.pairs, look.seeds, look.confidence)
         if look.pairs < MIN_DECISIVE:
             change = Change.TOO_FEW
-        elif look.is_last:
-            change = _change_of(_interval(items, look), tolerance)
         else:
-            change = _change_at(items, tolerance, look)
+            change = _change(*_limits(items, look), tolerance)
         if change is not Change.INCONCLUSIVE:
             break
     low, high = _interval(items, look)
@@ -399,8 +404,8 @@ def predictive(items: ArrayLike, design: Design, *, icc: float) -> tuple[float, 
     ordered = np.sort(np.asarray(items, dtype=np.float64))
     last = next(look for look in design.looks if look.is_last)
     n, full = len(ordered), last.pairs / (icc + (1 - icc) / last.seeds)
-    if n < MIN_CLUSTERS or all_same(ordered):
-        return (0.0, 0.0) if n < MIN_CLUSTERS or ordered[0] == 0 else _certain(ordered[0])
+    if n < MIN_CLUSTERS or all_same(ordered):  # values that are equal are taken to stay so
+        return float(ordered[0] > 0), float(ordered[0] < 0)
     z = math.sqrt(full) * ordered_mean(ordered) / float(np.std(ordered, ddof=1))
     needed = float(scipy.stats.t.isf(last.level, full - 1))
     if full <= n:
@@ -408,38 +413,6 @@ def predictive(items: ArrayLike, design: Design, *, icc: float) -> tuple[float, 
     spread = math.sqrt((full - n) / n)
     up, down = scipy.stats.t.cdf([-(needed - z) / spread, -(needed + z) / spread], n - 1)
     return float(up), float(down)
-
-
-@dataclass(frozen=True, slots=True)
-class Variances(Figures):
-    """Variances of one image's margin, in squared units of the margin, from `pairs` pairs.
-
-    `between`: between pairs; `within`: between the seeds of a pair. `icc`: the share of `between`,
-    0..1: the closer to 1, the less further seeds tell. NaN where a figure does not exist.
-    """
-
-    pairs: int
-    between: float = _NAN
-    within: float = _NAN
-    icc: float = _NAN
-
-
-def variances(margins: ArrayLike) -> Variances:
-    """Variance components of margins, shape (pairs, seeds), from the pairs with all seeds there.
-
-    The analysis-of-variance estimator of the one-way random effects model (Searle, Casella and
-    McCulloch 1992, section 3.5), a negative component taken as 0; `icc` is ICC(1,1) of Shrout and
-    Fleiss (1979). Fewer than two such pairs or two seeds have none.
-    """
-    table = np.asarray(margins, dtype=np.float64)
-    table = table[~np.isnan(table).any(axis=1)]
-    n, seeds = table.shape
-    if n < MIN_CLUSTERS or seeds < 2:
-        return Variances(n)
-    within = float(table.var(axis=1, ddof=1).mean())
-    between = max(0.0, float(table.mean(axis=1).var(ddof=1)) - within / seeds)
-    total = between + within
-    return Variances(n, between, within, between / total if total > 0 else _NAN)
 
 
 def _rising(n: int) -> list[int]:
@@ -465,46 +438,54 @@ def _checked(margins: ArrayLike, design: Design) -> NDArray[np.float64]:
     return table
 
 
-def _tested(items: NDArray[np.float64], look: Look) -> tuple[Verdict | None, float, float]:
+def _tested(
+    items: NDArray[np.float64], look: Look, seed: int
+) -> tuple[Verdict | None, float, float]:
     """What a look says, None for go on, and p upwards and downwards."""
     if look.is_last:
         # Downwards first: the interval and the p upwards are of the same resamples, kept once.
-        p_down, p_up = (
-            float(np.maximum(t_test(side), bootstrap_test(side, n_resamples=look.n_resamples)))
-            for side in (-items, items)
-        )
-        low, high = _interval(items, look)
+        p_down, p_up = (_larger_p(side, look, seed, level=1.0) for side in (-items, items))
+        low, high = _interval(items, look, seed)
         # The suite asks p below 0.05 of a 95% interval, which is twice its one-sided level.
         scaled = t_test(items) * SIGNIFICANCE / (2 * look.level)
         return verdict(n=len(items), ci_low=low, ci_high=high, p=scaled), p_up, p_down
-    p_up, p_down = _larger_p(items, look), _larger_p(-items, look)
+    p_up, p_down = (_larger_p(side, look, seed, level=look.level) for side in (items, -items))
     if p_up <= look.level:
         return Verdict.SUCCESS, p_up, p_down
     return (Verdict.FAILURE if p_down <= look.level else None), p_up, p_down
 
 
-def _larger_p(items: NDArray[np.float64], look: Look) -> float:
-    """The larger of two p; Student's alone, which takes no time, where that is above the level."""
+def _larger_p(items: NDArray[np.float64], look: Look, seed: int = 0, *, level: float) -> float:
+    """The larger of two p; Student's alone, which takes no time, where that is above `level`."""
     p = t_test(items)
-    if p > look.level:
+    if p > level:
         return p
-    return max(p, bootstrap_test(items, n_resamples=look.n_resamples))
+    by_bootstrap = bootstrap_test(items, n_resamples=look.n_resamples, seed=seed)
+    return float(np.maximum(p, by_bootstrap))  # NaN if there is none
 
 
-def _interval(items: NDArray[np.float64], look: Look) -> tuple[float, float]:
-    return bootstrap_ci(items, confidence=look.confidence, n_resamples=look.n_resamples)
+def _interval(items: NDArray[np.float64], look: Look, seed: int = 0) -> Interval:
+    return bootstrap_ci(items, confidence=look.confidence, n_resamples=look.n_resamples, seed=seed)
 
 
-def _change_at(items: NDArray[np.float64], tolerance: float, look: Look) -> Change:
-    """What an early look at differences says."""
+def _limits(
+    items: NDArray[np.float64], look: Look
+) -> tuple[Callable[[float], bool], Callable[[float], bool]]:
+    """Whether a look shows the mean to lie below a value, and above one."""
+    if look.is_last:
+        low, high = _interval(items, look)
+        return (lambda value: high < value), (lambda value: low > value)
+    return (
+        lambda value: _larger_p(value - items, look, level=look.level) <= look.level,
+        lambda value: _larger_p(items - value, look, level=look.level) <= look.level,
+    )
+
+
+def _change(
+    is_below: Callable[[float], bool], is_above: Callable[[float], bool], tolerance: float
+) -> Change:
+    """What the mean difference is by whether it is shown to lie below and above a value."""
     limit = tolerance + _ROUNDING
-
-    def is_below(value: float) -> bool:
-        return _larger_p(value - items, look) <= look.level
-
-    def is_above(value: float) -> bool:
-        return _larger_p(items - value, look) <= look.level
-
     if is_below(-limit):
         return Change.REGRESSED
     if is_above(_ROUNDING):
@@ -512,20 +493,3 @@ def _change_at(items: NDArray[np.float64], tolerance: float, look: Look) -> Chan
     if is_above(-limit) and is_below(limit):
         return Change.EQUIVALENT
     return Change.INCONCLUSIVE
-
-
-def _change_of(interval: tuple[float, float], tolerance: float) -> Change:
-    """What the last look's interval of the mean difference says."""
-    low, high = interval
-    limit = tolerance + _ROUNDING
-    if high < -limit:
-        return Change.REGRESSED
-    if low > _ROUNDING:
-        return Change.IMPROVED
-    if -limit <= low and high <= limit:
-        return Change.EQUIVALENT
-    return Change.INCONCLUSIVE
-
-
-def _certain(value: float) -> tuple[float, float]:
-    return (1.0, 0.0) if value > 0 else (0.0, 1.0)
