@@ -442,22 +442,25 @@ def _tested(
     items: NDArray[np.float64], look: Look, seed: int
 ) -> tuple[Verdict | None, float, float]:
     """What a look says, None for go on, and p upwards and downwards."""
-    if look.is_last:
-        # Downwards first: the interval and the p upwards are of the same resamples, kept once.
-        p_down, p_up = (_larger_p(side, look, seed, level=1.0) for side in (-items, items))
-        low, high = _interval(items, look, seed)
-        # The suite asks p below 0.05 of a 95% interval, which is twice its one-sided level.
-        scaled = t_test(items) * SIGNIFICANCE / (2 * look.level)
-        return verdict(n=len(items), ci_low=low, ci_high=high, p=scaled), p_up, p_down
-    p_up, p_down = (_larger_p(side, look, seed, level=look.level) for side in (items, -items))
-    if p_up <= look.level:
-        return Verdict.SUCCESS, p_up, p_down
-    return (Verdict.FAILURE if p_down <= look.level else None), p_up, p_down
+    t_up = t_test(items)
+    t_down = t_test(-items) if t_up > 0.5 else 1 - t_up  # 1 - p has no digits where p is near 1
+    level = 1.0 if look.is_last else look.level
+    # Downwards first: the interval and the p upwards are of the same resamples, kept once.
+    p_down = _larger_p(t_down, -items, look, seed=seed, level=level)
+    p_up = _larger_p(t_up, items, look, seed=seed, level=level)
+    if not look.is_last:
+        is_up, is_down = p_up <= level, p_down <= level
+        return Verdict.SUCCESS if is_up else Verdict.FAILURE if is_down else None, p_up, p_down
+    low, high = _interval(items, look, seed)
+    # The suite asks p below 0.05 of a 95% interval, which is twice its one-sided level.
+    scaled = t_up * SIGNIFICANCE / (2 * look.level)
+    return verdict(n=len(items), ci_low=low, ci_high=high, p=scaled), p_up, p_down
 
 
-def _larger_p(items: NDArray[np.float64], look: Look, seed: int = 0, *, level: float) -> float:
-    """The larger of two p; Student's alone, which takes no time, where that is above `level`."""
-    p = t_test(items)
+def _larger_p(
+    p: float, items: NDArray[np.float64], look: Look, *, seed: int = 0, level: float
+) -> float:
+    """The larger of Student's p of items and the bootstrap-t p; as it is where above `level`."""
     if p > level:
         return p
     by_bootstrap = bootstrap_test(items, n_resamples=look.n_resamples, seed=seed)
@@ -475,10 +478,11 @@ def _limits(
     if look.is_last:
         low, high = _interval(items, look)
         return (lambda value: high < value), (lambda value: low > value)
-    return (
-        lambda value: _larger_p(value - items, look, level=look.level) <= look.level,
-        lambda value: _larger_p(items - value, look, level=look.level) <= look.level,
-    )
+
+    def is_above_0(values: NDArray[np.float64]) -> bool:
+        return _larger_p(t_test(values), values, look, level=look.level) <= look.level
+
+    return (lambda value: is_above_0(value - items)), (lambda value: is_above_0(items - value))
 
 
 def _change(
