@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
 from analogy.calibration.simulation import CELLS, CORRELATION, DISTRIBUTIONS, Share
@@ -132,26 +133,37 @@ def decided(
     share = CORRELATION if distribution == "clustered" else icc
     true_mean = effect * math.sqrt(share + (1 - share) / seeds)
     decisions: list[Decision] = []
-    fixed: list[Verdict] = []
-    fixed_p: list[float] = []
+    fixed: list[tuple[Verdict, float]] = []
     for start in range(0, repetitions, _TOGETHER):
-        key = [seed, zlib.crc32(distribution.encode()), n, start]
-        rng = np.random.default_rng(key)
+        rng = np.random.default_rng([seed, zlib.crc32(distribution.encode()), n, start])
         tables = margins(rng, distribution, (_TOGETHER, n, seeds), icc=share) + true_mean
-        at = int(rng.integers(2**32))
+        at = int(rng.integers(2**32))  # or all intervals would share the bootstrap's own chance
         tables = tables[: repetitions - start]
+        decisions += _decisions(tables, design, at)
         items = [items_at(table, design.looks[-1]) for table in tables]
-        with resampled_together(
-            [side for one in items for side in (one, -one)], n_resamples=N_RESAMPLES, seed=at
-        ):
-            decisions += [decide(table, design, seed=at) for table in tables]
-            for one in items:
-                found, p = _fixed(one, at)
-                fixed.append(found)
-                fixed_p.append(p)
-    return Decided(
-        distribution, n, effect, true_mean, tuple(decisions), tuple(fixed), np.array(fixed_p)
-    )
+        with resampled_together(items, n_resamples=N_RESAMPLES, seed=at):
+            fixed += [_fixed(one, at) for one in items]
+    verdicts, p = zip(*fixed, strict=True)
+    return Decided(distribution, n, effect, true_mean, tuple(decisions), verdicts, np.array(p))
+
+
+def _decisions(tables: NDArray[np.float64], design: Design, seed: int) -> list[Decision]:
+    """`decide` for each table; those that a look is likely to stop share its resamples."""
+    last = len(design.looks) - 1
+    likely = np.full(len(tables), last)
+    for index in reversed(range(last)):
+        look = design.looks[index]
+        items = np.stack([items_at(table, look) for table in tables])
+        p = np.asarray(scipy.stats.ttest_1samp(items, 0.0, axis=1, alternative="greater").pvalue)
+        likely[np.minimum(p, 1 - p) <= look.level] = index
+    found: dict[int, Decision] = {}
+    for index in set(likely.tolist()):
+        look, those = design.looks[index], np.flatnonzero(likely == index).tolist()
+        samples = [items_at(tables[i], look) for i in those]
+        sides = [side for items in samples for side in (items, -items)]
+        with resampled_together(sides, n_resamples=look.n_resamples, seed=seed):
+            found |= {i: decide(tables[i], design, seed=seed) for i in those}
+    return [found[i] for i in range(len(tables))]
 
 
 def margins(
