@@ -310,7 +310,7 @@ def test_an_extension_looks_on_only_where_the_last_look_did_not_decide():
     after = decide(open_, design)
     assert (after.look, after.pairs, after.is_early) == (4, 80, False)
     assert after.p_seq == pytest.approx(0.02 + after.p_up)
-    decided = cell(0.45, seed=1, pairs=80)
+    decided = open_ + 0.1
     decided[50:] = np.nan
     found = decide(decided, design)
     assert (found.look, found.verdict) == (3, S)

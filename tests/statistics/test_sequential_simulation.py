@@ -45,7 +45,7 @@ def test_a_mirrored_distribution_is_the_others_negative():
     one = margins(np.random.default_rng(0), "lognormal", (3, 20, 3), icc=0.8)
     other = margins(np.random.default_rng(0), "mirrored lognormal", (3, 20, 3), icc=0.8)
     assert (one == -other).all()
-    assert (one > 3).any()
+    assert one.max() > -one.min()
 
 
 def test_a_simulated_decision_is_the_suites():
@@ -58,7 +58,7 @@ def test_a_simulated_decision_is_the_suites():
 
 
 def test_figures_depend_only_on_their_arguments():
-    assert cells(repetitions=120).decisions == cells(repetitions=200).decisions[:120]
+    assert cells(repetitions=20).decisions == cells().decisions[:20]
 
 
 def test_without_an_effect_few_cells_are_decided():
