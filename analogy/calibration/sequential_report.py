@@ -77,8 +77,8 @@ class SequentialFigures(NamedTuple):
 
 
 def measure_sequential(*, repetitions: int, seed: int, workers: int) -> SequentialFigures:
-    """All figures. Of 200 pairs, and of effects, from half the repetitions; of 50 normal ones from
-    six times as many, which also make the families of normal cells.
+    """All figures of 50 pairs from `repetitions`, normal ones without an effect from six times as
+    many, for the families' sake; those of other sizes from half, and of effects from a quarter.
     """
     errors = [
         partial(_errors, name, n, repetitions=_repetitions(name, n, repetitions), seed=seed)
@@ -86,7 +86,7 @@ def measure_sequential(*, repetitions: int, seed: int, workers: int) -> Sequenti
         for name in SEQUENTIAL_DISTRIBUTIONS
     ]
     effects = [
-        partial(_effect, effect, icc, repetitions=repetitions // 2, seed=seed)
+        partial(_effect, effect, icc, repetitions=repetitions // 4, seed=seed)
         for effect, icc in (*EFFECTS, *LOW_EFFECTS)
     ]
     jobs: list[Callable[[], Any]] = [*errors, *effects]
@@ -97,7 +97,7 @@ def measure_sequential(*, repetitions: int, seed: int, workers: int) -> Sequenti
 def _repetitions(name: str, n: int, repetitions: int) -> int:
     if (name, n) == ("normal", 50):
         return 6 * repetitions
-    return repetitions // 2 if n == SEQUENTIAL_SIZES[-1] else repetitions
+    return repetitions if n == 50 else repetitions // 2
 
 
 def _errors(name: str, n: int, *, repetitions: int, seed: int) -> Errors:
