@@ -12,6 +12,7 @@ import scipy
 
 from analogy._version import __version__
 from analogy.calibration.report import measure, tables
+from analogy.calibration.sequential_report import measure_sequential, sequential_tables
 from analogy.core.files import PlaceError, check_output, write_output
 from analogy.statistics import bootstrap
 
@@ -20,6 +21,9 @@ MIN_REPETITIONS = 100
 
 BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 """The lines of a document between which the command writes."""
+
+SEQUENTIAL_BEGIN, SEQUENTIAL_END = "<!-- sequential: begin -->", "<!-- sequential: end -->"
+"""The same for the tables of `--sequential`."""
 
 
 def _integer(low: int) -> Callable[[str], int]:
@@ -46,22 +50,28 @@ def _parser() -> argparse.ArgumentParser:
             flag, type=_integer(low), default=default, metavar="N", help=f"{text} [{default}]"
         )
     parser.add_argument(
+        "--sequential", action="store_true",
+        help="simulate the decisions of --sequential, look by look, and make their tables; "
+        "resamples are then as many as in a run",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE",
-        help=f"put the tables into this document, between its lines {BEGIN} and {END} [print them]",
+        help=f"put the tables into this document, between its lines {BEGIN} and {END}, or "
+        f"{SEQUENTIAL_BEGIN} and {SEQUENTIAL_END} [print them]",
     )  # fmt: skip
     return parser
 
 
-def _around_tables(path: Path) -> tuple[str, str]:
+def _around_tables(path: Path, first: str, last: str) -> tuple[str, str]:
     """The text of a document before and after its tables."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a document that can be read, got {path} ({error})") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"expected the lines {BEGIN} and {END} in {path}; add them to it")
+        raise ValueError(f"expected the lines {first} and {last} in {path}; add them to it")
     return before, after
 
 
@@ -69,26 +79,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate everything; print the tables, or put them into a document."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    begin, end = (SEQUENTIAL_BEGIN, SEQUENTIAL_END) if options.sequential else (BEGIN, END)
     before, after = "", "\n"
     if options.output is not None:
         try:  # before the work, not after it
-            before, after = _around_tables(options.output)
+            before, after = _around_tables(options.output, begin, end)
             check_output(options.output)
         except (PlaceError, ValueError) as error:
             parser.error(f"-o: {error}")
-    report = measure(
-        repetitions=options.repetitions,
-        n_resamples=options.resamples,
-        seed=options.seed,
-        workers=options.workers,
-    )
-    made = (
-        f"`python -m analogy.calibration --repetitions {options.repetitions} "
-        f"--resamples {options.resamples} --seed {options.seed} -o docs/calibration.md`, "
+    if options.sequential:
+        made = sequential_tables(
+            measure_sequential(
+                repetitions=options.repetitions, seed=options.seed, workers=options.workers
+            )
+        )
+        flags = f"--sequential --repetitions {options.repetitions}"
+    else:
+        made = tables(
+            measure(
+                repetitions=options.repetitions,
+                n_resamples=options.resamples,
+                seed=options.seed,
+                workers=options.workers,
+            )
+        )
+        flags = f"--repetitions {options.repetitions} --resamples {options.resamples}"
+    command = (
+        f"`python -m analogy.calibration {flags} --seed {options.seed} -o docs/calibration.md`, "
         f"analogy-bench {__version__}, Python {sys.version.split()[0]}, numpy {np.__version__}, "
         f"scipy {scipy.__version__}."
     )
-    text = f"{before}{BEGIN}\n\n{made}\n\n{tables(report)}\n\n{END}{after}"
+    text = f"{before}{begin}\n\n{command}\n\n{made}\n\n{end}{after}"
     if options.output is None:
         sys.stdout.write(text)
     else:

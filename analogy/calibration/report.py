@@ -85,7 +85,7 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> C
         for resamples in (n_resamples, 10_000)
     ]
     jobs: list[Callable[[], Any]] = [*cells, *items, *families, *powers, *more]
-    made = iter(_run(jobs, workers))
+    made = iter(run(jobs, workers))
     pairs = [next(made) for _ in cells]
     return CalibrationFigures(
         [first for first, _ in pairs],
@@ -99,7 +99,8 @@ def _cell(distribution: str, n: int, **settings: Any) -> tuple[Coverage, TypeOne
     return coverage(distribution, n, **settings), type_one_error(distribution, n, **settings)
 
 
-def _run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
+def run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
+    """Results of jobs in their order, by so many processes; with one worker in this one."""
     bar = partial(tqdm, total=len(jobs), desc="simulating", disable=None)  # only in a terminal
     if workers == 1:
         return [job() for job in bar(jobs)]
@@ -129,12 +130,12 @@ def _coverage_table(figures: CalibrationFigures) -> str:
     lines = []
     for name, n in _cases():
         bar, own = _coverage_bar(name, n), rows[default, name, n]
-        misses = f"{_percent(own.below)} / {_percent(own.above)}"
-        line = [name, n, _judged(own.held, bar), misses, f"{own.width:.2f}"]
+        misses = f"{percent(own.below)} / {percent(own.above)}"
+        line = [name, n, judged(own.held, bar), misses, f"{own.width:.2f}"]
         for other in (rows[method, name, n] for method in contrasts):
-            line += [_judged(other.held, bar), f"{other.width:.2f}"]
+            line += [judged(other.held, bar), f"{other.width:.2f}"]
         lines.append(line)
-    return _table([*head, *(title for method in contrasts for title in (method, "width"))], lines)
+    return table([*head, *(title for method in contrasts for title in (method, "width"))], lines)
 
 
 def _type_one_table(figures: CalibrationFigures) -> str:
@@ -143,14 +144,14 @@ def _type_one_table(figures: CalibrationFigures) -> str:
     lines = [
         [name, n]
         + [
-            _judged(share, ERROR_BAR)
+            judged(share, ERROR_BAR)
             for row in (rows[method, name, n] for method in methods)
             for share in (row.success, row.failure)
         ]
         for name, n in _cases()
     ]
     heads = (f"{method}: {kind}" for method in methods for kind in ("success", "failure"))
-    return _table(["data", "pairs", *heads], lines)
+    return table(["data", "pairs", *heads], lines)
 
 
 def _items_table(figures: CalibrationFigures) -> str:
@@ -159,32 +160,32 @@ def _items_table(figures: CalibrationFigures) -> str:
     lines = []
     for naive in figures.items:
         own = rows[default, naive.distribution, naive.n]
-        shares = (_judged(own.held), f"{own.width:.2f}", _judged(naive.held), f"{naive.width:.2f}")
+        shares = (judged(own.held), f"{own.width:.2f}", judged(naive.held), f"{naive.width:.2f}")
         lines.append([naive.n, *shares])
-    return _table(["pairs", "pairs resampled", "width", "items resampled", "width"], lines)
+    return table(["pairs", "pairs resampled", "width", "items resampled", "width"], lines)
 
 
 def _family_table(figures: CalibrationFigures) -> str:
     lines = [
-        [row.distribution, row.n, _judged(row.raw), _judged(row.holm, ERROR_BAR)]
+        [row.distribution, row.n, judged(row.raw), judged(row.holm, ERROR_BAR)]
         for row in figures.families
     ]
-    return _table(["data", "pairs", "by the verdicts alone", "after Holm"], lines)
+    return table(["data", "pairs", "by the verdicts alone", "after Holm"], lines)
 
 
 def _power_table(figures: CalibrationFigures) -> str:
     lines = [
-        [row.n, f"{row.effect:.3f}", f"{100 * power_module.POWER:.1f}", _judged(row.success)]
+        [row.n, f"{row.effect:.3f}", f"{100 * power_module.POWER:.1f}", judged(row.success)]
         for row in figures.powers
     ]
-    return _table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)
+    return table(["pairs", "true mean (standard deviations)", "planned", "successes"], lines)
 
 
 def _resamples_lines(figures: CalibrationFigures) -> str:
     rows = figures.more_resamples
     return "\n".join(
-        f"- {few.distribution}, {few.n} pairs: {_judged(few.held)} with the resamples above, "
-        f"{_percent(many.held)} with 10,000 on the same samples."
+        f"- {few.distribution}, {few.n} pairs: {judged(few.held)} with the resamples above, "
+        f"{percent(many.held)} with 10,000 on the same samples."
         for few, many in zip(rows[::2], rows[1::2], strict=True)
     )
 
@@ -199,18 +200,20 @@ def _coverage_bar(distribution: str, n: int) -> Bar | None:
     return COVERAGE_BAR if n == 50 and distribution in ("normal", "clustered") else None
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    """A table in markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
-def _percent(share: Share) -> str:
+def percent(share: Share) -> str:
+    """A share in percent, to one place."""
     return f"{100 * share.value:.1f}"
 
 
-def _judged(share: Share, bar: Bar | None = None) -> str:
+def judged(share: Share, bar: Bar | None = None) -> str:
     """A share with its Monte-Carlo error, in percent, and whether it holds its bar."""
-    text = f"{_percent(share)} ± {100 * share.error:.1f}"
+    text = f"{percent(share)} ± {100 * share.error:.1f}"
     if bar is None:
         return text
     return f"{text} {'✓' if bar.holds(share) else '≈' if bar.holds(share, errors=2) else '✗'}"

@@ -372,7 +372,7 @@ def test_everything_is_measured(exact, monkeypatch):
 @pytest.mark.slow
 def test_another_process_changes_nothing():
     jobs = [partial(type_one_error, "normal", 6, repetitions=10, n_resamples=100)]
-    assert reports._run(jobs, workers=2) == reports._run(jobs, workers=1)
+    assert reports.run(jobs, workers=2) == reports.run(jobs, workers=1)
 
 
 def test_the_command_replaces_the_tables_and_nothing_else(report, monkeypatch, tmp_path):
