@@ -358,6 +358,15 @@ class Settings:
         value = self.values.get("categories")
         return tuple(map(str, value)) if isinstance(value, (list, tuple)) else None
 
+    @property
+    def sequential(self) -> dict[str, bool | int]:
+        """The options of a sequential run by name, those that are set; empty for any other run."""
+        if not self.is_on("sequential"):
+            return {}
+        names = ("sequential", "order_seed", "full_unsteered", "futility", "reserve")
+        found = {name: self.values.get(name) for name in names}
+        return {name: value for name, value in found.items() if isinstance(value, int) and value}
+
     def run_config(self) -> RunConfig:
         """The configuration of these options. Raises ``ValueError`` if one is missing, unknown or
         invalid, as in results of a later suite.

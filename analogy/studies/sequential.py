@@ -26,7 +26,8 @@ from analogy.statistics.sequential import (
     order,
     order_digest,
 )
-from analogy.store.grid import Grid, Job, Role
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Command, Grid, Job, Role
 from analogy.studies.analysis import RESOLUTION
 
 RESERVE = 0.005
@@ -275,6 +276,18 @@ class SequentialPlan:
         for job in self._grid.jobs(*roles, category=category, alpha=alpha):
             if job.pair.id in pairs and job.seed in seeds:
                 yield job
+
+
+def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
+    """The jobs of a command; of a sequential run those that are due by its folder's scores."""
+    if not command.config.sequential:
+        return command.jobs()
+
+    def scores(jobs: Sequence[Job]) -> pd.DataFrame:
+        return folder.margins(jobs, command.judge)
+
+    plan = SequentialPlan(command.grid, command.pairs, scores)
+    return plan.due(plan.cells)
 
 
 def chosen_pairs(config: RunConfig) -> list[Pair]:
