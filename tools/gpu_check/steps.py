@@ -37,7 +37,7 @@ from tools.side_by_side import Row
 from tools.throughput import Generation, Scoring, generation_rows, pictures, vit_b_32, wait
 
 #: The tests marked ``gpu`` that need no minutes; those of the throughput benchmark are steps here.
-GPU_TESTS = "tests/test_gpu.py"
+GPU_TESTS = "tests/project/test_gpu.py"
 
 #: Steps and guidance of SSD-1B's measurement, as in benchmarks/test_throughput.py.
 SSD_1B_STEPS, SSD_1B_GUIDANCE = 30, 9.0

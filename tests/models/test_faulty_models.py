@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from broken import LFS, save
+from cases import ROOT
 from safetensors.torch import load_file
 from verbs import verb
 
@@ -20,7 +21,6 @@ from analogy.models.places import shipped
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--alphas=1", "--seeds=0", "--limit=2", "--categories=color", "--steps=1")
 
 

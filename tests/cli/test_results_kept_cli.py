@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cases import ROOT
 from verbs import verb
 
 from analogy import load_run
@@ -18,7 +19,6 @@ from analogy.store.folder import RunFolder
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parents[1]
 SAME = ("--pairs=pairs.csv", "--seeds=0", "--steps=2", "--dtype=float32", "--run-dir=run")
 WHOLE = (*SAME, "--alphas=0.5,1")
 SMALL = (*WHOLE, "--limit=2", "--categories=color")

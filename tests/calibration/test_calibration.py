@@ -6,12 +6,12 @@ import gc
 import math
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import scipy.stats
+from cases import ROOT
 
 from analogy.calibration import __main__ as command
 from analogy.calibration import report as reports
@@ -39,7 +39,7 @@ from analogy.core.records import Verdict
 from analogy.statistics import bootstrap, estimates, multiplicity, tests
 from analogy.statistics import values as values_module
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "calibration.md"
+DOCUMENT = ROOT / "docs" / "calibration.md"
 
 
 @cache

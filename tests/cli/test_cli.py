@@ -7,18 +7,16 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import ROOT
 from extras import extra
 from planted import results, small, write_results
 from typer.testing import CliRunner
 
 from analogy import cli
 from analogy.results import comparison
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cases import ROOT
 from PIL import Image
 from verbs import verb
 
@@ -21,7 +22,6 @@ from analogy.generation import worker as work
 from analogy.models.generator import Generator
 from analogy.report.strips import EDGE, LARGE, StripImage, draw_strip, generate_strip
 
-ROOT = Path(__file__).resolve().parents[1]
 CARS = ("a photo of a red car", "a photo of a blue car")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from cases import ROOT
 from extras import extra
 
 nbclient, nbformat = extra("nbclient"), extra("nbformat")
 
-FILE = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+FILE = ROOT / "docs" / "notebook.ipynb"
 
 
 def outputs(notebook):

@@ -6,9 +6,9 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from cases import ROOT
 from echo import Echo, Stillborn
 from extras import extra
 
@@ -32,7 +32,7 @@ from analogy.generation.ray_worker import Actor  # noqa: E402
 def environment():
     """What the processes of Ray inherit: where these tests' actors are."""
     with pytest.MonkeyPatch.context() as patch:
-        here = str(Path(__file__).parent)
+        here = str(ROOT / "tests")
         patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
         yield
 

@@ -3,8 +3,8 @@
 Held to characterisation.json. Where a change of these is meant, write that file anew and read what
 changed in it, since run folders and baselines that users have depend on it::
 
-    WRITE_CHARACTERISATION=1 python -m pytest tests/test_characterisation.py
-    git diff tests/characterisation.json
+    WRITE_CHARACTERISATION=1 python -m pytest tests/project/test_characterisation.py
+    git diff tests/project/characterisation.json
 
 ``python -m tools.characterise`` records far more, images included, on one machine.
 """

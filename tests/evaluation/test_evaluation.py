@@ -6,12 +6,12 @@ import dataclasses
 import importlib.metadata
 import json
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from cases import ROOT
 from PIL import Image
 from tiny import build
 
@@ -1003,7 +1003,7 @@ def test_the_progress_bar_is_quiet_where_there_is_no_terminal(make_task, made, c
 
 def examples(file):
     """The Python blocks of a document of this repository."""
-    text = (Path(__file__).parents[1] / file).read_text("utf-8")
+    text = (ROOT / file).read_text("utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -1016,7 +1016,7 @@ def test_the_readmes_metric_is_ten_lines_that_run(tmp_path, monkeypatch, capsys)
 
 
 def test_every_built_in_metric_is_documented():
-    text = (Path(__file__).parents[1] / "docs/evaluation.md").read_text("utf-8")
+    text = (ROOT / "docs/evaluation.md").read_text("utf-8")
     for name in [*METRICS.builtin, *evaluated_by.PRESETS]:
         assert f"`{name}`" in text, name
     for field in dataclasses.fields(MetricResult):

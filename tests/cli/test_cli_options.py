@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
+from cases import ROOT
 from verbs import verb
 
 from analogy import cli
@@ -19,8 +19,6 @@ from analogy.core.errors import OptionError
 from analogy.sessions.session import Session
 from analogy.settings.options import OPTIONS, parse_options
 from analogy.steering.base import METHODS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 OTHERS = {
     "device": "cuda:1", "model": "some/model", "lora": "l", "clip_model": "ViT-B-32",

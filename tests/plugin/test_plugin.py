@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from cases import ROOT
 
 from analogy.core.records import Estimate
 from analogy.generation import execution as execute
@@ -29,7 +30,6 @@ from analogy.store.folder import RunFolder
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parents[1]
 CATEGORIES = ["color", "object", "pattern", "count", "size", "scene", "weather", "emotion"]
 FIGURES = [field.name for field in dataclasses.fields(Estimate)]
 CELL = [

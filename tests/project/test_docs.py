@@ -43,6 +43,7 @@ from typing import NamedTuple
 
 import pytest
 import typer
+from cases import ROOT
 from extras import extra
 from verbs import verb
 
@@ -57,7 +58,6 @@ from analogy.studies import resolve
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md")))]
 LANGUAGES = {"python", "sh", "text", "csv", "toml"}
 NEEDS = re.compile(r"needs (a GPU|the network|a quiet machine|an environment of its own)")

@@ -8,13 +8,11 @@ import re
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
+from cases import ROOT
 
 from analogy.models.fingerprints import fingerprint
-
-ROOT = Path(__file__).resolve().parents[1]
 
 needs_git = pytest.mark.skipif(
     not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs a git checkout"

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
+from cases import ROOT
 from echo import Echo
 
 from analogy.generation.engine import ClusterLostError, Setup
@@ -22,13 +22,11 @@ from analogy.generation import ray_engine as cluster  # noqa: E402
 from analogy.generation import ray_watch  # noqa: E402
 from analogy.generation.ray_engine import RayEngine  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
 def engine(config, monkeypatch):
     """One worker that echoes, by a Ray of this test alone."""
-    here = str(Path(__file__).parent)
+    here = str(ROOT / "tests")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(cluster, "Actor", Echo)
     if ray.is_initialized():

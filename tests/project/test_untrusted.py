@@ -1,7 +1,7 @@
 """Files from anywhere: whatever stands in them, only the documented errors; and never much memory.
 
 Fuzzed with a few hundred inputs, and with 100,000 by ``ANALOGY_SLOW=1 pytest
-tests/test_untrusted.py``.
+tests/project/test_untrusted.py``.
 """
 
 from __future__ import annotations

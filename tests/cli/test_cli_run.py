@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import ROOT
 from verbs import verb
 
 from analogy.generation import execution as execute
@@ -25,7 +26,6 @@ from analogy.studies.study import Study
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree", "fish", "heart")
 

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import own
 import pytest
 import torch
+from cases import ROOT
 from verbs import verb
 
 from analogy.core.errors import OptionError
@@ -29,7 +29,6 @@ from analogy.store.grid import Grid
 from analogy.studies import resolve
 from analogy.studies.study import Study
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
     "--categories=color", "--limit=2", "--alphas=1", "--seeds=0", "--steps=1", "--dtype=float32",
 )  # fmt: skip

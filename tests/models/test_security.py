@@ -21,6 +21,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from cases import ROOT
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -1003,8 +1004,6 @@ def test_a_study_of_a_run_folder_alone_loads_nothing(run, stranger):
 
 
 # --- what docs/security.md says
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_test_that_the_page_names_is_there_and_each_of_these_is_named():
