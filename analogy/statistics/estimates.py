@@ -140,9 +140,7 @@ def trend(
     if list(alphas) != sorted(alphas):
         raise ValueError(f"alphas: expected ascending ones, got {list(alphas)}")
     rises = slopes(table, alphas)
-    low, high = bootstrap_ci(
-        rises, confidence=confidence, n_resamples=n_resamples, seed=seed
-    )
+    low, high = bootstrap_ci(rises, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return Trend(
         n=len(rises),
         slope=ordered_mean(np.sort(rises)),

@@ -91,8 +91,8 @@ def analyse(
         unsteered = {category: figures(category, UNSTEERED) for category in members}
         cells = [figures(category, alpha) for category in members for alpha in steered]
         if own:
-            cells = [with_share(one, own[one.cell.category]) for one in cells]
-            unsteered = {name: with_share(c, own[name]) for name, c in unsteered.items()}
+            cells = [_with_share(one, own[one.cell.category]) for one in cells]
+            unsteered = {name: _with_share(c, own[name]) for name, c in unsteered.items()}
         return Analysis(
             cells={figures.cell: figures for figures in adjusted(cells)},
             unsteered=unsteered,
@@ -212,7 +212,7 @@ def unclaimed(figures: Estimate) -> Estimate:
     return replace(figures, verdict=None, n_needed=None)
 
 
-def with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
+def _with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
     return replace(figures, target_share=target.share_of(figures.margin.mean))
 
 
@@ -226,8 +226,9 @@ def seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
 def adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
     """The cells with p adjusted for the family of all that were tested.
 
-    Of a sequential run it is the sequential p that is adjusted. Of any other it is the larger p of the t-test and the bootstrap-t test that is adjusted. Holm asks whether p
-    is below 0.05 / 24, and so far out the t-test depends on the shape of the data: with it alone,
+    Of a sequential run it is the sequential p that is adjusted, of any other the larger p of the
+    t-test and the bootstrap-t test. Holm asks whether p is below 0.05 / 24. So far out the t-test
+    depends on the shape of the data: with it alone,
     28% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
     after Holm, with the larger of both 9% (docs/calibration.md).
     """

@@ -24,7 +24,7 @@ from analogy.store.grid import Grid, Job, Role, TrueMargins, content, digest, pa
 from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import GroundTruth
 from analogy.studies.provenance import own_commit, package_versions, scheduler_of
-from analogy.studies.quality import Quality
+from analogy.studies.quality import Quality, Used
 from analogy.studies.sequential import SequentialPlan
 
 
@@ -145,10 +145,10 @@ class GridWork:
         """Load the judge where images are scored, so that timing leaves it out."""
         self.execution.prepare_judge()
 
-    def used(self, cell: Cell | None) -> Collection[str] | None:
-        """The keys of the images that figures of a cell, or of all cells together (None), are of.
+    def used(self, cell: Cell | None) -> Used | None:
+        """The images that metrics of a cell, or of all cells together (None), are of.
 
-        None if they are of all that there are, as in every run that is not sequential.
+        None for all images, as in every run that is not sequential.
         """
         if not self.config.sequential:
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,21 @@ def no_features(fingerprint: str) -> Absent:
     return Absent(f"the judge {fingerprint} gives scores and no features")
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The images that a sequential run's metrics are of, by key, and their look's interval."""
+
+    keys: Set[str]
+    confidence: float
+    n_resamples: int
+
+
 class Quality:
     """The quality metrics of one run: computes missing values and keeps them in the folder.
 
-    ``jobs``: the grid's, alpha 0 among them; ``used`` gives the keys of those that figures of a cell
-    or of all cells together (None) are of, None for all; ``judge`` loads the judge when it is needed, whose
-    features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
+    ``jobs``: the grid's, alpha 0 among them; ``used`` gives what the figures of a cell or of all
+    cells together (None) are of, None for all images; ``judge`` loads the judge when it is needed,
+    whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
     ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
     judge gives none; None if it does, or if nothing was asked for yet.
     """
@@ -83,7 +92,7 @@ class Quality:
         self,
         config: RunConfig,
         jobs: Iterable[Job],
-        used: Callable[[Cell | None], Collection[str] | None],
+        used: Callable[[Cell | None], Used | None],
         folder: RunFolder,
         judge: Callable[[], Judge],
         fingerprint: str,
@@ -131,7 +140,7 @@ class Quality:
         jobs = [
             job
             for job in self._jobs
-            if (job.pair.category, job.alpha) == cell and (used is None or job.key in used)
+            if (job.pair.category, job.alpha) == cell and (used is None or job.key in used.keys)
         ]
         n_seeds = Counter(job.pair.id for job in jobs)
         values = self.values(jobs)
@@ -139,7 +148,7 @@ class Quality:
         by_pair = values.groupby("pair_id", sort=False)[names]
         sizes = by_pair.size()
         items = by_pair.mean()[sizes == sizes.index.map(n_seeds)]
-        found = {name: _mean(items[name].to_numpy()) for name in names}
+        found = {name: _mean(items[name].to_numpy(), used) for name in names}
         self.cells = {each: self.cells.get(each, found) for each in self._in_order(cell)}
         self.cells[cell] = found
         return found
@@ -167,7 +176,7 @@ class Quality:
         jobs = [
             job
             for job in self._jobs
-            if job.alpha == alpha and (used is None or job.key in used)
+            if job.alpha == alpha and (used is None or job.key in used.keys)
         ]
         kept = self._folder.features(jobs, self._fingerprint)
         chosen = [m for m in self.metrics if m.per is Per.SET and self.absent(m) is None]
@@ -324,9 +333,12 @@ def _value(metric: GridMetric, inputs: Inputs) -> float:
     return float(value)
 
 
-def _mean(items: NDArray[np.float64]) -> Mean:
+def _mean(items: NDArray[np.float64], used: Used | None) -> Mean:
     n_equal = int(np.isinf(items).sum())
     if not len(items) or n_equal:
         return Mean(math.inf if n_equal else math.nan, math.nan, math.nan, len(items), n_equal)
-    low, high = bootstrap_ci(items)
+    if used is None:
+        low, high = bootstrap_ci(items)
+    else:
+        low, high = bootstrap_ci(items, confidence=used.confidence, n_resamples=used.n_resamples)
     return Mean(float(items.mean()), low, high, len(items), 0)

@@ -29,13 +29,14 @@ from analogy.statistics.sequential import (
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command, Grid, Job, Role
 from analogy.studies.analysis import RESOLUTION
+from analogy.studies.quality import Used
 
 RESERVE = 0.005
 """The level that ``--reserve`` keeps for one extension, of 0.025."""
 
 FUTILITY, FUTILITY_ICC = 0.02, 0.85
-"""``--futility`` stops a cell whose chance of a success or a failure at the last look is below this,
-if this share of an image's variance lies between pairs."""
+"""``--futility`` stops a cell whose chance of a decision at the last look is below the first, if the
+second is the share of an image's variance that lies between pairs."""
 
 Scores = Callable[[Sequence[Job]], pd.DataFrame]
 """Jobs to a row for each that has a score, with pair_id, seed and margin."""
@@ -188,9 +189,7 @@ class SequentialPlan:
             next(iter(targets.values()), None), cells, config.full_unsteered,
         )  # fmt: skip
 
-    def _gain(
-        self, gains: Margins, design: Design, margin: Decision
-    ) -> tuple[Verdict | None, int]:
+    def _gain(self, gains: Margins, design: Design, margin: Decision) -> tuple[Verdict | None, int]:
         """The verdict on the gain and its look. A cell that has stopped takes no further look."""
         found = self._decide(gains, design, until=margin.look)
         return found.verdict, found.look
@@ -243,8 +242,8 @@ class SequentialPlan:
         keys = {job.key for job in found}
         return [job for job in self._grid.jobs() if job.key in keys]
 
-    def used(self, cell: Cell | None) -> frozenset[str]:
-        """The keys of the images that metrics of a cell, or of all cells together (None), are of.
+    def used(self, cell: Cell | None) -> Used:
+        """The images that metrics of a cell, or of all cells together (None), are of.
 
         A cell's are the steered images of its look that have an unsteered image. Those of all cells
         are of the pairs and seeds that all cells have.
@@ -261,11 +260,13 @@ class SequentialPlan:
                 for each in state.cells.values()
             )
             at = {category: state.design.looks[index] for category, state in states.items()}
-        return frozenset(
+        strictest = min(at.values(), key=lambda look: look.level)
+        keys = frozenset(
             job.key
             for category, look in at.items()
             for job in self._of_look(category, look, Role.UNSTEERED, Role.STEERED)
         )
+        return Used(keys, strictest.confidence, strictest.n_resamples)
 
     def _of_look(
         self, category: str, look: Look, *roles: Role, alpha: float | None = None

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from analogy.core.records import UNSTEERED, Cell, Estimate, Trend, Verdict
 from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, Stop, TargetFigures
 from analogy.statistics.estimates import trend
-from analogy.statistics.sequential import Decision, Look, variances
+from analogy.statistics.sequential import Decision, Look
+from analogy.statistics.variances import variances
 from analogy.studies.analysis import adjusted, complete, estimated, seen, unclaimed
 from analogy.studies.sequential import CategoryState, Margins
 
@@ -155,7 +155,7 @@ def _table(
 
 
 def _strictest(states: Iterable[CategoryState], look: int) -> Look:
-    """The look of the smallest level: that of a category with another number of pairs may differ."""
+    """The look of the smallest level: categories with other numbers of pairs may have others."""
     return min((state.design.looks[look] for state in states), key=lambda each: each.level)
 
 
@@ -165,16 +165,12 @@ def _pool_stop(states: Sequence[CategoryState], look: int) -> Stop:
     return replace(made, level=strictest.level)
 
 
-def _trend(
-    table: NDArray[np.float64], alphas: Sequence[float], look: Look
-) -> Trend | None:
+def _trend(table: NDArray[np.float64], alphas: Sequence[float], look: Look) -> Trend | None:
     ascending = sorted(range(len(alphas)), key=lambda i: alphas[i])
     ordered = table[:, ascending]
     if np.isnan(ordered).any():
         return None
-    return trend(
-        ordered, sorted(alphas), confidence=look.confidence, n_resamples=look.n_resamples
-    )
+    return trend(ordered, sorted(alphas), confidence=look.confidence, n_resamples=look.n_resamples)
 
 
 def _seeds(

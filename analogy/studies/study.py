@@ -265,6 +265,7 @@ class Study(GridWork):
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )
+
     def _saved(self) -> Saved | None:
         """What a sequential run did not need; None of another run."""
         if not self.config.sequential:
