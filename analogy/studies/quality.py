@@ -83,8 +83,8 @@ class Quality:
 
     ``jobs``: the grid's, alpha 0 among them; ``used`` gives what the figures of a cell or of all
     cells together (None) are of, None for all images; ``judge`` loads the judge when it is needed,
-    whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
-    ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
+    whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips``
+    and ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
     judge gives none; None if it does, or if nothing was asked for yet.
     """
 
@@ -173,11 +173,9 @@ class Quality:
         """
         self.references = self.references if references is None else references
         used = self._used(None)
-        jobs = [
-            job
-            for job in self._jobs
-            if job.alpha == alpha and (used is None or job.key in used.keys)
-        ]
+        jobs = [job for job in self._jobs if job.alpha == alpha]
+        if used is not None:
+            jobs = [job for job in jobs if job.key in used.keys]
         kept = self._folder.features(jobs, self._fingerprint)
         chosen = [m for m in self.metrics if m.per is Per.SET and self.absent(m) is None]
         if isinstance(self.references, Absent) or len(kept) < 2 or not chosen:

@@ -35,8 +35,8 @@ RESERVE = 0.005
 """The level that ``--reserve`` keeps for one extension, of 0.025."""
 
 FUTILITY, FUTILITY_ICC = 0.02, 0.85
-"""``--futility`` stops a cell whose chance of a decision at the last look is below the first, if the
-second is the share of an image's variance that lies between pairs."""
+"""``--futility`` stops a cell whose chance of a decision at the last look is below the first. The
+second is the share of an image's variance that is taken to lie between pairs."""
 
 Scores = Callable[[Sequence[Job]], pd.DataFrame]
 """Jobs to a row for each that has a score, with pair_id, seed and margin."""
