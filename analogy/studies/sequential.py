@@ -242,6 +242,11 @@ class SequentialPlan:
         keys = {job.key for job in found}
         return [job for job in self._grid.jobs() if job.key in keys]
 
+    def steered(self, cell: Cell, pairs: int, seeds: int) -> list[Job]:
+        """A cell's steered images of the first pairs in the recorded order and the first seeds."""
+        look = Look(pairs, seeds, level=0.5, is_last=False)
+        return [*self._of_look(cell.category, look, Role.STEERED, alpha=cell.alpha)]
+
     def used(self, cell: Cell | None) -> Used:
         """The images that metrics of a cell, or of all cells together (None), are of.
 

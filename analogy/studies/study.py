@@ -261,12 +261,12 @@ class Study(GridWork):
                 self.folder.rate("generate"), self.folder.rate("score"), self.folder.worker_rates()
             ),
             peak_memory_bytes=self.folder.peak_memory(),
-            saved=self._saved(),
+            saved=self.saved(),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )
 
-    def _saved(self) -> Saved | None:
+    def saved(self) -> Saved | None:
         """What a sequential run did not need; None of another run."""
         if not self.config.sequential:
             return None
