@@ -53,7 +53,7 @@ def methods(
     from analogy.report import text
     from analogy.sessions.running import fault_code
     from analogy.sessions.summary import unread_lines
-    from analogy.studies.method_comparison import all_jobs, open_methods, run_methods
+    from analogy.studies.run_methods import all_jobs, open_methods, run_methods
 
     studies = open_methods(request, chosen)
     study = studies[0]

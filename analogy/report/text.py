@@ -212,8 +212,9 @@ def target_table(analysis: Analysis) -> Iterator[str]:
 
 def method_tables(found: MethodComparison) -> Iterator[str]:
     """The ranking, every two methods compared, and their differences by alpha and category."""
+    ci = f"{confidence(found.stop)} CI"
     yield (
-        f"{'method':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  {'verdict':<12}  "
+        f"{'method':<10} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  {'verdict':<12}  "
         "not told apart from"
     )
     for ranked in found.ranking:
@@ -235,7 +236,8 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         )
     yield ""
     width = max(len("difference"), *(len(_two(one)) for one in found.overall))
-    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'Holm p':>8}"
+    of_look = "look's CI" if found.stop is not None else "95% CI"
+    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {of_look:>18} {'p':>8} {'Holm p':>8}"
     for d in found.overall:
         head = f"{_two(d):<{width}} {d.n:>4}"
         if d.mean != d.mean:
@@ -243,11 +245,14 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
             continue
         yield (
             f"{head} {d.mean:>+8.4f} {_interval(d.ci_low, d.ci_high):>18} {d.p:>8.2g} "
-            f"{d.p_holm:>8.2g}"
+            f"{d.p_holm:>8.2g}" + ("" if d.stop is None else f"  {look(d.stop)}")
         )
     yield (
         "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is of "
         f"the larger of this and the bootstrap's, for {found.family}."
+        if found.stop is None
+        else "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is "
+        "here Bonferroni's, for all comparisons and all looks: below 0.05 the two are told apart."
     )
     for name, differences in (
         ("at alpha", [(f"{d.alpha:g}", d) for d in found.alphas]),
@@ -265,8 +270,8 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         for two, row in of_two.items():
             yield f"{two:<{width}}" + "".join(row)
     yield (
-        "*: the 95% interval, of this difference by itself, lies on one side of 0. "
-        f"<{MIN_DECISIVE}: too few pairs."
+        f"*: the {confidence(found.stop)} interval, of this difference by itself, lies on one side "
+        f"of 0. <{MIN_DECISIVE}: too few pairs."
     )
     if found.blind:
         yield (
