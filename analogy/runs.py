@@ -22,12 +22,13 @@ from analogy.core.errors import StoreError
 from analogy.core.records import UNSTEERED, Pair
 from analogy.report import numbers
 from analogy.results import kept
-from analogy.results.model import RESULTS_NAME, Header, Results
+from analogy.results.model import RESULTS_NAME, Header, Results, Settings
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command, Job, digest, pairs_digest
+from analogy.studies.extension import jobs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,7 +251,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             if path == folder:
                 found, _ = kept.others(folder, kept.Measured.of(results))
                 others = tuple(each.path for each in found if each.path is not None)
-        images = store.image_table(command.jobs(), command.judge)
+        images = store.image_table(jobs_of(command, store), command.judge)
     finally:
         store.close()
     images["path"] = [str(folder / name) for name in images["path"]]
@@ -299,7 +300,7 @@ def command_to_score(store: RunFolder) -> Command:
         own = command_of(store, shown.results.header)
     except StoreError:
         return latest
-    is_finished = not store.without_image(latest.jobs())
+    is_finished = not store.without_image(jobs_of(latest, store))
     return own if kept.why_stays(scope_of(latest, is_finished), shown.scope) else latest
 
 
@@ -330,6 +331,7 @@ def scope_of(command: Command, is_finished: bool) -> kept.Scope:
         categories=config.categories,
         is_finished=is_finished,
         method_version=config.method_version,
+        sequential=Settings(config.to_dict()).sequential,
     )
 
 

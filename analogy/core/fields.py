@@ -173,5 +173,10 @@ CHECKS: Mapping[str, Check] = {
     "limit": _check_count,
     "control": check_switch,
     "target": check_switch,
+    "sequential": check_switch,
+    "order_seed": _check_seed,
+    "full_unsteered": check_switch,
+    "futility": check_switch,
+    "reserve": check_switch,
 }
 """The fields of a configuration in the order in which they are checked."""

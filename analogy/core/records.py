@@ -229,6 +229,13 @@ _OPTIONAL = frozenset({
 """The fields of a configuration that may be None."""
 
 
+_LATER = frozenset({
+    "method_version", "method_needs", "sequential", "order_seed", "full_unsteered", "futility",
+    "reserve",
+})  # fmt: skip
+"""The fields of a configuration that are written only if they are not empty, 0 or False."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """All that determines a run's result, and all that is needed to repeat it.
@@ -248,6 +255,10 @@ class RunConfig:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as fit), `memory`
       (GiB of a CUDA device at most, None for all that is free): how it is computed;
+    - `sequential`: whether each cell stops as soon as it is decided; then `order_seed` gives the
+      random order of the pairs, `full_unsteered` makes unsteered images as long as a cell of their
+      category is open, `futility` stops cells without a chance, and `reserve` keeps error for one
+      extension (docs/sequential.md);
     - `engine` (a name of `analogy.core.engines.ENGINES`), `num_workers` (None: as many as there are
       devices), `ray_address` (of a cluster, None for this machine): what computes it.
 
@@ -279,6 +290,11 @@ class RunConfig:
     lora: str | None = None
     method_version: str = ""
     method_needs: tuple[Need, ...] = ()
+    sequential: bool = False
+    order_seed: int = 0
+    full_unsteered: bool = False
+    futility: bool = False
+    reserve: bool = False
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -310,7 +326,7 @@ class RunConfig:
         """
         made: dict[str, Json] = {}
         for field in dataclasses.fields(self):
-            if field.name in ("method_version", "method_needs") and not getattr(self, field.name):
+            if field.name in _LATER and not getattr(self, field.name):
                 continue  # as in configurations of before, on which digests rest as well
             made[field.name] = plain(getattr(self, field.name))
             if field.name == "limit":  # its place of old, on which the digests of commands rest

@@ -23,6 +23,7 @@ from analogy.results.model import (
     Null,
     Pool,
     QualityFigures,
+    Stop,
     TargetFigures,
 )
 
@@ -111,6 +112,7 @@ def _cell(value: object, place: str) -> CellFigures:
         raise PlaceError(f"{place}.mean: expected the items' mean, got {mean}")
     margin = _estimate(row, n_items=len(items))
     target_share = figure(row.get("target_share"))
+    stop = stop_of(row.get("stop"))
     null = row.get("random")
     return CellFigures(
         cell=cell,
@@ -122,6 +124,41 @@ def _cell(value: object, place: str) -> CellFigures:
         p_holm=figure(row.get("p_holm")),
         p_bh=figure(row.get("p_bh")),
         target_share=None if math.isnan(target_share) else target_share,
+        seeds=_seeds(row, items),
+        stop=stop,
+        gain_stop=stop_of(row.get("gain_stop")),
+    )
+
+
+def _seeds(row: Object, items: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+    """The margins of single images; empty unless they are valid and those of the items."""
+    found = {
+        pair: tuple(map(figure, margins))
+        for pair, margins in part(row, "seeds").items()
+        if isinstance(margins, list) and margins
+    }
+    is_valid = found.keys() == items.keys() and all(
+        abs(math.fsum(margins) / len(margins) - items[pair]) <= _SAME_MEAN
+        for pair, margins in found.items()
+    )
+    return found if is_valid else {}
+
+
+def stop_of(value: object) -> Stop | None:
+    """A look of a sequential run; None if there is none, or it is invalid."""
+    if not isinstance(value, Mapping):
+        return None
+    names = ("look", "looks", "pairs", "seeds", "images")
+    counts = {name: checks.size(value.get(name)) for name in names}
+    level = figure(value.get("level"))
+    if None in counts.values() or not 0 < level < 0.5:
+        return None
+    return Stop(
+        **{name: count or 0 for name, count in counts.items()},
+        level=level,
+        is_early=value.get("is_early") is True,
+        p_seq=figure(value.get("p_seq")),
+        icc=figure(value.get("icc")),
     )
 
 
@@ -130,7 +167,11 @@ def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) ->
     owner: dict[str, str] = {}
     for category in measurement.pairs:
         mine = [cells[Cell(category, alpha)] for alpha in measurement.alphas]
-        complete = [cell for cell in mine if cell.margin.verdict is not Verdict.INCOMPLETE]
+        complete = [
+            cell
+            for cell in mine
+            if cell.margin.verdict is not Verdict.INCOMPLETE and cell.stop is None
+        ]
         if any(cell.items.keys() != complete[0].items.keys() for cell in complete):
             raise PlaceError(
                 f"cells: expected the same pairs at every alpha, got others in {category}"
@@ -165,13 +206,15 @@ def _unsteered(category: str, row: Object) -> CellFigures:
         items=items,
         ceiling=_ceiling(row),
         target_share=None if math.isnan(share) else share,
+        seeds=_seeds(row, items),
+        stop=stop_of(row.get("stop")),
     )
 
 
 def _target(category: str, row: Object) -> TargetFigures:
     items = _items(row)
     margin = replace(_estimate(row, n_items=len(items)), verdict=None)
-    return TargetFigures(category, margin, items, _ceiling(row))
+    return TargetFigures(category, margin, items, _ceiling(row), stop_of(row.get("stop")))
 
 
 def _items(row: Object) -> dict[str, float]:
@@ -231,6 +274,7 @@ def _pool(row: Object) -> Pool:
         gain=_gain(row),
         trend=_trend(trend) if isinstance(trend, Mapping) else None,
         items=_item_level(items) if isinstance(items, Mapping) else None,
+        stop=stop_of(row.get("stop")),
     )
 
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,7 +54,8 @@ class Scope:
     - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, for results
       only pairs with figures; ``n_pairs``: their number;
     - ``limit``, ``categories``: the options that left pairs out, None if they did not;
-    - ``is_finished``: no image is missing.
+    - ``is_finished``: no image is missing;
+    - ``sequential``: as of :class:`~analogy.results.model.Settings`.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Scope:
     categories: tuple[str, ...] | None
     is_finished: bool
     method_version: str = ""
+    sequential: Mapping[str, bool | int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -89,6 +91,7 @@ class Scope:
             "target": self.target,
             "pairs": dict(self.pairs),
             "limit": self.limit,
+            **({"sequential": dict(self.sequential)} if self.sequential else {}),
         }
         text = json.dumps(what, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -116,6 +119,7 @@ class Scope:
             and {*self.seeds} <= {*other.seeds}
             and self.control <= other.control
             and self.target <= other.target
+            and self.sequential == other.sequential
             and all(self._is_category_of(other, name) for name in self.pairs)
         )
 
@@ -140,6 +144,7 @@ class Scope:
             (self.control, "with the null"),
             (self.target, "target prompts"),
             (self.ceiling is not None, "own ceiling"),
+            (bool(self.sequential), "sequential"),
             (not self.is_finished, "not finished"),
         ):
             text += f", {word}" if is_so else ""
@@ -466,6 +471,7 @@ def scope_of_results(results: Results) -> Scope:
         categories=header.config.categories,
         is_finished=_is_finished(results),
         method_version=header.subject.method_version,
+        sequential=header.config.sequential,
     )
 
 

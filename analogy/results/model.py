@@ -89,6 +89,51 @@ class Null(Figures):
 
 
 @dataclass(frozen=True, slots=True)
+class Stop(Figures):
+    """The look of a sequential run at which a figure was taken.
+
+    - `look`: of `looks`, from 1; `pairs`, `seeds`: of each cell at this look, and their product
+      `images`;
+    - `level`: of the look's one-sided test on either side; its interval has the `confidence`
+      1 - 2 `level`;
+    - `is_early`: whether it was not the last look. The mean is then biased upwards;
+    - `p_seq`: the sequential p of a cell's margin, NaN of other figures;
+    - `icc`: the share of an image's variance that lies between pairs, NaN with one seed.
+    """
+
+    look: int
+    looks: int
+    pairs: int
+    seeds: int
+    images: int
+    level: float
+    is_early: bool
+    p_seq: float = math.nan
+    icc: float = math.nan
+
+    @property
+    def confidence(self) -> float:
+        """The confidence of the intervals at this look."""
+        return 1 - 2 * self.level
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Figures):
+    """The images of a sequential run, and those that it did not need.
+
+    `images`: of the looks that were taken, `of`: of the full grid; `seconds`: the time that the
+    others would have taken at the run's rate, None if that is not known; `order_seed`, `order`:
+    the seed of the random order, and category to the digest of its order.
+    """
+
+    images: int
+    of: int
+    seconds: float | None
+    order_seed: int
+    order: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class CellFigures(Compared):
     """All figures of one cell, or of a category's unsteered images (alpha 0).
 
@@ -99,7 +144,11 @@ class CellFigures(Compared):
     - ``p_holm``, ``p_bh``: the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for all
       cells of the run; NaN for a cell by itself;
     - ``target_share``: the mean margin as a share of the category's in ``Analysis.targets``; None
-      where that is not above 0, where images are missing, and where targets were not asked for.
+      where that is not above 0, where images are missing, and where targets were not asked for;
+    - ``seeds``: pair id to the margins of its images, a value for each seed of ``items``, in the
+      run's order; empty where a file has none;
+    - ``stop``, ``gain_stop``: the looks of margin and gain; None in a run that is not sequential
+      and where the cell is open.
     """
 
     cell: Cell
@@ -111,6 +160,9 @@ class CellFigures(Compared):
     p_holm: float = math.nan
     p_bh: float = math.nan
     target_share: float | None = None
+    seeds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    stop: Stop | None = None
+    gain_stop: Stop | None = None
 
     @property
     def survives(self) -> bool:
@@ -135,6 +187,7 @@ class TargetFigures(Compared):
     margin: Estimate
     items: Mapping[str, float]
     ceiling: Ceiling | None = None
+    stop: Stop | None = None
 
     @property
     def share(self) -> float | None:
@@ -152,15 +205,19 @@ class Pool:
 
     - ``margin``, ``gain``: over all alphas of the pool but 0;
     - ``trend``: over all of them; None for a single alpha and where images are missing;
-    - ``items``: the naive figures of the published study; None where images are missing.
+    - ``items``: the naive figures of the published study; None where images are missing, and in a
+      sequential run, for which they are wrong;
+    - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the pool is of; None in
+      a run that is not sequential.
 
-    Results of earlier suites may lack the last three.
+    Results of earlier suites may lack gain, trend and items.
     """
 
     margin: Estimate
     gain: Estimate | None
     trend: Trend | None
     items: ItemLevel | None
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +358,15 @@ class Settings:
         value = self.values.get("categories")
         return tuple(map(str, value)) if isinstance(value, (list, tuple)) else None
 
+    @property
+    def sequential(self) -> dict[str, bool | int]:
+        """The options of a sequential run by name, those that are set; empty for any other run."""
+        if not self.is_on("sequential"):
+            return {}
+        names = ("sequential", "order_seed", "full_unsteered", "futility", "reserve")
+        found = {name: self.values.get(name) for name in names}
+        return {name: value for name, value in found.items() if isinstance(value, int) and value}
+
     def run_config(self) -> RunConfig:
         """The configuration of these options. Raises ``ValueError`` if one is missing, unknown or
         invalid, as in results of a later suite.
@@ -399,7 +465,7 @@ class Header:
 @dataclass(frozen=True, slots=True)
 class Results:
     """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
-    :class:`analogy.studies.study.Study`.
+    :class:`analogy.studies.study.Study`. ``saved``: None unless the run was sequential.
 
     ``peak_memory_bytes``: of a CUDA device, None elsewhere.
     """
@@ -412,3 +478,4 @@ class Results:
     peak_memory_bytes: int | None = None
     unread: tuple[str, ...] = ()
     unsteered: tuple[str, ...] = ()
+    saved: Saved | None = None

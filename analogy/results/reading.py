@@ -31,6 +31,7 @@ from analogy.results.model import (
     Measurement,
     Provenance,
     Results,
+    Saved,
     Settings,
     Subject,
     Throughput,
@@ -295,7 +296,21 @@ def _results(data: Object, path: Path | None) -> Results:
         peak_memory_bytes=_memory(data.get("peak_memory_bytes")),
         unread=_ids(data.get("unread")),
         unsteered=_ids(data.get("unsteered")),
+        saved=_saved(data.get("sequential")),
     )
+
+
+def _saved(value: object) -> Saved | None:
+    """What a sequential run did not need; None if there is none, or it is invalid."""
+    if not isinstance(value, Mapping):
+        return None
+    images, of, seed = (checks.size(value.get(name)) for name in ("images", "of", "order_seed"))
+    if images is None or of is None or seed is None:
+        return None
+    seconds = figure(value.get("seconds"))
+    digests = {name: checks.name(digest) for name, digest in part(value, "order").items()}
+    order = {name: digest for name, digest in digests.items() if digest is not None}
+    return Saved(images, of, None if math.isnan(seconds) else seconds, seed, order)
 
 
 def _memory(value: object) -> int | None:

@@ -20,6 +20,7 @@ from analogy.results.model import (
     Provenance,
     QualityFigures,
     Results,
+    Saved,
     TargetFigures,
 )
 
@@ -55,6 +56,7 @@ def to_json(results: Results) -> JsonObject:
             "workers": dict(results.throughput.workers),
         },
         "peak_memory_bytes": results.peak_memory_bytes,
+        **({} if results.saved is None else {"sequential": _saved(results.saved)}),
     }
 
 
@@ -112,7 +114,20 @@ def cell_to_json(figures: CellFigures) -> JsonObject:
         "target_share": plain(figures.target_share),
         "random": plain(figures.null),
         "items": dict(figures.items),
+        **_later(figures),
     }
+
+
+def _later(figures: CellFigures) -> JsonObject:
+    """What files of earlier suites lack."""
+    made: JsonObject = {}
+    if figures.seeds:
+        made["seeds"] = {pair: list(margins) for pair, margins in figures.seeds.items()}
+    if figures.stop is not None:
+        made["stop"] = figures.stop.to_dict()
+    if figures.gain_stop is not None:
+        made["gain_stop"] = figures.gain_stop.to_dict()
+    return made
 
 
 def quality_to_json(quality: QualityFigures) -> JsonObject:
@@ -145,6 +160,7 @@ def _unsteered(figures: CellFigures) -> JsonObject:
         "ceiling": _ceiling(figures.ceiling, figures.share),
         "target_share": plain(figures.target_share),
         "items": dict(figures.items),
+        **_later(figures),
     }
 
 
@@ -154,6 +170,7 @@ def _target(figures: TargetFigures) -> JsonObject:
         **_unclaimed(figures.margin),
         "ceiling": _ceiling(figures.ceiling, figures.share),
         "items": dict(figures.items),
+        **({} if figures.stop is None else {"stop": figures.stop.to_dict()}),
     }
 
 
@@ -173,7 +190,12 @@ def _pool(pool: Pool) -> JsonObject:
         "gain": plain(pool.gain),
         "trend": plain(pool.trend),
         "item_level": plain(pool.items),
+        **({} if pool.stop is None else {"stop": pool.stop.to_dict()}),
     }
+
+
+def _saved(saved: Saved) -> JsonObject:
+    return {**saved.to_dict(), "order": dict(saved.order)}
 
 
 def _failure(failure: Failure) -> JsonObject:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from analogy.core.records import Cell
 from analogy.grid_metrics import Per
-from analogy.sessions import findings
+from analogy.sessions import findings, gate
 from analogy.sessions.findings import Finding
 from analogy.sessions.session import Session
-from analogy.store.grid import Job
+from analogy.store.grid import Job, once
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question about a run: the images that it needs, and the function that answers it."""
+    """One question about a run: the images that it needs, and the function that answers it.
 
-    jobs: Sequence[Job]
+    ``rounds``: images to be generated and scored before the next round is asked for. There is one,
+    but for a sequential run, where a round's scores say whether there is another.
+    """
+
+    rounds: Callable[[], Iterator[Sequence[Job]]]
     decide: Callable[[], Finding]
 
 
@@ -46,12 +51,12 @@ def cells(session: Session) -> list[Cell]:
 
 def margin(session: Session, cell: Cell) -> Case:
     """Steering succeeds in this category at this alpha."""
-    return Case(session.study.cell_jobs(*cell), lambda: findings.of_cell(session, cell))
+    return Case(_of_cell(session, cell), lambda: findings.of_cell(session, cell))
 
 
 def overall(session: Session) -> Case:
     """Steering succeeds over all categories and alphas together."""
-    return Case(session.study.jobs(), lambda: findings.of_overall(session))
+    return Case(_rounds(session, session.study.jobs), lambda: findings.of_overall(session))
 
 
 def quality(session: Session, cell: Cell) -> Case:
@@ -61,7 +66,7 @@ def quality(session: Session, cell: Cell) -> Case:
         found = session.study.quality.cell(cell, lpips=session.lpips)
         return findings.of_quality(session, str(cell), found, Per.IMAGE)
 
-    return Case(session.study.cell_jobs(*cell), decide)
+    return Case(_of_cell(session, cell), decide)
 
 
 def distribution(session: Session, alpha: float) -> Case:
@@ -71,10 +76,43 @@ def distribution(session: Session, alpha: float) -> Case:
         found = session.study.quality.alpha(alpha, references=session.references)
         return findings.of_quality(session, f"alpha {alpha:g}", found, Per.SET)
 
-    return Case(session.study.jobs(alpha=alpha), decide)
+    study = session.study
+    # In a sequential run every cell says which pairs and seeds all of them have.
+    jobs = study.jobs if study.config.sequential else partial(study.jobs, alpha=alpha)
+    return Case(_rounds(session, jobs), decide)
 
 
 def regression(session: Session, cell: Cell | None) -> Case:
     """The cell, or all cells together (None), is not worse than in the baseline."""
-    jobs = session.study.jobs() if cell is None else session.study.cell_jobs(*cell)
-    return Case(jobs, lambda: findings.of_regression(session, cell))
+    study = session.study
+    jobs: Callable[[], Sequence[Job]]
+    if cell is None:
+        jobs = study.jobs
+    elif study.config.sequential and session.baseline is not None:
+        jobs = partial(gate.jobs, session, session.baseline, cell)
+    else:
+        jobs = partial(study.cell_jobs, *cell)
+    return Case(_rounds(session, jobs), lambda: findings.of_regression(session, cell))
+
+
+def _of_cell(session: Session, cell: Cell) -> Callable[[], Iterator[Sequence[Job]]]:
+    return _rounds(session, partial(session.study.cell_jobs, *cell))
+
+
+def _rounds(
+    session: Session, jobs: Callable[[], Sequence[Job]]
+) -> Callable[[], Iterator[Sequence[Job]]]:
+    """The rounds of a case. ``jobs`` gives what it needs by now.
+
+    A round of a sequential run has what all planned cells need next, so that batches are full.
+    """
+    study = session.study
+
+    def one() -> Iterator[Sequence[Job]]:
+        yield jobs()
+
+    def several() -> Iterator[Sequence[Job]]:
+        while study.left(jobs()):
+            yield study.left(once([*jobs(), *study.plan.due(session.planned)]))
+
+    return several if study.config.sequential else one

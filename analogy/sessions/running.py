@@ -54,7 +54,8 @@ def run_cases(session: Session) -> Ending:
         is_prepared = True
         with memory_said("scoring and analysing"):
             for case in cases.all_cases(session):
-                _measure(session, case.jobs)
+                for jobs in case.rounds():
+                    _measure(session, jobs)
                 finding = case.decide()
                 if finding.outcome is CaseOutcome.FAILED:
                     ending.fail(finding.message)
@@ -90,5 +91,5 @@ def _measure(session: Session, jobs: Sequence[Job]) -> None:
     """Generate and score the missing images, with a progress bar on a terminal."""
     study = session.study
     progress: Progress = session.report if sys.stderr.isatty() else no_progress
-    study.generate(jobs, progress, ahead=(study.cell_jobs(*cell) for cell in session.planned))
+    study.generate(jobs, progress, ahead=session.ahead())
     study.score(jobs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from analogy.results.comparison import Change
     from analogy.results.kept import Kept
     from analogy.results.model import Results
+    from analogy.store.grid import Job
 
 # What must equal the shipped baseline's before a run is compared with it by default.
 _OWN_SUBJECT = ("model", "method", "steps", "guidance", "scheduler")
@@ -162,14 +163,27 @@ class Session:
         features = judge.image_features(targets)
         return References("drawings of the pairs' targets", features)
 
+    def ahead(self) -> Iterator[Sequence[Job]]:
+        """The jobs of each planned cell, which engines of several workers generate in advance.
+
+        None of a sequential run, whose rounds have those of all cells.
+        """
+        if not self.study.config.sequential:
+            yield from (self.study.cell_jobs(*cell) for cell in self.planned)
+
     def report(self, count: int) -> None:
-        """Advance the progress bar; its total is the missing images of all planned cells."""
+        """Advance the progress bar; its total is the missing images of all planned cells.
+
+        Of a sequential run no total is known.
+        """
         if self._bar is None:
             study = self.study
-            jobs = {
-                job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
-            }.values()
-            left = len(study.missing(jobs)) + count
+            left = None
+            if not study.config.sequential:
+                jobs = {
+                    job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
+                }.values()
+                left = len(study.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
                 total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0

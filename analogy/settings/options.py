@@ -330,6 +330,17 @@ OPTIONS: tuple[Option, ...] = (
            choices=DTYPES),
     Option("--limit", "only the first N pairs of each category; every result says so",
            parse=_integer(1), metavar="N"),
+    Option("--sequential", "look at each cell after 16, 30, ... pairs in a random order and stop "
+           "it once it is decided: the same verdicts for about half the images "
+           "(docs/sequential.md); with --limit N the first N of that order"),
+    Option("--order-seed", "seed of the random order of --sequential [default: 0]",
+           parse=_integer(0), metavar="N"),
+    Option("--full-unsteered", "with --sequential: make unsteered images as long as any cell of "
+           "their category is open, not only until their gains are decided"),
+    Option("--futility", "with --sequential: also stop cells that would hardly be decided by all "
+           "their pairs; they count as inconclusive"),
+    Option("--reserve", "with --sequential: keep a part of the error, so that pairs may be added "
+           "once to cells that are undecided at the end"),
     Option("--batch-size", "images generated together [default: as many as fit and are faster; "
            "halved automatically if memory runs out]", parse=_integer(1), metavar="N"),
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "

@@ -41,6 +41,9 @@ class RunRequest:
     name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
     the null as well; ``target``: the target prompts' own images as well.
 
+    ``sequential``: each cell stops as soon as it is decided; ``order_seed``, ``full_unsteered``,
+    ``futility`` and ``reserve`` change how (docs/sequential.md), and need it.
+
     Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
 
     Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
@@ -77,6 +80,11 @@ class RunRequest:
     size: int | None = None
     dtype: str | None = None
     limit: int | None = None
+    sequential: bool = False
+    order_seed: int = 0
+    full_unsteered: bool = False
+    futility: bool = False
+    reserve: bool = False
     batch_size: int | None = None
     memory: float | None = None
     engine: str = "serial"
@@ -112,6 +120,7 @@ class RunRequest:
             value = getattr(self, name)
             if value is not None:
                 check(name, value)
+        _check_sequential(self)
         _check_engine(self.engine)
         one_of(DTYPES)("clip_dtype", self.clip_dtype)
         check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
@@ -151,6 +160,16 @@ def option_error(error: FieldError) -> OptionError:
     """A field's error in the words of the option that has its name."""
     flag = f"--{(error.place or '').replace('_', '-')}"
     return OptionError(place=flag, expected=error.expected, got=error.got, advice=error.advice)
+
+
+def _check_sequential(request: RunRequest) -> None:
+    for name in ("order_seed", "full_unsteered", "futility", "reserve"):
+        value = getattr(request, name)
+        if value and not request.sequential:
+            raise FieldError(
+                place=name, expected="--sequential with it", got=repr(value),
+                advice="add --sequential, or leave it out",
+            )  # fmt: skip
 
 
 def _check_method(name: Any) -> None:

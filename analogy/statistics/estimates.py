@@ -22,16 +22,23 @@ from analogy.statistics.tests import (
 )
 from analogy.statistics.values import MIN_CLUSTERS, MIN_DECISIVE, finite, ordered_mean
 
+DEFAULT_CONFIDENCE = 0.95
+"""The confidence of the intervals of a run that is not sequential."""
 
-def verdict(*, n: int, ci_low: float, ci_high: float, p: float) -> Verdict:
+
+def verdict(
+    *, n: int, ci_low: float, ci_high: float, p: float, significance: float = SIGNIFICANCE
+) -> Verdict:
     """What an interval and a one-sided p over `n` pairs say, as `Verdict` defines it.
+
+    ``significance``: what p has to be below; an interval at another confidence has another.
 
     Never `incomplete` or `blind`: which images are missing, and what the judge sees, is not in
     these numbers.
     """
     if n < MIN_DECISIVE:
         return Verdict.TOO_FEW
-    if ci_low > 0 and p < SIGNIFICANCE:
+    if ci_low > 0 and p < significance:
         return Verdict.SUCCESS
     if ci_high < 0:
         return Verdict.FAILURE
@@ -78,7 +85,8 @@ def pooled_estimate(
     success = success_interval(table, confidence=confidence)
     p = t_test(pair_means)
     sd = float(np.std(pair_means, ddof=1)) if n >= MIN_CLUSTERS else math.nan
-    says = verdict(n=n, ci_low=low, ci_high=high, p=p)
+    significance = SIGNIFICANCE if confidence == DEFAULT_CONFIDENCE else 1 - confidence
+    says = verdict(n=n, ci_low=low, ci_high=high, p=p, significance=significance)
     is_open = says in (Verdict.INCONCLUSIVE, Verdict.TOO_FEW)
     needed = pairs_needed(mean, sd) if is_open else None
     d_z, d_low, d_high = effect_size(pair_means, confidence=confidence)
@@ -118,7 +126,12 @@ def item_level(items: ArrayLike, *, n_resamples: int = 10_000, seed: int = 0) ->
 
 
 def trend(
-    table: ArrayLike, alphas: Sequence[float], *, n_resamples: int = 10_000, seed: int = 0
+    table: ArrayLike,
+    alphas: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> Trend:
     """Dose and response: how the margin rises with alpha, (pairs, alphas).
 
@@ -127,7 +140,7 @@ def trend(
     if list(alphas) != sorted(alphas):
         raise ValueError(f"alphas: expected ascending ones, got {list(alphas)}")
     rises = slopes(table, alphas)
-    low, high = bootstrap_ci(rises, n_resamples=n_resamples, seed=seed)
+    low, high = bootstrap_ci(rises, confidence=confidence, n_resamples=n_resamples, seed=seed)
     return Trend(
         n=len(rises),
         slope=ordered_mean(np.sort(rises)),

@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 from analogy.core.records import UNSTEERED, Cell, Estimate, Pair, Verdict
 from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, TargetFigures
 from analogy.statistics.bootstrap import resampled_together
-from analogy.statistics.estimates import estimate, item_level, pooled_estimate, trend
+from analogy.statistics.estimates import (
+    DEFAULT_CONFIDENCE,
+    item_level,
+    pooled_estimate,
+    trend,
+)
 from analogy.statistics.multiplicity import benjamini_hochberg, holm
 from analogy.statistics.tests import slopes
 
@@ -77,8 +82,8 @@ def analyse(
         own = {
             category: TargetFigures(
                 category=category,
-                margin=_unclaimed(_pooled(of.to_numpy()[:, np.newaxis])),
-                items=_complete(of),
+                margin=unclaimed(estimated(of.to_numpy()[:, np.newaxis])),
+                items=complete(of),
                 ceiling=ceilings.get(category),
             )
             for category, of in ends.items()
@@ -89,7 +94,7 @@ def analyse(
             cells = [_with_share(one, own[one.cell.category]) for one in cells]
             unsteered = {name: _with_share(c, own[name]) for name, c in unsteered.items()}
         return Analysis(
-            cells={figures.cell: figures for figures in _adjusted(cells)},
+            cells={figures.cell: figures for figures in adjusted(cells)},
             unsteered=unsteered,
             targets=own,
             categories={category: pool(of) for category, of in tables.items()},
@@ -107,13 +112,13 @@ def cell_figures(
 ) -> CellFigures:
     """One cell by itself, from its category's items; without a verdict at alpha 0."""
     values = _cell_values(table, cell.alpha, null)
-    figures = {name: _pooled(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
-    margin = _seen(figures["margin"], ceiling)
+    figures = {name: estimated(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
+    margin = seen(figures["margin"], ceiling)
     return CellFigures(
         cell=cell,
-        margin=_unclaimed(margin) if cell.alpha == UNSTEERED else margin,
-        gain=_seen(figures["gain"], ceiling) if "gain" in figures else None,
-        items=_complete(values["margin"]),
+        margin=unclaimed(margin) if cell.alpha == UNSTEERED else margin,
+        gain=seen(figures["gain"], ceiling) if "gain" in figures else None,
+        items=complete(values["margin"]),
         ceiling=ceiling,
         null=Null(figures["null"], figures["null gain"], figures["advantage"])
         if "null" in figures
@@ -121,7 +126,7 @@ def cell_figures(
     )
 
 
-def _complete(items: pd.Series) -> dict[str, float]:
+def complete(items: pd.Series) -> dict[str, float]:
     """Pair id to margin, for complete items."""
     return {str(pair): float(value) for pair, value in items.dropna().items()}
 
@@ -144,8 +149,8 @@ def pool(table: pd.DataFrame) -> Pool:
     """All cells of a table together, without the unsteered images."""
     margins, gains = _pool_values(table)
     return Pool(
-        margin=_pooled(margins),
-        gain=_pooled(gains),
+        margin=estimated(margins),
+        gain=estimated(gains),
         trend=trend(table.to_numpy(), _alphas(table)) if _has_trend(table) else None,
         items=item_level(margins) if not np.isnan(margins).any() else None,
     )
@@ -180,18 +185,29 @@ def _alphas(table: pd.DataFrame) -> list[float]:
     return [float(alpha) for alpha in table.columns]
 
 
-def _pooled(values: NDArray[np.float64]) -> Estimate:
+def estimated(
+    values: NDArray[np.float64],
+    *,
+    confidence: float = DEFAULT_CONFIDENCE,
+    n_resamples: int = 10_000,
+) -> Estimate:
     """The estimate of (pairs, alphas); without figures if an item is missing."""
     is_there = ~np.isnan(values)
     if not is_there.all():
         return Estimate(n=len(values), n_items=int(is_there.sum()))
-    made = estimate(values[:, 0]) if values.shape[1] == 1 else pooled_estimate(values)
+    made = pooled_estimate(values, confidence=confidence, n_resamples=n_resamples)
     if np.abs(values).max(initial=0.0) < RESOLUTION and made.verdict in DECIDED:
         return replace(made, verdict=Verdict.INCONCLUSIVE, n_needed=None)
     return replace(made, n_needed=None) if abs(made.mean) < RESOLUTION else made
 
 
-def _unclaimed(figures: Estimate) -> Estimate:
+def _largest_p(cell: CellFigures) -> float:
+    if cell.stop is not None:
+        return cell.stop.p_seq
+    return max(cell.margin.p, cell.margin.p_bootstrap)
+
+
+def unclaimed(figures: Estimate) -> Estimate:
     """The figures of images that nothing is claimed of."""
     return replace(figures, verdict=None, n_needed=None)
 
@@ -200,25 +216,23 @@ def _with_share(figures: CellFigures, target: TargetFigures) -> CellFigures:
     return replace(figures, target_share=target.share_of(figures.margin.mean))
 
 
-def _seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
+def seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
     """Figures with the verdict *blind* if the judge does not see the change."""
     if ceiling is None or not ceiling.is_blind or figures.verdict not in DECIDED:
         return figures
     return replace(figures, verdict=Verdict.BLIND, n_needed=None)
 
 
-def _adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
+def adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
     """The cells with p adjusted for the family of all that were tested.
 
-    It is the larger p of the t-test and the bootstrap-t test that is adjusted. Holm asks whether p
-    is below 0.05 / 24, and so far out the t-test depends on the shape of the data: with it alone,
+    Of a sequential run it is the sequential p that is adjusted, of any other the larger p of the
+    t-test and the bootstrap-t test. Holm asks whether p is below 0.05 / 24. So far out the t-test
+    depends on the shape of the data: with it alone,
     28% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
     after Holm, with the larger of both 9% (docs/calibration.md).
     """
-    p = [
-        max(c.margin.p, c.margin.p_bootstrap) if c.margin.verdict in DECIDED else float("nan")
-        for c in cells
-    ]
+    p = [_largest_p(cell) if cell.margin.verdict in DECIDED else float("nan") for cell in cells]
     return [
         replace(cell, p_holm=float(a), p_bh=float(b))
         for cell, a, b in zip(cells, holm(p), benjamini_hochberg(p), strict=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from analogy._version import __version__
 from analogy.core.records import Cell, Pair, RunConfig
@@ -22,7 +24,8 @@ from analogy.store.grid import Grid, Job, Role, TrueMargins, content, digest, pa
 from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import GroundTruth
 from analogy.studies.provenance import own_commit, package_versions, scheduler_of
-from analogy.studies.quality import Quality
+from analogy.studies.quality import Quality, Used
+from analogy.studies.sequential import SequentialPlan
 
 
 class GridWork:
@@ -42,6 +45,7 @@ class GridWork:
         unread: Collection[str] = (),
         unsteered: Collection[str] = (),
         metrics: Sequence[GridMetric] | None = None,
+        base: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.config = config
         self.pairs = list(pairs)
@@ -62,9 +66,11 @@ class GridWork:
         self.scheduler = scheduler
         self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
         self.grid = Grid(config, fingerprint, scheduler, pairs)
+        self.plan = SequentialPlan(self.grid, self.judged, self._margins, base)
         self.quality = Quality(
             config,
             self._judged(self.grid.jobs(Role.UNSTEERED, Role.STEERED)),
+            self.used,
             folder,
             lambda: self.execution.judge,
             judge.fingerprint,
@@ -90,17 +96,30 @@ class GridWork:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The grid's jobs, of one category or alpha if given; the target images, which are of no
+        """The run's jobs, of one category or alpha if given; the target images, which are of no
         alpha of the grid, only if none is given. Each key once.
+
+        Of a sequential run those that are due by now.
         """
-        if alpha is None:
-            return self.grid.jobs(category=category)
-        roles = (Role.UNSTEERED, Role.STEERED, Role.NULL)
-        return self.grid.jobs(*roles, category=category, alpha=alpha)
+        roles = (*Role,) if alpha is None else (Role.UNSTEERED, Role.STEERED, Role.NULL)
+        jobs = self.grid.jobs(*roles, category=category, alpha=alpha)
+        if not self.config.sequential:
+            return jobs
+        cells = [cell for cell in self.plan.cells if category in (None, cell.category)]
+        due = {job.key for job in self.plan.due(cells)}
+        return [job for job in jobs if job.key in due]
 
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
-        """A cell's jobs, with the unsteered, null and target images that it is compared with."""
-        return self.grid.cell(Cell(category, alpha))
+        """A cell's jobs, with the unsteered, null and target images that it is compared with.
+
+        Of a sequential run those that are due by now.
+        """
+        cell = Cell(category, alpha)
+        return self.plan.due([cell]) if self.config.sequential else self.grid.cell(cell)
+
+    def _margins(self, jobs: Sequence[Job]) -> pd.DataFrame:
+        """The margins that exist by now, a row per scored job."""
+        return self.folder.margins(jobs, self.judge.fingerprint)
 
     def prepare(self, jobs: Sequence[Job]) -> None:
         """Load the models that these jobs still need: a fault in one is then said before any image.
@@ -125,6 +144,20 @@ class GridWork:
     def prepare_judge(self) -> None:
         """Load the judge where images are scored, so that timing leaves it out."""
         self.execution.prepare_judge()
+
+    def used(self, cell: Cell | None) -> Used | None:
+        """The images that metrics of a cell, or of all cells together (None), are of.
+
+        None for all images, as in every run that is not sequential.
+        """
+        if not self.config.sequential:
+            return None
+        return self.plan.used(cell)
+
+    def left(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs that lack an image or a score and have not failed in this process."""
+        missing = {job.key for job in (*self.missing(jobs), *self.unscored(jobs))}
+        return [job for job in jobs if job.key in missing]
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that have no image and have not failed in this process."""

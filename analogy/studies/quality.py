@@ -9,6 +9,7 @@ same pair and seed, since an edit should change nothing else. Per alpha, over al
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +69,30 @@ def no_features(fingerprint: str) -> Absent:
     return Absent(f"the judge {fingerprint} gives scores and no features")
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The images that a sequential run's metrics are of, by key, and their look's interval."""
+
+    keys: Set[str]
+    confidence: float
+    n_resamples: int
+
+
 class Quality:
     """The quality metrics of one run: computes missing values and keeps them in the folder.
 
-    ``jobs``: the grid's, alpha 0 among them; ``judge`` loads the judge when it is needed, whose
-    features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips`` and
-    ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
-    judge gives none; None if it does, or if nothing was asked for yet.
+    ``jobs``: the grid's, alpha 0 among them; ``used`` gives what the figures of a cell or of all
+    cells together (None) are of, None for all images; ``judge`` loads the judge when it is needed,
+    whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips``
+    and ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why
+    the judge gives none; None if it does, or if nothing was asked for yet.
     """
 
     def __init__(
         self,
         config: RunConfig,
         jobs: Iterable[Job],
+        used: Callable[[Cell | None], Used | None],
         folder: RunFolder,
         judge: Callable[[], Judge],
         fingerprint: str,
@@ -88,6 +100,7 @@ class Quality:
     ) -> None:
         self._config = config
         self._jobs = list(jobs)
+        self._used = used
         self._folder = folder
         self._judge = judge
         self._fingerprint = fingerprint
@@ -123,11 +136,19 @@ class Quality:
         ``lpips``: LPIPS's network, or why there is none; None: as at the last call.
         """
         self.lpips = self.lpips if lpips is None else lpips
-        values = self.values([job for job in self._jobs if (job.pair.category, job.alpha) == cell])
+        used = self._used(cell)
+        jobs = [
+            job
+            for job in self._jobs
+            if (job.pair.category, job.alpha) == cell and (used is None or job.key in used.keys)
+        ]
+        n_seeds = Counter(job.pair.id for job in jobs)
+        values = self.values(jobs)
         names = [name for name in self.names(Per.IMAGE) if name in values]
         by_pair = values.groupby("pair_id", sort=False)[names]
-        items = by_pair.mean()[by_pair.size() == len(self._config.seeds)]
-        found = {name: _mean(items[name].to_numpy()) for name in names}
+        sizes = by_pair.size()
+        items = by_pair.mean()[sizes == sizes.index.map(n_seeds)]
+        found = {name: _mean(items[name].to_numpy(), used) for name in names}
         self.cells = {each: self.cells.get(each, found) for each in self._in_order(cell)}
         self.cells[cell] = found
         return found
@@ -151,9 +172,11 @@ class Quality:
         are none; None: as at the last call.
         """
         self.references = self.references if references is None else references
-        kept = self._folder.features(
-            [job for job in self._jobs if job.alpha == alpha], self._fingerprint
-        )
+        used = self._used(None)
+        jobs = [job for job in self._jobs if job.alpha == alpha]
+        if used is not None:
+            jobs = [job for job in jobs if job.key in used.keys]
+        kept = self._folder.features(jobs, self._fingerprint)
         chosen = [m for m in self.metrics if m.per is Per.SET and self.absent(m) is None]
         if isinstance(self.references, Absent) or len(kept) < 2 or not chosen:
             return {}
@@ -308,9 +331,12 @@ def _value(metric: GridMetric, inputs: Inputs) -> float:
     return float(value)
 
 
-def _mean(items: NDArray[np.float64]) -> Mean:
+def _mean(items: NDArray[np.float64], used: Used | None) -> Mean:
     n_equal = int(np.isinf(items).sum())
     if not len(items) or n_equal:
         return Mean(math.inf if n_equal else math.nan, math.nan, math.nan, len(items), n_equal)
-    low, high = bootstrap_ci(items)
+    if used is None:
+        low, high = bootstrap_ci(items)
+    else:
+        low, high = bootstrap_ci(items, confidence=used.confidence, n_resamples=used.n_resamples)
     return Mean(float(items.mean()), low, high, len(items), 0)

@@ -76,6 +76,11 @@ def resolve(request: RunRequest) -> Resolved:
             control=request.control,
             target=request.target or request.report is not None,
             lora=request.lora,
+            sequential=request.sequential,
+            order_seed=request.order_seed,
+            full_unsteered=request.full_unsteered,
+            futility=request.futility,
+            reserve=request.reserve,
         )
     except FieldError as error:
         raise option_error(error) from None

@@ -18,22 +18,34 @@ from analogy.grid_metrics import chosen_metrics
 from analogy.judges.base import FoundJudge
 from analogy.judges.open_clip import JudgeSource
 from analogy.models.places import ModelSource
-from analogy.results.model import Analysis, Ceiling, CellFigures, Header, Pool, Results, Throughput
+from analogy.results.model import (
+    Analysis,
+    Ceiling,
+    CellFigures,
+    Header,
+    Pool,
+    Results,
+    Saved,
+    Throughput,
+)
 from analogy.results.reading import header_of
 from analogy.results.writing import provenance_to_json
 from analogy.settings.options import csv_list, parse_device
-from analogy.settings.pairs import UnreadPairsWarning, categories, load_pairs, named, select
+from analogy.settings.pairs import UnreadPairsWarning, categories, named
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins
 from analogy.steering.base import Identity, Need, with_method
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.studies import ceiling as ceilings
+from analogy.studies import sequential_analysis
 from analogy.studies.analysis import analyse, cell_figures, item_table, pool
 from analogy.studies.ceiling import CeilingError, GroundTruth
+from analogy.studies.extension import base_of, check_extension
 from analogy.studies.gridwork import GridWork, failure_of
 from analogy.studies.provenance import scheduler_of
 from analogy.studies.resolve import check_device, resolve
+from analogy.studies.sequential import chosen_pairs
 from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
 
 
@@ -64,7 +76,7 @@ class Study(GridWork):
         metrics = chosen_metrics(request.metrics)
         config, model, judge = resolve(request)
         if pairs is None:
-            pairs = select(load_pairs(config.pairs), config.categories, config.limit)
+            pairs = chosen_pairs(config)
         _refuse_lone_pairs(config, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
@@ -73,12 +85,21 @@ class Study(GridWork):
         subject = Sampling.of(config, scheduler).subject(model.fingerprint)
         # One folder for all runs that can share images: more pairs, alphas or methods extend it.
         name = folder_name(subject, judge=judge.fingerprint)
-        path = request.run_dir or Path(".analogy") / "runs" / name
-        study = cls(
-            config, pairs, model, judge, RunFolder(Path(path)), truth,
-            unread=unread, unsteered=left, metrics=metrics,
-        )  # fmt: skip
-        study.record(request.lora)
+        folder = RunFolder(Path(request.run_dir or Path(".analogy") / "runs" / name))
+        command = Command(
+            config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora
+        )
+        try:
+            if config.sequential:
+                check_extension(folder, command)
+            study = cls(
+                config, pairs, model, judge, folder, truth, unread=unread, unsteered=left,
+                metrics=metrics, base=base_of(folder, command),
+            )  # fmt: skip
+            study.record(request.lora)
+        except BaseException:
+            folder.close()
+            raise
         return study
 
     @classmethod
@@ -118,7 +139,7 @@ class Study(GridWork):
             truth = _ground_truth(None, judge)
         return cls(
             config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
-            scheduler=command.scheduler, unread=unread,
+            scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
         )  # fmt: skip
 
     def by(self, method: str) -> Study:
@@ -161,7 +182,7 @@ class Study(GridWork):
         self, jobs: Sequence[Job], pairs: Sequence[Pair], alphas: Sequence[float]
     ) -> pd.DataFrame:
         """The complete items of jobs of one method."""
-        items = items_from_margins(self.folder.margins(jobs, self.judge.fingerprint))
+        items = items_from_margins(self._margins(jobs))
         complete = items[items["n_seeds"] == len(self.config.seeds)]
         return item_table(complete, pairs, alphas)
 
@@ -184,7 +205,15 @@ class Study(GridWork):
         return self._ceilings[category]
 
     def cell(self, category: str, alpha: float) -> CellFigures:
-        """The figures of one cell; ``incomplete`` if any of its images has no score."""
+        """The figures of one cell; ``incomplete`` if any of its images has no score.
+
+        Of a sequential run those of the look at which it stopped.
+        """
+        if self.config.sequential:
+            state = self.plan.state(category)
+            return sequential_analysis.cell_figures(
+                state, Cell(category, alpha), self.ceiling(category)
+            )
         return cell_figures(
             self.table(category),
             Cell(category, alpha),
@@ -194,10 +223,18 @@ class Study(GridWork):
 
     def overall(self) -> Pool:
         """All cells pooled, alpha 0 left out, pairs as clusters."""
+        if self.config.sequential:
+            states = [self.plan.state(category) for category in self.categories]
+            return sequential_analysis.pool(states, sorted(self.config.alphas))
         return pool(self.table())
 
     def analysis(self) -> Analysis:
         """All figures of the run; made once from the same items."""
+        if self.config.sequential:
+            return sequential_analysis.analyse(
+                {category: self.plan.state(category) for category in self.categories},
+                {category: self.ceiling(category) for category in self.categories},
+            )
         table, null, targets = self.table(), self._null_table(), self.targets()
         of = [
             None if each is None else each.to_numpy().tobytes() for each in (table, null, targets)
@@ -234,8 +271,23 @@ class Study(GridWork):
                 self.folder.rate("generate"), self.folder.rate("score"), self.folder.worker_rates()
             ),
             peak_memory_bytes=self.folder.peak_memory(),
+            saved=self.saved(),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
+        )
+
+    def saved(self) -> Saved | None:
+        """What a sequential run did not need; None of another run."""
+        if not self.config.sequential:
+            return None
+        used, of = len(self.jobs()), len(self._judged(self.grid.jobs()))
+        rate = self.folder.rate("generate")
+        return Saved(
+            images=used,
+            of=of,
+            seconds=(of - used) / rate if rate else None,
+            order_seed=self.config.order_seed,
+            order=dict(self.plan.digests),
         )
 
 

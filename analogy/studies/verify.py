@@ -29,6 +29,7 @@ from analogy.store.folder import RunFolder
 from analogy.store.grid import Facts, Job
 from analogy.store.image_store import image_name
 from analogy.store.index import ImageRow
+from analogy.studies.extension import jobs_of
 
 #: Images that are checked side by side, and lines of each kind that are printed.
 CHUNK = 1000
@@ -164,7 +165,7 @@ def verify(folder: RunFolder, progress: Progress = no_progress) -> Verified:
             reasons = threads.map(lambda row: _fault(folder, row, sizes.get(row.key)), chunk)
             damaged += [Damage(r, why) for r, why in zip(chunk, reasons, strict=True) if why]
             progress(len(chunk))
-    jobs = commands[0].jobs() if commands else []
+    jobs = jobs_of(commands[0], folder) if commands else []
     unscored = {
         (job.key, command.judge): job
         for command in commands

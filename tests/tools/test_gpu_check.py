@@ -106,7 +106,7 @@ def test_a_step_beyond_its_time_is_stopped_and_the_next_one_runs(tmp_path):
     report = run(plans, tmp_path, empty_report())
     assert [step.state for step in report.steps] == [State.TIMED_OUT, State.DONE]
     assert [figure.name for figure in report.steps[0].figures] == ["before the end"]
-    assert report.seconds < 50
+    assert report.seconds < 300
     log = (tmp_path / "gpu_check.log").read_text()
     assert "Timeout" in log
     assert "in hanging" in log  # where it was

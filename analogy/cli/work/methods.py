@@ -14,7 +14,7 @@ from analogy.sessions.running import fault_code
 from analogy.sessions.summary import unread_lines
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
-from analogy.studies.method_comparison import all_jobs, open_methods, run_methods
+from analogy.studies.run_methods import all_jobs, open_methods, run_methods
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
