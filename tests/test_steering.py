@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analogy.steering.base import METHODS, Need
+from analogy.steering.base import METHODS, Need, check_alphas, default_alphas
 from analogy.steering.conditioning import Conditioning, Edit, Words
 from analogy.steering.words import word_direction
 
@@ -81,6 +81,12 @@ def drawn(seed: int = 0, **changes) -> Edit:
     return replace(edit, **changes)
 
 
+def taken(method: str, *alphas: float) -> list[float]:
+    """Those of the strengths that the method takes."""
+    low, high = METHODS.get(method).alpha_limits
+    return [alpha for alpha in alphas if low <= alpha <= high]
+
+
 def constant(states: float, pooled: float) -> Conditioning:
     return both(torch.full((TOKENS, DIM), states), torch.full((POOLED,), pooled))
 
@@ -115,7 +121,7 @@ def test_alpha_0_is_the_source_bit_for_bit(method, edit):
 def test_the_input_is_left_alone(method):
     edit = drawn()
     before = copy.deepcopy(edit)
-    for alpha in (-1.0, 0.0, 0.5, 1.0):
+    for alpha in taken(method, -1.0, 0.0, 0.5, 1.0):
         steer(method, edit, alpha)
     for name in ("source", "target", "source_word", "target_word"):
         assert_same_bits(getattr(edit, name), getattr(before, name))
@@ -125,9 +131,17 @@ def test_the_input_is_left_alone(method):
 
 
 @pytest.mark.parametrize("method", METHODS.builtin)
-@pytest.mark.parametrize("alpha", [-0.5, 0.5, 1.0])
-def test_the_same_arguments_give_the_same_result(method, alpha):
-    assert_same_bits(steer(method, drawn(), alpha), steer(method, drawn(), alpha))
+def test_the_same_arguments_give_the_same_result(method):
+    for alpha in taken(method, -0.5, 0.5, 1.0):
+        assert_same_bits(steer(method, drawn(), alpha), steer(method, drawn(), alpha))
+
+
+@pytest.mark.parametrize("method", METHODS.builtin)
+def test_the_default_strengths_are_the_methods_own_and_it_takes_them(method):
+    """They are known without the method, since importing it takes torch."""
+    own = METHODS.get(method)
+    assert own.default_alphas == default_alphas(method)
+    check_alphas(own, own.default_alphas)
 
 
 UNSEEN = {
@@ -272,6 +286,20 @@ def test_slerp_does_not_jump_where_the_arc_becomes_a_line():
         turned = edit.source.plus(edit.target, angle)
         near = replace(edit, target=turned)
         assert_close(steer("slerp", near, 0.5), steer("lerp", near, 0.5), atol=1e-5)
+
+
+# --- prompt
+
+
+@quick
+@given(edit=edits, alpha=st.floats(1e-3, 5.0))
+def test_prompt_is_the_target_bit_for_bit_at_every_strength(edit, alpha):
+    assert_same_bits(steer("prompt", edit, alpha), edit.target)
+
+
+def test_prompt_has_no_way_back():
+    with pytest.raises(ValueError, match="alphas: expected strengths from 0 to 5, .* prompt takes"):
+        check_alphas(METHODS.get("prompt"), (1.0, -0.5))
 
 
 # --- word
