@@ -50,7 +50,8 @@ STEERED_VERSION = 1
 
 STEER_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
-    "alphas", "seeds", "method", "steps", "guidance", "size", "dtype", "memory",
+    "alphas", "seeds", "method", "steps", "guidance", "size", "steer_from", "steer_until", "dtype",
+    "memory",
 )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def steer(
     lines = [
         f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
-        f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
+        f"steering  {config.steering}, {pair.source_word} -> {pair.target_word}; "
         f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
         f"{config.device}",
         f"prompts   {pair.source_prompt} -> {pair.target_prompt}",

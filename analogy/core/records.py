@@ -15,7 +15,7 @@ from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from analogy.core.errors import FieldError
-from analogy.core.fields import CHECKS, check_name, shown
+from analogy.core.fields import CHECKS, check_name, check_steps, shown
 
 UNSTEERED = 0.0
 """The alpha of the source prompt's own image, which no method has steered."""
@@ -44,6 +44,8 @@ class Need(StrEnum):
     """The pair's two words, each encoded alone."""
     OTHERS = "others"
     """The category's other pairs. Only a method that needs them is given them."""
+    TOKENS = "tokens"
+    """Which tokens are the words'. Only a method that needs them is given them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,35 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.category} at alpha {self.alpha:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of a denoising schedule in which an image is steered: shares of its steps, 0..1."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def within(self, outer: Window) -> Window:
+        """The same part of ``outer`` as it is of the whole schedule."""
+        length = outer.end - outer.start
+        return Window(outer.start + self.start * length, outer.start + self.end * length)
+
+    def steps(self, total: int) -> range:
+        """The steps of ``total``, counted from 0, that are in it: its ends are rounded to steps."""
+        first, last = (math.floor(share * total + 0.5) for share in (self.start, self.end))
+        return range(first, last)
+
+    def to_dict(self) -> dict[str, float]:
+        """Its ends under the names of their options; nothing of the whole schedule."""
+        return {} if self == WHOLE else {"steer_from": self.start, "steer_until": self.end}
+
+    def __str__(self) -> str:
+        return "all steps" if self == WHOLE else f"{self.start:.4g} to {self.end:.4g} of the steps"
+
+
+WHOLE = Window()
+"""All steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +258,9 @@ _OPTIONAL = frozenset({
 })  # fmt: skip
 """The fields of a configuration that may be None."""
 
+_UNSAID = frozenset({"method_version", "method_needs", "steer_from", "steer_until"})
+"""The fields of a configuration that are not written where they have their defaults."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
@@ -241,6 +275,8 @@ class RunConfig:
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
       built in, `method_version` and `method_needs` are what its images' keys depend on besides;
+    - `steer_from`, `steer_until`: the part of the schedule in which images are steered, as shares
+      of its steps (`window`);
     - `steps`, `guidance`, `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null, the method `random`, is measured as well; `target`:
@@ -278,6 +314,8 @@ class RunConfig:
     lora: str | None = None
     method_version: str = ""
     method_needs: tuple[Need, ...] = ()
+    steer_from: float = WHOLE.start
+    steer_until: float = WHOLE.end
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -288,8 +326,21 @@ class RunConfig:
             check_name("method_version", self.method_version)
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
+        check_steps(self.steer_from, self.steer_until, self.window.steps(self.steps), self.steps)
         object.__setattr__(self, "guidance", float(self.guidance))
+        object.__setattr__(self, "steer_from", float(self.steer_from))
+        object.__setattr__(self, "steer_until", float(self.steer_until))
         object.__setattr__(self, "method_needs", _needs(self.method_needs))
+
+    @property
+    def window(self) -> Window:
+        """The part of the schedule in which images are steered."""
+        return Window(self.steer_from, self.steer_until)
+
+    @property
+    def steering(self) -> str:
+        """The method, and the part of the schedule in which it steers if that is not the whole."""
+        return self.method if self.window == WHOLE else f"{self.method}, {self.window}"
 
     @property
     def base_model(self) -> str:
@@ -309,7 +360,7 @@ class RunConfig:
         """
         made: dict[str, Any] = {}
         for field in dataclasses.fields(self):
-            if field.name in ("method_version", "method_needs") and not getattr(self, field.name):
+            if field.name in _UNSAID and getattr(self, field.name) == field.default:
                 continue  # as in configurations of before, on which digests rest as well
             made[field.name] = plain(getattr(self, field.name))
             if field.name == "limit":  # its place of old, on which the digests of commands rest

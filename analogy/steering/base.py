@@ -156,6 +156,9 @@ METHODS: Registry[Method] = Registry(
         "category": "analogy.steering.words:category",
         "random": "analogy.steering.words:random",
         "prompt": "analogy.steering.prompts:prompt",
+        "switch": "analogy.steering.denoising:switch",
+        "guidance": "analogy.steering.denoising:guidance",
+        "span": "analogy.steering.words:span",
     },
     protocol=Method,  # type: ignore[type-abstract]
 )
@@ -189,7 +192,7 @@ def check_alphas(method: Method, alphas: Collection[float]) -> None:
         if not low <= alpha <= high:
             raise FieldError(
                 place="alphas",
-                expected=f"strengths from {low:g} to {high:g}, which the method {method.name} takes",
+                expected=f"strengths of {low:g} to {high:g}, which the method {method.name} takes",
                 got=f"{alpha:g}",
             )
 
@@ -238,8 +241,8 @@ class Identity:
 def with_method(config: RunConfig, name: str) -> RunConfig:
     """The configuration with another method. Imports the method: ``name`` must be the user's own.
 
-    Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used, ``FieldError`` if it does
-    not take the configuration's alphas.
+    Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used, and ``FieldError`` if it
+    does not take the configuration's alphas.
     """
     method = METHODS.get(name)
     identity = Identity.of(method)

@@ -76,6 +76,8 @@ def resolve(request: RunRequest) -> Resolved:
             control=request.control,
             target=request.target or request.report is not None,
             lora=request.lora,
+            steer_from=request.steer_from,
+            steer_until=request.steer_until,
         )
     except FieldError as error:
         raise option_error(error) from None
