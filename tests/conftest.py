@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import extras
+import leftovers
 import pytest
 
 from analogy.core import registry
@@ -65,6 +66,13 @@ def pytest_configure():
         if name.startswith(AMBIENT) and name not in OURS:
             del os.environ[name]
     os.environ["TERM"] = "xterm"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_on_a_pipeline():
+    """After every batch: no hook, no other processor, no scale of an adapter, no weight."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from leftovers.watched(patch)
 
 
 @pytest.fixture(scope="session")
