@@ -127,9 +127,9 @@ def test_generation(hold: Hold, tmp_path: Path) -> None:
 def test_methods(hold: Hold, tmp_path: Path) -> None:
     """Steering by token and by step costs 3% of `word`'s rate at most; guidance, what it computes.
 
-    128 images a round and method, of alphas 0, 0.5, 0.8 and 1 in the same batches. Of `guidance` the
-    denoiser computes three rows for a steered image and two for another, of `word` two for each:
-    rows a second are compared.
+    128 images a round and method, of alphas 0, 0.5, 0.8 and 1 in the same batches. For `guidance`
+    the denoiser computes three rows for a steered image and two for another, for `word` two for
+    each: rows a second are compared.
     """
     source, pairs = find_pipeline("embedded", dtype="float32"), some_pairs(4)
     rows = {"word": 2.0, "span": 2.0, "switch": 2.0, "guidance": (2 + 3 * 3) / 4}
