@@ -27,7 +27,7 @@ from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
 from analogy.store.folder import RunFolder
-from analogy.store.grid import Command, Job, digest, pairs_digest
+from analogy.store.grid import Command, Job, Role, digest, pairs_digest
 from analogy.studies.extension import jobs_of
 
 if TYPE_CHECKING:
@@ -332,6 +332,7 @@ def scope_of(command: Command, is_finished: bool) -> kept.Scope:
         is_finished=is_finished,
         method_version=config.method_version,
         sequential=Settings(config.to_dict()).sequential,
+        window=config.window,
     )
 
 
@@ -366,9 +367,9 @@ def _no_images() -> pd.DataFrame:
 
 
 def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> pd.DataFrame:
-    is_own = images["method"].isna() | (images["method"] == command.config.method)
+    own = {job.key for job in command.grid.jobs(Role.STEERED, Role.UNSTEERED)}
+    is_own = images["key"].isin(own)  # not the targets, which have lerp's name
     is_own &= ~images["pair_id"].isin(list(unread))  # no figure is of them
-    is_own &= images["alpha"].isin(command.config.grid_alphas)  # lerp draws the targets, too
     items = items_from_margins(images[is_own & images["margin"].notna()])
     order = {pair.id: i for i, pair in enumerate(command.pairs)}
     items = items.sort_values("pair_id", key=lambda ids: ids.map(order), kind="stable")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import extras
 import huggingface_hub
+import leftovers
 import pytest
 from hypothesis import HealthCheck, settings
 from strangers import Hub, Stranger
@@ -88,6 +89,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in NUMERICS:
             item.add_marker("numerics")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_on_a_pipeline():
+    """After every batch: no hook, no other processor, no scale of an adapter, no weight."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from leftovers.watched(patch)
 
 
 @pytest.fixture(scope="session")

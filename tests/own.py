@@ -16,6 +16,7 @@ from analogy.models.families import (
     CLIP_IMAGE_PROCESSOR,
     CLIP_TOKENIZER,
     SCHEDULER,
+    SDXL,
     PipelineFamily,
 )
 from analogy.steering.base import Need, steering_method
@@ -98,6 +99,15 @@ class WithoutCondition:
 
 
 nothing = WithoutCondition()
+
+
+class PerturbedSDXL(SDXL):
+    """SDXL with perturbed-attention guidance, which predicts twice with the prompt."""
+
+    pipeline = "StableDiffusionXLPAGPipeline"
+
+
+perturbed = PerturbedSDXL()
 
 
 class Flux(PipelineFamily):

@@ -122,6 +122,30 @@ def _check_guidance(name: str, value: Any) -> None:
     check_number(name, value, 0.0, MAX_GUIDANCE)
 
 
+def _check_share(name: str, value: Any) -> None:
+    check_number(name, value, 0.0, 1.0)
+
+
+def check_window(start: float, end: float) -> None:
+    """The start and the end of steering, shares of the schedule: the end comes later."""
+    if not start < end:
+        raise FieldError(
+            place="steer_until", expected=f"a share above steer_from, {start:g}", got=f"{end:g}"
+        )
+
+
+def check_steps(start: float, end: float, within: range, steps: int) -> None:
+    """The part of a schedule of ``steps`` in which images are steered has a step, ``within``."""
+    check_window(start, end)
+    if not within:
+        raise FieldError(
+            place="steer_until",
+            expected=f"a part of the schedule with at least one of its {steps} steps",
+            got=f"{start:g} to {end:g}",
+            advice=f"a step is {1 / steps:.3g} of the schedule",
+        )
+
+
 def _check_memory(name: str, value: Any) -> None:
     check_number(name, value, 0.0, MAX_COUNT)
 
@@ -178,5 +202,7 @@ CHECKS: Mapping[str, Check] = {
     "full_unsteered": check_switch,
     "futility": check_switch,
     "reserve": check_switch,
+    "steer_from": _check_share,
+    "steer_until": _check_share,
 }
 """The fields of a configuration in the order in which they are checked."""

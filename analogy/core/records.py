@@ -15,7 +15,7 @@ from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from analogy.core.errors import FieldError
-from analogy.core.fields import CHECKS, check_name, shown
+from analogy.core.fields import CHECKS, check_name, check_steps, shown
 from analogy.core.strict_json import Json
 
 UNSTEERED = 0.0
@@ -45,6 +45,8 @@ class Need(StrEnum):
     """The pair's two words, each encoded alone."""
     OTHERS = "others"
     """The category's other pairs. Only a method that needs them is given them."""
+    TOKENS = "tokens"
+    """Which tokens are the words'. Only a method that needs them is given them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,35 @@ class Cell(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.category} at alpha {self.alpha:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The part of a denoising schedule in which an image is steered: shares of its steps, 0..1."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def within(self, outer: Window) -> Window:
+        """The same part of ``outer`` as it is of the whole schedule."""
+        length = outer.end - outer.start
+        return Window(outer.start + self.start * length, outer.start + self.end * length)
+
+    def steps(self, total: int) -> range:
+        """The steps of ``total``, counted from 0, that are in it: its ends are rounded to steps."""
+        first, last = (math.floor(share * total + 0.5) for share in (self.start, self.end))
+        return range(first, last)
+
+    def to_dict(self) -> dict[str, float]:
+        """Its ends under the names of their options; nothing of the whole schedule."""
+        return {} if self == WHOLE else {"steer_from": self.start, "steer_until": self.end}
+
+    def __str__(self) -> str:
+        return "all steps" if self == WHOLE else f"{self.start:.4g} to {self.end:.4g} of the steps"
+
+
+WHOLE = Window()
+"""All steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +259,11 @@ _OPTIONAL = frozenset({
 })  # fmt: skip
 """The fields of a configuration that may be None."""
 
-
-_LATER = frozenset({
-    "method_version", "method_needs", "sequential", "order_seed", "full_unsteered", "futility",
-    "reserve",
+_UNSAID = frozenset({
+    "method_version", "method_needs", "steer_from", "steer_until", "sequential", "order_seed",
+    "full_unsteered", "futility", "reserve",
 })  # fmt: skip
-"""The fields of a configuration that are written only if they are not empty, 0 or False."""
+"""The fields of a configuration that are not written where they have their defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +279,8 @@ class RunConfig:
     - `seeds`: one image per pair, alpha and seed;
     - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
       built in, `method_version` and `method_needs` are what its images' keys depend on besides;
+    - `steer_from`, `steer_until`: the part of the schedule in which images are steered, as shares
+      of its steps (`window`);
     - `steps`, `guidance`, `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null, the method `random`, is measured as well; `target`:
@@ -295,6 +327,8 @@ class RunConfig:
     full_unsteered: bool = False
     futility: bool = False
     reserve: bool = False
+    steer_from: float = WHOLE.start
+    steer_until: float = WHOLE.end
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -305,8 +339,21 @@ class RunConfig:
             check_name("method_version", self.method_version)
 
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
+        check_steps(self.steer_from, self.steer_until, self.window.steps(self.steps), self.steps)
         object.__setattr__(self, "guidance", float(self.guidance))
+        object.__setattr__(self, "steer_from", float(self.steer_from))
+        object.__setattr__(self, "steer_until", float(self.steer_until))
         object.__setattr__(self, "method_needs", _needs(self.method_needs))
+
+    @property
+    def window(self) -> Window:
+        """The part of the schedule in which images are steered."""
+        return Window(self.steer_from, self.steer_until)
+
+    @property
+    def steering(self) -> str:
+        """The method, and the part of the schedule in which it steers if that is not the whole."""
+        return self.method if self.window == WHOLE else f"{self.method}, {self.window}"
 
     @property
     def base_model(self) -> str:
@@ -326,7 +373,7 @@ class RunConfig:
         """
         made: dict[str, Json] = {}
         for field in dataclasses.fields(self):
-            if field.name in _LATER and not getattr(self, field.name):
+            if field.name in _UNSAID and getattr(self, field.name) == field.default:
                 continue  # as in configurations of before, on which digests rest as well
             made[field.name] = plain(getattr(self, field.name))
             if field.name == "limit":  # its place of old, on which the digests of commands rest

@@ -47,6 +47,7 @@ _AGREEING = (
 _ENDINGS = ("ies", "ves", "ing", "es", "ed", "en", "em", "er", "s", "e", "y", "f")
 _SHORTEST_STEM = 3
 _MOST_PLACES = 8
+_MOST_SPACE = 16  # more characters than twice a word's that its place may take
 _TOKEN = re.compile(r"\w+")
 
 
@@ -76,6 +77,25 @@ def has_word(prompt: str, word: str) -> bool:
     before a combining mark, and in Korean before the particle that follows it.
     """
     return next(_places(folded(prompt), folded(word)), None) is not None
+
+
+def places(prompt: str, word: str) -> list[tuple[int, int]]:
+    """Where the word stands whole in the prompt, as :func:`has_word` has it.
+
+    Start and end of each place, in characters of the prompt as it is written.
+    """
+    text, part = folded(prompt), folded(word)
+    if prompt.isascii() and len(text) == len(prompt):  # character by character the same
+        return [(at, at + len(part)) for at in _places(text, part)]
+    found = []
+    for start in range(len(prompt)):
+        if prompt[start].isspace() or _is_inside(prompt, start):
+            continue
+        for end in range(start + 1, min(start + 2 * len(word) + _MOST_SPACE, len(prompt)) + 1):
+            is_end = not prompt[end - 1].isspace() and not _is_inside(prompt, end, is_end=True)
+            if is_end and folded(prompt[start:end]) == part:
+                found.append((start, end))
+    return found
 
 
 def differs_in_more(

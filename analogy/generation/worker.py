@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from analogy.core.errors import ModelError, StoreError
 from analogy.core.images import ImageError, Images, from_png, to_png
-from analogy.core.records import Pair, RunConfig
+from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.registry import ExtensionError
 from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
@@ -29,13 +29,18 @@ from analogy.models.generator import Generated, Generator, derived_seed, latents
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
-from analogy.steering.conditioning import Conditioning, Edit, Words
+from analogy.steering.conditioning import Conditioning, Edit, Words, WordTokens
+from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
 from analogy.store.grid import AnyJob, Job, PromptJob, W
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
 MOST_TEXTS = 4096
+
+
+TokensOf: TypeAlias = Callable[[Pair], WordTokens]
+"""Finds which tokens are a pair's words."""
 
 
 class Worker:
@@ -144,9 +149,10 @@ class Worker:
         shape = first.latent_shape
         fitted = Fitted()
 
-        def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
+        def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning | Course], Tensor]:
             texts_of_jobs = encoded.of(jobs)
-            conditionings = [conditioning(job, setup.pairs, texts_of_jobs, fitted) for job in jobs]
+            given = (setup.pairs, texts_of_jobs, fitted, encoded.tokens)
+            conditionings = [conditioning(job, *given) for job in jobs]
             return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
 
         return GeneratorPool(side_by_side(first, config.device), inputs, device=config.device)
@@ -195,6 +201,7 @@ class Encoded:
         self._setup = setup
         self._lock = Lock()  # a tokenizer's padding is state that threads would share
         self._all: dict[str, Conditioning] | None = None
+        self._word_reader = generator.word_reader()
         given = [*texts(setup.pairs), *setup.prompts]
         device = setup.config.device
         if len(set(given)) <= MOST_TEXTS:
@@ -215,6 +222,11 @@ class Encoded:
             own = texts(dict.fromkeys(job.pair for job in steered))
             return self._generator.encode([*own, *prompts])
 
+    def tokens(self, pair: Pair) -> WordTokens:
+        """Which tokens are a pair's words. Several threads may call it."""
+        with self._lock:
+            return self._word_reader(pair)
+
 
 class GeneratorPool:
     """Generators that share their weights, each for one batch at a time. Thread-safe.
@@ -225,7 +237,7 @@ class GeneratorPool:
     def __init__(
         self,
         generators: Sequence[Generator],
-        inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning], Tensor]],
+        inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning | Course], Tensor]],
         *,
         device: str,
     ) -> None:
@@ -242,10 +254,10 @@ class GeneratorPool:
         """The images of a batch, and the seconds that generating took."""
         with one_thread(self._device, afterwards=self._threads):
             conditionings, latents = self._inputs(batch)
-            change, alpha = change_of(batch[0])
+            change, alpha, window = change_of(batch[0])
             with self._generator(alone=change is not None and change.exclusive) as generator:
                 clock = time.perf_counter()
-                with nullcontext() if change is None else generator.changed(change, alpha):
+                with nullcontext() if change is None else generator.changed(change, alpha, window):
                     made = generator.generate(conditionings, latents)
                 return made, time.perf_counter() - clock
 
@@ -261,23 +273,25 @@ class GeneratorPool:
                 self._free.put(generator)
 
 
-def change_of(job: AnyJob) -> tuple[Intervention | None, float]:
-    """The change of the pipeline for a job's image; the same for a whole batch, or None."""
+def change_of(job: AnyJob) -> tuple[Intervention | None, float, Window]:
+    """The change of the pipeline for a job's image, or None; with the strength and the part of the
+    schedule: all the same for a whole batch.
+    """
     if not isinstance(job, Job):
-        return None, 0.0
-    return intervention(job.method, job.alpha), job.alpha
+        return None, 0.0, WHOLE
+    return intervention(job.method, job.alpha), job.alpha, job.window
 
 
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
     """Jobs in their order, grouped by the change of the pipeline that they need."""
-    found: dict[tuple[str, float] | None, list[W]] = {}
-    keys: dict[tuple[str, float], tuple[str, float] | None] = {}
+    found: dict[tuple[str, float, Window] | None, list[W]] = {}
+    keys: dict[tuple[str, float, Window], tuple[str, float, Window] | None] = {}
     for job in jobs:
         key = None
         if isinstance(job, Job):
-            place = (job.method, job.alpha)
+            place = (job.method, job.alpha, job.window)
             if place not in keys:
-                keys[place] = None if intervention(*place) is None else place
+                keys[place] = None if intervention(job.method, job.alpha) is None else place
             key = keys[place]
         found.setdefault(key, []).append(job)
     return list(found.values())
@@ -371,11 +385,16 @@ def conditioning(
     pairs: Sequence[Pair],
     encoded: Mapping[str, Conditioning],
     fitted: Fitted | None = None,
-) -> Conditioning:
+    tokens: TokensOf | None = None,
+) -> Conditioning | Course:
     """The conditioning of a job's image; ``encoded`` has the texts that it needs."""
     if isinstance(job, PromptJob):
         return encoded[job.prompt]
-    return steered(job, pairs, encoded, fitted)
+    made = steered(job, pairs, encoded, fitted, tokens)
+    if job.is_unsteered:
+        return made
+    source = encoded[job.pair.source_prompt]
+    return course(METHODS.get(job.method), source, made, job.alpha, job.window)
 
 
 def starting_noise(job: AnyJob, shape: tuple[int, ...]) -> Tensor:
@@ -390,9 +409,11 @@ def steered(
     pairs: Sequence[Pair],
     encoded: Mapping[str, Conditioning],
     fitted: Fitted | None = None,
+    tokens: TokensOf | None = None,
 ) -> Conditioning:
     """The conditioning of a job's image; ``encoded`` has the :func:`texts` of its pair, and of
-    all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned.
+    all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned;
+    ``tokens`` finds the words' tokens, for methods that look at them.
     """
     pair = job.pair
     if job.is_unsteered:
@@ -413,6 +434,7 @@ def steered(
         target_word=encoded[pair.target_word],
         others=others,
         seed=_seed_of(pair),
+        tokens=tokens(pair) if tokens and Need.TOKENS in method.needs else None,
     )
     if isinstance(method, LearningMethod):
         method = (fitted or Fitted())(job, method, others)

@@ -18,6 +18,7 @@ from torch import Tensor
 from analogy.core.errors import ModelError
 from analogy.core.registry import Registry
 from analogy.models.networks import read_object
+from analogy.models.tokens import T5_TOKENS, Encoder
 from analogy.steering.conditioning import Conditioning
 
 #: More latents a side or blocks of a VAE no image model has, and no memory has room for.
@@ -118,9 +119,11 @@ class PipelineFamily:
     """A :class:`Family` but for its parts and :meth:`encode` and :meth:`empty`.
 
     For pipelines that take a conditioning's tensors by their names, the negative prompt's with
-    ``negative_`` before them, and guide if the scale is above 1.
+    ``negative_`` before them, and guide if the scale is above 1. ``layout``: where each text
+    encoder's tokens are in the token states, for methods that steer single tokens.
     """
 
+    layout: tuple[Encoder, ...] = ()
     pipeline: str
     denoiser: str = "unet"
     load_options: Mapping[str, Any] = {}
@@ -221,6 +224,7 @@ class SDXL(PipelineFamily):
     """
 
     pipeline = "StableDiffusionXLPipeline"
+    layout = (Encoder("tokenizer", "text_encoder"), Encoder("tokenizer_2", "text_encoder_2"))
     load_options: Mapping[str, Any] = {"add_watermarker": False}
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
@@ -253,6 +257,7 @@ class SD(PipelineFamily):
     """Stable Diffusion 1.x and 2.x: conditioned on token states only."""
 
     pipeline = "StableDiffusionPipeline"
+    layout = (Encoder("tokenizer", "text_encoder"),)
     #: The checker would put black pictures in the place of some, which the judge would score.
     load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     parts: Mapping[str, tuple[str, ...]] = {
@@ -286,6 +291,11 @@ class SD3(PipelineFamily):
     """
 
     pipeline = "StableDiffusion3Pipeline"
+    layout = (
+        Encoder("tokenizer", "text_encoder"),
+        Encoder("tokenizer_2", "text_encoder_2"),
+        Encoder("tokenizer_3", "text_encoder_3", is_after=True, limit=T5_TOKENS),
+    )
     denoiser = "transformer"
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),

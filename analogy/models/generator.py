@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from analogy.core.images import Images, faults, from_unit
-from analogy.core.records import Pair
+from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
+from analogy.models.stepping import Change, Stepped
+from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention
 from analogy.steering.conditioning import Conditioning
+from analogy.steering.course import Course
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Generator:
         self._steps = steps
         self._guidance = guidance
         self._size = size
+        self._change: Change | None = None
         self._family = family_of(pipeline)
         self._denoiser = getattr(pipeline, self._family.denoiser)
         self._denoise_in_parts = InParts(batch_size)
@@ -97,6 +101,10 @@ class Generator:
                 encoded[prompt] = made.kept()
         return encoded
 
+    def word_reader(self) -> WordReader:
+        """What finds the tokens of words. Made before the text encoders are dropped."""
+        return WordReader(self._pipeline, getattr(self._family, "layout", ()))
+
     def drop_text_encoders(self) -> None:
         """Forget them: once all prompts are encoded, their memory is worth more to images.
 
@@ -107,12 +115,30 @@ class Generator:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
 
-    def changed(self, method: Intervention, alpha: float) -> AbstractContextManager[object]:
-        """The context in which ``method`` has changed this generator's pipeline."""
-        return method.applied(self._pipeline, alpha)
+    def changed(
+        self, method: Intervention, alpha: float, window: Window = WHOLE
+    ) -> AbstractContextManager[object]:
+        """The context in which ``method`` changes this generator's pipeline.
+
+        ``window``: the part of the schedule in which it is changed. Where that is not the whole,
+        the pipeline is changed anew for each part of a batch that is denoised.
+        """
+        if window == WHOLE:
+            return method.applied(self._pipeline, alpha)
+        return self._changed_in(Change(lambda _: method.applied(self._pipeline, alpha), window))
+
+    @contextmanager
+    def _changed_in(self, change: Change) -> Iterator[None]:
+        self._change = change
+        try:
+            yield
+        finally:
+            self._change = None
 
     @torch.inference_mode()
-    def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:
+    def generate(
+        self, conditionings: Sequence[Conditioning | Course], latents: Tensor
+    ) -> Generated:
         """One image for each conditioning, in as many passes as memory asks for.
 
         ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. An image
@@ -158,11 +184,16 @@ class Generator:
         return peak(str(place), work)
 
     def _denoise(
-        self, conditionings: Sequence[Conditioning], latents: Tensor, steps: int
+        self, conditionings: Sequence[Conditioning | Course], latents: Tensor, steps: int
     ) -> Tensor:
         """The pipeline itself, up to the latents that it would decode."""
         sampling = Sampling(steps, self._guidance, self._size)
-        return self._family.denoise(self._pipeline, conditionings, self._empty, latents, sampling)
+        plain = [each for each in conditionings if isinstance(each, Conditioning)]
+        if len(plain) == len(conditionings) and self._change is None:
+            return self._family.denoise(self._pipeline, plain, self._empty, latents, sampling)
+        with Stepped(self._pipeline, self._family.denoiser, conditionings, self._change) as stepped:
+            given, pipeline = stepped.given, stepped.pipeline
+            return self._family.denoise(pipeline, given, self._empty, latents, sampling)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Float NCHW 0..1, as the pipeline itself decodes; failed images again, in float32."""

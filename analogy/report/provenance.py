@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analogy.core.records import IMPORTED, is_imported
+from analogy.core.records import IMPORTED, WHOLE, is_imported
 from analogy.core.text import analogy_command, command_line
 from analogy.results.model import Header, Results, Settings
 from analogy.settings.options import OPTIONS, csv_list
@@ -15,7 +15,10 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     return [
         ("model", f"{config.text('model')}: {subject.model}"),
         ("judge", f"{config.text('clip_model') or ''}: {found.judge}"),
-        ("method", subject.method),
+        (
+            "method",
+            subject.method if subject.window == WHOLE else f"{subject.method}, {subject.window}",
+        ),
         (
             "sampling",
             f"{subject.steps} steps, guidance {subject.guidance:g}, {subject.scheduler}, "

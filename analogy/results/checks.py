@@ -148,6 +148,11 @@ def guidance(value: object, place: str) -> float:
     return number(value, place, 0.0, MAX_GUIDANCE)
 
 
+def share(value: object, place: str) -> float:
+    """A share, in 0..1."""
+    return number(value, place, 0.0, 1.0)
+
+
 def rate(value: object, place: str) -> float:
     """Images per second."""
     return number(value, place, 1e-9, 1e9)

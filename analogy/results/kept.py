@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from analogy.core.files import check_own, write_atomically
-from analogy.core.records import Cell, Verdict
+from analogy.core.records import WHOLE, Cell, Verdict, Window
 from analogy.results.model import RESULTS_NAME, Mean, QualityFigures, Results
 from analogy.results.reading import RecordedError, read_file
 from analogy.results.writing import encoded, write_results
@@ -79,6 +79,7 @@ class Scope:
     is_finished: bool
     method_version: str = ""
     sequential: Mapping[str, bool | int] = field(default_factory=dict)
+    window: Window = WHOLE
 
     @property
     def digest(self) -> str:
@@ -103,7 +104,7 @@ class Scope:
             "ceiling",
         )  # fmt: skip
         version = {"method_version": self.method_version} if self.method_version else {}
-        return {**{name: getattr(self, name) for name in names}, **version}
+        return {**{name: getattr(self, name) for name in names}, **version, **self.window.to_dict()}
 
     @property
     def n_images(self) -> int:
@@ -472,6 +473,7 @@ def scope_of_results(results: Results) -> Scope:
         is_finished=_is_finished(results),
         method_version=header.subject.method_version,
         sequential=header.config.sequential,
+        window=header.subject.window,
     )
 
 

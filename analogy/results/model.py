@@ -14,6 +14,7 @@ from pathlib import Path
 
 from analogy.core.records import (
     SIGNIFICANCE,
+    WHOLE,
     Cell,
     Compared,
     Estimate,
@@ -22,6 +23,7 @@ from analogy.core.records import (
     RunConfig,
     Trend,
     Verdict,
+    Window,
 )
 from analogy.grid_metrics import Described
 
@@ -436,6 +438,7 @@ class Subject:
     commit: str | None
     packages: Mapping[str, str]
     method_version: str = ""
+    window: Window = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

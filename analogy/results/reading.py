@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from analogy.core.errors import AnalogyError
 from analogy.core.fields import shown
-from analogy.core.records import RunConfig
+from analogy.core.records import WHOLE, RunConfig, Window
 from analogy.core.strict_json import is_integer, parse
 from analogy.core.text import command_line
 from analogy.results import checks
@@ -265,6 +265,7 @@ def _header_of(
             commit=provenance.git_commit,
             packages=provenance.packages,
             method_version=_method_version(config, place),
+            window=_window(config, place),
         ),
         path=path,
     )
@@ -275,6 +276,13 @@ def _method_version(config: Object, place: str) -> str:
     if "method_version" not in config:
         return ""
     return at(config, place, "method_version", checks.text)
+
+
+def _window(config: Object, place: str) -> Window:
+    """The part of the schedule in which images are steered; its ends may be left out."""
+    ends = {"steer_from": WHOLE.start, "steer_until": WHOLE.end}
+    found = {n: at(config, place, n, checks.share) if n in config else ends[n] for n in ends}
+    return Window(found["steer_from"], found["steer_until"])
 
 
 def _results(data: Object, path: Path | None) -> Results:

@@ -325,6 +325,11 @@ OPTIONS: tuple[Option, ...] = (
            metavar="SCALE"),
     Option("--size", "pixels a side [default: the size that the model was trained for]",
            parse=_integer(8), metavar="PIXELS"),
+    Option("--steer-from", "where steering begins, as a share of the steps: 0.25 leaves the first "
+           "quarter to the source prompt, which decides the composition", parse=parse_number,
+           metavar="SHARE"),
+    Option("--steer-until", "where steering ends, as a share of the steps", parse=parse_number,
+           metavar="SHARE"),
     Option("--dtype", f"the generator's number format: {', '.join(DTYPES)} [default: the fastest "
            "on the device: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME",
            choices=DTYPES),

@@ -19,6 +19,7 @@ from analogy.core.fields import (
     check_name,
     check_number,
     check_text,
+    check_window,
     one_of,
     shown,
 )
@@ -44,7 +45,8 @@ class RunRequest:
     ``sequential``: each cell stops as soon as it is decided; ``order_seed``, ``full_unsteered``,
     ``futility`` and ``reserve`` change how (docs/sequential.md), and need it.
 
-    Sampling: ``steps``, ``guidance``, ``size`` (pixels a side).
+    Sampling: ``steps``, ``guidance``, ``size`` (pixels a side); ``steer_from`` and ``steer_until``:
+    the part of the schedule in which images are steered, as shares of its steps.
 
     Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
     ``num_workers``, ``ray_address``.
@@ -78,6 +80,8 @@ class RunRequest:
     steps: int | None = None
     guidance: float | None = None
     size: int | None = None
+    steer_from: float = 0.0
+    steer_until: float = 1.0
     dtype: str | None = None
     limit: int | None = None
     sequential: bool = False
@@ -121,6 +125,7 @@ class RunRequest:
             if value is not None:
                 check(name, value)
         _check_sequential(self)
+        check_window(self.steer_from, self.steer_until)
         _check_engine(self.engine)
         one_of(DTYPES)("clip_dtype", self.clip_dtype)
         check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)

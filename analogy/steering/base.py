@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from analogy.core.errors import FieldError
+from analogy.core.fields import ALPHA_LIMIT
 from analogy.core.records import Need as Need  # part of what a method is
 from analogy.core.records import RunConfig
 from analogy.core.registry import ExtensionError, Registry
 
 if TYPE_CHECKING:
     from analogy.steering.conditioning import Conditioning, Edit, Words
+
+#: The strengths that are measured unless others are asked for, or the method has its own.
+DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
+
+#: The limits of a method that takes every strength.
+ANY_ALPHA = (-ALPHA_LIMIT, ALPHA_LIMIT)
+
+#: The strengths of the built-in methods that have their own: to import a method takes torch.
+BUILTIN_ALPHAS: Mapping[str, tuple[float, ...]] = {"prompt": (1.0,)}
 
 
 @runtime_checkable
@@ -52,6 +63,16 @@ class ScaledMethod(Method, Protocol):
     @property
     def default_alphas(self) -> tuple[float, ...]:
         """The default strengths; not 0."""
+        ...
+
+
+@runtime_checkable
+class BoundedMethod(Method, Protocol):
+    """A method that not every strength makes sense for."""
+
+    @property
+    def alpha_limits(self) -> tuple[float, float]:
+        """The least and the largest strength that it takes."""
         ...
 
 
@@ -98,6 +119,8 @@ class FunctionMethod:
     needs: frozenset[Need]
     function: Callable[[Edit, float], Conditioning]
     version: str = ""
+    default_alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    alpha_limits: tuple[float, float] = ANY_ALPHA
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
         """The function's value."""
@@ -105,12 +128,20 @@ class FunctionMethod:
 
 
 def steering_method(
-    *needs: Need, version: str = ""
+    *needs: Need,
+    version: str = "",
+    default_alphas: tuple[float, ...] = DEFAULT_ALPHAS,
+    alpha_limits: tuple[float, float] = ANY_ALPHA,
 ) -> Callable[[Callable[[Edit, float], Conditioning]], FunctionMethod]:
-    """Make a function ``(edit, alpha) -> Conditioning`` a method of the function's name."""
+    """Make a function ``(edit, alpha) -> Conditioning`` a method of the function's name.
+
+    ``default_alphas`` and ``alpha_limits``: as of :class:`ScaledMethod` and :class:`BoundedMethod`.
+    """
 
     def made(function: Callable[[Edit, float], Conditioning]) -> FunctionMethod:
-        return FunctionMethod(function.__name__, frozenset(needs), function, version)
+        return FunctionMethod(
+            function.__name__, frozenset(needs), function, version, default_alphas, alpha_limits
+        )
 
     return made
 
@@ -124,15 +155,16 @@ METHODS: Registry[Method] = Registry(
         "word": "analogy.steering.words:word",
         "category": "analogy.steering.words:category",
         "random": "analogy.steering.words:random",
+        "prompt": "analogy.steering.prompts:prompt",
+        "switch": "analogy.steering.denoising:switch",
+        "guidance": "analogy.steering.denoising:guidance",
+        "span": "analogy.steering.words:span",
     },
     protocol=Method,  # type: ignore[type-abstract]
 )
 
 #: The default: see "Which method" in the README for the measurement behind the choice.
 DEFAULT_METHOD = "word"
-
-#: The strengths that are measured unless others are asked for, or the method has its own.
-DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
 
 #: The null: it steers in a random direction.
 NULL_METHOD = "random"
@@ -147,8 +179,22 @@ def default_alphas(name: str) -> tuple[float, ...]:
     Imports a method that is not built in. Raises ``UnknownNameError`` or ``ExtensionError`` if it
     cannot be used.
     """
-    method = None if METHODS.is_builtin(name) else METHODS.get(name)
+    if METHODS.is_builtin(name):
+        return BUILTIN_ALPHAS.get(name, DEFAULT_ALPHAS)
+    method = METHODS.get(name)
     return tuple(method.default_alphas) if isinstance(method, ScaledMethod) else DEFAULT_ALPHAS
+
+
+def check_alphas(method: Method, alphas: Collection[float]) -> None:
+    """Raises ``FieldError`` if the method does not take one of these strengths."""
+    low, high = method.alpha_limits if isinstance(method, BoundedMethod) else ANY_ALPHA
+    for alpha in alphas:
+        if not low <= alpha <= high:
+            raise FieldError(
+                place="alphas",
+                expected=f"strengths of {low:g} to {high:g}, which the method {method.name} takes",
+                got=f"{alpha:g}",
+            )
 
 
 def intervention(name: str, alpha: float) -> Intervention | None:
@@ -195,9 +241,12 @@ class Identity:
 def with_method(config: RunConfig, name: str) -> RunConfig:
     """The configuration with another method. Imports the method: ``name`` must be the user's own.
 
-    Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used.
+    Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used, and ``FieldError`` if it
+    does not take the configuration's alphas.
     """
-    identity = Identity.of(METHODS.get(name))
+    method = METHODS.get(name)
+    identity = Identity.of(method)
+    check_alphas(method, config.alphas)
     if METHODS.is_builtin(name):
         return replace(config, method=name, method_version="", method_needs=())
     return replace(

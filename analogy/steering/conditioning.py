@@ -116,13 +116,48 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A word's tokens in the part of the token states that one text encoder gives.
+
+    ``states``: the states' name in the conditioning; ``tokens``: positions along axis -2; ``dims``:
+    start and end of the encoder's dimensions along axis -1.
+    """
+
+    states: str
+    tokens: tuple[int, ...]
+    dims: tuple[int, int]
+
+    def of(self, encoded: Conditioning) -> Tensor:
+        """The mean over the word's tokens, ``(..., dims)``."""
+        start, end = self.dims
+        return encoded.states[self.states][..., list(self.tokens), start:end].mean(dim=-2)
+
+
+@dataclass(frozen=True, slots=True)
+class WordTokens:
+    """A pair's words as tokens: a span for each text encoder, in the same order.
+
+    ``prompt``: of the source word in the source prompt; ``source``, ``target``: of each word alone.
+    Empty where no encoder reads the source word in its prompt.
+    """
+
+    prompt: tuple[Span, ...]
+    source: tuple[Span, ...]
+    target: tuple[Span, ...]
+
+    def plus(self, prompt: Span, source: Span, target: Span) -> WordTokens:
+        """These and one encoder's more."""
+        return WordTokens((*self.prompt, prompt), (*self.source, source), (*self.target, target))
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """All that a steering method may look at.
 
     ``source`` and ``target``: the encoded prompts; ``source_word`` and ``target_word``: the bare
     words, encoded as prompts of their own; ``others``: the category's other pairs, with their
     prompts encoded, empty unless the method needs them; ``seed``: for the null, different
-    for every pair.
+    for every pair; ``tokens``: which tokens are the words', None unless the method needs them.
     """
 
     source: Conditioning
@@ -132,3 +167,4 @@ class Edit:
     target_word: Conditioning
     others: tuple[Words, ...]
     seed: int
+    tokens: WordTokens | None = None

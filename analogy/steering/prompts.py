@@ -1,4 +1,4 @@
-"""The methods that interpolate from the source prompt to the target prompt."""
+"""The methods that go from the source prompt to the target prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from analogy.steering.base import Need, steering_method
+from analogy.core.fields import ALPHA_LIMIT
+from analogy.steering.base import BUILTIN_ALPHAS, Need, steering_method
 from analogy.steering.conditioning import Conditioning, Edit
 
 
@@ -25,6 +26,19 @@ def slerp(edit: Edit, alpha: float) -> Conditioning:
     if alpha in (0.0, 1.0):
         return edit.target if alpha else edit.source
     return edit.source.map(partial(_slerp, alpha=alpha), edit.target)
+
+
+@steering_method(
+    Need.TARGET, default_alphas=BUILTIN_ALPHAS["prompt"], alpha_limits=(0.0, ALPHA_LIMIT)
+)
+def prompt(edit: Edit, alpha: float) -> Conditioning:
+    """The target prompt itself at every alpha above 0: the plain baseline (AxBench, Wu et al. 2025,
+    arXiv 2501.17148).
+
+    Its images have the target's concept at the cost of the whole image: what a method leaves of the
+    source's image is to be compared with what this one leaves.
+    """
+    return edit.target if alpha > 0.0 else edit.source
 
 
 def _slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:

@@ -25,6 +25,29 @@ def word_direction(edit: Edit) -> Conditioning:
     return edit.target_word.minus(edit.source_word)
 
 
+@steering_method(Need.WORDS, Need.TOKENS)
+def span(edit: Edit, alpha: float) -> Conditioning:
+    """``word``'s direction at the source word's own tokens only; pooled vectors stay.
+
+    To each of these tokens alpha (mean E(target word) - mean E(source word)) is added, the means
+    over the tokens of each word, encoded alone as a prompt, so that the words may have different
+    numbers of tokens. Selected tokens are steered by attribute control (arXiv 2403.17064) and by
+    text-embedding interpolation (arXiv 2603.17998). Each text encoder is steered by its own tokens.
+    Where none of them reads the source word in its prompt, nothing is steered.
+    """
+    if alpha == 0.0:
+        return edit.source
+    if edit.tokens is None:
+        raise ValueError("method 'span' needs the words' tokens, got none")
+    moved = {name: states.clone() for name, states in edit.source.states.items()}
+    tokens = edit.tokens
+    for here, source, target in zip(tokens.prompt, tokens.source, tokens.target, strict=True):
+        direction = target.of(edit.target_word) - source.of(edit.source_word)
+        start, end = here.dims
+        moved[here.states][..., list(here.tokens), start:end] += alpha * direction[..., None, :]
+    return Conditioning(moved, edit.source.pooled, edit.source.carried)
+
+
 @steering_method(Need.OTHERS)
 def category(edit: Edit, alpha: float) -> Conditioning:
     """E_A + alpha times the mean direction of the category's other pairs (leave one out).

@@ -15,7 +15,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from analogy.core.records import UNSTEERED, Cell, Pair, RunConfig
+from analogy.core.records import UNSTEERED, WHOLE, Cell, Pair, RunConfig, Window
 from analogy.core.strict_json import Json
 from analogy.core.words import folded
 from analogy.steering.base import NULL_METHOD, TARGET_METHOD, Identity, Need
@@ -71,13 +71,17 @@ W = TypeVar("W", bound=Wanted)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image of a grid, the method that steers it, and its key in the run folder."""
+    """One image of a grid, the method that steers it, and its key in the run folder.
+
+    ``window``: the part of the schedule in which it is steered.
+    """
 
     pair: Pair
     alpha: float
     seed: int
     method: str
     key: str
+    window: Window = WHOLE
 
     @property
     def is_unsteered(self) -> bool:
@@ -87,7 +91,9 @@ class Job:
     @property
     def what(self) -> Facts:
         """The image's pair, alpha and seed; and its method, if it is steered."""
-        method = {} if self.is_unsteered else {"method": self.method}
+        method: Facts = {}
+        if not self.is_unsteered:
+            method = {"method": self.method, **self.window.to_dict()}
         pair = {"pair_id": self.pair.id, "category": self.pair.category}
         return {**pair, "alpha": self.alpha, "seed": self.seed, **method}
 
@@ -201,13 +207,14 @@ class Grid:
     @cached_property
     def _own(self) -> Mapping[str | None, Sequence[Job]]:
         """The jobs of the run's method by category; None has all of them."""
-        return self._planned(self.config.method, self.config.grid_alphas)
+        config = self.config
+        return self._planned(config.method, config.grid_alphas, config.window)
 
     @cached_property
     def _null(self) -> Mapping[str | None, Sequence[Job]]:
         if not self.config.control:
             return {}
-        return self._planned(NULL_METHOD, sorted(self.config.alphas))
+        return self._planned(NULL_METHOD, sorted(self.config.alphas), self.config.window)
 
     @cached_property
     def _targets(self) -> Mapping[str | None, Sequence[Job]]:
@@ -215,7 +222,9 @@ class Grid:
             return {}
         return self._planned(TARGET_METHOD, (TARGET_ALPHA,))
 
-    def _planned(self, method: str, alphas: Iterable[float]) -> Mapping[str | None, Sequence[Job]]:
+    def _planned(
+        self, method: str, alphas: Iterable[float], window: Window = WHOLE
+    ) -> Mapping[str | None, Sequence[Job]]:
         """Jobs of one method by category, in the order pair, alpha, seed; None has all of them."""
         alphas = tuple(alphas)
         identity = Identity.in_config(replace(self.config, method=method))
@@ -227,13 +236,14 @@ class Grid:
         found: dict[str | None, list[Job]] = {None: []}
         for pair in self.pairs:
             own: dict[str, Json] = {**subject, "pair": content(pair)}
-            steered = {**own, "method": method, **version}
+            steered = {**own, "method": method, **version, **window.to_dict()}
             if Need.OTHERS in identity.needs:
                 steered |= _neighbours(pair, by_category[pair.category])
             for alpha in alphas:
                 what = own if alpha == UNSTEERED else {**steered, "alpha": alpha}
                 for seed in self.config.seeds:
-                    job = Job(pair, alpha, seed, method, digest({**what, "seed": seed}))
+                    key = digest({**what, "seed": seed})
+                    job = Job(pair, alpha, seed, method, key, window)
                     found[None].append(job)
                     found.setdefault(pair.category, []).append(job)
         return found

@@ -15,7 +15,7 @@ from analogy.models.folders import native_size
 from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
 from analogy.models.sources import find_pipeline
 from analogy.settings.request import RunRequest, option_error
-from analogy.steering.base import METHODS, Identity, with_method
+from analogy.steering.base import METHODS, Identity, check_alphas, with_method
 
 
 class Resolved(NamedTuple):
@@ -31,7 +31,7 @@ def resolve(request: RunRequest) -> Resolved:
 
     Loads no model. Raises ``OptionError`` or ``ModelError``.
     """
-    _check_method(request.method)
+    _check_method(request)
     device = check_device(request.device, gpu=request.gpu, engine=request.engine)
     _check_engine(request)
     dtype = request.dtype or native_dtype(device)
@@ -81,16 +81,22 @@ def resolve(request: RunRequest) -> Resolved:
             full_unsteered=request.full_unsteered,
             futility=request.futility,
             reserve=request.reserve,
+            steer_from=request.steer_from,
+            steer_until=request.steer_until,
         )
     except FieldError as error:
         raise option_error(error) from None
     return Resolved(with_method(config, config.method), model, judge)
 
 
-def _check_method(name: str) -> None:
+def _check_method(request: RunRequest) -> None:
     """Import the method, before any model is looked for."""
     try:
-        Identity.of(METHODS.get(name))
+        method = METHODS.get(request.method)
+        Identity.of(method)
+        check_alphas(method, request.alphas)
+    except FieldError as error:
+        raise option_error(error) from None
     except AnalogyError as error:
         raise OptionError(f"--method: {error}") from error
 

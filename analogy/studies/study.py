@@ -34,7 +34,7 @@ from analogy.settings.options import csv_list, parse_device
 from analogy.settings.pairs import UnreadPairsWarning, categories, named
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins
-from analogy.steering.base import Identity, Need, with_method
+from analogy.steering.base import METHODS, Identity, Need, with_method
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.studies import ceiling as ceilings
@@ -347,6 +347,8 @@ def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[s
     if not same:
         return []
     what = f"the model's text encoders read as one what the method {method} steers between"
+    if Need.TOKENS in METHODS.get(method).needs:
+        what = "the model's text encoders read both words as one, or no token of the source word"
     if len(same) == len(pairs):
         raise OptionError(
             f"{what}, in every pair ({named(same)}): nothing would be steered; say what differs "

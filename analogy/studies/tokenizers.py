@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +21,9 @@ from analogy.core.records import Pair
 from analogy.core.strict_json import Json
 from analogy.generation.worker import steered, texts
 from analogy.models.libraries import transformers
+from analogy.models.tokens import T5_TOKENS, word_tokens
 from analogy.steering.base import METHODS, Intervention, Need
-from analogy.steering.conditioning import Conditioning
+from analogy.steering.conditioning import Conditioning, Span, WordTokens
 from analogy.store.grid import Job
 
 #: Prompts to the token ids that a model gets, one row each; equal rows are one text to it.
@@ -31,9 +34,6 @@ Reading = tuple[tuple[int, ...], ...]
 
 #: Tokenizers that a generator's folder may name; others are not asked.
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
-
-#: Tokens of a prompt that diffusers gives to T5, which itself has no limit.
-T5_TOKENS = 256
 
 # transformers makes a tokenizer without words of a folder that has none of these.
 _VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
@@ -53,8 +53,26 @@ def same_to_judge(read: Read, pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if ids[pair.source_prompt] == ids[pair.target_prompt]]
 
 
-def readers_of(folder: Path) -> list[Read]:
-    """For each text encoder of a generator, the token ids of texts, by its folder's tokenizer.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A generator's tokenizer: texts to the token ids that its encoder gets."""
+
+    tokenizer: Any
+    most: int
+
+    def __call__(self, prompts: Sequence[str]) -> Sequence[Sequence[int]]:
+        """One row of token ids for each prompt."""
+        made = self.tokenizer(list(prompts), truncation=True, max_length=self.most)
+        ids: Sequence[Sequence[int]] = made["input_ids"]
+        return ids
+
+    def has_word(self, prompt: str, word: str) -> bool:
+        """True if a token of the word in the prompt is read."""
+        return bool(word_tokens(self.tokenizer, prompt, word, most=self.most))
+
+
+def readers_of(folder: Path) -> list[Reader]:
+    """For each text encoder of a generator, its folder's tokenizer.
 
     Empty where the folder has none that is known. Raises ``ModelError`` for one that cannot be
     loaded.
@@ -76,31 +94,33 @@ def readers_of(folder: Path) -> list[Read]:
     return readers
 
 
-def _reader(folder: Path, kind: str) -> Read:
+def _reader(folder: Path, kind: str) -> Reader:
     try:
         tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder}: expected a {kind} that can be loaded ({error})") from error
     most = min(int(tokenizer.model_max_length), T5_TOKENS if kind.startswith("T5") else _LONGEST)
-
-    def read(prompts: Sequence[str]) -> Sequence[Sequence[int]]:
-        made = tokenizer(list(prompts), truncation=True, max_length=most)
-        ids: Sequence[Sequence[int]] = made["input_ids"]
-        return ids
-
-    return read
+    return Reader(tokenizer, most)
 
 
-def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> list[Pair]:
+def unsteered(readers: Sequence[Reader], pairs: Sequence[Pair], method: str) -> list[Pair]:
     """The pairs that a method leaves as they are, since the text encoders tell nothing apart.
 
     Every reading gets a vector of its own in the place of its encoding, and the method steers
-    between those: what it leaves where it was, it would leave with any encoder.
+    between those: what it leaves where it was, it would leave with any encoder. A method that
+    steers the words' tokens also leaves a prompt in which no encoder reads the source word.
     """
     if not readers or isinstance(METHODS.get(method), Intervention):
         return []  # what an intervention changes is not in the text
     ids = _readings(readers, texts(pairs))
     needs = METHODS.get(method).needs
+    lost = {
+        pair.id
+        for pair in pairs
+        if Need.TOKENS in needs
+        and not any(reader.has_word(pair.source_prompt, pair.source_word) for reader in readers)
+    }
+    whole = Span("states", (0,), (0, _STAND_IN))
     suspects = {pair.category for pair in pairs if _has_equal(pair, ids)}
     stand_ins: dict[Reading, Conditioning] = {}
     generator = torch.Generator().manual_seed(0)
@@ -111,11 +131,15 @@ def unsteered(readers: Sequence[Read], pairs: Sequence[Pair], method: str) -> li
     encoded = {text: stand_ins[reading] for text, reading in ids.items()}
     found = []
     for pair in pairs:
+        if pair.id in lost:
+            found.append(pair)
+            continue
         if pair.category not in suspects:
             continue
         if Need.OTHERS not in needs and not _has_equal(pair, ids):
             continue
-        made = steered(Job(pair, 0.5, 0, method, ""), pairs, encoded)
+        job = Job(pair, 0.5, 0, method, "")
+        made = steered(job, pairs, encoded, tokens=lambda _: WordTokens(*[(whole,)] * 3))
         if made.is_close(encoded[pair.source_prompt], atol=1e-4):
             found.append(pair)
     return found

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analogy.steering.base import METHODS, Need
-from analogy.steering.conditioning import Conditioning, Edit, Words
+from analogy.steering.base import METHODS, Need, check_alphas, default_alphas
+from analogy.steering.conditioning import Conditioning, Edit, Span, Words, WordTokens
 from analogy.steering.words import word_direction
 
 TOKENS, DIM, POOLED = 3, 4, 5
@@ -77,8 +77,21 @@ def drawn(seed: int = 0, **changes) -> Edit:
         target_word=conditioning(),
         others=others,
         seed=7,
+        tokens=tokens(1),
     )
     return replace(edit, **changes)
+
+
+def tokens(place: int) -> WordTokens:
+    """One token of a prompt, and of the words the first and the second."""
+    spans = (Span("states", at, (0, DIM)) for at in ((place,), (0,), (1,)))
+    return WordTokens(*((span,) for span in spans))
+
+
+def taken(method: str, *alphas: float) -> list[float]:
+    """Those of the strengths that the method takes."""
+    low, high = METHODS.get(method).alpha_limits
+    return [alpha for alpha in alphas if low <= alpha <= high]
 
 
 def constant(states: float, pooled: float) -> Conditioning:
@@ -115,7 +128,7 @@ def test_alpha_0_is_the_source_bit_for_bit(method, edit):
 def test_the_input_is_left_alone(method):
     edit = drawn()
     before = copy.deepcopy(edit)
-    for alpha in (-1.0, 0.0, 0.5, 1.0):
+    for alpha in taken(method, -1.0, 0.0, 0.5, 1.0):
         steer(method, edit, alpha)
     for name in ("source", "target", "source_word", "target_word"):
         assert_same_bits(getattr(edit, name), getattr(before, name))
@@ -125,13 +138,22 @@ def test_the_input_is_left_alone(method):
 
 
 @pytest.mark.parametrize("method", METHODS.builtin)
-@pytest.mark.parametrize("alpha", [-0.5, 0.5, 1.0])
-def test_the_same_arguments_give_the_same_result(method, alpha):
-    assert_same_bits(steer(method, drawn(), alpha), steer(method, drawn(), alpha))
+def test_the_same_arguments_give_the_same_result(method):
+    for alpha in taken(method, -0.5, 0.5, 1.0):
+        assert_same_bits(steer(method, drawn(), alpha), steer(method, drawn(), alpha))
+
+
+@pytest.mark.parametrize("method", METHODS.builtin)
+def test_the_default_strengths_are_the_methods_own_and_it_takes_them(method):
+    """They are known without the method, since importing it takes torch."""
+    own = METHODS.get(method)
+    assert own.default_alphas == default_alphas(method)
+    check_alphas(own, own.default_alphas)
 
 
 UNSEEN = {
     Need.TARGET: ("target",), Need.WORDS: ("source_word", "target_word"), Need.OTHERS: ("others",),
+    Need.TOKENS: ("tokens",),
 }  # fmt: skip
 
 
@@ -144,7 +166,8 @@ def test_a_method_looks_at_what_it_says_it_needs_and_at_nothing_else(method):
     edit = drawn()
     assert_same_bits(steer(method, replace(edit, **poison), 0.7), steer(method, edit, 0.7))
     for name in {name for need in needs for name in UNSEEN[need]}:
-        other = {name: edit.others[:1] if name == "others" else nan}
+        changes = {"others": edit.others[:1], "tokens": tokens(0)}
+        other = {name: changes.get(name, nan)}
         moved = steer(method, replace(edit, **other), 0.7)
         assert not moved.is_close(steer(method, edit, 0.7), atol=1e-6)
 
@@ -169,7 +192,7 @@ def test_a_name_has_one_role():
         Conditioning({"a": torch.zeros(2, 3)}, carried={"a": torch.ones(2)})
 
 
-@pytest.mark.parametrize("method", METHODS.builtin)
+@pytest.mark.parametrize("method", [name for name in METHODS.builtin if name != "span"])
 def test_every_tensor_is_steered_and_a_mask_is_carried(method):
     """Two encoders and a mask, as FLUX and Qwen-Image have them: the same as each encoder alone."""
     mask = torch.tensor([True, True, False])
@@ -272,6 +295,20 @@ def test_slerp_does_not_jump_where_the_arc_becomes_a_line():
         turned = edit.source.plus(edit.target, angle)
         near = replace(edit, target=turned)
         assert_close(steer("slerp", near, 0.5), steer("lerp", near, 0.5), atol=1e-5)
+
+
+# --- prompt
+
+
+@quick
+@given(edit=edits, alpha=st.floats(1e-3, 5.0))
+def test_prompt_is_the_target_bit_for_bit_at_every_strength(edit, alpha):
+    assert_same_bits(steer("prompt", edit, alpha), edit.target)
+
+
+def test_prompt_has_no_way_back():
+    with pytest.raises(ValueError, match=r"alphas: expected strengths of 0 to 5, .* prompt takes"):
+        check_alphas(METHODS.get("prompt"), (1.0, -0.5))
 
 
 # --- word

@@ -49,7 +49,7 @@ def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> No
     lines = [
         f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
-        f"steering  {config.method}, {pair.source_word} -> {pair.target_word}; "
+        f"steering  {config.steering}, {pair.source_word} -> {pair.target_word}; "
         f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
         f"{config.device}",
         f"prompts   {pair.source_prompt} -> {pair.target_prompt}",

@@ -1,0 +1,298 @@
+"""A denoiser whose conditioning depends on the step, in the place of a pipeline's own.
+
+It belongs to one call of one copy of a pipeline: generators that share weights in other threads
+never see it, and nothing has to be undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from analogy.core.errors import ModelError
+from analogy.core.records import Window
+from analogy.models.families import stacked
+from analogy.steering.conditioning import Conditioning
+from analogy.steering.course import Course
+
+Path: TypeAlias = tuple[str | int, ...]
+"""The place of a tensor among a call's arguments: a position or a name, and keys of dicts."""
+
+#: Arguments that have no axis of images in diffusers, whatever their length.
+_NO_BATCH = ("img_ids", "txt_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor of a call that holds the batch's conditioning.
+
+    ``name``: of the conditioning's tensor; ``starts``: where its rows begin: once, or more often if
+    the pipeline has further guidance terms with the same prompt.
+    """
+
+    name: str
+    tensor: Tensor
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the pipeline in a part of the schedule.
+
+    ``enter``: gives the context within which the pipeline is changed, from the step with this
+    number on.
+    """
+
+    enter: Callable[[int], AbstractContextManager[object]]
+    window: Window
+
+
+class Stepped:
+    """A copy of a pipeline whose denoiser and scheduler count steps; used as a context, once.
+
+    ``pipeline``: the copy. ``conditionings``: of the batch, in the order of its images; the
+    pipeline is to be called with :attr:`given`. Raises ``ModelError`` if the pipeline does not hand
+    its conditioning to the denoiser as it was given.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoiser: str,
+        conditionings: Sequence[Conditioning | Course],
+        change: Change | None = None,
+    ) -> None:
+        self.given = [each.source if isinstance(each, Course) else each for each in conditionings]
+        self.pipeline = copy.copy(pipeline)
+        self._scheduler = _counting(pipeline.scheduler, self._step_done)
+        # Not by setattr, by which a pipeline notes the classes of its parts.
+        parts = vars(self.pipeline)
+        parts["scheduler"] = self._scheduler
+        self._denoiser = parts[denoiser]
+        parts[denoiser] = _Denoiser(self._denoiser, self._predict)
+        self._courses = {
+            i: each for i, each in enumerate(conditionings) if isinstance(each, Course)
+        }
+        place = (self._denoiser.device, self._denoiser.dtype)
+        self._source = stacked(self.given, *place)
+        self._steered = stacked(
+            [each.steered if isinstance(each, Course) else each for each in conditionings], *place
+        )
+        self._needed = [
+            name for name, one in self._source.items() if not torch.equal(one, self._steered[name])
+        ]
+        self._is_seen = not self._needed
+        self._known: dict[int, tuple[Tensor, _Place | None]] = {}
+        self._replaced: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        self._step = 0
+        self._change = change
+        self._is_changed = False
+        self._changed = ExitStack()
+
+    def __enter__(self) -> Stepped:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._changed.close()
+        if kind is None and not self._is_seen:
+            raise self._refusal()
+
+    def _steps(self, window: Window) -> range:
+        return window.steps(len(self._scheduler.timesteps))
+
+    def _step_done(self) -> None:
+        self._step += 1
+
+    def _predict(self, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        """The denoiser's prediction for one call of the pipeline."""
+        self._enter_or_leave_change()
+        if not self._needed:
+            return self._denoiser(*args, **given)
+        call: dict[str | int, Any] = dict(enumerate(args))
+        call.update(given)
+        places = self._places(call)
+        if not places:  # a pass for the negative prompt alone
+            return self._denoiser(*args, **given)
+        self._is_seen = True
+        active = [i for i, one in self._courses.items() if self._step in self._steps(one.window)]
+        swapped = tuple(i for i in active if self._courses[i].weight is None)
+        added = [i for i in active if self._courses[i].weight is not None]
+        if swapped:
+            changed = {path: self._with_rows(one, swapped) for path, one in places.items()}
+            made = self._called(_mapped(call, lambda path, leaf: changed.get(path, leaf)))
+        else:
+            made = self._denoiser(*args, **given)
+        return self._plus(made, call, places, added) if added else made
+
+    def _plus(
+        self,
+        made: Any,
+        call: dict[str | int, Any],
+        places: Mapping[Path, _Place],
+        added: Sequence[int],
+    ) -> Any:
+        """A prediction with the weighted difference of the added predictions.
+
+        These have a pass of their own: that of the pipeline has the rows and the memory that it
+        has without them, so that images beside them stay bit for bit the same.
+        """
+        place = next(iter(places.values()))
+        if len(place.starts) > 1:
+            raise ModelError(
+                f"{type(self.pipeline).__name__}: expected a pipeline that predicts once with the "
+                f"prompt, got {len(place.starts)} predictions, so that none can be added to; "
+                "choose a method that steers the conditioning"
+            )
+        rows, [first] = len(place.tensor), place.starts
+        where = torch.tensor([first + i for i in added], device=self._denoiser.device)
+        chosen = torch.tensor(added, device=self._denoiser.device)
+
+        def own(path: Path, leaf: Tensor) -> Tensor:
+            if path in places:
+                return self._steered[places[path].name][chosen]
+            has_rows = leaf.ndim > 0 and len(leaf) == rows and path[-1] not in _NO_BATCH
+            return leaf[where] if has_rows else leaf
+
+        extra = self._called(_mapped(call, own))[0]
+        whole: Tensor = made[0].clone()
+        weights = [self._courses[i].weight for i in added]
+        by_row = whole.new_tensor(weights).view(-1, *[1] * (whole.ndim - 1))
+        whole[where] += by_row * (extra - whole[where])
+        return (whole, *made[1:])
+
+    def _called(self, call: Mapping[str | int, Any]) -> Any:
+        args = [value for name, value in call.items() if isinstance(name, int)]
+        given = {name: value for name, value in call.items() if isinstance(name, str)}
+        return self._denoiser(*args, **given)
+
+    def _places(self, call: Mapping[str | int, Any]) -> dict[Path, _Place]:
+        """Where the conditioning of the batch is among a call's arguments.
+
+        By what it is, not by name: every family's denoiser has other names for it. Empty if this
+        call has none of it.
+        """
+        found: dict[Path, _Place] = {}
+
+        def look(path: Path, leaf: Tensor) -> Tensor:
+            place = self._place_of(leaf)
+            if place is not None:
+                found[path] = place
+            return leaf
+
+        _mapped(call, look)
+        names = {place.name for place in found.values()}
+        if names & set(self._needed) and not names >= set(self._needed):
+            raise self._refusal()
+        return found if names & set(self._needed) else {}
+
+    def _place_of(self, leaf: Tensor) -> _Place | None:
+        """Which of the conditioning's tensors is in a tensor, if any.
+
+        Looked up by identity after the first time: to compare values, a GPU has to be waited for.
+        """
+        if id(leaf) in self._known:
+            return self._known[id(leaf)][1]
+        alike = {name: each for name, each in self._source.items() if _is_like(leaf, each)}
+        if not alike:
+            return None
+        place = None
+        for name, each in alike.items():
+            blocks = range(0, len(leaf), len(each))
+            starts = tuple(at for at in blocks if torch.equal(leaf[at : at + len(each)], each))
+            if starts:
+                place = _Place(name, leaf, starts)
+        # The tensor is kept with it: its id would be another's once it is gone.
+        self._known[id(leaf)] = (leaf, place)
+        return place
+
+    def _with_rows(self, place: _Place, rows: tuple[int, ...]) -> Tensor:
+        """A tensor of the pipeline's with the steered rows in their places."""
+        kept = self._replaced.get(id(place.tensor))
+        if kept is not None and kept[0] == rows:
+            return kept[1]
+        made = place.tensor.clone()
+        for start in place.starts:
+            for i in rows:
+                made[start + i] = self._steered[place.name][i]
+        self._replaced[id(place.tensor)] = (rows, made)
+        return made
+
+    def _enter_or_leave_change(self) -> None:
+        if self._change is None:
+            return
+        steps = self._steps(self._change.window)
+        if self._step not in steps:
+            self._changed.close()
+        elif not self._is_changed:
+            self._is_changed = True
+            self._changed.enter_context(self._change.enter(self._step))
+
+    def _refusal(self) -> ModelError:
+        return ModelError(
+            f"{type(self.pipeline).__name__}: expected the denoiser to be given "
+            f"{', '.join(self._needed)} as the pipeline was, got none, so that steering cannot "
+            "begin or end at a step; leave out --steer-from and --steer-until, or choose a method "
+            "that steers at every step"
+        )
+
+
+def _is_like(leaf: Tensor, source: Tensor) -> bool:
+    """True if some of a tensor's rows may be those of a conditioning's tensor ``(n, ...)``."""
+    return (
+        leaf.ndim == source.ndim
+        and leaf.shape[1:] == source.shape[1:]
+        and len(leaf) % len(source) == 0
+        and leaf.dtype == source.dtype
+    )
+
+
+class _Denoiser:
+    """What a pipeline calls in the place of its denoiser; all else is the denoiser's own."""
+
+    def __init__(
+        self, denoiser: Any, predict: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    ) -> None:
+        self._own = denoiser
+        self._predict = predict
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        return self._predict(args, given)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+def _counting(scheduler: Any, count: Callable[[], None]) -> Any:
+    """A copy of a scheduler that calls ``count`` after each step."""
+    copied = copy.copy(scheduler)
+    step = copied.step
+
+    @functools.wraps(step)
+    def counted(*args: Any, **given: Any) -> Any:
+        made = step(*args, **given)
+        count()
+        return made
+
+    copied.step = counted
+    return copied
+
+
+def _mapped(
+    tree: Mapping[Any, Any], change: Callable[[Path, Tensor], Tensor], path: Path = ()
+) -> dict[Any, Any]:
+    """A call's arguments with their tensors changed, those in dicts as well."""
+    made = {}
+    for name, value in tree.items():
+        if isinstance(value, Tensor):
+            value = change((*path, name), value)
+        elif isinstance(value, dict):
+            value = _mapped(value, change, (*path, name))
+        made[name] = value
+    return made
