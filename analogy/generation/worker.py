@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from queue import SimpleQueue
@@ -21,14 +21,23 @@ from analogy.core.errors import ModelError, StoreError
 from analogy.core.images import ImageError, Images, from_png, to_png
 from analogy.core.records import Pair, RunConfig
 from analogy.core.registry import ExtensionError
-from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.generation.engine import Capacity, FitWork, GeneratedBatch, ScoredBatch, Setup
+from analogy.generation.fitting import Learning
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
 from analogy.judges.margin import cosine
 from analogy.judges.open_clip import Features
 from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
+from analogy.steering.base import (
+    METHODS,
+    Intervention,
+    LearningMethod,
+    Method,
+    Need,
+    Row,
+    intervention,
+)
 from analogy.steering.conditioning import Conditioning, Edit, Words
 from analogy.store.folder import stacked
 from analogy.store.grid import AnyJob, Job, PromptJob, W
@@ -64,11 +73,11 @@ class Worker:
 
     def generate(self, jobs: Sequence[AnyJob]) -> GeneratedBatch:
         """Generate one batch."""
-        made, seconds = self._pool(jobs)
+        made, seconds, fits = self._pool(jobs)
         pngs = [None if i in made.faults else to_png(im) for i, im in enumerate(made.images)]
         device = self._setup.config.device
         peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-        return GeneratedBatch(pngs, made.faults, seconds, peak)
+        return GeneratedBatch(pngs, made.faults, seconds, peak, fits)
 
     def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
         """Score one batch: the images of these jobs, as PNG files."""
@@ -142,14 +151,21 @@ class Worker:
         if self._given is None and config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         shape = first.latent_shape
-        fitted = Fitted()
+        fitted, learning = Fitted(), Learning(setup)
 
         def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning], Tensor]:
             texts_of_jobs = encoded.of(jobs)
             conditionings = [conditioning(job, setup.pairs, texts_of_jobs, fitted) for job in jobs]
             return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
 
-        return GeneratorPool(side_by_side(first, config.device), inputs, device=config.device)
+        def rows(
+            jobs: Sequence[AnyJob], generator: Generator
+        ) -> tuple[list[Row], tuple[FitWork, ...]]:
+            steered = [job for job in jobs if isinstance(job, Job)]
+            check_version(config, {job.method for job in steered})
+            return learning.rows(steered, generator, encoded.of(steered))
+
+        return GeneratorPool(side_by_side(first, config.device), inputs, rows, config.device)
 
     def _loaded(self) -> Generator:
         model, config = self._setup.model, self._setup.config
@@ -220,13 +236,14 @@ class GeneratorPool:
     """Generators that share their weights, each for one batch at a time. Thread-safe.
 
     ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
+    ``rows``: gives the rows of a batch of an intervention, and what was fitted for them.
     """
 
     def __init__(
         self,
         generators: Sequence[Generator],
         inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning], Tensor]],
-        *,
+        rows: Callable[[Sequence[AnyJob], Generator], tuple[list[Row], tuple[FitWork, ...]]],
         device: str,
     ) -> None:
         self.generators = generators
@@ -235,19 +252,20 @@ class GeneratorPool:
             self._free.put(generator)
         self._taking_all = Lock()
         self._inputs = inputs
+        self._rows = rows
         self._device = device
         self._threads = torch.get_num_threads()
 
-    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float]:
-        """The images of a batch, and the seconds that generating took."""
+    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float, tuple[FitWork, ...]]:
+        """The images of a batch, the seconds that generating took, and what was fitted before."""
         with one_thread(self._device, afterwards=self._threads):
             conditionings, latents = self._inputs(batch)
-            change, alpha = change_of(batch[0])
+            change = change_of(batch[0])
             with self._generator(alone=change is not None and change.exclusive) as generator:
+                rows, fits = self._rows(batch, generator) if change else ([], ())
                 clock = time.perf_counter()
-                with nullcontext() if change is None else generator.changed(change, alpha):
-                    made = generator.generate(conditionings, latents)
-                return made, time.perf_counter() - clock
+                made = generator.generate(conditionings, latents, change, rows)
+                return made, time.perf_counter() - clock, fits
 
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
@@ -261,23 +279,42 @@ class GeneratorPool:
                 self._free.put(generator)
 
 
-def change_of(job: AnyJob) -> tuple[Intervention | None, float]:
-    """The change of the pipeline for a job's image; the same for a whole batch, or None."""
-    if not isinstance(job, Job):
-        return None, 0.0
-    return intervention(job.method, job.alpha), job.alpha
+def change_of(job: AnyJob) -> Intervention | None:
+    """What changes the pipeline for a job's image, or None; the same for a whole batch."""
+    return intervention(job.method, job.alpha) if isinstance(job, Job) else None
+
+
+def check_version(config: RunConfig, methods: Collection[str]) -> None:
+    """Raises ``ExtensionError`` if the run's method has not the version that its images' keys have.
+
+    Its file was changed since the run began, or is another one on this machine.
+    """
+    for name in methods:
+        version = METHODS.get(name).version
+        if name == config.method and config.method_version not in ("", version):
+            raise ExtensionError(
+                place=f"method {name}",
+                expected=f"the version {config.method_version} that the run began with",
+                got=version or "none",
+                advice="put the same file on all machines, and begin again after a change",
+            )
 
 
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
-    """Jobs in their order, grouped by the change of the pipeline that they need."""
-    found: dict[tuple[str, float] | None, list[W]] = {}
-    keys: dict[tuple[str, float], tuple[str, float] | None] = {}
+    """Jobs in their order, grouped by the change of the pipeline that they need.
+
+    Those of one intervention are together whatever their strength if it is ``per_row``.
+    """
+    found: dict[tuple[str, float | None] | None, list[W]] = {}
+    keys: dict[tuple[str, float], tuple[str, float | None] | None] = {}
     for job in jobs:
         key = None
         if isinstance(job, Job):
             place = (job.method, job.alpha)
             if place not in keys:
-                keys[place] = None if intervention(*place) is None else place
+                change = intervention(*place)
+                alike = (job.method, None if change and change.per_row else job.alpha)
+                keys[place] = None if change is None else alike
             key = keys[place]
         found.setdefault(key, []).append(job)
     return list(found.values())

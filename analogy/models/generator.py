@@ -6,7 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from analogy.core.images import Images, faults, from_unit
 from analogy.core.records import Pair
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
-from analogy.steering.base import Intervention
+from analogy.steering.base import Intervention, ObservingMethod, Row
 from analogy.steering.conditioning import Conditioning
 
 
@@ -107,24 +107,46 @@ class Generator:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
 
-    def changed(self, method: Intervention, alpha: float) -> AbstractContextManager[object]:
-        """The context in which ``method`` has changed this generator's pipeline."""
-        return method.applied(self._pipeline, alpha)
+    @torch.inference_mode()
+    def observe(
+        self, method: ObservingMethod, conditionings: Sequence[Conditioning], latents: Tensor
+    ) -> Sequence[Any]:
+        """What ``method`` sees of each image while they are denoised together, without guidance.
+
+        ``latents``: as of :meth:`generate`. Nothing is decoded. Guidance is left out since methods
+        observe what the prompt's own rows do; the negative prompt's would double the cost.
+        """
+        sampling = Sampling(self._steps, min(self._guidance, 1.0), self._size)
+
+        def denoise() -> Tensor:
+            return self._family.denoise(
+                self._pipeline, conditionings, self._empty, latents, sampling
+            )
+
+        return method.observe(self._pipeline, denoise, len(conditionings))
 
     @torch.inference_mode()
-    def generate(self, conditionings: Sequence[Conditioning], latents: Tensor) -> Generated:
+    def generate(
+        self,
+        conditionings: Sequence[Conditioning],
+        latents: Tensor,
+        change: Intervention | None = None,
+        rows: Sequence[Row] = (),
+    ) -> Generated:
         """One image for each conditioning, in as many passes as memory asks for.
 
-        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. An image
-        that a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
+        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. ``change``:
+        what changes the pipeline while they are denoised, with a row for each image. An image that
+        a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
         :class:`~analogy.models.memory.MemoryFullError` where not even one image fits.
         """
         n = len(conditionings)
-        final = torch.cat(
-            self._denoise_in_parts(
-                lambda part: self._denoise(conditionings[part], latents[part], self._steps), n
-            )
-        )
+
+        def denoised(part: slice) -> Tensor:
+            with change.applied(self._pipeline, rows[part]) if change else nullcontext():
+                return self._denoise(conditionings[part], latents[part], self._steps)
+
+        final = torch.cat(self._denoise_in_parts(denoised, n))
         try:
             decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
         except MemoryFullError:

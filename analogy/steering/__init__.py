@@ -9,5 +9,6 @@
 ``word``       the pair's two words alone (the analogy proper); never the target prompt
 ``category``   the category's other pairs; neither the target prompt nor the words alone
 ``random``     nothing: the null, as long as ``word``'s direction
+``activation``  the category's other pairs, by what the denoiser computes for their prompts
 =============  =====================================================================
 """
