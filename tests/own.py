@@ -75,7 +75,7 @@ class Louder:
         return edit.source
 
     @contextmanager
-    def applied(self, pipeline: Any, rows: Sequence[Row]) -> Iterator[None]:
+    def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
         [alpha] = {row.alpha for row in rows}
 
         def scaled(module: Any, given: Any, made: Any) -> Any:

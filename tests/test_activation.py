@@ -315,6 +315,21 @@ def test_without_guidance_all_rows_are_the_prompts(pipeline, rows, batch):
     assert all(apart(a, b) > 1 for a, b in zip(made, plain, strict=True))
 
 
+def test_steering_that_begins_at_a_step_has_that_steps_directions(pipeline, rows):
+    """The module is called as in the second of two steps."""
+    [name, *_] = cross_modules(pipeline)
+    module = pipeline.unet.get_submodule(name)
+    dim = module.to_q.in_features
+    given = torch.randn(1, 5, dim), torch.randn(1, 3, module.to_k.in_features)
+    with torch.inference_mode():
+        plain = module(*given)
+        with activation.applied(pipeline, rows[:1], start=1):
+            moved = module(*given) - plain
+    expected = rows[0].alpha * rows[0].learned[name][1].expand(5, dim)
+    torch.testing.assert_close(moved[0], expected, atol=1e-5, rtol=0)
+    assert not torch.equal(rows[0].learned[name][0], rows[0].learned[name][1])
+
+
 def test_further_guidance_terms_are_refused():
     assert conditional(torch.arange(4), 2).tolist() == [2, 3]
     with pytest.raises(ModelError, match="of 2 rows, or 4 with guidance, for 2 images, got"):

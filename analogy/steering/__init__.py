@@ -3,12 +3,12 @@
 :mod:`~analogy.steering.base` says what a method is, and has the table of those that can be chosen;
 :mod:`~analogy.steering.conditioning` what a method gets and gives.
 
-=============  =====================================================================
-``lerp``       the target prompt; a straight line to it
-``slerp``      the target prompt; along the sphere
-``word``       the pair's two words alone (the analogy proper); never the target prompt
-``category``   the category's other pairs; neither the target prompt nor the words alone
-``random``     nothing: the null, as long as ``word``'s direction
+==============  =====================================================================
+``lerp``        the target prompt; a straight line to it
+``slerp``       the target prompt; along the sphere
+``word``        the pair's two words alone (the analogy proper); never the target prompt
+``category``    the category's other pairs; neither the target prompt nor the words alone
+``random``      nothing: the null, as long as ``word``'s direction
 ``activation``  the category's other pairs, by what the denoiser computes for their prompts
-=============  =====================================================================
+==============  =====================================================================
 """

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from analogy.core.errors import AnalogyError
+from analogy.core.errors import AnalogyError, ModelError
 from analogy.core.words import folded
 from analogy.steering.base import BUILTIN_ALPHAS, Need, Observed, Row
 from analogy.steering.conditioning import Conditioning, Edit
@@ -59,7 +59,7 @@ class Activation:
         return direction(words, others)
 
     @contextmanager
-    def applied(self, pipeline: Any, rows: Sequence[Row]) -> Iterator[None]:
+    def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
         """Within this context the directions are added."""
         modules = cross_attention(pipeline, method=self.name)
         steered = [i for i, row in enumerate(rows) if row.alpha]
@@ -68,11 +68,17 @@ class Activation:
             name: torch.stack([rows[i].alpha * rows[i].learned[name] for i in steered], dim=1)
             for name in (modules if steered else ())
         }  # each (steps, steered rows, dim)
-        calls = Calls()
+        calls = Calls(start)
 
         def add(name: str, output: Tensor) -> None:
-            step = calls.next(name)
-            delta = placed(added, name, output)[step, :, None]
+            step, directions = calls.next(name), placed(added, name, output)
+            if step >= len(directions):
+                raise ModelError(
+                    f"module {name}: expected a call in each of {len(directions)} steps, as where "
+                    "its directions were observed, got more; choose a pipeline that computes "
+                    "guidance in one pass"
+                )
+            delta = directions[step, :, None]
             mine = conditional(output, len(rows))
             if whole:
                 mine += delta

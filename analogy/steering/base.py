@@ -99,12 +99,15 @@ class Intervention(Method, Protocol):
         """
         ...
 
-    def applied(self, pipeline: Any, rows: Sequence[Row]) -> AbstractContextManager[object]:
+    def applied(
+        self, pipeline: Any, rows: Sequence[Row], start: int = 0
+    ) -> AbstractContextManager[object]:
         """Within this context the pipeline is changed; on exit it is as before, whatever happened.
 
         ``rows``: the images that are denoised together, one or more, in the batch's order. With
-        guidance the denoiser has as many rows of the negative prompt before them. An image depends
-        on its own row alone; at alpha 0 it is as without this context, bit for bit.
+        guidance the denoiser has as many rows of the negative prompt before them. ``start``: the
+        denoising step before which the context is entered. An image depends on its own row alone;
+        at alpha 0 it is as without this context, bit for bit.
         """
         ...
 

@@ -45,7 +45,7 @@ class DeclaredMethod:
         return edit.source
 
     @contextmanager
-    def applied(self, pipeline: Any, rows: Sequence[Row]) -> Iterator[None]:
+    def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
         """Within this context the entries act on the conditional rows of their modules' outputs.
 
         Raises ``SteeringFileError`` if a row's pair is one that the file was fitted on or has no
@@ -61,7 +61,7 @@ class DeclaredMethod:
                     _Act(entry, list(where), torch.tensor(strengths, dtype=torch.float32))
                 )
         modules = self._modules(pipeline, acts)
-        calls = Calls()
+        calls = Calls(start)
 
         def act(name: str, output: Tensor) -> None:
             call, total = calls.next(name), len(pipeline.scheduler.timesteps)

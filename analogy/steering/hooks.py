@@ -103,13 +103,14 @@ def conditional(output: Tensor, n: int) -> Tensor:
 
 
 class Calls:
-    """Counts the calls of each module: the step of a denoiser's module within one pass."""
+    """Counts the calls of each module, one in each denoising step; ``start``: the first step."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
         self._counts: dict[str, int] = {}
 
     def next(self, name: str) -> int:
-        """The number of earlier calls of this module, from 0."""
-        count = self._counts.get(name, 0)
+        """The step of this call of the module."""
+        count = self._counts.get(name, self._start)
         self._counts[name] = count + 1
         return count
