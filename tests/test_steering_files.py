@@ -15,9 +15,9 @@ from verbs import verb
 from analogy.core.errors import AnalogyError
 from analogy.core.registry import ExtensionError
 from analogy.generation.engine import Setup
-from analogy.generation.fitting import Learning
+from analogy.generation.fitting import Learning, check_version
 from analogy.generation.steering_fit import steering_of
-from analogy.generation.worker import check_version, texts
+from analogy.generation.worker import texts
 from analogy.models.generator import Generator, latents_for
 from analogy.settings.options import OPTIONS, parse_options
 from analogy.steering.activation import activation

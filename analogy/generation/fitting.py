@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from analogy.core.records import Pair
+from analogy.core.records import Pair, RunConfig
+from analogy.core.registry import ExtensionError
 from analogy.core.words import folded
 from analogy.generation.engine import FitWork, Setup
 from analogy.models.generator import Generator, latents_for
@@ -82,6 +83,7 @@ class Learning:
         ``encoded``: the conditioning of all prompts of the jobs' categories, where the method
         observes.
         """
+        check_version(self._setup.config, {job.method for job in jobs})
         rows: list[Row] = []
         work: list[FitWork] = []
         for job in jobs:
@@ -198,3 +200,19 @@ def held_out(
             )
         )
     return found
+
+
+def check_version(config: RunConfig, methods: Collection[str]) -> None:
+    """Raises ``ExtensionError`` if the run's method has not the version that its images' keys have.
+
+    Its file was changed since the run began, or is another one on this machine.
+    """
+    for name in methods:
+        version = METHODS.get(name).version
+        if name == config.method and config.method_version not in ("", version):
+            raise ExtensionError(
+                place=f"method {name}",
+                expected=f"the version {config.method_version} that the run began with",
+                got=version or "none",
+                advice="put the same file on all machines, and begin again after a change",
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from queue import SimpleQueue
@@ -162,7 +162,6 @@ class Worker:
             jobs: Sequence[AnyJob], generator: Generator
         ) -> tuple[list[Row], tuple[FitWork, ...]]:
             steered = [job for job in jobs if isinstance(job, Job)]
-            check_version(config, {job.method for job in steered})
             return learning.rows(steered, generator, encoded.of(steered))
 
         return GeneratorPool(side_by_side(first, config.device), inputs, rows, config.device)
@@ -282,22 +281,6 @@ class GeneratorPool:
 def change_of(job: AnyJob) -> Intervention | None:
     """What changes the pipeline for a job's image, or None; the same for a whole batch."""
     return intervention(job.method, job.alpha) if isinstance(job, Job) else None
-
-
-def check_version(config: RunConfig, methods: Collection[str]) -> None:
-    """Raises ``ExtensionError`` if the run's method has not the version that its images' keys have.
-
-    Its file was changed since the run began, or is another one on this machine.
-    """
-    for name in methods:
-        version = METHODS.get(name).version
-        if name == config.method and config.method_version not in ("", version):
-            raise ExtensionError(
-                place=f"method {name}",
-                expected=f"the version {config.method_version} that the run began with",
-                got=version or "none",
-                advice="put the same file on all machines, and begin again after a change",
-            )
 
 
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
