@@ -93,9 +93,8 @@ def _entries(
         by_word.setdefault(folded(pair.source_word), []).append(source)
         by_word.setdefault(folded(pair.target_word), []).append(target)
     sources, targets = [source for source, _ in seen], [target for _, target in seen]
-    if min(map(len, by_word.values())) < 2:
-        ends = {None: (targets, sources)}
-    else:
+    ends: dict[str | None, tuple[list[ByModule], list[ByModule]]] = {None: (targets, sources)}
+    if min(map(len, by_word.values())) >= 2:
         ends = {word: (said, sources + targets) for word, said in by_word.items()}
     return [
         Entry(module, Action.ADD, _mean(end, module) - _mean(start, module), category=category,
