@@ -248,7 +248,7 @@ def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--method=wrod"], "--method: expected one of lerp, slerp, word, category, random, or"),
+        (["--method=wrod"], "--method: expected one of lerp, slerp, word, category, random, "),
         (["--pairs=none.csv"], "none.csv: expected a CSV file of word pairs"),
         (["--categories=colour"], "unknown category 'colour'; choose from color"),
         (["--results=run"], "--results: expected a file that can be written, got run"),

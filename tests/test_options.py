@@ -95,7 +95,7 @@ def test_text_is_read(name, text, value):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("method", "wrod", "--method: expected one of lerp, slerp, word, category, random, or "),
+        ("method", "wrod", "--method: expected one of lerp, slerp, word, category, random, "),
         ("method", "wrod", "did you mean 'word'?"),
         ("method", "", "--method: expected one of lerp"),
         ("alphas", "half", "--alphas: expected a number, got 'half'"),
