@@ -38,7 +38,8 @@ def run(
     """
     if isinstance(pairs, (str, Path)):
         options["pairs"], pairs = str(pairs), None
-    request = request_of(**{**_fields(request or RunRequest()), **options})
+    given = {} if request is None else _fields(request)
+    request = request_of(**{**given, **options})
     session = Session.open(request, pairs, is_strict=strict)
     try:
         ending = run_cases(session)

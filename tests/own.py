@@ -19,7 +19,7 @@ from analogy.models.families import (
     SDXL,
     PipelineFamily,
 )
-from analogy.steering.base import Need, steering_method
+from analogy.steering.base import Need, Row, steering_method
 from analogy.steering.conditioning import Conditioning, Edit, Words, mean
 from analogy.steering.words import category_direction, word_direction
 
@@ -67,7 +67,8 @@ directions = Directions()
 class Louder:
     """Scales what the denoiser predicts by 1 + alpha / 4, by a hook on it."""
 
-    name, version, needs, exclusive = "louder", "", frozenset(), True
+    name, version, needs = "louder", "", frozenset()
+    exclusive, per_row = True, False
     default_alphas = (1.0, 2.0)
     at_work = 0
 
@@ -75,7 +76,9 @@ class Louder:
         return edit.source
 
     @contextmanager
-    def applied(self, pipeline: Any, alpha: float) -> Iterator[None]:
+    def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
+        [alpha] = {row.alpha for row in rows}
+
         def scaled(module: Any, given: Any, made: Any) -> Any:
             return (made[0] * (1 + alpha / 4), *made[1:])
 
@@ -90,6 +93,20 @@ class Louder:
 
 
 louder = Louder()
+
+
+class OldLouder:
+    """An intervention of an earlier protocol."""
+
+    name, version, needs, exclusive = "old", "", frozenset(), True
+
+    def condition(self, edit: Edit, alpha: float) -> Conditioning:
+        return edit.source
+
+    def applied(self, pipeline: Any, alpha: float) -> None: ...
+
+
+old_louder = OldLouder()
 
 
 class WithoutCondition:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -39,13 +39,16 @@ class Registry(Generic[T]):
     - ``group``: the entry points' group, such as ``analogy.methods``;
     - ``builtin``: name to ``package.module:attribute``; imported when it is asked for, so that
       names can be listed and checked without torch;
-    - ``protocol``: a runtime-checkable protocol or a class that every object is an instance of.
+    - ``protocol``: a runtime-checkable protocol or a class that every object is an instance of;
+    - ``openers``: for names of the form ``scheme:rest``, scheme to the ``package.module:function``
+      that makes the object, called with ``rest`` and the whole name.
     """
 
     kind: str
     group: str
     builtin: Mapping[str, str]
     protocol: type[T]
+    openers: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> tuple[str, ...]:
         """The available names: built-in ones first, then those of installed packages."""
@@ -58,11 +61,12 @@ class Registry(Generic[T]):
         Raises ``UnknownNameError``, which gives the nearest name. A ``package.module:attribute`` is
         taken as it is.
         """
-        if name in self.builtin or is_spec(name) or name in self._added():
+        if name in self.builtin or self._opener(name) or is_spec(name) or name in self._added():
             return name
         near = get_close_matches(name, self.names(), n=1)
+        opened = [f"{scheme}:PATH" for scheme in self.openers]
         raise UnknownNameError(
-            expected=f"one of {', '.join(self.names())}, or package.module:name",
+            expected=f"one of {', '.join((*self.names(), *opened))}, or package.module:name",
             got=repr(name),
             advice=f"did you mean {near[0]!r}?" if near else None,
         )
@@ -71,11 +75,14 @@ class Registry(Generic[T]):
         """The object that ``name`` stands for.
 
         Raises ``UnknownNameError`` if there is none, ``ExtensionError`` if it cannot be imported or
-        is no ``protocol``.
+        is no ``protocol``, and what an opener raises.
         """
         self.check(name)
-        spec = self.builtin.get(name) or self._added().get(name, name)
+        opener = self._opener(name)
+        spec = opener or self.builtin.get(name) or self._added().get(name, name)
         found = _imported(self.kind, name, spec)
+        if opener and callable(found):
+            found = found(name.partition(":")[2], name)
         if not isinstance(found, self.protocol):
             raise ExtensionError(
                 place=f"{self.kind} {name}",
@@ -94,6 +101,10 @@ class Registry(Generic[T]):
         for it than what is installed.
         """
         return name in self.builtin or name in self._added()
+
+    def _opener(self, name: str) -> str | None:
+        scheme, colon, _ = name.partition(":")
+        return self.openers.get(scheme) if colon else None
 
     def _added(self) -> Mapping[str, str]:
         return _installed(self.group)

@@ -75,18 +75,37 @@ class Capacity(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class FitWork:
+    """The work of fitting a method before a batch.
+
+    - ``method``, ``category``: whose; ``inputs``: a digest of all that the category's fit depends
+      on;
+    - ``images``: denoised for it, and not decoded; 0 if what they show was known;
+    - ``seconds``: of one generator.
+    """
+
+    method: str
+    category: str
+    inputs: str
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedBatch:
     """A batch of images as PNG files, with its time and memory.
 
     - ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason;
-    - ``seconds``: of one generator;
-    - ``peak_bytes``: the most that was allocated on a CUDA device so far, None elsewhere.
+    - ``seconds``: of one generator, without fitting;
+    - ``peak_bytes``: the most that was allocated on a CUDA device so far, None elsewhere;
+    - ``fits``: what was fitted before this batch, apart from its seconds.
     """
 
     pngs: list[bytes | None]
     faults: Mapping[int, str]
     seconds: float
     peak_bytes: int | None
+    fits: tuple[FitWork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

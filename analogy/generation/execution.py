@@ -16,7 +16,14 @@ from functools import cached_property
 import torch
 
 from analogy.core.engines import ENGINES
-from analogy.generation.engine import Engine, EngineFactory, Progress, Setup, no_progress
+from analogy.generation.engine import (
+    Engine,
+    EngineFactory,
+    FitWork,
+    Progress,
+    Setup,
+    no_progress,
+)
 from analogy.generation.worker import Worker, changed_alike
 from analogy.judges.base import Judge
 from analogy.models.memory import memory_said
@@ -49,6 +56,7 @@ class Execution:
         self._make_engine = engine
         self._own_worker = worker
         self._failed: set[str] = set()  # keys of images that failed here, not to be tried again
+        self._fits: dict[str, FitWork] = {}
 
     @cached_property
     def _worker(self) -> Worker:
@@ -148,8 +156,28 @@ class Execution:
                     else (worker, generated.seconds / capacity.at_once),
                 )
                 clock = now
+                self._keep_fits(generated.fits)
                 self._failed |= {batch[i].key for i in generated.faults}
                 progress(len(batch))
+
+    @property
+    def fits(self) -> tuple[FitWork, ...]:
+        """What was fitted so far for the images that were generated here.
+
+        One entry for each method and category, with the sums over all workers, each of which fits
+        for itself.
+        """
+        return tuple(self._fits.values())
+
+    def _keep_fits(self, fits: Sequence[FitWork]) -> None:
+        for fit in fits:
+            self._folder.add_fit(fit.method, fit.images, fit.seconds)
+            so_far = self._fits.get(fit.inputs, replace(fit, images=0, seconds=0.0))
+            self._fits[fit.inputs] = replace(
+                so_far,
+                images=so_far.images + fit.images,
+                seconds=so_far.seconds + fit.seconds,
+            )
 
     def score(self, jobs: Iterable[Job]) -> int:
         """Score the images that this judge has not scored; returns their number."""

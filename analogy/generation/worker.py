@@ -21,14 +21,23 @@ from analogy.core.errors import ModelError, StoreError
 from analogy.core.images import ImageError, Images, from_png, to_png
 from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.registry import ExtensionError
-from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.generation.engine import Capacity, FitWork, GeneratedBatch, ScoredBatch, Setup
+from analogy.generation.fitting import Learning
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
 from analogy.judges.margin import cosine
 from analogy.judges.open_clip import Features
 from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
-from analogy.steering.base import METHODS, Intervention, LearningMethod, Method, Need, intervention
+from analogy.steering.base import (
+    METHODS,
+    Intervention,
+    LearningMethod,
+    Method,
+    Need,
+    Row,
+    intervention,
+)
 from analogy.steering.conditioning import Conditioning, Edit, Words, WordTokens
 from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
@@ -69,11 +78,11 @@ class Worker:
 
     def generate(self, jobs: Sequence[AnyJob]) -> GeneratedBatch:
         """Generate one batch."""
-        made, seconds = self._pool(jobs)
+        made, seconds, fits = self._pool(jobs)
         pngs = [None if i in made.faults else to_png(im) for i, im in enumerate(made.images)]
         device = self._setup.config.device
         peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-        return GeneratedBatch(pngs, made.faults, seconds, peak)
+        return GeneratedBatch(pngs, made.faults, seconds, peak, fits)
 
     def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
         """Score one batch: the images of these jobs, as PNG files."""
@@ -147,7 +156,7 @@ class Worker:
         if self._given is None and config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         shape = first.latent_shape
-        fitted = Fitted()
+        fitted, learning = Fitted(), Learning(setup)
 
         def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning | Course], Tensor]:
             texts_of_jobs = encoded.of(jobs)
@@ -155,7 +164,13 @@ class Worker:
             conditionings = [conditioning(job, *given) for job in jobs]
             return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
 
-        return GeneratorPool(side_by_side(first, config.device), inputs, device=config.device)
+        def rows(
+            jobs: Sequence[AnyJob], generator: Generator
+        ) -> tuple[list[Row], tuple[FitWork, ...]]:
+            steered = [job for job in jobs if isinstance(job, Job)]
+            return learning.rows(steered, generator, encoded.of(steered))
+
+        return GeneratorPool(side_by_side(first, config.device), inputs, rows, config.device)
 
     def _loaded(self) -> Generator:
         model, config = self._setup.model, self._setup.config
@@ -232,13 +247,14 @@ class GeneratorPool:
     """Generators that share their weights, each for one batch at a time. Thread-safe.
 
     ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
+    ``rows``: gives the rows of a batch of an intervention, and what was fitted for them.
     """
 
     def __init__(
         self,
         generators: Sequence[Generator],
         inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning | Course], Tensor]],
-        *,
+        rows: Callable[[Sequence[AnyJob], Generator], tuple[list[Row], tuple[FitWork, ...]]],
         device: str,
     ) -> None:
         self.generators = generators
@@ -247,19 +263,20 @@ class GeneratorPool:
             self._free.put(generator)
         self._taking_all = Lock()
         self._inputs = inputs
+        self._rows = rows
         self._device = device
         self._threads = torch.get_num_threads()
 
-    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float]:
-        """The images of a batch, and the seconds that generating took."""
+    def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float, tuple[FitWork, ...]]:
+        """The images of a batch, the seconds that generating took, and what was fitted before."""
         with one_thread(self._device, afterwards=self._threads):
             conditionings, latents = self._inputs(batch)
-            change, alpha, window = change_of(batch[0])
+            change, window = change_of(batch[0])
             with self._generator(alone=change is not None and change.exclusive) as generator:
+                rows, fits = self._rows(batch, generator) if change else ([], ())
                 clock = time.perf_counter()
-                with nullcontext() if change is None else generator.changed(change, alpha, window):
-                    made = generator.generate(conditionings, latents)
-                return made, time.perf_counter() - clock
+                made = generator.generate(conditionings, latents, change, rows, window)
+                return made, time.perf_counter() - clock, fits
 
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
@@ -273,25 +290,30 @@ class GeneratorPool:
                 self._free.put(generator)
 
 
-def change_of(job: AnyJob) -> tuple[Intervention | None, float, Window]:
-    """The change of the pipeline for a job's image, or None; with the strength and the part of the
-    schedule: all the same for a whole batch.
+def change_of(job: AnyJob) -> tuple[Intervention | None, Window]:
+    """The change of the pipeline for a job's image, or None, and the part of the schedule in which
+    images are steered: both the same for a whole batch.
     """
     if not isinstance(job, Job):
-        return None, 0.0, WHOLE
-    return intervention(job.method, job.alpha), job.alpha, job.window
+        return None, WHOLE
+    return intervention(job.method, job.alpha), job.window
 
 
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
-    """Jobs in their order, grouped by the change of the pipeline that they need."""
-    found: dict[tuple[str, float, Window] | None, list[W]] = {}
-    keys: dict[tuple[str, float, Window], tuple[str, float, Window] | None] = {}
+    """Jobs in their order, grouped by the change of the pipeline that they need.
+
+    Those of one intervention are together whatever their strength if it is ``per_row``.
+    """
+    found: dict[tuple[str, float | None, Window] | None, list[W]] = {}
+    keys: dict[tuple[str, float, Window], tuple[str, float | None, Window] | None] = {}
     for job in jobs:
         key = None
         if isinstance(job, Job):
             place = (job.method, job.alpha, job.window)
             if place not in keys:
-                keys[place] = None if intervention(job.method, job.alpha) is None else place
+                change = intervention(job.method, job.alpha)
+                alike = (job.method, None if change and change.per_row else job.alpha, job.window)
+                keys[place] = None if change is None else alike
             key = keys[place]
         found.setdefault(key, []).append(job)
     return list(found.values())

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
 from analogy.models.stepping import Change, Stepped
 from analogy.models.tokens import WordReader
-from analogy.steering.base import Intervention
+from analogy.steering.base import Intervention, ObservingMethod, Row
 from analogy.steering.conditioning import Conditioning
 from analogy.steering.course import Course
 
@@ -58,7 +57,6 @@ class Generator:
         self._steps = steps
         self._guidance = guidance
         self._size = size
-        self._change: Change | None = None
         self._family = family_of(pipeline)
         self._denoiser = getattr(pipeline, self._family.denoiser)
         self._denoise_in_parts = InParts(batch_size)
@@ -115,42 +113,54 @@ class Generator:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
 
-    def changed(
-        self, method: Intervention, alpha: float, window: Window = WHOLE
-    ) -> AbstractContextManager[object]:
-        """The context in which ``method`` changes this generator's pipeline.
+    @torch.inference_mode()
+    def observe(
+        self, method: ObservingMethod, conditionings: Sequence[Conditioning], latents: Tensor
+    ) -> Sequence[Any]:
+        """What ``method`` sees of each image while they are denoised together, without guidance.
 
-        ``window``: the part of the schedule in which it is changed. Where that is not the whole,
-        the pipeline is changed anew for each part of a batch that is denoised.
+        ``latents``: as of :meth:`generate`. Nothing is decoded. Guidance is left out since methods
+        observe what the prompt's own rows do; the negative prompt's would double the cost.
         """
-        if window == WHOLE:
-            return method.applied(self._pipeline, alpha)
-        return self._changed_in(Change(lambda _: method.applied(self._pipeline, alpha), window))
+        sampling = Sampling(self._steps, min(self._guidance, 1.0), self._size)
 
-    @contextmanager
-    def _changed_in(self, change: Change) -> Iterator[None]:
-        self._change = change
-        try:
-            yield
-        finally:
-            self._change = None
+        def denoise() -> Tensor:
+            return self._family.denoise(
+                self._pipeline, conditionings, self._empty, latents, sampling
+            )
+
+        return method.observe(self._pipeline, denoise, len(conditionings))
 
     @torch.inference_mode()
     def generate(
-        self, conditionings: Sequence[Conditioning | Course], latents: Tensor
+        self,
+        conditionings: Sequence[Conditioning | Course],
+        latents: Tensor,
+        change: Intervention | None = None,
+        rows: Sequence[Row] = (),
+        window: Window = WHOLE,
     ) -> Generated:
         """One image for each conditioning, in as many passes as memory asks for.
 
-        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. An image
-        that a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
+        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. ``change``:
+        what changes the pipeline while they are denoised, with a row for each image, in the part
+        ``window`` of the schedule. An image that
+        a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
         :class:`~analogy.models.memory.MemoryFullError` where not even one image fits.
         """
         n = len(conditionings)
-        final = torch.cat(
-            self._denoise_in_parts(
-                lambda part: self._denoise(conditionings[part], latents[part], self._steps), n
-            )
-        )
+
+        def denoised(part: slice) -> Tensor:
+            given = (conditionings[part], latents[part], self._steps)
+            if change is None:
+                return self._denoise(*given)
+            if window != WHOLE:
+                enter = partial(change.applied, self._pipeline, rows[part])
+                return self._denoise(*given, Change(enter, window))
+            with change.applied(self._pipeline, rows[part]):
+                return self._denoise(*given)
+
+        final = torch.cat(self._denoise_in_parts(denoised, n))
         try:
             decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
         except MemoryFullError:
@@ -184,14 +194,18 @@ class Generator:
         return peak(str(place), work)
 
     def _denoise(
-        self, conditionings: Sequence[Conditioning | Course], latents: Tensor, steps: int
+        self,
+        conditionings: Sequence[Conditioning | Course],
+        latents: Tensor,
+        steps: int,
+        change: Change | None = None,
     ) -> Tensor:
         """The pipeline itself, up to the latents that it would decode."""
         sampling = Sampling(steps, self._guidance, self._size)
         plain = [each for each in conditionings if isinstance(each, Conditioning)]
-        if len(plain) == len(conditionings) and self._change is None:
+        if len(plain) == len(conditionings) and change is None:
             return self._family.denoise(self._pipeline, plain, self._empty, latents, sampling)
-        with Stepped(self._pipeline, self._family.denoiser, conditionings, self._change) as stepped:
+        with Stepped(self._pipeline, self._family.denoiser, conditionings, change) as stepped:
             given, pipeline = stepped.given, stepped.pipeline
             return self._family.denoise(pipeline, given, self._empty, latents, sampling)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from analogy.core.errors import FieldError
 from analogy.core.fields import ALPHA_LIMIT
 from analogy.core.records import Need as Need  # part of what a method is
-from analogy.core.records import RunConfig
+from analogy.core.records import Pair, RunConfig
 from analogy.core.registry import ExtensionError, Registry
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
 ANY_ALPHA = (-ALPHA_LIMIT, ALPHA_LIMIT)
 
 #: The strengths of the built-in methods that have their own: to import a method takes torch.
-BUILTIN_ALPHAS: Mapping[str, tuple[float, ...]] = {"prompt": (1.0,)}
+BUILTIN_ALPHAS: Mapping[str, tuple[float, ...]] = {
+    "prompt": (1.0,),
+    "activation": (1.0, 2.0, 3.0),
+}
 
 
 @runtime_checkable
@@ -89,24 +92,83 @@ class LearningMethod(Method, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of a batch, as an intervention is told of it.
+
+    ``learned``: what an :class:`ObservingMethod` has learned for the pair; None for other methods.
+    """
+
+    pair: Pair
+    alpha: float
+    learned: Any = None
+
+
 @runtime_checkable
 class Intervention(Method, Protocol):
-    """A method that changes the pipeline while its images are generated.
-
-    Its images are generated in batches of one strength.
-    """
+    """A method that changes the pipeline while images are denoised."""
 
     @property
     def exclusive(self) -> bool:
         """True if it changes what generators in other threads share, such as the denoiser's
-        modules: none of them is at work meanwhile.
+        modules: none of them is at work meanwhile. False if it changes only what the pipeline
+        itself has, or what its own thread sees (:func:`~analogy.steering.hooks.hooked`).
         """
         ...
 
-    def applied(self, pipeline: Any, alpha: float) -> AbstractContextManager[object]:
+    @property
+    def per_row(self) -> bool:
+        """True if the images of one batch may have different strengths. False if batches must be
+        of one strength.
+        """
+        ...
+
+    def applied(
+        self, pipeline: Any, rows: Sequence[Row], start: int = 0
+    ) -> AbstractContextManager[object]:
         """Within this context the pipeline is changed; on exit it is as before, whatever happened.
 
-        Never called at alpha 0.
+        ``rows``: the images that are denoised together, one or more, in the batch's order. With
+        guidance the denoiser has as many rows of the negative prompt before them. ``start``: the
+        denoising step before which the context is entered. An image depends on its own row alone;
+        at alpha 0 it is as without this context, bit for bit.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What an :class:`ObservingMethod` saw of another pair of the category.
+
+    ``words``: the pair's source and target word; ``source``, ``target``: what the method saw while
+    the image of that prompt was denoised. None if the prompt is one of the steered pair's own too.
+    """
+
+    words: tuple[str, str]
+    source: Any | None
+    target: Any | None
+
+
+@runtime_checkable
+class ObservingMethod(Intervention, Protocol):
+    """An intervention that learns from what the denoiser does for other pairs' prompts.
+
+    It needs ``Need.OTHERS``. The images of each pair's two prompts are denoised once, apart from
+    those of all other pairs, with the run's own sampling.
+    """
+
+    def observe(self, pipeline: Any, denoise: Callable[[], object], n: int) -> Sequence[Any]:
+        """What is seen of each of ``n`` images while ``denoise`` makes them together.
+
+        The pipeline is left as it was.
+        """
+        ...
+
+    def learn(self, words: tuple[str, str], others: Sequence[Observed]) -> Any:
+        """What steers a pair of these words, learned from the category's other pairs.
+
+        Nothing in ``others`` was seen with a prompt of the steered pair. Raises an ``AnalogyError``
+        if they are too few.
         """
         ...
 
@@ -159,8 +221,10 @@ METHODS: Registry[Method] = Registry(
         "switch": "analogy.steering.denoising:switch",
         "guidance": "analogy.steering.denoising:guidance",
         "span": "analogy.steering.words:span",
+        "activation": "analogy.steering.activation:activation",
     },
     protocol=Method,  # type: ignore[type-abstract]
+    openers={"file": "analogy.steering.declared:open_file"},
 )
 
 #: The default: see "Which method" in the README for the measurement behind the choice.
@@ -198,9 +262,22 @@ def check_alphas(method: Method, alphas: Collection[float]) -> None:
 
 
 def intervention(name: str, alpha: float) -> Intervention | None:
-    """The method of this name if it changes the pipeline at this strength, else None."""
+    """The method of this name if it changes the pipeline at this strength, else None.
+
+    Raises ``ExtensionError`` if it has ``applied`` but not all of :class:`Intervention`: it would
+    be taken for a method of the conditioning alone.
+    """
     method = METHODS.get(name) if alpha else None
-    return method if isinstance(method, Intervention) else None
+    if isinstance(method, Intervention):
+        return method
+    if hasattr(method, "applied"):
+        raise ExtensionError(
+            place=f"method {name}",
+            expected="exclusive, per_row and applied(pipeline, rows) of an Intervention",
+            got="a part of them",
+            advice="see docs/extending.md",
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,19 @@ class RunFolder(OpenFolder):
         return {key: have[key] for key in keys if key in have}
 
     @explained
+    def add_fit(self, method: str, images: int, seconds: float) -> None:
+        """Record the work of fitting a method: the images that it denoised, and its seconds."""
+        self._index.add_fit(method, images, seconds)
+
+    @explained
+    def fit_seconds(self, method: str) -> float | None:
+        """The seconds that fitting a method took, summed over workers; None if it was not fitted.
+
+        They are within the time of the images of ``generate``, too.
+        """
+        return self._index.fit_seconds(method)
+
+    @explained
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
         return self._index.rate(stage)

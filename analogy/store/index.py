@@ -53,7 +53,9 @@ class Scores(NamedTuple):
 
 
 class WorkRow(NamedTuple):
-    """A piece of work. ``stage``: generate, score or import; ``peak_bytes``: of a CUDA device."""
+    """A piece of work. ``stage``: generate, score, import, or ``fit:`` and a method's name;
+    ``peak_bytes``: of a CUDA device.
+    """
 
     stage: str
     images: int
@@ -226,6 +228,18 @@ class Index(Database):
         return metrics
 
     # --- work
+
+    def add_fit(self, method: str, images: int, seconds: float) -> None:
+        """Keep the work of fitting a method: the images that it denoised, and its seconds."""
+        with self.db:
+            self._add_work(WorkRow(f"fit:{method}", images, seconds))
+
+    def fit_seconds(self, method: str) -> float | None:
+        """The seconds that fitting a method took, of all workers; None if it was not fitted."""
+        (seconds,) = self.db.execute(
+            "SELECT SUM(seconds) FROM work WHERE stage = ?", (f"fit:{method}",)
+        ).fetchone()
+        return None if seconds is None else checked.number(seconds, "work.seconds", 0.0, math.inf)
 
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of a stage, None if there is none."""

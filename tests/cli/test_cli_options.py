@@ -179,7 +179,7 @@ def complete(*words, **environment):
 
 @pytest.mark.slow
 def test_a_shell_completes_verbs_options_and_values():
-    assert complete("st") == ["steer"]
+    assert complete("st") == ["steer", "steering"]
     assert complete("run", "--clip-p") == ["--clip-pretrained"]
     assert complete("run", "--method", "") == list(METHODS.names())
     assert complete("steer", "--dtype", "fl") == ["float32", "float16"]

@@ -17,13 +17,14 @@ from analogy.studies.study import Study
 class Careless:
     """Leaves a hook behind."""
 
-    name, version, needs, exclusive = "careless", "", frozenset(), True
+    name, version, needs = "careless", "", frozenset()
+    exclusive, per_row = True, False
 
     def condition(self, edit, alpha):
         return edit.source
 
     @contextmanager
-    def applied(self, pipeline, alpha):
+    def applied(self, pipeline, rows, start=0):
         self.handle = pipeline.unet.register_forward_hook(lambda *_: None)
         yield
 

@@ -46,8 +46,8 @@ class Bench:
     def latents(self, *seeds: int):
         return torch.stack([latents_for(PAIR, seed, self.shape) for seed in seeds])
 
-    def images(self, conditionings, *seeds: int) -> np.ndarray:
-        made = self.generator.generate(conditionings, self.latents(*seeds))
+    def images(self, conditionings, *seeds: int, change=None, rows=(), window=WHOLE) -> np.ndarray:
+        made = self.generator.generate(conditionings, self.latents(*seeds), change, rows, window)
         assert not made.faults
         return made.images
 
@@ -338,15 +338,17 @@ def test_an_error_within_a_step_leaves_nothing(trained):
 def test_a_change_of_the_pipeline_lasts_for_its_part_of_the_schedule(trained):
     """An intervention's context is entered at the first step of its part, left after the last."""
     bench = trained
-    seen, entered = [], []
+    seen, entered, starts = [], [], []
 
     class Noting:
-        name, version, needs, exclusive = "noting", "", frozenset(), False
+        name, version, needs = "noting", "", frozenset()
+        exclusive, per_row = False, True
 
         def condition(self, edit, alpha):
             return edit.source
 
-        def applied(self, pipeline, alpha):
+        def applied(self, pipeline, rows, start=0):
+            starts.append(start)
             return noted()
 
     @contextmanager
@@ -360,12 +362,14 @@ def test_a_change_of_the_pipeline_lasts_for_its_part_of_the_schedule(trained):
     denoiser = getattr(bench.pipeline, bench.generator._family.denoiser)
     handle = denoiser.register_forward_hook(lambda *_: seen.append(1))
     try:
-        with bench.generator.changed(Noting(), 1.0, Window(0.25, 0.75)):
-            image = bench.images([bench.source], 0)
+        image = bench.images(
+            [bench.source], 0, change=Noting(), rows=[None], window=Window(0.25, 0.75)
+        )
     finally:
         handle.remove()
     steps = Window(0.25, 0.75).steps(len(seen))
     assert entered == [steps.start, steps.stop]
+    assert starts == [steps.start]
     assert np.array_equal(image, bench.images([bench.source], 0))
 
 

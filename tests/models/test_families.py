@@ -92,6 +92,10 @@ def test_the_whole_way_to_a_score(folder, make_study, method):
         seeds=(0,), alphas=(1.0,), size=SIZE, steps=STEPS,
     )  # fmt: skip
     jobs = study.jobs()
+    if method == "activation" and folder.name == "sd3":
+        with pytest.raises(ModelError, match="expected a denoiser with cross-attention modules"):
+            study.generate(jobs)
+        return
     study.generate(jobs)
     assert study.score(jobs) == len(jobs) == 4
     assert np.isfinite(study.table().to_numpy()).all()

@@ -1,0 +1,218 @@
+"""What methods learn from other pairs' images: observed once, and never of the steered pair."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from analogy.core.records import Pair, RunConfig
+from analogy.core.registry import ExtensionError
+from analogy.core.words import folded
+from analogy.generation.engine import FitWork, Setup
+from analogy.models.generator import Generator, latents_for
+from analogy.steering.base import METHODS, Observed, ObservingMethod, Row
+from analogy.steering.conditioning import Conditioning
+from analogy.store.grid import Job, content, digest
+
+#: The noise of the images that are observed is of their own pair and this seed, whatever the run's
+#: seeds are.
+FIT_SEED = 0
+
+#: Categories whose observations are kept, and pairs for which what was learned is: jobs come
+#: category by category and pair by pair. Of a large model an observation takes megabytes.
+MOST_CATEGORIES, MOST_PAIRS = 2, 64
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """A mapping that keeps the ``most`` entries that were used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._entries: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The entry, or None."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> V:
+        """Add an entry; returns it."""
+        self._entries[key] = value
+        while len(self._entries) > self._most:
+            self._entries.popitem(last=False)
+        return value
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What was seen with a pair's source prompt and its target prompt; None until then."""
+
+    seen: tuple[Any, Any] | None = None
+    lock: Lock = field(default_factory=Lock)
+
+
+class Learning:
+    """Observes pairs for methods and has them learn, each once in this worker.
+
+    A pair's two images are denoised in a batch of their own. What is observed of a pair therefore
+    depends on that pair alone, bit for bit, and what is learned for a pair on its category's other
+    pairs alone. Several threads may call it, each with its own generator.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._lock = Lock()
+        self._slots: Recent[tuple[str, str], dict[str, _Slot]] = Recent(MOST_CATEGORIES)
+        self._learned: Recent[tuple[str, str], Any] = Recent(MOST_PAIRS)
+
+    def rows(
+        self, jobs: Sequence[Job], generator: Generator, encoded: Mapping[str, Conditioning]
+    ) -> tuple[list[Row], tuple[FitWork, ...]]:
+        """A row for each job, and the work that this call did for them.
+
+        ``encoded``: the conditioning of all prompts of the jobs' categories, where the method
+        observes.
+        """
+        check_version(self._setup.config, {job.method for job in jobs})
+        rows: list[Row] = []
+        work: list[FitWork] = []
+        for job in jobs:
+            method = METHODS.get(job.method)
+            learned = None
+            if isinstance(method, ObservingMethod):
+                with self._lock:
+                    learned = self._learned.get((job.method, job.pair.id))
+                if learned is None:
+                    learned, done = self._learn(method, job, generator, encoded)
+                    work += done
+            rows.append(Row(job.pair, job.alpha, learned))
+        return rows, tuple(work)
+
+    def _learn(
+        self,
+        method: ObservingMethod,
+        job: Job,
+        generator: Generator,
+        encoded: Mapping[str, Conditioning],
+    ) -> tuple[Any, list[FitWork]]:
+        pair = job.pair
+        category = [other for other in self._setup.pairs if other.category == pair.category]
+        others = [other for other in category if other.id != pair.id]
+        clock = time.perf_counter()
+        slots, images = self._observe(method, job, others, generator, encoded)
+        learned = method.learn((pair.source_word, pair.target_word), held_out(pair, others, slots))
+        with self._lock:
+            self._learned.put((job.method, pair.id), learned)
+        seconds = time.perf_counter() - clock
+        inputs = self._inputs(method, category)
+        return learned, [FitWork(job.method, pair.category, inputs, images, seconds)]
+
+    def _observe(
+        self,
+        method: ObservingMethod,
+        job: Job,
+        others: Sequence[Pair],
+        generator: Generator,
+        encoded: Mapping[str, Conditioning],
+    ) -> tuple[dict[str, tuple[Any, Any]], int]:
+        """What was seen of each of the others, by pair id, and how many images were denoised now.
+
+        Pairs that another thread is observing are left until the end.
+        """
+        key = (job.method, job.pair.category)
+        with self._lock:
+            slots = self._slots.get(key)
+            if slots is None:
+                slots = self._slots.put(key, {})
+            mine = {other.id: slots.setdefault(other.id, _Slot()) for other in others}
+        images = 0
+        seen: dict[str, tuple[Any, Any]] = {}
+        for waits in (False, True):
+            for other in others:
+                slot = mine[other.id]
+                if other.id in seen or not slot.lock.acquire(blocking=waits):
+                    continue
+                try:
+                    if slot.seen is None:
+                        slot.seen = observed(method, other, generator, encoded)
+                        images += 2
+                    seen[other.id] = slot.seen
+                finally:
+                    slot.lock.release()
+        return seen, images
+
+    def _inputs(self, method: ObservingMethod, category: Sequence[Pair]) -> str:
+        """Identifies all that a category's fit depends on."""
+        config, model = self._setup.config, self._setup.model
+        return digest(
+            {
+                "model": None if model is None else model.fingerprint,
+                "method": method.name,
+                "version": method.version,
+                "steps": config.steps,
+                "size": config.size,
+                "dtype": config.dtype,
+                "seed": FIT_SEED,
+                "pairs": [content(pair) for pair in category],
+            }
+        )
+
+
+def observed(
+    method: ObservingMethod,
+    pair: Pair,
+    generator: Generator,
+    encoded: Mapping[str, Conditioning],
+) -> tuple[Any, Any]:
+    """What the method sees with a pair's source prompt and with its target prompt.
+
+    Both images have the same noise, the pair's with :data:`FIT_SEED`.
+    """
+    noise = latents_for(pair, FIT_SEED, generator.latent_shape)
+    conditionings = [encoded[pair.source_prompt], encoded[pair.target_prompt]]
+    source, target = generator.observe(method, conditionings, torch.stack([noise, noise]))
+    return source, target
+
+
+def held_out(
+    pair: Pair, others: Sequence[Pair], seen: Mapping[str, tuple[Any, Any]]
+) -> list[Observed]:
+    """What was seen of the others, without any prompt that is the steered pair's own as well."""
+    own = {folded(pair.source_prompt), folded(pair.target_prompt)}
+    found = []
+    for other in others:
+        source, target = seen[other.id]
+        found.append(
+            Observed(
+                (other.source_word, other.target_word),
+                None if folded(other.source_prompt) in own else source,
+                None if folded(other.target_prompt) in own else target,
+            )
+        )
+    return found
+
+
+def check_version(config: RunConfig, methods: Collection[str]) -> None:
+    """Raises ``ExtensionError`` if the run's method has not the version that its images' keys have.
+
+    Its file was changed since the run began, or is another one on this machine.
+    """
+    for name in methods:
+        version = METHODS.get(name).version
+        if name == config.method and config.method_version not in ("", version):
+            raise ExtensionError(
+                place=f"method {name}",
+                expected=f"the version {config.method_version} that the run began with",
+                got=version or "none",
+                advice="put the same file on all machines, and begin again after a change",
+            )

@@ -1,0 +1,116 @@
+"""Hooks on a denoiser's modules, which are seen by the thread that sets them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock, get_ident
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from analogy.core.errors import ModelError
+
+Hook: TypeAlias = Callable[[str, Tensor], object]
+"""Called with a module's name and its output, which it may change in place."""
+
+#: torch numbers hooks by a count that threads share: two at once could get the same number.
+_registering = Lock()
+
+
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+    """Within this context call ``hook`` after each of ``modules`` has run in this thread.
+
+    Other threads that use the same modules meanwhile see nothing of it. All hooks are removed on
+    exit. A module that returns a tuple is taken for its first element. Raises ``ModelError`` from a
+    module whose output is no tensor.
+    """
+    owner = get_ident()
+
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def called(module: nn.Module, given: Any, made: Any) -> None:
+            if get_ident() != owner:
+                return
+            output = made[0] if isinstance(made, tuple) else made
+            if not isinstance(output, Tensor):
+                raise ModelError(
+                    f"module {name}: expected a tensor as its output, got {type(made).__name__}; "
+                    "choose another module"
+                )
+            hook(name, output)
+
+        return called
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            with _registering:
+                handles.append(module.register_forward_hook(after(name)))
+        yield
+    finally:
+        with _registering:
+            for handle in handles:
+                handle.remove()
+
+
+def denoiser(pipeline: Any) -> nn.Module:
+    """The pipeline's denoiser: its UNet or its transformer.
+
+    Raises ``ModelError`` if it has neither.
+    """
+    for name in ("unet", "transformer"):
+        if isinstance(part := getattr(pipeline, name, None), nn.Module):
+            return part
+    raise ModelError(
+        f"{type(pipeline).__name__}: expected a pipeline with a unet or a transformer, got "
+        "neither; choose a method that changes no activations"
+    )
+
+
+def cross_attention(pipeline: Any, *, method: str) -> dict[str, nn.Module]:
+    """The denoiser's cross-attention modules by their names in it.
+
+    Raises ``ModelError`` if it has none: ``method`` is who needs them.
+    """
+    whole = denoiser(pipeline)
+    found = {
+        name: module
+        for name, module in whole.named_modules()
+        if getattr(module, "is_cross_attention", False) is True
+    }
+    if not found:
+        raise ModelError(
+            f"method {method}: expected a denoiser with cross-attention modules (diffusers' "
+            f"Attention), as the UNets of Stable Diffusion 1, 2 and XL have, got "
+            f"{type(whole).__name__}, which has none; choose another method"
+        )
+    return found
+
+
+def conditional(output: Tensor, n: int) -> Tensor:
+    """The rows of ``n`` images' own prompts, ``(n, ...)``: a view of a module's output.
+
+    With guidance a pipeline puts as many rows of the negative prompt before them. Raises
+    ``ModelError`` for another number of rows.
+    """
+    if output.shape[0] not in (n, 2 * n):
+        raise ModelError(
+            f"expected a module's output of {n} rows, or {2 * n} with guidance, for {n} images, "
+            f"got {tuple(output.shape)}; choose a pipeline without further guidance terms"
+        )
+    return output[-n:]
+
+
+class Calls:
+    """Counts the calls of each module, one in each denoising step; ``start``: the first step."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._counts: dict[str, int] = {}
+
+    def next(self, name: str) -> int:
+        """The step of this call of the module."""
+        count = self._counts.get(name, self._start)
+        self._counts[name] = count + 1
+        return count
