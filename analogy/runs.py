@@ -24,6 +24,7 @@ from analogy.report import numbers
 from analogy.results import kept
 from analogy.results.model import RESULTS_NAME, Header, Results, Settings
 from analogy.results.reading import header_of, provenance_from_json, read
+from analogy.results.scope import Scope, scope_of_results
 from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
 from analogy.store.folder import RunFolder
@@ -114,7 +115,7 @@ class Run:
             f"{len(self.cells)} cells, overall {self.verdict}"
         )
         if self.others:
-            text += f"; {kept.scope_of_results(self.figures)}; {len(self.others)} more in .others"
+            text += f"; {scope_of_results(self.figures)}; {len(self.others)} more in .others"
         return text + ">"
 
     # Each plot draws on `ax`, or on a figure of its own (`axes.figure`), and returns the axes. They
@@ -304,13 +305,13 @@ def command_to_score(store: RunFolder) -> Command:
     return own if kept.why_stays(scope_of(latest, is_finished), shown.scope) else latest
 
 
-def scope_of(command: Command, is_finished: bool) -> kept.Scope:
+def scope_of(command: Command, is_finished: bool) -> Scope:
     """The measurement of a command."""
     config = command.config
     ids: dict[str, frozenset[str]] = {}
     for pair in command.pairs:
         ids[pair.category] = ids.get(pair.category, frozenset()) | {pair.id}
-    return kept.Scope(
+    return Scope(
         model=command.model,
         judge=command.judge,
         scheduler=command.scheduler,
