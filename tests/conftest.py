@@ -63,8 +63,8 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-#: Folders whose tests hold what torch, diffusers, numpy and scipy compute for us.
-NUMERICS = {"calibration", "judges", "metrics", "models", "statistics", "steering", "world"}
+#: Folders whose tests hold what torch, numpy and scipy compute.
+NUMERICS = {"calibration", "metrics", "statistics", "steering", "world"}
 
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
 

@@ -238,6 +238,7 @@ def hashes(folder):
     return {row.key: row.sha256 for row in folder.image_rows()}
 
 
+@pytest.mark.numerics
 def test_two_workers_draw_what_one_process_draws_bit_for_bit(local, make_run, alone, tmp_path):
     groups, expected, margins = alone
     run, jobs, folder = make_run(tmp_path, engine="ray", num_workers=2)
@@ -257,6 +258,7 @@ def test_two_workers_draw_what_one_process_draws_bit_for_bit(local, make_run, al
     assert all(rate > 0 for rate in rates.values())
 
 
+@pytest.mark.numerics
 def test_a_run_that_one_process_began_is_continued_by_a_worker(local, make_run, alone, tmp_path):
     groups, expected, _ = alone
     run, _, folder = make_run(tmp_path)
@@ -306,6 +308,7 @@ class Slow(Actor):
         return os.getpid()
 
 
+@pytest.mark.numerics
 def test_a_worker_killed_in_the_middle_leaves_the_run_complete(
     local, make_run, alone, tmp_path, slow
 ):
@@ -326,6 +329,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_run_complete(
     assert hashes(folder) == expected
 
 
+@pytest.mark.numerics
 def test_a_machine_that_is_lost_in_the_middle_leaves_the_run_complete(
     make_run, alone, tmp_path, slow
 ):
