@@ -1,9 +1,11 @@
 """Do intervals and tests have their stated error rates? Simulations with a known true mean.
 
     python -m analogy.calibration -o docs/calibration.md
+    python -m analogy.calibration --sequential -o docs/calibration.md
 
 :mod:`~analogy.calibration.simulation` computes one figure, :mod:`~analogy.calibration.report` all
-figures of the document and its tables.
+figures of the document and its tables; :mod:`~analogy.calibration.sequential` and
+:mod:`~analogy.calibration.sequential_report` do the same for decisions look by look.
 """
 
 from analogy.calibration.simulation import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from analogy.calibration import __main__ as command
 from analogy.calibration import sequential as simulation
 from analogy.calibration.sequential import SEQUENTIAL_DISTRIBUTIONS, Decided, decided, margins
 from analogy.calibration.sequential_report import (
+    SEQUENTIAL_SIZES,
     EffectFound,
     Errors,
     SequentialFigures,
@@ -22,6 +24,7 @@ from analogy.statistics.multiplicity import holm
 from analogy.statistics.sequential import Decision, Design, decide
 
 DESIGN = Design.of(50, 3)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "calibration.md"
 
 
 @cache
@@ -139,6 +142,22 @@ def test_the_command_writes_between_its_own_lines(tmp_path, monkeypatch):
     assert "--sequential --repetitions 100 --seed 3" in text
     assert sequential_tables(figures()) in text
     assert text.endswith(f"{end}\nafter\n")
+
+
+def test_the_committed_figures_hold_their_bars():
+    text = DOCUMENT.read_text("utf-8").partition(command.SEQUENTIAL_BEGIN)[2]
+    errors, families, effects = text.partition(command.SEQUENTIAL_END)[0].split("###")[1:]
+    for name in SEQUENTIAL_DISTRIBUTIONS:
+        for n in SEQUENTIAL_SIZES:
+            assert f"| {name} | {n} |" in errors
+            assert f"| {name} | {n} |" in families
+    assert "✗" not in text
+    rows = [line.split("|")[1:-1] for line in effects.splitlines() if line.startswith("| ")]
+    found = {(row[0].strip(), row[1].strip()): row for row in rows}
+    weak, strong, strongest = (found[effect, "0.8"] for effect in ("0.4", "1", "2"))
+    assert float(weak[2].split("±")[0]) >= float(weak[3]) - 2.5
+    assert float(strong[4]) <= 32
+    assert float(strongest[4]) <= 19
 
 
 @pytest.mark.slow
