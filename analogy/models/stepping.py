@@ -101,6 +101,9 @@ class Stepped:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._changed.close()
+        # What holds each other would keep a GPU's tensors until the garbage is collected.
+        vars(self.pipeline).clear()
+        vars(self._scheduler).pop("step")
         if kind is None and not self._is_seen:
             raise self._refusal()
 

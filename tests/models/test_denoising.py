@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -378,3 +380,23 @@ def test_the_denoiser_is_otherwise_the_pipelines_own(pipeline, generator):
     stepped = Stepped(pipeline, "unet", [Course(encoded, encoded)])
     assert stepped.pipeline.unet.config is pipeline.unet.config
     assert stepped.pipeline.unet.dtype == torch.float32
+
+
+def test_its_tensors_are_free_as_soon_as_the_batch_is_done(trained):
+    """Without waiting for the garbage collector, which knows nothing of a GPU's memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        made = []
+        own = Stepped.__enter__
+
+        def entered(stepped):
+            made.append(weakref.ref(stepped._steered["prompt_embeds"]))
+            return own(stepped)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stepped, "__enter__", entered)
+            trained.images([trained.steered("switch", 0.5)], 0)
+        assert [each() for each in made] == [None]
+    finally:
+        gc.enable()
