@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+
+from analogy.core.records import Cell
 
 _MARGIN_COLUMNS = ("pair_id", "category", "alpha", "seed", "margin")
 _ITEM_KEYS = ["pair_id", "category", "alpha"]
@@ -38,6 +42,21 @@ def items_from_margins(frame: pd.DataFrame) -> pd.DataFrame:
     ordered = margins.sort_values([*_ITEM_KEYS, "margin"])
     items = ordered.groupby(_ITEM_KEYS, sort=True, observed=True)["margin"]
     return items.agg(margin="mean", n_seeds="size").reset_index()
+
+
+def seed_margins(
+    frame: pd.DataFrame, seeds: Sequence[int]
+) -> dict[Cell, dict[str, tuple[float, ...]]]:
+    """The margins of single images: cell to pair id to a margin for each of ``seeds``, in order.
+
+    ``frame``: as of `items_from_margins`. A pair that lacks an image in a cell is left out there.
+    """
+    table = frame.pivot(index=["category", "alpha", "pair_id"], columns="seed", values="margin")
+    table = table.reindex(columns=list(seeds)).dropna()
+    found: dict[Cell, dict[str, tuple[float, ...]]] = {}
+    for (category, alpha, pair), row in zip(table.index, table.to_numpy().tolist(), strict=True):
+        found.setdefault(Cell(category, alpha), {})[pair] = tuple(row)
+    return found
 
 
 def _first_of(rows: pd.DataFrame) -> str:

@@ -103,6 +103,23 @@ def analyse(
         )
 
 
+def with_seeds(
+    analysis: Analysis, seeds: Mapping[Cell, Mapping[str, tuple[float, ...]]]
+) -> Analysis:
+    """The figures with the margins of the single images of their items."""
+
+    def of(figures: CellFigures) -> CellFigures:
+        mine = seeds.get(figures.cell, {})
+        found = {pair: mine[pair] for pair in figures.items if pair in mine}
+        return replace(figures, seeds=found if found.keys() == figures.items.keys() else {})
+
+    return replace(
+        analysis,
+        cells={cell: of(figures) for cell, figures in analysis.cells.items()},
+        unsteered={name: of(figures) for name, figures in analysis.unsteered.items()},
+    )
+
+
 def cell_figures(
     table: pd.DataFrame,
     cell: Cell,

@@ -33,13 +33,13 @@ from analogy.results.writing import provenance_to_json
 from analogy.settings.options import csv_list, parse_device
 from analogy.settings.pairs import UnreadPairsWarning, categories, named
 from analogy.settings.request import RunRequest
-from analogy.statistics.items import items_from_margins
+from analogy.statistics.items import items_from_margins, seed_margins
 from analogy.steering.base import METHODS, Identity, Need, with_method
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.studies import ceiling as ceilings
 from analogy.studies import sequential_analysis
-from analogy.studies.analysis import analyse, cell_figures, item_table, pool
+from analogy.studies.analysis import analyse, cell_figures, item_table, pool, with_seeds
 from analogy.studies.ceiling import CeilingError, GroundTruth
 from analogy.studies.extension import base_of, check_extension
 from analogy.studies.gridwork import GridWork, failure_of
@@ -241,11 +241,16 @@ class Study(GridWork):
         ]
         if self._analysed is None or self._analysed[0] != of:
             seen = {category: self.ceiling(category) for category in self.categories}
-            self._analysed = (
-                of,
-                analyse(table, self.judged, null=null, targets=targets, ceilings=seen),
-            )
+            made = analyse(table, self.judged, null=null, targets=targets, ceilings=seen)
+            self._analysed = (of, with_seeds(made, self._seeds()))
         return self._analysed[1]
+
+    def _seeds(self) -> dict[Cell, dict[str, tuple[float, ...]]]:
+        """Each cell's margins of single images by pair id; empty where an item is one image."""
+        if len(self.config.seeds) < 2:
+            return {}
+        frame = self._margins(self.grid.jobs(Role.UNSTEERED, Role.STEERED))
+        return seed_margins(frame, self.config.seeds)
 
     def header(self) -> Header:
         """What the results are of: all that is known before there are any.
