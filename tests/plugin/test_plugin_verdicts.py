@@ -13,7 +13,6 @@ from cases import GATE, index, noise, results_of
 from analogy.generation import execution as execute
 from analogy.generation import worker as work
 from analogy.models import defaults
-from analogy.models.generator import Generator
 from analogy.models.places import shipped
 
 pytest_plugins = ["pytester"]
@@ -24,6 +23,30 @@ def below(job) -> float:
 
 
 # --- verdicts and baselines
+
+
+def test_success_passes(bench, eight, judged):
+    judged(lambda job: noise(job) + 0.1 * (job.alpha > 0))
+    run = bench(*eight)
+    run.assert_outcomes(passed=2)
+    assert run.ret == pytest.ExitCode.OK
+    run.stdout.fnmatch_lines(["color *0 *8 *unsteered", "color *1 *8 *100% *success"])
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "failure"), (0.0, "inconclusive")])
+def test_anything_else_fails_with_its_figures_and_the_limit(bench, eight, judged, shift, verdict):
+    judged(lambda job: shift + noise(job))
+    run = bench(*eight)
+    run.assert_outcomes(failed=2)
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    run.stdout.fnmatch_lines(
+        [
+            f"color at alpha 1: {verdict}, mean margin *, 95% CI [[]*], p *, success rate *, n 8; "
+            "success needs the interval above 0 and p < 0.05",
+            f"all categories and alphas: {verdict}, *",
+        ]
+    )
+    run.stdout.no_fnmatch_line("*Traceback*")
 
 
 def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, eight, judged):
@@ -314,37 +337,3 @@ def test_gpu_without_cuda_is_a_usage_error(bench, eight, monkeypatch):
     run = bench(*eight, "--gpu")
     assert run.ret == pytest.ExitCode.USAGE_ERROR
     run.stdout.fnmatch_lines(["*Exit: --gpu: expected a CUDA device, but torch * sees none*"])
-
-
-# --- failed images, and memory
-
-
-def test_a_cell_whose_image_failed_says_so_and_another_run_mends_it(
-    bench, eight, judged, monkeypatch
-):
-    draw = Generator.generate
-
-    def spoilt(generator, conditionings, latents):
-        made = draw(generator, conditionings, latents)
-        return dataclasses.replace(made, faults={len(conditionings) - 1: "black"})
-
-    judged(lambda job: noise(job) + 0.1)
-    with monkeypatch.context() as patch:
-        patch.setattr(Generator, "generate", spoilt)
-        result = bench(*eight, "-rs")
-    result.assert_outcomes(skipped=2)
-    result.stdout.fnmatch_lines(
-        [
-            "*1 failed image; not scored, items incomplete.*",
-            "*color at alpha 1: 1 (black)",
-            "*SKIPPED*incomplete: color at alpha 1 cannot be decided (1 failed image)*",
-        ]
-    )
-    results = results_of(bench.path / "results.json")
-    assert [cell["verdict"] for cell in results["cells"]] == ["incomplete"]
-    assert results["failures"] == [
-        {"pair_id": "c7", "category": "color", "alpha": 1.0, "seed": 0, "method": "word",
-         "reason": "black"}
-    ]  # fmt: skip
-    bench(*eight).assert_outcomes(passed=2)
-    assert results_of(bench.path / "results.json")["failures"] == []
