@@ -281,7 +281,16 @@ def test_a_folder_without_results_is_loaded_by_its_looks(finished, whole):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     loaded = analogy.load_run("run")
     assert dict(loaded.images.groupby(["category", "alpha"]).size()) == DUE
-    assert same(figures_of(loaded.figures), whole)
+    assert same({**figures_of(loaded.figures), "quality": whole[1]["quality"]}, whole)
+
+
+def test_a_results_file_elsewhere_is_loaded_with_the_seeds_of_its_looks(whole):
+    loaded = analogy.load_run(whole[0] / "results.json")
+    counts = loaded.items.groupby(["category", "alpha"])["n_seeds"].agg(["size", "max"])
+    assert {cell: tuple(row) for cell, row in counts.iterrows()} == {
+        cell: {16: (16, 1), 60: (20, 3)}[n] for cell, n in DUE.items()
+    }
+    assert [*loaded.cells["stop_pairs"]] == [20, 16, 20, 16]
 
 
 # --- options
