@@ -380,14 +380,14 @@ def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> p
 def _recorded_items(results: Results) -> pd.DataFrame:
     """The complete items, the only ones in results."""
     analysis = results.analysis
+    n_seeds = len(results.header.measurement.seeds)
     rows = [
-        (pair, *figures.cell, margin)
+        (pair, *figures.cell, margin, n_seeds if figures.stop is None else figures.stop.seeds)
         for of in (analysis.unsteered, analysis.cells)
         for figures in of.values()
         for pair, margin in figures.items.items()
     ]
-    items = pd.DataFrame(rows, columns=["pair_id", "category", "alpha", "margin"])
-    items["n_seeds"] = len(results.header.measurement.seeds)
+    items = pd.DataFrame(rows, columns=["pair_id", "category", "alpha", "margin", "n_seeds"])
     first = {pair: i for i, pair in enumerate(dict.fromkeys(items["pair_id"]))}
     items = items.sort_values("alpha").sort_values(
         "pair_id", key=lambda ids: ids.map(first), kind="stable"
@@ -417,11 +417,12 @@ def _cells(results: Results) -> pd.DataFrame:
 
 
 def _flat(row: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """A row's plain values, those of objects in it under joined names; items left out."""
+    """A row's plain values, those of objects in it under joined names; no margins of pairs."""
     made: dict[str, object] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):
-            made |= _flat(value, f"{prefix}{name}_") if name != "items" else {}
+            if name not in ("items", "seeds"):
+                made |= _flat(value, f"{prefix}{name}_")
         elif value is not None or name not in ("gain", "ceiling", "random"):
             made[prefix + name] = value
     return made

@@ -63,12 +63,13 @@ def _n_seeds(figures: CellFigures) -> int:
 
 
 def _item(figures: CellFigures, pair: str, n_seeds: int) -> float:
-    """A pair's mean over the first seeds; NaN if its file has only the mean over more."""
-    margins = figures.seeds.get(pair)
-    if margins is not None:
-        return math.fsum(margins[:n_seeds]) / len(margins[:n_seeds])
-    own = _n_seeds(figures)
-    return figures.items[pair] if own in (n_seeds, 2**31) and n_seeds > 1 else math.nan
+    """A pair's mean over the first seeds. In a file without margins of single images the mean over
+    all of them stands for it, as in :func:`baseline_margins`.
+    """
+    if not figures.seeds:
+        return figures.items[pair]
+    margins = figures.seeds.get(pair, ())[:n_seeds]
+    return math.fsum(margins) / len(margins) if margins else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,10 @@ class SequentialPlan:
         for alpha in found:
             rows = frame[frame["alpha"] == alpha]
             values = rows["margin"].to_numpy(dtype=np.float64)
-            at = rows["pair_id"].map(places).to_numpy(), rows["seed"].map(seeds).to_numpy()
+            at = tuple(
+                rows[name].map(of).to_numpy(dtype=np.intp)  # which no rows do not say
+                for name, of in (("pair_id", places), ("seed", seeds))
+            )
             found[alpha][at] = np.where(np.abs(values) < RESOLUTION, 0.0, values)
         return found
 
