@@ -55,11 +55,14 @@ def facts(results: Results) -> list[str]:
             f"{counted(overall.n_items, 'item')} lie above 0{_common_look(results)}."
         )
     if gain is not None and number(gain.mean) is not None:
-        stop = analysis.overall.gain_stop
-        at = "" if stop is None else f"{interval_name(stop)} "
+        stop, at = analysis.overall.gain_stop, ""
+        if stop is not None:
+            at = f", {interval_name(stop)} {interval(gain)}"
+        elif not is_sequential(results):
+            at = f" {interval(gain)}"
         said.append(
             "Against the unsteered images of the same pairs and seeds (alpha 0), steering moved "
-            f"the margin by {signed(gain.mean)} {at}{interval(gain)}."
+            f"the margin by {signed(gain.mean)}{at}."
         )
     by_alpha = [
         f"{signed(pool.margin.mean)} at alpha {alpha:g} "
@@ -103,7 +106,7 @@ def _scope(results: Results) -> str:
     of = listed(names) if len(names) <= 10 else f"{len(names)} categories"
     return (
         f"{counted(sum(most.values()), 'pair')} ({of}), steered by the method "
-        f"{subject.method} at alpha {alphas}, {seeds_said(results)}. "
+        f"{subject.method} at alpha {alphas}, {seeds_said(results)} each. "
         f"Model: {subject.model.partition('@')[0]}. Judge: {measurement.judge.partition('@')[0]}."
     )
 

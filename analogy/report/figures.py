@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analogy.core.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.grid_metrics import shown_metrics
 from analogy.report.numbers import confidence, interval, number, symbol, verdict_name
-from analogy.report.plots import Row, short
+from analogy.report.plots import Decided, Row, short
 from analogy.results.comparison import Comparison
 from analogy.results.model import Analysis, Ceiling, CellFigures, Results, Stop
 
@@ -137,6 +137,22 @@ def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> 
         low, high = number(change.ci_low), number(change.ci_high)
         at = f"{100 * change.confidence:.8g}%" if has_confidence else ""
         rows.append(Row(name, number(change.difference), low, high, str(change.outcome), at))
+    return rows
+
+
+# --- looks
+
+
+def decided_rows(results: Results) -> Sequence[Decided]:
+    """The cells of a sequential run with their looks, as `plots.decisions` takes them."""
+    rows = []
+    for cell, figures in results.analysis.cells.items():
+        stop, label = figures.stop, f"{short(cell.category)} {cell.alpha:g}"
+        verdict = (figures.margin.verdict or Verdict.INCOMPLETE).value
+        if stop is None:
+            rows.append(Decided(label, verdict))
+        else:
+            rows.append(Decided(label, verdict, stop.look, stop.looks, stop.pairs, stop.seeds))
     return rows
 
 

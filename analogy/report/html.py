@@ -25,6 +25,7 @@ from analogy.report.answer import answer, facts, may_conclude, may_not_conclude
 from analogy.report.figures import (
     Responses,
     comparison_rows,
+    decided_rows,
     forest_rows,
     preservation,
     responses,
@@ -33,7 +34,7 @@ from analogy.report.figures import (
 )
 from analogy.report.gallery import gallery
 from analogy.report.glossary import report_terms
-from analogy.report.looks import decided_rows, is_sequential, variance_said
+from analogy.report.looks import is_sequential, variance_said
 from analogy.report.numbers import (
     MINUS,
     SYMBOLS,

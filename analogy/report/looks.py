@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from analogy.core.records import Verdict
 from analogy.report.numbers import counted, duration, number, percent
-from analogy.report.plots import Decided, short
 from analogy.results.model import CellFigures, Results
 from analogy.statistics.variances import Variances, variances
 
@@ -78,19 +77,6 @@ def variance_said(results: Results) -> str:
     )
 
 
-def decided_rows(results: Results) -> Sequence[Decided]:
-    """The cells of a sequential run with their looks, as `plots.decisions` takes them."""
-    rows = []
-    for cell, figures in results.analysis.cells.items():
-        stop, label = figures.stop, f"{short(cell.category)} {cell.alpha:g}"
-        verdict = (figures.margin.verdict or Verdict.INCOMPLETE).value
-        if stop is None:
-            rows.append(Decided(label, verdict))
-        else:
-            rows.append(Decided(label, verdict, stop.look, stop.looks, stop.pairs, stop.seeds))
-    return rows
-
-
 def early_conclusion(results: Results) -> str | None:
     """What the means of cells that stopped early do not support; None if there are none."""
     if not any(early_note(figures) for figures in results.analysis.cells.values()):
@@ -102,10 +88,10 @@ def early_conclusion(results: Results) -> str | None:
 
 
 def seeds_said(results: Results) -> str:
-    """How many seeds the pairs have: of all cells together, from the fewest to the most."""
+    """``3 seeds``, or ``1 or 3 seeds`` in a sequential run whose cells differ."""
     most = len(results.header.measurement.seeds)
     found = {c.stop.seeds for c in results.analysis.cells.values() if c.stop is not None}
     if not is_sequential(results) or not found or found == {most}:
-        return f"{counted(most, 'seed')} each"
+        return counted(most, "seed")
     low, high = min(found), max(found)
-    return f"{counted(high, 'seed')} each" if low == high else f"{low} or {high} seeds each"
+    return counted(high, "seed") if low == high else f"{low} or {high} seeds"
