@@ -154,8 +154,13 @@ SECTIONS = (
                 "sequential p",
                 "The p of a success that allows for all looks: the levels of the looks before, "
                 "plus the larger p of the t-test and the bootstrap at the look where the cell "
-                "stopped; 1 for a cell that stopped for another reason. Holm's correction "
-                "takes this p.",
+                "stopped; 1 for a cell that stopped for another reason.",
+                Run.SEQUENTIAL,
+            ),
+            Term(
+                "Holm's p of looks",
+                "The sequential p, corrected for testing all cells at once as Holm's p is: without "
+                "it, a few of many cells succeed by chance.",
                 Run.SEQUENTIAL,
             ),
             Term(
@@ -183,7 +188,8 @@ SECTIONS = (
                 "p corrected for testing all cells at once: without it, a few of many cells "
                 "succeed by chance. The i-th smallest of k is multiplied by `k - i + 1`, and "
                 "none may be smaller than the one before; a cell enters with the larger p of "
-                "the t-test and the bootstrap, in a sequential run with its sequential p.",
+                "the t-test and the bootstrap.",
+                Run.FULL,
             ),
             Term(
                 "slope",

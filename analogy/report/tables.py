@@ -104,7 +104,7 @@ def _looks(results: Results) -> Table:
             _text(words(verdict_name(margin.verdict))),
             *_stopped(stop), _value(margin.mean, signed), _value(margin.ci_low, signed),
             _value(margin.ci_high, signed), _confidence(stop),
-            _value(None if figures.gain_stop is None else figures.gain_stop.look, "{:.0f}".format),
+            _value(None if figures.gain_stop is None else figures.gain_stop.look, significant),
             *(_value(one, significant) for one in variances), _text(early_note(figures)),
         ])  # fmt: skip
     columns = [
