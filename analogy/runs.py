@@ -26,7 +26,7 @@ from analogy.results.writing import cell_to_json, to_json
 from analogy.statistics.items import items_from_margins
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command, Job, digest, pairs_digest
-from analogy.studies.sequential import jobs_of
+from analogy.studies.extension import jobs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,6 +17,8 @@ HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree", "fish", "heart")
 EIGHT = ("--pairs=eight.csv", "--alphas=1", "--run-dir=run", "--steps=2", "--seeds=0")
 """Options for eight pairs of one category at alpha 1: the fewest cases with a verdict."""
+GATE = ("test_margin", "test_regression")
+"""The files of the cases that a baseline is held to."""
 
 
 def write_eight(path: Path) -> None:
@@ -43,12 +45,18 @@ def results_of(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
-def n_images(folder: Path) -> int:
+def index(folder: Path, query: str) -> list[tuple]:
+    """Rows of a run folder's index."""
     db = sqlite3.connect(folder / "index.sqlite")
     try:
-        return db.execute("SELECT COUNT(*) FROM images").fetchone()[0]
+        return db.execute(query).fetchall()
     finally:
         db.close()
+
+
+def n_images(folder: Path) -> int:
+    [[n]] = index(folder, "SELECT COUNT(*) FROM images")
+    return n
 
 
 def judge_by(monkeypatch, margin) -> None:

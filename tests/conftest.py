@@ -7,7 +7,9 @@ import secrets
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 # A session that a test starts is no worker of the one that runs the tests, though it inherits this.
-os.environ.pop("PYTEST_XDIST_WORKER", None)
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    # Read when torch is imported. Every core has a worker already; threads of more would wait.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray reads its token once in a process, and by itself keeps it in the home: pytester has others.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -19,7 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import extras
+import huggingface_hub
 import pytest
+from hypothesis import HealthCheck, settings
+from strangers import Hub, Stranger
 
 from analogy.core import registry
 from analogy.core.records import Pair, RunConfig
@@ -28,6 +33,7 @@ from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
+from analogy.settings.pairs import load_pairs
 from analogy.store.folder import RunFolder
 from analogy.studies.study import Study
 
@@ -49,6 +55,12 @@ AMBIENT = (
 )  # fmt: skip
 #: What is said to the tests themselves.
 OURS = {"ANALOGY_SLOW", "ANALOGY_TEST_DEVICE"}
+
+# How long an example takes is the machine's affair.
+settings.register_profile(
+    "any machine", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+)
+settings.load_profile("any machine")
 
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown")
 
@@ -110,6 +122,12 @@ def pairs():
             for i, a in enumerate(COLORS[:6])
         ],
     ]
+
+
+@pytest.fixture(scope="session")
+def shipped_pairs():
+    """The suite's 400 pairs."""
+    return load_pairs(shipped("pairs.csv"))
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +199,25 @@ def install(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """Somebody whose files must run no code."""
+    cache = tmp_path / "modules"
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+    monkeypatch.syspath_prepend(str(cache))
+    place = tmp_path / "theirs"
+    place.mkdir()
+    return Stranger(place)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache on this machine, empty."""
+    place = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place))
+    return Hub(place)
+
+
+@pytest.fixture
 def fill():
     """Give each of a study's jobs the margin that ``margin(job)`` says, without any image."""
 
@@ -201,5 +238,5 @@ def whole_run(tmp_path_factory):
     processes.write_pairs(path)
     process, connection = processes.start(processes.run, path)
     processes.wait_for(connection, "done")
-    process.join(30)
+    process.join(600)
     return path

@@ -146,7 +146,7 @@ def outcome(path: Path) -> dict[str, Any]:
     return found
 
 
-def wait_for(connection: Any, word: str, seconds: float = 120.0) -> None:
+def wait_for(connection: Any, word: str, seconds: float = 600.0) -> None:
     """Wait until the other process says a message that starts so."""
     end = time.monotonic() + seconds
     while connection.poll(max(end - time.monotonic(), 0.0)):

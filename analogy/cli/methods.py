@@ -19,6 +19,7 @@ METHODS_VERSION = 1
 METHODS_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "size", "dtype", "limit",
+    "sequential", "order_seed",
     "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir", "ceiling",
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ def methods(
     from analogy.report import text
     from analogy.sessions.running import fault_code
     from analogy.sessions.summary import unread_lines
-    from analogy.studies.method_comparison import all_jobs, open_methods, run_methods
+    from analogy.studies.run_methods import all_jobs, open_methods, run_methods
 
     studies = open_methods(request, chosen)
     study = studies[0]

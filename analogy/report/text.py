@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from analogy.core.records import Cell, Estimate, Verdict
 from analogy.core.text import display_width, padded, printable, shortened
 from analogy.grid_metrics import Absent, Input, Per
-from analogy.results.model import Analysis, CellFigures, Mean, Pool
+from analogy.report.text_sequential import confidence, is_sequential, look
+from analogy.results.model import Analysis, CellFigures, Mean, Pool, Stop
 from analogy.statistics.values import MIN_DECISIVE
 
 if TYPE_CHECKING:
@@ -18,21 +19,32 @@ if TYPE_CHECKING:
     from analogy.studies.method_comparison import Difference, MethodComparison
     from analogy.studies.quality import Quality
 
-_HEAD = (
-    f"{'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'>0':>5} "
-    f"{'gain':>8} {'95% CI':>18} {'ceiling':>7}  verdict"
-)
 _NARROW, _WIDE = 10, 32
 """The least and greatest width of a table's first column; longer names are shortened."""
 
-LINE = _NARROW + 1 + len(_HEAD) + 12
+
+def _head(ci: str) -> str:
+    """The columns of the verdict table after the first; ``ci``: the intervals' name."""
+    return (
+        f"{'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'p':>8} {'>0':>5} "
+        f"{'gain':>8} {ci:>18} {'ceiling':>7}  verdict"
+    )
+
+
+LINE = _NARROW + 1 + len(_head("")) + 12
 """The width of a table's line if all names are narrow."""
 
 
-def figures_line(figures: Estimate) -> str:
-    """An estimate in one line."""
+def interval_name(analysis: Analysis) -> str:
+    """The name of a table's intervals, whose confidence differs from row to row if sequential."""
+    return "look's CI" if is_sequential(analysis) else "95% CI"
+
+
+def figures_line(figures: Estimate, stop: Stop | None = None) -> str:
+    """An estimate in one line. ``stop``: the look that it is of, in a sequential run."""
     return (
-        f"mean margin {figures.mean:+.4f}, 95% CI {_interval(figures.ci_low, figures.ci_high)}, "
+        f"mean margin {figures.mean:+.4f}, {confidence(stop)} CI "
+        f"{_interval(figures.ci_low, figures.ci_high)}, "
         f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
     )
 
@@ -44,7 +56,7 @@ def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[
     """
     width = _width(analysis.unsteered)
     rule = "-" * (LINE - _NARROW + width)
-    yield f"{'category':<{width}} {_HEAD}"
+    yield f"{'category':<{width}} {_head(interval_name(analysis))}"
     yield rule
     for category, unsteered in analysis.unsteered.items():
         name = _name(category, width)
@@ -69,6 +81,8 @@ def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
         notes.append("not after Holm")
     if figures.margin.n_needed is not None and verdict is Verdict.INCONCLUSIVE:
         notes.append(f"{figures.margin.n_needed:,} pairs would decide")
+    if figures.stop is not None:
+        notes.append(look(figures.stop))
     if is_known:
         better = verdict is Verdict.SUCCESS
         notes.append("better than its baseline" if better else "known")
@@ -125,7 +139,8 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
     if all(pool.trend is None for _, pool in rows):
         return
     width = _width(analysis.categories, 13)
-    yield f"{'dose-response':<{width}} {'n':>4} {'slope':>8} {'95% CI':>18} {'p':>8} {'Page p':>8}"
+    ci = interval_name(analysis)
+    yield f"{'dose-response':<{width}} {'n':>4} {'slope':>8} {ci:>18} {'p':>8} {'Page p':>8}"
     for category, pool in rows:
         trend, name = pool.trend, _name(category, width)
         if trend is None:
@@ -142,10 +157,10 @@ def null_table(analysis: Analysis) -> Iterator[str]:
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
-    width = _width(analysis.unsteered)
+    width, ci = _width(analysis.unsteered), interval_name(analysis)
     yield (
-        f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {'95% CI':>18} {'gain':>8} "
-        f"{'advantage':>9} {'95% CI':>18} {'p':>8}"
+        f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'gain':>8} "
+        f"{'advantage':>9} {ci:>18} {'p':>8}"
     )
     for figures, null in cells:
         alpha = f"{figures.cell.alpha:g}"
@@ -173,9 +188,9 @@ def target_table(analysis: Analysis) -> Iterator[str]:
     """The margins of the target prompts' own images, and the cells' margins as shares of them."""
     if not analysis.targets:
         return
-    alphas, width = [*analysis.alphas], _width(analysis.targets)
+    alphas, width, ci = [*analysis.alphas], _width(analysis.targets), interval_name(analysis)
     yield (
-        f"{'target':<{width}} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  reached at alpha"
+        f"{'target':<{width}} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  reached at alpha"
         + "".join(f" {alpha:>5g}" for alpha in alphas)
     )
     for category, figures in analysis.targets.items():
@@ -197,8 +212,9 @@ def target_table(analysis: Analysis) -> Iterator[str]:
 
 def method_tables(found: MethodComparison) -> Iterator[str]:
     """The ranking, every two methods compared, and their differences by alpha and category."""
+    ci = f"{confidence(found.stop)} CI"
     yield (
-        f"{'method':<10} {'n':>4} {'margin':>8} {'95% CI':>18} {'>0':>5}  {'verdict':<12}  "
+        f"{'method':<10} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  {'verdict':<12}  "
         "not told apart from"
     )
     for ranked in found.ranking:
@@ -220,7 +236,8 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         )
     yield ""
     width = max(len("difference"), *(len(_two(one)) for one in found.overall))
-    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {'95% CI':>18} {'p':>8} {'Holm p':>8}"
+    of_look = "look's CI" if found.stop is not None else "95% CI"
+    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {of_look:>18} {'p':>8} {'Holm p':>8}"
     for d in found.overall:
         head = f"{_two(d):<{width}} {d.n:>4}"
         if d.mean != d.mean:
@@ -228,11 +245,14 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
             continue
         yield (
             f"{head} {d.mean:>+8.4f} {_interval(d.ci_low, d.ci_high):>18} {d.p:>8.2g} "
-            f"{d.p_holm:>8.2g}"
+            f"{d.p_holm:>8.2g}" + ("" if d.stop is None else f"  {look(d.stop)}")
         )
     yield (
         "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is of "
         f"the larger of this and the bootstrap's, for {found.family}."
+        if found.stop is None
+        else "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is "
+        "here Bonferroni's, for all comparisons and all looks: below 0.05 the two are told apart."
     )
     for name, differences in (
         ("at alpha", [(f"{d.alpha:g}", d) for d in found.alphas]),
@@ -250,8 +270,8 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         for two, row in of_two.items():
             yield f"{two:<{width}}" + "".join(row)
     yield (
-        "*: the 95% interval, of this difference by itself, lies on one side of 0. "
-        f"<{MIN_DECISIVE}: too few pairs."
+        f"*: the {confidence(found.stop)} interval, of this difference by itself, lies on one side "
+        f"of 0. <{MIN_DECISIVE}: too few pairs."
     )
     if found.blind:
         yield (

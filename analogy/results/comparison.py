@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from analogy.core.errors import AnalogyError, ExitCode
 from analogy.core.fields import TOLERANCE
-from analogy.core.records import SIGNIFICANCE, Cell, Figures, Verdict
+from analogy.core.records import SIGNIFICANCE, Cell, Verdict
+from analogy.results.changes import Change as Change
+from analogy.results.changes import Comparison as Comparison
+from analogy.results.changes import Outcome as Outcome
+from analogy.results.changes import fell, outcome_of
+from analogy.results.comparison_looks import compare_common
 from analogy.results.model import CellFigures, Header, Measurement, Results
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_DECISIVE
 
 SAMPLING = ("method", "method_version", "steps", "guidance", "scheduler")
 """What of a subject says how its images are made from its model."""
-
-# Differences below this are rounding of float64 margins: they are on neither side of a limit.
-_ROUNDING = 1e-12
 
 
 class NotComparableError(AnalogyError, ValueError):
@@ -38,30 +39,6 @@ class NotComparableError(AnalogyError, ValueError):
             f"{'; '.join(self.differences)}; repeat the run with the baseline's settings, or name "
             "another baseline"
         )
-
-
-class Outcome(StrEnum):
-    """What became of a cell. The first rule that holds decides.
-
-    - ``too_few``: fewer than 6 pairs decide nothing;
-    - ``incomplete``: images are missing on either side: no pass and no failure;
-    - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
-      success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
-      enough for a success falls in about half of the runs with other seeds (with the same seeds
-      and subject, figures are the same);
-    - ``improved``: the interval lies above 0;
-    - ``equivalent``: the interval lies within -tolerance..tolerance;
-    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
-      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
-    """
-
-    REGRESSED = "regressed"
-    IMPROVED = "improved"
-    EQUIVALENT = "equivalent"
-    INCONCLUSIVE = "inconclusive"
-    TOO_FEW = "too_few"
-    INCOMPLETE = "incomplete"
-    BLIND = "blind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,128 +58,6 @@ class Side:
     def of(cls, figures: CellFigures) -> Side:
         """One cell of results."""
         return cls(figures.cell, figures.margin.verdict, figures.margin.n, figures.items)
-
-
-@dataclass(frozen=True, slots=True)
-class Change(Figures):
-    """One cell, or all together (category and alpha None), against its baseline.
-
-    ``n`` counts pairs. ``old``, ``new``: mean margins; ``difference``: the mean of new - old over
-    pairs, with its interval at ``confidence``; NaN where a side is incomplete. ``tolerance``: in
-    units of the margin. A verdict is None where none is recorded (the overall one, of some of the
-    categories).
-    """
-
-    category: str | None
-    alpha: float | None
-    n: int
-    old: float
-    new: float
-    difference: float
-    ci_low: float
-    ci_high: float
-    confidence: float
-    tolerance: float
-    old_verdict: Verdict | None
-    new_verdict: Verdict | None
-    outcome: Outcome
-
-    @property
-    def name(self) -> str:
-        """The cell in words."""
-        if self.category is None or self.alpha is None:
-            return "overall"
-        return str(Cell(self.category, self.alpha))
-
-    @property
-    def fell(self) -> bool:
-        """Whether the verdict fell from success to another that decides."""
-        return _fell(self.old_verdict, self.new_verdict)
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether something was compared: neither too few pairs nor missing images."""
-        return self.outcome not in (Outcome.TOO_FEW, Outcome.INCOMPLETE)
-
-    def message(self) -> str:
-        """The change in one line: what, from where to where, the interval, the limit."""
-        if self.outcome is Outcome.TOO_FEW:
-            return f"{self.name}: too_few: n {self.n}, and {MIN_DECISIVE} pairs or more decide"
-        if self.outcome is Outcome.INCOMPLETE:
-            return f"{self.name}: incomplete: of {self.n} pairs, not all images are there"
-        text = (
-            f"{self.name}: {self.outcome}: margin {self.old:+.4f} -> {self.new:+.4f}, "
-            f"difference {self.difference:+.4f}, {100 * self.confidence:.4g}% CI "
-            f"[{self.ci_low:+.4f}, {self.ci_high:+.4f}], limit {-self.tolerance:+g}, n {self.n}"
-        )
-        if self.fell:
-            text += f"; the verdict fell from {self.old_verdict} to {self.new_verdict}"
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Results against a baseline of the same measurement.
-
-    ``categories`` are those compared, of ``n_categories`` in the baseline. ``throughput``: new
-    over old images/s by stage, empty where it may not be compared, and then ``throughput_note``
-    says why.
-    """
-
-    old: str
-    new: str
-    tolerance: float
-    changes: tuple[Change, ...]
-    overall: Change
-    subject_differences: tuple[str, ...]
-    categories: tuple[str, ...]
-    n_categories: int
-    throughput: Mapping[str, float]
-    throughput_note: str
-
-    @property
-    def all_changes(self) -> tuple[Change, ...]:
-        """The cells', then the overall one."""
-        return (*self.changes, self.overall)
-
-    @property
-    def regressed(self) -> list[Change]:
-        """What regressed, the overall figure included."""
-        return [one for one in self.all_changes if one.outcome is Outcome.REGRESSED]
-
-    @property
-    def incomplete(self) -> list[Change]:
-        """What lacks images: nothing is known of it."""
-        return [one for one in self.all_changes if one.outcome is Outcome.INCOMPLETE]
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether anything at all was compared."""
-        return any(one.is_decided for one in self.all_changes)
-
-    @property
-    def scope(self) -> str:
-        """How much of the baseline was compared, in words."""
-        if len(self.categories) == self.n_categories:
-            return f"all {self.n_categories} categories"
-        return (
-            f"{len(self.categories)} of {self.n_categories} categories "
-            f"({', '.join(self.categories)})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "old": self.old,
-            "new": self.new,
-            "tolerance": self.tolerance,
-            "categories": list(self.categories),
-            "n_categories": self.n_categories,
-            "cells": [one.to_dict() for one in self.changes],
-            "overall": self.overall.to_dict(),
-            "subject_differences": list(self.subject_differences),
-            "throughput": {"ratios": dict(self.throughput), "note": self.throughput_note},
-        }
 
 
 def measurement_differences(old: Header, new: Header) -> list[str]:
@@ -302,8 +157,8 @@ def compare_items(
     elif Verdict.BLIND in (old.verdict, new.verdict):
         outcome = Outcome.INCONCLUSIVE
     else:
-        has_fallen = _fell(old.verdict, new.verdict)
-        outcome = _outcome(low, high, tolerance=tolerance, has_fallen=has_fallen)
+        has_fallen = fell(old.verdict, new.verdict)
+        outcome = outcome_of(low, high, tolerance=tolerance, has_fallen=has_fallen)
     category, alpha = old.cell or (None, None)
     return Change(
         category=category,
@@ -330,9 +185,15 @@ def compare_cell(
     comparisons: int,
     n_resamples: int | None = None,
 ) -> Change:
-    """A cell of a comparable run against the baseline's."""
+    """A cell of a comparable run against the baseline's.
+
+    If either is of a sequential run, on the pairs and seeds that both have.
+    """
+    before = old.analysis.cells[new.cell]
+    if before.stop is not None or new.stop is not None:
+        return compare_common([(before, new)], tolerance=tolerance, comparisons=comparisons)
     return compare_items(
-        Side.of(old.analysis.cells[new.cell]),
+        Side.of(before),
         Side.of(new),
         tolerance=tolerance,
         comparisons=comparisons,
@@ -347,6 +208,18 @@ def compare_overall(
     # The baseline's overall verdict is of all its categories, and of no selection.
     categories = new.header.categories
     is_whole = len(categories) == len(old.header.categories)
+    both = [
+        (old.analysis.cells[cell], figures)
+        for cell, figures in new.analysis.cells.items()
+        if cell in old.analysis.cells
+    ]
+    if any(one.stop is not None for two in both for one in two):
+        verdicts = [side.analysis.overall.margin.verdict for side in (old, new)]
+        return replace(
+            compare_common(both, tolerance=tolerance, comparisons=n_comparisons(new.header)),
+            category=None, alpha=None, old_verdict=verdicts[0] if is_whole else None,
+            new_verdict=verdicts[1],
+        )  # fmt: skip
     before, now = (
         _pooled(side, categories, side.analysis.overall.margin.verdict if is_whole else None)
         for side in (old, new)
@@ -360,18 +233,28 @@ def compare_overall(
     )
 
 
-def compare(old: Results, new: Results, *, tolerance: float = TOLERANCE) -> Comparison:
-    """Results against a baseline; a :class:`NotComparableError` for another measurement."""
+def compare(
+    old: Results,
+    new: Results,
+    *,
+    tolerance: float = TOLERANCE,
+    known: Mapping[Cell | None, Change] | None = None,
+) -> Comparison:
+    """Results against a baseline; a :class:`NotComparableError` for another measurement.
+
+    ``known``: changes that were decided during the run, of a cell or of all together (None).
+    """
     check_tolerance(tolerance)
     different = measurement_differences(old.header, new.header)
     if different:
         raise NotComparableError(_name(old), _name(new), different)
-    comparisons = n_comparisons(new.header)
+    comparisons, known = n_comparisons(new.header), known or {}
     changes = [
-        compare_cell(old, cell, tolerance=tolerance, comparisons=comparisons)
+        known.get(cell.cell)
+        or compare_cell(old, cell, tolerance=tolerance, comparisons=comparisons)
         for cell in new.analysis.cells.values()
     ]
-    overall = compare_overall(old, new, tolerance=tolerance)
+    overall = known.get(None) or compare_overall(old, new, tolerance=tolerance)
     throughput, note = _throughput(old, new)
     return Comparison(
         old=_name(old),
@@ -385,21 +268,6 @@ def compare(old: Results, new: Results, *, tolerance: float = TOLERANCE) -> Comp
         throughput=throughput,
         throughput_note=note,
     )
-
-
-def _fell(old: Verdict | None, new: Verdict | None) -> bool:
-    return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
-
-
-def _outcome(low: float, high: float, *, tolerance: float, has_fallen: bool) -> Outcome:
-    """What the interval of a difference says."""
-    if high < -tolerance - _ROUNDING or has_fallen:
-        return Outcome.REGRESSED
-    if low > _ROUNDING:
-        return Outcome.IMPROVED
-    if -tolerance - _ROUNDING <= low and high <= tolerance + _ROUNDING:
-        return Outcome.EQUIVALENT
-    return Outcome.INCONCLUSIVE
 
 
 def _pooled(results: Results, categories: Sequence[str], verdict: Verdict | None) -> Side:

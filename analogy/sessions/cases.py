@@ -8,7 +8,7 @@ from functools import partial
 
 from analogy.core.records import Cell
 from analogy.grid_metrics import Per
-from analogy.sessions import findings
+from analogy.sessions import findings, gate
 from analogy.sessions.findings import Finding
 from analogy.sessions.session import Session
 from analogy.store.grid import Job, once
@@ -85,7 +85,13 @@ def distribution(session: Session, alpha: float) -> Case:
 def regression(session: Session, cell: Cell | None) -> Case:
     """The cell, or all cells together (None), is not worse than in the baseline."""
     study = session.study
-    jobs = study.jobs if cell is None else partial(study.cell_jobs, *cell)
+    jobs: Callable[[], Sequence[Job]]
+    if cell is None:
+        jobs = study.jobs
+    elif study.config.sequential and session.baseline is not None:
+        jobs = partial(gate.jobs, session, session.baseline, cell)
+    else:
+        jobs = partial(study.cell_jobs, *cell)
     return Case(_rounds(session, jobs), lambda: findings.of_regression(session, cell))
 
 

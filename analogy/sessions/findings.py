@@ -12,8 +12,10 @@ from analogy.core.records import Cell, Estimate, Verdict
 from analogy.grid_metrics import Absent, Per
 from analogy.metrics import SetScore
 from analogy.report import text
+from analogy.report.text_sequential import look
 from analogy.results import comparison
-from analogy.results.model import Mean
+from analogy.results.model import Mean, Stop
+from analogy.sessions import gate
 from analogy.sessions.session import Session
 from analogy.settings.request import RunRequest
 
@@ -49,7 +51,7 @@ def of_cell(session: Session, cell: Cell) -> Finding:
         more = {f"gain_{name}": gain[name] for name in ("mean", "ci_low", "ci_high", "p")}
     if figures.share is not None:
         more["share_of_ceiling"] = figures.share
-    return _of_margin(str(cell), figures.margin, known, failed, more)
+    return _of_margin(str(cell), figures.margin, known, failed, more, figures.stop)
 
 
 def of_overall(session: Session) -> Finding:
@@ -57,24 +59,37 @@ def of_overall(session: Session) -> Finding:
     study = session.study
     failed = len(study.failures(study.jobs()))
     known = session.known_verdict(None)
-    return _of_margin("all categories and alphas", study.overall().margin, known, failed, {})
+    pool = study.overall()
+    return _of_margin("all categories and alphas", pool.margin, known, failed, {}, pool.stop)
 
 
 def _of_margin(
-    what: str, figures: Estimate, known: str | None, failed: int, more: Mapping[str, Any]
+    what: str,
+    figures: Estimate,
+    known: str | None,
+    failed: int,
+    more: Mapping[str, Any],
+    stop: Stop | None,
 ) -> Finding:
-    """``failed``: the number of failed images; ``more``: figures beside the margin's."""
+    """``failed``: the number of failed images; ``more``: figures beside the margin's; ``stop``: the
+    look that they are of, in a sequential run.
+    """
     facts = {**more, "failed_images": failed, **figures.to_dict()}
+    if stop is not None:
+        facts |= {name: value for name, value in stop.to_dict().items() if value is not None}
     if figures.verdict in (Verdict.TOO_FEW, Verdict.INCOMPLETE, Verdict.BLIND):
-        why = text.failed_images(failed) if failed else text.figures_line(figures)
+        why = text.failed_images(failed) if failed else text.figures_line(figures, stop)
         message = f"{figures.verdict}: {what} cannot be decided ({why})"
         return Finding(CaseOutcome.SKIPPED, message, facts)
-    message = f"{what}: {figures.verdict}, {text.figures_line(figures)}"
+    message = f"{what}: {figures.verdict}, {text.figures_line(figures, stop)}"
+    if stop is not None:
+        message += f", {look(stop)}"
     if figures.verdict is Verdict.SUCCESS:
         return Finding(CaseOutcome.PASSED, message, facts)
     if known is not None:
         return Finding(CaseOutcome.KNOWN, f"known {known}; now {message}", facts)
-    message += "; success needs the interval above 0 and p < 0.05"
+    message += "; success needs the interval above 0"
+    message += " and p < 0.05" if stop is None else ""
     return Finding(CaseOutcome.FAILED, message, facts)
 
 
@@ -140,6 +155,8 @@ def of_regression(session: Session, cell: Cell | None) -> Finding:
         raise ValueError("of_regression: expected a session with a baseline, got none")
     if cell is None:
         change = comparison.compare_overall(old, study.results(), tolerance=tolerance)
+    elif study.config.sequential:
+        change = gate.state(session, old, cell).change
     else:
         change = comparison.compare_cell(
             old,

@@ -43,4 +43,9 @@ def _comparison(session: Session, results: Results) -> Comparison | None:
     """With the run's baseline, None without one."""
     if session.baseline is None:
         return None
-    return compare(session.baseline, results, tolerance=session.request.tolerance)
+    return compare(
+        session.baseline,
+        results,
+        tolerance=session.request.tolerance,
+        known=session.changes if session.study.config.sequential else None,
+    )

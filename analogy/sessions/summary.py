@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from analogy.models import defaults
 from analogy.models.places import shipped
 from analogy.report import text
+from analogy.report.text_sequential import looks_table
 from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
@@ -30,6 +31,7 @@ def summary(session: Session, analysis: Analysis) -> Iterator[str]:
     for lines in (
         _heading(session),
         text.verdict_table(analysis, session.known),
+        looks_table(analysis, study.saved()),
         text.failure_lines(study.failures(study.jobs())),
         text.reading_notes(analysis),
         text.trend_table(analysis),

@@ -24,14 +24,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analogy.core.records import SIGNIFICANCE, UNSTEERED, Estimate, Figures, Pair
-from analogy.generation.engine import Progress, no_progress
-from analogy.settings.request import RunRequest
+from analogy.results.model import Stop
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test, resampled_together
-from analogy.statistics.estimates import pooled_estimate
+from analogy.statistics.estimates import DEFAULT_CONFIDENCE, pooled_estimate
 from analogy.statistics.multiplicity import holm
 from analogy.statistics.tests import t_test
 from analogy.statistics.values import MIN_DECISIVE
-from analogy.store.grid import Job, once
 from analogy.studies.study import Study
 
 _NAN = float("nan")
@@ -48,7 +46,8 @@ class Difference(Figures):
     ``category`` None: of all; ``alpha`` None: the mean over all strengths but 0. ``n``:
     pairs. ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test;
     ``p_holm``: the larger of both, adjusted for all overall differences, NaN for any other.
-    A figure that does not exist is NaN.
+    A figure that does not exist is NaN. ``stop``: the look that it is of, in a sequential run;
+    ``p_holm`` is then adjusted by Bonferroni, as the looks' levels are.
     """
 
     first: str
@@ -62,6 +61,7 @@ class Difference(Figures):
     p: float = _NAN
     p_bootstrap: float = _NAN
     p_holm: float = _NAN
+    stop: Stop | None = None
 
     @property
     def is_distinct(self) -> bool:
@@ -97,7 +97,8 @@ class MethodComparison:
     ``n``: the pairs compared, which have all their items by every method; ``n_left_out``: the
     others. ``ranking``: the methods by their mean, the highest first; in a difference the first
     method is the one that ranks higher. ``blind``: the categories whose true change the judge does
-    not see, where nothing is said about any method.
+    not see, where nothing is said about any method. ``stop``: in a sequential run the look that the
+    ranking and the differences by alpha and category are of; None in any other.
     """
 
     n: int
@@ -107,6 +108,7 @@ class MethodComparison:
     alphas: tuple[Difference, ...]
     categories: tuple[Difference, ...]
     blind: tuple[str, ...] = ()
+    stop: Stop | None = None
 
     @property
     def family(self) -> str:
@@ -121,11 +123,17 @@ class MethodComparison:
             "n_left_out": self.n_left_out,
             "family": self.family,
             "ranking": [one.to_dict() for one in self.ranking],
-            "overall": [one.to_dict() for one in self.overall],
-            "alphas": [one.to_dict() for one in self.alphas],
-            "categories": [one.to_dict() for one in self.categories],
+            "overall": [_to_json(one) for one in self.overall],
+            "alphas": [_to_json(one) for one in self.alphas],
+            "categories": [_to_json(one) for one in self.categories],
             "blind": list(self.blind),
+            **({} if self.stop is None else {"stop": self.stop.to_dict()}),
         }
+
+
+def _to_json(one: Difference) -> dict[str, object]:
+    made: dict[str, object] = one.to_dict()
+    return {name: value for name, value in made.items() if name != "stop" or value is not None}
 
 
 def compare_methods(
@@ -167,15 +175,14 @@ def compare_methods(
         overall = compared(ordered[_OVERALL], n_resamples=n_resamples)
         parts = [
             [
-                _difference(two, ordered[scope], scope, n_resamples)
+                difference(two, ordered[scope], scope, n_resamples=n_resamples)
                 for scope in scopes
                 for two in combinations(order, 2)
             ]
             for scopes in (by_alpha, by_category)
         ]
         ranking = [
-            Ranked(name, _estimate(whole[name], n_resamples), _like(name, overall))
-            for name in order
+            Ranked(name, _estimate(whole[name], n_resamples), like(name, overall)) for name in order
         ]
     return MethodComparison(
         n=int(is_whole.sum()),
@@ -195,46 +202,17 @@ def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> l
     out the t-test depends on the shape of the data.
     """
     arrays = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
-    found = [_difference(two, arrays, _OVERALL, n_resamples) for two in combinations(arrays, 2)]
+    found = [
+        difference(two, arrays, _OVERALL, n_resamples=n_resamples)
+        for two in combinations(arrays, 2)
+    ]
     adjusted = holm([max(one.p, one.p_bootstrap) for one in found])
     return [replace(one, p_holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
 
 
-def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
-    """A study for each of the methods, from one request; all in one run folder, which is open.
-
-    ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
-    of the request's method. Raises what :meth:`Study.open` does.
-    """
-    first = Study.open(replace(request, method=names[0]))
-    try:
-        studies = [first, *(first.by(name) for name in names[1:])]
-        for study in studies[1:]:
-            study.record(request.lora)
-    except BaseException:
-        first.folder.close()
-        raise
-    return studies
-
-
-def all_jobs(studies: Sequence[Study]) -> list[Job]:
-    """The jobs of all the methods; those of unsteered images, whose key has no method, once."""
-    return once(job for study in studies for job in study.jobs())
-
-
-def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
-    """Generate and score the missing images of all methods, and compare them.
-
-    One worker does all of it: the models are loaded once.
-    """
-    first, jobs = studies[0], all_jobs(studies)
-    first.generate(jobs, progress)
-    first.score(jobs)
-    return compare_methods(
-        {study.config.method: study.table() for study in studies},
-        first.judged,
-        blind=[name for name in first.categories if (of := first.ceiling(name)) and of.is_blind],
-    )
+def blind_categories(study: Study) -> list[str]:
+    """The categories that the judge does not see."""
+    return [name for name in study.categories if (of := study.ceiling(name)) and of.is_blind]
 
 
 def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> None:
@@ -278,16 +256,19 @@ def _samples(
     return made
 
 
-def _difference(
+def difference(
     two: tuple[str, str],
     values: Mapping[str, NDArray[np.float64]],
     scope: Scope,
-    n_resamples: int,
+    *,
+    confidence: float = DEFAULT_CONFIDENCE,
+    n_resamples: int = 10_000,
 ) -> Difference:
+    """Two methods' values, shape (pairs,), compared; without figures if one is missing."""
     differences = values[two[0]] - values[two[1]]
-    if not len(differences):
-        return Difference(*two, *scope, n=0)
-    low, high = bootstrap_ci(differences, n_resamples=n_resamples)
+    if not len(differences) or np.isnan(differences).any():
+        return Difference(*two, *scope, n=len(differences))
+    low, high = bootstrap_ci(differences, confidence=confidence, n_resamples=n_resamples)
     return Difference(
         *two,
         *scope,
@@ -311,7 +292,7 @@ def _estimate(table: pd.DataFrame, n_resamples: int) -> Estimate:
     return pooled_estimate(table.to_numpy(), n_resamples=n_resamples)
 
 
-def _like(name: str, overall: Sequence[Difference]) -> tuple[str, ...]:
+def like(name: str, overall: Sequence[Difference]) -> tuple[str, ...]:
     """The methods that this one is not told apart from."""
     close = [one for one in overall if not one.is_distinct]
     others = [{one.first: one.second, one.second: one.first}.get(name) for one in close]

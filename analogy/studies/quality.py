@@ -84,8 +84,8 @@ class Quality:
     ``jobs``: the grid's, alpha 0 among them; ``used`` gives what the figures of a cell or of all
     cells together (None) are of, None for all images; ``judge`` loads the judge when it is needed,
     whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips``
-    and ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why the
-    judge gives none; None if it does, or if nothing was asked for yet.
+    and ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why
+    the judge gives none; None if it does, or if nothing was asked for yet.
     """
 
     def __init__(

@@ -26,8 +26,7 @@ from analogy.statistics.sequential import (
     order,
     order_digest,
 )
-from analogy.store.folder import RunFolder
-from analogy.store.grid import Command, Grid, Job, Role
+from analogy.store.grid import Grid, Job, Role
 from analogy.studies.analysis import RESOLUTION
 from analogy.studies.quality import Used
 
@@ -242,6 +241,11 @@ class SequentialPlan:
         keys = {job.key for job in found}
         return [job for job in self._grid.jobs() if job.key in keys]
 
+    def steered(self, cell: Cell, pairs: int, seeds: int) -> list[Job]:
+        """A cell's steered images of the first pairs in the recorded order and the first seeds."""
+        look = Look(pairs, seeds, level=0.5, is_last=False)
+        return [*self._of_look(cell.category, look, Role.STEERED, alpha=cell.alpha)]
+
     def used(self, cell: Cell | None) -> Used:
         """The images that metrics of a cell, or of all cells together (None), are of.
 
@@ -277,18 +281,6 @@ class SequentialPlan:
         for job in self._grid.jobs(*roles, category=category, alpha=alpha):
             if job.pair.id in pairs and job.seed in seeds:
                 yield job
-
-
-def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
-    """The jobs of a command; of a sequential run those that are due by its folder's scores."""
-    if not command.config.sequential:
-        return command.jobs()
-
-    def scores(jobs: Sequence[Job]) -> pd.DataFrame:
-        return folder.margins(jobs, command.judge)
-
-    plan = SequentialPlan(command.grid, command.pairs, scores)
-    return plan.due(plan.cells)
 
 
 def chosen_pairs(config: RunConfig) -> list[Pair]:

@@ -41,6 +41,7 @@ from analogy.studies import ceiling as ceilings
 from analogy.studies import sequential_analysis
 from analogy.studies.analysis import analyse, cell_figures, item_table, pool
 from analogy.studies.ceiling import CeilingError, GroundTruth
+from analogy.studies.extension import base_of, check_extension
 from analogy.studies.gridwork import GridWork, failure_of
 from analogy.studies.provenance import scheduler_of
 from analogy.studies.resolve import check_device, resolve
@@ -84,12 +85,21 @@ class Study(GridWork):
         subject = Sampling.of(config, scheduler).subject(model.fingerprint)
         # One folder for all runs that can share images: more pairs, alphas or methods extend it.
         name = folder_name(subject, judge=judge.fingerprint)
-        path = request.run_dir or Path(".analogy") / "runs" / name
-        study = cls(
-            config, pairs, model, judge, RunFolder(Path(path)), truth,
-            unread=unread, unsteered=left, metrics=metrics,
-        )  # fmt: skip
-        study.record(request.lora)
+        folder = RunFolder(Path(request.run_dir or Path(".analogy") / "runs" / name))
+        command = Command(
+            config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora
+        )
+        try:
+            if config.sequential:
+                check_extension(folder, command)
+            study = cls(
+                config, pairs, model, judge, folder, truth, unread=unread, unsteered=left,
+                metrics=metrics, base=base_of(folder, command),
+            )  # fmt: skip
+            study.record(request.lora)
+        except BaseException:
+            folder.close()
+            raise
         return study
 
     @classmethod
@@ -129,7 +139,7 @@ class Study(GridWork):
             truth = _ground_truth(None, judge)
         return cls(
             config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
-            scheduler=command.scheduler, unread=unread,
+            scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
         )  # fmt: skip
 
     def by(self, method: str) -> Study:
@@ -261,12 +271,12 @@ class Study(GridWork):
                 self.folder.rate("generate"), self.folder.rate("score"), self.folder.worker_rates()
             ),
             peak_memory_bytes=self.folder.peak_memory(),
-            saved=self._saved(),
+            saved=self.saved(),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )
 
-    def _saved(self) -> Saved | None:
+    def saved(self) -> Saved | None:
         """What a sequential run did not need; None of another run."""
         if not self.config.sequential:
             return None

@@ -29,7 +29,7 @@ from analogy.store.folder import RunFolder
 from analogy.store.grid import Job
 from analogy.store.image_store import image_name
 from analogy.store.index import ImageRow
-from analogy.studies.sequential import jobs_of
+from analogy.studies.extension import jobs_of
 
 #: Images that are checked side by side, and lines of each kind that are printed.
 CHUNK = 1000

@@ -313,7 +313,7 @@ def test_what_may_not_be_replaced_is_said(run, file, old, tmp_path):
 def analogy(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "analogy", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, **options,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, **options,
     )  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def test_as_a_process_in_a_terminal_that_knows_ascii_only(file):
 @pytest.mark.slow
 def test_a_comparison_loads_no_model():
     code = "import sys, analogy.cli; sys.exit(bool({'torch', 'diffusers'} & sys.modules.keys()))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=600)
 
 
 def test_an_error_of_the_suite_is_no_verdict(monkeypatch, capsys, old):
@@ -350,7 +350,7 @@ def test_an_error_of_the_suite_is_no_verdict(monkeypatch, capsys, old):
 def test_a_reader_that_leaves_changes_no_exit_code(old):
     command = f"{sys.executable} -m analogy compare {old} {old} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
 

@@ -228,7 +228,7 @@ def test_the_whole_way_as_a_process(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "analogy", "steer", *CARS, "-o", "made/strip.png"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(tmp_path / "made" / "strip.png") as picture:

@@ -171,7 +171,7 @@ def complete(*words, **environment):
     }  # fmt: skip
     code = "import sys; from analogy.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     return done.stdout.split()
 
@@ -198,7 +198,7 @@ def test_help_and_completion_load_nothing_heavy():
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-        timeout=60,
+        timeout=600,
     )  # fmt: skip
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert not loaded & {"torch", "diffusers", "numpy", "scipy", "pandas", "PIL", "matplotlib"}

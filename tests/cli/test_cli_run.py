@@ -317,7 +317,7 @@ def test_the_whole_way_as_a_process(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "analogy", *command],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -170,7 +170,7 @@ PRINT = (
 
 
 def printed(name, **to):
-    return subprocess.run([sys.executable, "-c", PRINT, name], check=True, timeout=60, **to).stdout
+    return subprocess.run([sys.executable, "-c", PRINT, name], check=True, timeout=600, **to).stdout
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])

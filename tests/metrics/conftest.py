@@ -82,3 +82,18 @@ def empty_hub(tmp_path, monkeypatch):
 def rng():
     """A generator that draws the same each time."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with two CUDA devices, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def square():
+    """A 4096x4096 float32 matrix on the GPU, 64 MiB."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.ones(4096, 4096, device="cuda")

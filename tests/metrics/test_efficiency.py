@@ -1,26 +1,18 @@
-"""What a model costs, against hand counts, fake clocks and known watts."""
+"""Time, memory, size and operations of a model, against hand counts and fake clocks."""
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
-import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
-from extras import extra, needs
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -33,8 +25,6 @@ from analogy.models.loading import load_pipeline
 from analogy.models.places import ModelSource
 from analogy.models.sources import find_pipeline
 
-JOULES_PER_KWH = 3.6e6
-
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -42,13 +32,6 @@ def clock(monkeypatch):
     fake = SimpleNamespace(now=0.0)
     monkeypatch.setattr(efficiency, "time", SimpleNamespace(perf_counter=lambda: fake.now))
     return fake
-
-
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """A machine with two CUDA devices, as far as torch says."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
 # --- time
@@ -76,9 +59,12 @@ def test_quantiles_are_numpys_nearest_rank(values, percent):
 
 
 def test_real_time_is_measured():
+    began = time.perf_counter()
     found = efficiency.timing(lambda: time.sleep(0.02), device="cpu", warmup=0, repeats=3)
-    assert all(0.02 <= seconds < 1.0 for seconds in found.seconds)
-    assert 1.0 < found.images_per_s <= 50.0
+    whole = time.perf_counter() - began
+    assert all(seconds >= 0.02 for seconds in found.seconds)
+    assert sum(found.seconds) <= whole
+    assert found.images_per_s == pytest.approx(3 / sum(found.seconds))
 
 
 def test_a_gpus_work_is_waited_for_and_earlier_work_is_not_counted(clock, two_gpus, monkeypatch):
@@ -152,8 +138,8 @@ def test_a_failing_run_fails_with_its_own_error():
     ):
         with pytest.raises(KeyError, match="mine"):
             measure()
-    deadline = time.monotonic() + 5.0
-    while threading.active_count() > threads and time.monotonic() < deadline:
+    end = time.monotonic() + 600
+    while threading.active_count() > threads and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() <= threads
 
@@ -162,15 +148,26 @@ def test_a_failing_run_fails_with_its_own_error():
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_memory_that_a_run_takes_is_seen(keeps):
+def test_memory_that_a_run_takes_is_seen(keeps, monkeypatch):
     kept = []
+    sampled = threading.Semaphore(0)
+
+    class Sampled(psutil.Process):
+        def memory_info(self):
+            found = super().memory_info()
+            sampled.release()
+            return found
 
     def run():
         block = np.ones(25_000_000)  # 200 MB, written to
-        time.sleep(0.1)
+        while sampled.acquire(blocking=False):
+            pass
+        for _ in range(2):  # the second one began after that
+            assert sampled.acquire(timeout=600)
         if keeps:
             kept.append(block)
 
+    monkeypatch.setattr(efficiency.psutil, "Process", Sampled)
     found = efficiency.peak_memory(run, device="cpu")
     assert found.added_bytes == pytest.approx(200e6, rel=0.1)
     assert found.peak_bytes == found.before_bytes + found.added_bytes
@@ -209,15 +206,22 @@ def test_peak_memory_on_cuda_is_the_allocators(two_gpus, monkeypatch):
 
 def test_peak_memory_on_metal_is_the_drivers(monkeypatch):
     held = SimpleNamespace(bytes=100)
+    sampled = threading.Event()
 
     def run():
         held.bytes = 900
-        time.sleep(0.05)
+        sampled.wait(600)
         held.bytes = 300
+
+    def allocated():
+        found = held.bytes
+        if found == 900:
+            sampled.set()
+        return found
 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: held.bytes)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", allocated)
     found = efficiency.peak_memory(run, device="mps")
     assert (found.kind, found.before_bytes, found.peak_bytes) == ("metal driver", 100, 900)
 
@@ -388,263 +392,7 @@ def test_work_that_the_counter_does_not_see_is_an_error():
         efficiency.flops(lambda: torch.ones(3) + 1)
 
 
-# --- energy
-
-
-@pytest.fixture
-def codecarbon():
-    return extra("codecarbon")
-
-
-@pytest.fixture
-def parts():
-    """The machine's parts as codecarbon knows them."""
-    return extra("codecarbon.external.hardware")
-
-
-@pytest.fixture
-def known_watts(parts, monkeypatch, tmp_path):
-    """A machine of 36 W of memory and a CPU of 100 W at half load; a folder to find files in."""
-    monkeypatch.setenv("CODECARBON_FORCE_RAM_POWER", "36")
-    monkeypatch.setenv("CODECARBON_FORCE_CPU_POWER", "100")
-    monkeypatch.setattr(parts.SystemCPULoadMeter, "percent", lambda meter: 50.0)
-    monkeypatch.setattr("codecarbon.core.gpu.is_nvidia_system", lambda: False)
-    monkeypatch.setattr("codecarbon.core.gpu.is_rocm_system", lambda: False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def intensity(country: str) -> float:
-    """Kilograms of CO2 equivalent per kWh, straight from codecarbon's table."""
-    table = Path(extra("codecarbon").__file__).parent / "data/private_infra/global_energy_mix.json"
-    return json.loads(table.read_text())[country]["carbon_intensity"] / 1000
-
-
-def test_energy_repeats_the_work_until_enough_is_done(known_watts):
-    calls = []
-    found = efficiency.energy(
-        lambda: (calls.append(None), time.sleep(0.05)), country="DEU", n_images=2, at_least_s=0.3
-    )
-    assert 1 < len(calls) <= 6
-    assert found.n_images == 2 * len(calls)
-    assert found.duration_s >= 0.3
-    total = 36 * found.duration_s / JOULES_PER_KWH
-    assert found.ram_kwh_per_image * found.n_images == pytest.approx(total, rel=0.5)
-
-
-@pytest.mark.parametrize("seconds", [1.0, 2.0])  # long beside what a busy machine adds
-def test_energy_is_power_times_time(known_watts, seconds):
-    found = efficiency.energy(lambda: time.sleep(seconds), country="deu", n_images=4)
-    assert found.duration_s == pytest.approx(seconds, abs=0.25)
-    slack = {"rel": 0.1, "abs": 1e-9}  # what the meter does between the clock's stop and its own
-    ram = 36 * found.duration_s / JOULES_PER_KWH / 4
-    cpu = 100 * (0.1 + 0.9 * 0.5**3) * found.duration_s / JOULES_PER_KWH / 4
-    assert found.ram_kwh_per_image == pytest.approx(ram, **slack)
-    assert found.cpu_kwh_per_image == pytest.approx(cpu, **slack)
-    assert found.gpu_kwh_per_image is None
-    total = found.cpu_kwh_per_image + found.ram_kwh_per_image
-    assert found.energy_kwh_per_image == pytest.approx(total)
-    assert found.emissions_kg_per_image == pytest.approx(total * intensity("DEU"))
-    assert found.carbon_intensity_kg_per_kwh == pytest.approx(intensity("DEU"))
-    assert (found.country, found.n_images, found.pue) == ("DEU", 4, 1.0)
-
-
-def test_energy_says_what_is_estimated(known_watts):
-    found = efficiency.energy(lambda: time.sleep(0.2), country="FRA", n_images=1)
-    assert found.estimated == ("cpu", "ram")
-    assert found.cpu_method.startswith("estimated: the CPU's load")
-    assert found.ram_method == "estimated: watts from codecarbon's settings"
-    assert found.gpu_method.startswith("not counted")
-
-
-def test_each_way_of_reading_power_is_called_what_it_is(parts):
-    RAM = extra("codecarbon.external.ram").RAM  # noqa: N806
-
-    def cpu(mode):
-        part = object.__new__(parts.CPU)
-        part._mode = mode
-        return part
-
-    def chip(kind, of):
-        part = object.__new__(kind)
-        part.chip_part = of
-        return part
-
-    rapl = efficiency._methods([RAM(), cpu("intel_rapl"), object.__new__(parts.GPU)])
-    assert rapl["cpu"] == "measured: RAPL"
-    assert rapl["gpu"].startswith("measured")
-    assert rapl["ram"] == "estimated: watts by memory installed"
-    for mode in ("cpu_load", "constant", "of the future"):
-        assert efficiency._methods([cpu(mode)])["cpu"].startswith("estimated")
-    for mode in ("windows_emi", "intel_power_gadget"):
-        assert efficiency._methods([cpu(mode)])["cpu"].startswith("measured")
-    apple = [chip(parts.AppleSiliconChip, of) for of in ("CPU", "GPU")]
-    assert efficiency._methods(apple)["gpu"] == "estimated: powermetrics"
-    board = efficiency._methods([chip(parts.Raspberry, of) for of in ("CPU", "RAM")])
-    assert board["cpu"].startswith("measured")
-    assert board["ram"].startswith("measured")
-    assert set(efficiency._methods([]).values()) == {
-        "not counted: codecarbon found no CPU",
-        "not counted: codecarbon found no GPU that it can read",
-        "not counted: codecarbon found no memory",
-    }
-
-
-def test_settings_neither_move_the_machine_nor_send_nor_write(known_watts, monkeypatch):
-    for name, value in {
-        "ELECTRICITYMAPS_API_TOKEN": "token",
-        "CO2_SIGNAL_API_TOKEN": "token",
-        "EMISSIONS_ENDPOINT": "http://localhost:9",
-        "OUTPUT_METHODS": "csv,api",
-        "OUTPUT_DIR": "no/such/folder",
-        "FORCE_CARBON_INTENSITY_G_CO2E_KWH": "1",
-        "REGION": "california",
-        "CLOUD_PROVIDER": "gcp",
-        "CLOUD_REGION": "europe-north1",
-        "TRACKING_MODE": "process",
-        "ALLOW_MULTIPLE_RUNS": "False",
-        "PUE": "1.5",
-    }.items():
-        monkeypatch.setenv(f"CODECARBON_{name}", value)
-    asked = []
-    monkeypatch.setattr(socket.socket, "connect", lambda *address: asked.append(address))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **kwargs: asked.append(address))
-    found = efficiency.energy(lambda: time.sleep(0.2), country="USA", n_images=1)
-    assert found.carbon_intensity_kg_per_kwh == pytest.approx(intensity("USA"))
-    watts = found.ram_kwh_per_image * JOULES_PER_KWH / found.duration_s
-    assert watts == pytest.approx(1.5 * 36, rel=0.1)
-    assert found.pue == 1.5
-    assert not asked
-    assert not list(known_watts.iterdir())
-
-
-@needs("codecarbon")
-@pytest.mark.slow
-def test_energy_is_silent_in_a_fresh_process(tmp_path):
-    program = """
-        import time
-        from analogy.metrics.efficiency import energy
-        energy(lambda: time.sleep(0.2), country="DEU", n_images=1)
-    """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_meter_is_stopped_and_given_its_voice_back_when_a_run_fails(
-    known_watts, codecarbon, monkeypatch
-):
-    stopped = []
-    stop = codecarbon.OfflineEmissionsTracker.stop
-    monkeypatch.setattr(
-        codecarbon.OfflineEmissionsTracker, "stop", lambda self: stopped.append(stop(self))
-    )
-
-    def run():
-        time.sleep(0.1)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        efficiency.energy(run, country="DEU", n_images=1)
-    assert len(stopped) == 1
-    assert stopped[0] > 0
-    assert not logging.getLogger("codecarbon").filters
-
-
-def test_the_device_is_waited_for_before_the_meter_stops(
-    known_watts, codecarbon, two_gpus, monkeypatch
-):
-    events = []
-    stop = codecarbon.OfflineEmissionsTracker.stop
-
-    def stopped(self):
-        events.append("stop")
-        return stop(self)
-
-    monkeypatch.setattr(codecarbon.OfflineEmissionsTracker, "stop", stopped)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
-
-    def run():
-        events.append("run")
-        time.sleep(0.15)
-
-    efficiency.energy(run, country="DEU", n_images=1, device="cuda:0")
-    assert events == ["wait", "run", "wait", "stop"]
-
-
-def test_a_run_too_short_for_the_meter_is_an_error(known_watts):
-    with pytest.raises(ValueError, match=r"expected 0\.1 s of work or more, got 0\.0\d+ s"):
-        efficiency.energy(lambda: time.sleep(0.01), country="DEU", n_images=1)
-
-
-@needs("codecarbon")
-@pytest.mark.parametrize(
-    ("country", "near"),
-    [
-        ("Germany", r"got 'Germany'; near: DEU \(Germany\)"),
-        ("DE", r"got 'DE'; near: .*DEU \(Germany\)"),
-        ("FRZ", r"got 'FRZ'; near: .*FRA \(France\)"),
-        ("", "got ''; such as DEU"),
-        (None, "got None; such as DEU"),
-    ],
-)
-def test_an_unknown_country_is_an_error_with_near_ones(country, near):
-    with pytest.raises(ValueError, match=near):
-        efficiency.energy(pytest.fail, country=country, n_images=1)
-
-
-def test_every_country_of_the_table_has_an_intensity(codecarbon):
-    table = Path(codecarbon.__file__).parent / "data/private_infra/global_energy_mix.json"
-    countries = json.loads(table.read_text())
-    assert len(countries) > 200
-    assert {efficiency._country_code(code.lower()) for code in countries} == set(countries)
-
-
-def test_without_codecarbon_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "codecarbon", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'analogy-bench\[energy\]'"):
-        efficiency.energy(pytest.fail, country="DEU", n_images=1)
-
-
-def test_what_codecarbon_swallows_is_raised(codecarbon, monkeypatch):
-    def broken(self):
-        raise OSError("no meter here")
-
-    monkeypatch.setattr(codecarbon.OfflineEmissionsTracker, "_ensure_hardware_ready", broken)
-    with pytest.raises(RuntimeError, match=r"measured nothing; it said: .*no meter here"):
-        efficiency.energy(lambda: time.sleep(0.11), country="DEU", n_images=1)
-
-
-# --- results
-
-
-def test_results_are_json(known_watts):
-    ticks = count()
-    for found in (
-        efficiency.timing(lambda: next(ticks), device="cpu", repeats=2),
-        efficiency.peak_memory(lambda: None, device="cpu"),
-        efficiency.energy(lambda: time.sleep(0.11), country="DEU", n_images=1),
-    ):
-        plain = found.to_dict()
-        assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-        assert list(plain) == list(type(found).__dataclass_fields__)
-
-
 # --- a real GPU
-
-
-@pytest.fixture
-def square():
-    """A 4096x4096 float32 matrix on the GPU, 64 MiB."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.ones(4096, 4096, device="cuda")
 
 
 @pytest.mark.gpu
@@ -660,15 +408,3 @@ def test_cuda_memory_of_a_product_is_its_result(square):
     found = efficiency.peak_memory(lambda: square @ square, device="cuda")
     assert found.added_bytes == square.nbytes
     assert found.reserved_bytes >= found.peak_bytes >= found.before_bytes + square.nbytes
-
-
-@pytest.mark.gpu
-def test_cuda_energy_is_counted(square):
-    def run():
-        for _ in range(2000):
-            square @ square
-
-    found = efficiency.energy(run, country="DEU", n_images=1, device="cuda")
-    assert found.gpu_method.startswith("measured")
-    watts = found.gpu_kwh_per_image * JOULES_PER_KWH / found.duration_s
-    assert 20 < watts < 2000 * torch.cuda.device_count()

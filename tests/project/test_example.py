@@ -53,7 +53,7 @@ class Installed:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
         return subprocess.run(
             [sys.executable, "-m", "analogy", *arguments], cwd=self.path, env=environment,
-            capture_output=True, text=True, timeout=300, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def installed(tmp_path_factory):
             "--no-build-isolation", "--disable-pip-version-check", "--target", path / "packages",
             path / "source",
         ],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ignored = shutil.ignore_patterns("SHA256SUMS")

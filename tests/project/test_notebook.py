@@ -31,7 +31,7 @@ def test_the_notebook_runs_and_shows_what_is_kept_of_it(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     kept = nbformat.read(FILE, as_version=4)
     run = nbformat.read(FILE, as_version=4)
-    nbclient.NotebookClient(run, timeout=300, kernel_name="python3").execute(cwd=str(tmp_path))
+    nbclient.NotebookClient(run, timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
     assert kinds(run) == kinds(kept)
     assert [kind for cell in kinds(run) for kind in cell].count("image/png") == 4
     [frame] = [one for one in outputs(run)[-1] if "data" in one]

@@ -376,7 +376,7 @@ def test_memory_that_is_full_is_said_in_a_sentence(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "compare", big, big], capture_output=True, text=True,
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith(

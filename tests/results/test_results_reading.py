@@ -407,7 +407,9 @@ def test_whatever_stands_at_any_place_there_is_no_other_error(changes):
         assert (cell.margin.verdict is Verdict.INCOMPLETE) == math.isnan(cell.margin.mean)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(values)
 def test_whatever_json_a_file_holds_there_is_no_other_error(tmp_path, data):
     path = tmp_path / "hostile.json"

@@ -338,7 +338,7 @@ def test_round_trip(tmp_path_factory, pairs, newline):
 
 @given(st.binary() | st.text('\r\n",;ab \0é\ufeff').map(lambda text: (HEADER + text).encode()))
 @example(b'"' + b"a" * 200_000)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_bytes_raise_anything_else(load, content):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PairsWarning)

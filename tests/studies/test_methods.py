@@ -25,9 +25,8 @@ from analogy.studies.method_comparison import (
     MethodComparison,
     compare_methods,
     compared,
-    open_methods,
-    run_methods,
 )
+from analogy.studies.run_methods import open_methods, run_methods
 
 ALPHAS = (0.0, 0.5, 1.0)
 

@@ -1,0 +1,87 @@
+"""The looks of a sequential run as lines of text."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from analogy.core.records import Verdict
+from analogy.core.text import display_width, padded, printable, shortened
+from analogy.results.model import Analysis, Saved, Stop
+
+EARLY = "stopped early: the mean is biased upward; for a number run the full grid"
+
+_WIDE = 32
+
+
+def confidence(stop: Stop | None) -> str:
+    """The confidence of an interval in percent: 95% unless a look says another."""
+    return "95%" if stop is None else f"{100 * stop.confidence:.4g}%"
+
+
+def look(stop: Stop) -> str:
+    """The look in words."""
+    return f"look {stop.look} of {stop.looks}"
+
+
+def is_sequential(analysis: Analysis) -> bool:
+    """Whether any figure is of a look."""
+    of = (analysis.overall.stop, *(cell.stop for cell in analysis.cells.values()))
+    return any(stop is not None for stop in of)
+
+
+def looks_table(analysis: Analysis, saved: Saved | None) -> Iterator[str]:
+    """When each cell was decided, and what that saved; nothing for a run that is not sequential."""
+    if saved is None:
+        return
+    names = [printable(cell.category) for cell in analysis.cells]
+    width = min(max([10, *map(display_width, names)]), _WIDE)
+    yield (
+        f"{'decided':<{width}} {'alpha':>5} {'look':>6} {'pairs':>5} {'seeds':>5} {'images':>6} "
+        f"{'interval':>8} {'p_seq':>8}  verdict"
+    )
+    for cell, figures in analysis.cells.items():
+        name = padded(shortened(printable(cell.category), width), width)
+        head, stop = f"{name} {cell.alpha:>5g}", figures.stop
+        if stop is None:
+            yield f"{head}  {Verdict.INCOMPLETE}: images of a look are missing"
+            continue
+        at = f"{stop.look} of {stop.looks}"
+        mark = " *" if stop.is_early else ""
+        yield (
+            f"{head} {at:>6} {stop.pairs:>5} {stop.seeds:>5} {stop.images:>6} "
+            f"{confidence(stop):>8} {stop.p_seq:>8.2g}  {figures.margin.verdict}{mark}"
+        )
+    if any(each.stop is not None and each.stop.is_early for each in analysis.cells.values()):
+        yield f"*: {EARLY}."
+    yield (
+        "interval: the confidence of the cell's intervals above, of its look alone; together the "
+        "looks' intervals hold with 95%."
+    )
+    yield from saved_lines(analysis, saved)
+
+
+def saved_lines(analysis: Analysis, saved: Saved) -> Iterator[str]:
+    """Images made and saved, and what the saving rests on."""
+    share = 1 - saved.images / saved.of if saved.of else 0.0
+    time = "" if saved.seconds is None else f", {duration(saved.seconds)} at this run's rate"
+    yield (
+        f"{saved.images:,} of {saved.of:,} images were needed: {saved.of - saved.images:,} saved "
+        f"({share:.1%}{time}); order seed {saved.order_seed}."
+    )
+    shares = [c.stop.icc for c in analysis.cells.values() if c.stop is not None]
+    shares = [each for each in shares if not math.isnan(each)]
+    if shares:
+        yield (
+            f"{statistics.median(shares):.0%} of an image's variance lies between pairs, the rest "
+            f"between seeds (median of the {len(shares)} cells with several seeds): the more, the "
+            "more one seed of each pair tells."
+        )
+
+
+def duration(seconds: float) -> str:
+    """A time in words: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,176 @@
+"""The outcomes of comparisons of results, as records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from analogy.core.records import Cell, Figures, Verdict
+from analogy.statistics.values import MIN_DECISIVE
+
+# Differences below this are rounding of float64 margins: they are on neither side of a limit.
+_ROUNDING = 1e-12
+
+
+class Outcome(StrEnum):
+    """What became of a cell. The first rule that holds decides.
+
+    - ``too_few``: fewer than 6 pairs decide nothing;
+    - ``incomplete``: images are missing on either side: no pass and no failure;
+    - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
+      success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
+      enough for a success falls in about half of the runs with other seeds (with the same seeds
+      and subject, figures are the same);
+    - ``improved``: the interval lies above 0;
+    - ``equivalent``: the interval lies within -tolerance..tolerance;
+    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
+      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
+    """
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+    TOO_FEW = "too_few"
+    INCOMPLETE = "incomplete"
+    BLIND = "blind"
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Figures):
+    """One cell, or all together (category and alpha None), against its baseline.
+
+    ``n`` counts pairs. ``old``, ``new``: mean margins; ``difference``: the mean of new - old over
+    pairs, with its interval at ``confidence``; NaN where a side is incomplete. ``tolerance``: in
+    units of the margin. A verdict is None where none is recorded (the overall one, of some of the
+    categories).
+    """
+
+    category: str | None
+    alpha: float | None
+    n: int
+    old: float
+    new: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    confidence: float
+    tolerance: float
+    old_verdict: Verdict | None
+    new_verdict: Verdict | None
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """The cell in words."""
+        if self.category is None or self.alpha is None:
+            return "overall"
+        return str(Cell(self.category, self.alpha))
+
+    @property
+    def fell(self) -> bool:
+        """Whether the verdict fell from success to another that decides."""
+        return fell(self.old_verdict, self.new_verdict)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether something was compared: neither too few pairs nor missing images."""
+        return self.outcome not in (Outcome.TOO_FEW, Outcome.INCOMPLETE)
+
+    def message(self) -> str:
+        """The change in one line: what, from where to where, the interval, the limit."""
+        if self.outcome is Outcome.TOO_FEW:
+            return f"{self.name}: too_few: n {self.n}, and {MIN_DECISIVE} pairs or more decide"
+        if self.outcome is Outcome.INCOMPLETE:
+            return f"{self.name}: incomplete: of {self.n} pairs, not all images are there"
+        text = (
+            f"{self.name}: {self.outcome}: margin {self.old:+.4f} -> {self.new:+.4f}, "
+            f"difference {self.difference:+.4f}, {100 * self.confidence:.4g}% CI "
+            f"[{self.ci_low:+.4f}, {self.ci_high:+.4f}], limit {-self.tolerance:+g}, n {self.n}"
+        )
+        if self.fell:
+            text += f"; the verdict fell from {self.old_verdict} to {self.new_verdict}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Results against a baseline of the same measurement.
+
+    ``categories`` are those compared, of ``n_categories`` in the baseline. ``throughput``: new
+    over old images/s by stage, empty where it may not be compared, and then ``throughput_note``
+    says why.
+    """
+
+    old: str
+    new: str
+    tolerance: float
+    changes: tuple[Change, ...]
+    overall: Change
+    subject_differences: tuple[str, ...]
+    categories: tuple[str, ...]
+    n_categories: int
+    throughput: Mapping[str, float]
+    throughput_note: str
+
+    @property
+    def all_changes(self) -> tuple[Change, ...]:
+        """The cells', then the overall one."""
+        return (*self.changes, self.overall)
+
+    @property
+    def regressed(self) -> list[Change]:
+        """What regressed, the overall figure included."""
+        return [one for one in self.all_changes if one.outcome is Outcome.REGRESSED]
+
+    @property
+    def incomplete(self) -> list[Change]:
+        """What lacks images: nothing is known of it."""
+        return [one for one in self.all_changes if one.outcome is Outcome.INCOMPLETE]
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether anything at all was compared."""
+        return any(one.is_decided for one in self.all_changes)
+
+    @property
+    def scope(self) -> str:
+        """How much of the baseline was compared, in words."""
+        if len(self.categories) == self.n_categories:
+            return f"all {self.n_categories} categories"
+        return (
+            f"{len(self.categories)} of {self.n_categories} categories "
+            f"({', '.join(self.categories)})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "old": self.old,
+            "new": self.new,
+            "tolerance": self.tolerance,
+            "categories": list(self.categories),
+            "n_categories": self.n_categories,
+            "cells": [one.to_dict() for one in self.changes],
+            "overall": self.overall.to_dict(),
+            "subject_differences": list(self.subject_differences),
+            "throughput": {"ratios": dict(self.throughput), "note": self.throughput_note},
+        }
+
+
+def fell(old: Verdict | None, new: Verdict | None) -> bool:
+    """Whether a verdict fell from success to another that decides."""
+    return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
+
+
+def outcome_of(low: float, high: float, *, tolerance: float, has_fallen: bool) -> Outcome:
+    """What the interval of a difference says."""
+    if high < -tolerance - _ROUNDING or has_fallen:
+        return Outcome.REGRESSED
+    if low > _ROUNDING:
+        return Outcome.IMPROVED
+    if -tolerance - _ROUNDING <= low and high <= tolerance + _ROUNDING:
+        return Outcome.EQUIVALENT
+    return Outcome.INCONCLUSIVE

@@ -1,0 +1,110 @@
+"""Pairs that are added to a sequential run: refused, unless error was reserved for them.
+
+The last look of a run spends what is left of its error. Further looks at the cells that it left
+undecided, with further pairs, would make false verdicts more frequent than promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from analogy.core.errors import OptionError
+from analogy.core.records import Cell, Verdict
+from analogy.settings.pairs import categories
+from analogy.store.folder import RunFolder
+from analogy.store.grid import Command, Job
+from analogy.studies.sequential import SequentialPlan
+
+
+def base_of(folder: RunFolder, command: Command) -> dict[str, frozenset[str]]:
+    """Category to the ids of the pairs that the run had before its extension.
+
+    Categories without an extension are missing, and all are where nothing was reserved.
+    """
+    if not command.config.reserve:
+        return {}
+    found = {}
+    for category in categories(command.pairs):
+        smaller = _smaller(folder, command, category)
+        reserved = [_ids(each, category) for each in smaller if each.config.reserve]
+        if reserved:
+            found[category] = min(reserved, key=len)
+    return found
+
+
+def check_extension(folder: RunFolder, command: Command) -> None:
+    """Raise ``OptionError`` if a sequential command adds pairs to cells that an earlier one of its
+    folder left undecided at its last look, and nothing was reserved for that.
+    """
+    base = base_of(folder, command)
+    for category in categories(command.pairs):
+        for earlier in _smaller(folder, command, category):
+            ids = _ids(earlier, category)
+            if ids == base.get(category):
+                continue  # its reserve pays for this look
+            undecided = _undecided(folder, earlier, category)
+            if undecided:
+                raise OptionError(
+                    place="--sequential",
+                    expected=f"the {len(ids)} pairs of {category} that an earlier run in "
+                    f"{folder.path} had: its last look left {', '.join(map(str, undecided))} "
+                    "undecided and has spent the error that was promised",
+                    got=f"{len(_ids(command, category))} pairs",
+                    advice="judge the added pairs by themselves as a study of their own; or, if "
+                    "the earlier run was only a trial, choose another --run-dir. A run that was "
+                    "begun with --reserve may be extended once, with --reserve",
+                )
+
+
+def plan_of(command: Command, folder: RunFolder) -> SequentialPlan:
+    """The looks of a sequential command by the scores of its folder."""
+
+    def scores(jobs: Sequence[Job]) -> pd.DataFrame:
+        return folder.margins(jobs, command.judge)
+
+    return SequentialPlan(command.grid, command.pairs, scores, base_of(folder, command))
+
+
+def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
+    """The jobs of a command; of a sequential run those that are due by its folder's scores."""
+    if not command.config.sequential:
+        return command.jobs()
+    plan = plan_of(command, folder)
+    return plan.due(plan.cells)
+
+
+def _smaller(folder: RunFolder, command: Command, category: str) -> Iterator[Command]:
+    """The folder's commands of the same sequential study with fewer pairs of the category."""
+    ids = _ids(command, category)
+    for earlier in folder.commands():
+        mine = _ids(earlier, category)
+        if mine and mine < ids and _study(earlier) == _study(command):
+            yield earlier
+
+
+def _study(command: Command) -> Command:
+    """The command without what an extension changes, and without what computes it."""
+    config = replace(
+        command.config, pairs="", categories=None, limit=None, reserve=False, device="cpu",
+        batch_size=None, memory=None, engine="serial", num_workers=None, ray_address=None,
+        control=False, target=False,
+    )  # fmt: skip
+    return replace(command, config=config, pairs=(), ceiling=None)
+
+
+def _ids(command: Command, category: str) -> frozenset[str]:
+    return frozenset(pair.id for pair in command.pairs if pair.category == category)
+
+
+def _undecided(folder: RunFolder, command: Command, category: str) -> list[Cell]:
+    """The cells that the last look of a command left undecided."""
+    state = plan_of(command, folder).state(category)
+    last = len(state.design.looks) - 1
+    return [
+        cell
+        for cell, progress in state.cells.items()
+        if progress.look == last and progress.margin.verdict is Verdict.INCONCLUSIVE
+    ]

@@ -1,0 +1,66 @@
+"""A run of several steering methods in one run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from analogy.generation.engine import Progress, no_progress
+from analogy.settings.request import RunRequest
+from analogy.store.grid import Job, once
+from analogy.studies import sequential_methods
+from analogy.studies.method_comparison import (
+    MethodComparison,
+    blind_categories,
+    compare_methods,
+)
+from analogy.studies.sequential_methods import MethodsPlan
+from analogy.studies.study import Study
+
+
+def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
+    """A study for each of the methods, from one request; all in one run folder, which is open.
+
+    ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
+    of the request's method. Raises what :meth:`Study.open` does.
+    """
+    first = Study.open(replace(request, method=names[0]))
+    try:
+        studies = [first, *(first.by(name) for name in names[1:])]
+        for study in studies[1:]:
+            study.record(request.lora)
+    except BaseException:
+        first.folder.close()
+        raise
+    return studies
+
+
+def all_jobs(studies: Sequence[Study]) -> list[Job]:
+    """The jobs of all the methods; those of unsteered images, whose key has no method, once.
+
+    Of a sequential run those that are due by now.
+    """
+    if studies[0].config.sequential:
+        return MethodsPlan(studies).due()
+    return once(job for study in studies for job in study.jobs())
+
+
+def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
+    """Generate and score the missing images of all methods, and compare them.
+
+    One worker does all of it: the models are loaded once. Of a sequential run, images are made
+    until each two methods are told apart or have had their last look.
+    """
+    first = studies[0]
+    blind = blind_categories(first)
+    if first.config.sequential:
+        plan = MethodsPlan(studies)
+        while left := first.left(plan.due()):
+            first.generate(left, progress)
+            first.score(left)
+        return sequential_methods.compare(plan, first.config.alphas, blind)
+    jobs = all_jobs(studies)
+    first.generate(jobs, progress)
+    first.score(jobs)
+    tables = {study.config.method: study.table() for study in studies}
+    return compare_methods(tables, first.judged, blind=blind)

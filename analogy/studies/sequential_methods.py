@@ -1,0 +1,188 @@
+"""Methods compared look by look: the differences of each two stop by themselves.
+
+The looks go along one order of all pairs, which takes the categories in turn and each category's
+pairs in the recorded order. The levels are divided by the number of comparisons. The unsteered
+images take no part and are not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analogy.core.records import SIGNIFICANCE, Estimate, Pair, Verdict
+from analogy.results.model import Stop
+from analogy.statistics.estimates import pooled_estimate
+from analogy.statistics.sequential import Decision, Design, Look, decide
+from analogy.store.grid import Job, Role, once
+from analogy.studies.method_comparison import (
+    Difference,
+    MethodComparison,
+    Ranked,
+    Scope,
+    difference,
+    like,
+)
+from analogy.studies.study import Study
+
+Margins = NDArray[np.float64]
+"""``(pairs in the order, seeds, alphas)``, NaN where an image has no score."""
+
+
+@dataclass(frozen=True)
+class MethodsState:
+    """What is decided by the scores that exist now.
+
+    ``decisions``: of each two methods, on the differences of the first minus the second.
+    """
+
+    design: Design
+    margins: Mapping[str, Margins]
+    decisions: Mapping[tuple[str, str], Decision]
+
+    def look(self, method: str) -> int:
+        """The index of the last look whose images a method's comparisons need."""
+        return max(found.look for two, found in self.decisions.items() if method in two)
+
+    @property
+    def common(self) -> int:
+        """The index of the earliest look at which a comparison stopped."""
+        return min(found.look for found in self.decisions.values())
+
+
+class MethodsPlan:
+    """The looks of several methods on one grid."""
+
+    def __init__(self, studies: Sequence[Study]) -> None:
+        self._studies = {study.config.method: study for study in studies}
+        self._first = studies[0]
+        ordered = self._first.plan.pairs.values()
+        self.pairs: tuple[Pair, ...] = tuple(
+            pair for row in zip_longest(*ordered) for pair in row if pair is not None
+        )
+        comparisons = len(studies) * (len(studies) - 1) // 2
+        self.comparisons = comparisons
+        self._design = Design.of(
+            len(self.pairs), len(self._first.config.seeds), cells=1, comparisons=comparisons
+        )
+
+    def state(self) -> MethodsState:
+        """The state by the scores that exist now."""
+        margins = {name: self._margins(study) for name, study in self._studies.items()}
+        means = {name: of.mean(axis=2) for name, of in margins.items()}
+        decisions = {
+            two: decide(means[two[0]] - means[two[1]], self._design)
+            for two in combinations(margins, 2)
+        }
+        return MethodsState(self._design, margins, decisions)
+
+    def due(self) -> list[Job]:
+        """The images of every look that the methods' comparisons have taken or need next."""
+        state = self.state()
+        jobs: list[Job] = []
+        for name, study in self._studies.items():
+            look = state.design.looks[state.look(name)]
+            pairs = {pair.id for pair in self.pairs[: look.pairs]}
+            seeds = {*study.config.seeds[: look.seeds]}
+            jobs += [
+                job
+                for job in study.grid.jobs(Role.STEERED)
+                if job.pair.id in pairs and job.seed in seeds
+            ]
+        return once(jobs)
+
+    def _margins(self, study: Study) -> Margins:
+        config = study.config
+        alphas = sorted(config.alphas)
+        found = np.full((len(self.pairs), len(config.seeds), len(alphas)), np.nan)
+        frame = study.folder.margins(study.grid.jobs(Role.STEERED), study.judge.fingerprint)
+        places = {pair.id: i for i, pair in enumerate(self.pairs)}
+        frame = frame[frame["pair_id"].isin(places)]
+        at = (
+            frame["pair_id"].map(places).to_numpy(dtype=int),
+            frame["seed"].map({seed: i for i, seed in enumerate(config.seeds)}).to_numpy(dtype=int),
+            frame["alpha"].map({alpha: i for i, alpha in enumerate(alphas)}).to_numpy(dtype=int),
+        )
+        found[at] = frame["margin"].to_numpy(dtype=np.float64)
+        return found
+
+
+def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) -> MethodComparison:
+    """The comparison by the scores that exist now; incomplete where images of a look are missing.
+
+    The overall differences are of the look at which each stopped. The ranking and the differences
+    by alpha and by category are of the earliest look, which all methods have.
+    """
+    state = plan.state()
+    look = state.design.looks[state.common]
+    items = {name: _items(of, look) for name, of in state.margins.items()}
+    names = sorted(items, key=lambda name: -np.nan_to_num(items[name].mean(), nan=-np.inf))
+    overall = [_overall(plan, state, two) for two in combinations(names, 2)]
+    category = np.array([pair.category for pair in plan.pairs[: look.pairs]])
+    by_alpha: list[Scope] = [(None, alpha) for alpha in sorted(alphas)]
+    by_category: list[Scope] = [(name, None) for name in dict.fromkeys(category.tolist())]
+
+    def part(scope: Scope) -> list[Difference]:
+        name, alpha = scope
+        rows = slice(None) if name is None else category == name
+        columns = slice(None) if alpha is None else [sorted(alphas).index(alpha)]
+        of = {method: each[rows][:, columns].mean(axis=1) for method, each in items.items()}
+        return [
+            difference(two, of, scope, confidence=look.confidence, n_resamples=look.n_resamples)
+            for two in combinations(names, 2)
+        ]
+
+    return MethodComparison(
+        n=look.pairs,
+        n_left_out=0,
+        ranking=tuple(Ranked(name, _estimate(items[name], look), like(name, overall))
+                      for name in names),
+        overall=tuple(overall),
+        alphas=tuple(each for scope in by_alpha for each in part(scope)),
+        categories=tuple(each for scope in by_category for each in part(scope)),
+        blind=tuple(blind),
+        stop=_stop(state.design, state.common),
+    )  # fmt: skip
+
+
+def _items(margins: Margins, look: Look) -> NDArray[np.float64]:
+    """Items of a look, (pairs, alphas): means over its seeds."""
+    return margins[: look.pairs, : look.seeds].mean(axis=1)
+
+
+def _estimate(items: NDArray[np.float64], look: Look) -> Estimate:
+    if np.isnan(items).any():
+        return Estimate(n=len(items), n_items=int((~np.isnan(items)).sum()))
+    made = pooled_estimate(items, confidence=look.confidence, n_resamples=look.n_resamples)
+    return replace(made, n_needed=None)
+
+
+def _overall(plan: MethodsPlan, state: MethodsState, two: tuple[str, str]) -> Difference:
+    """An overall difference at the look at which it stopped."""
+    found = state.decisions.get(two) or state.decisions[two[1], two[0]]
+    look = state.design.looks[found.look]
+    if found.verdict is None:
+        return Difference(*two, None, None, n=look.pairs)
+    values = _items(state.margins[two[0]], look).mean(axis=1)
+    values = values - _items(state.margins[two[1]], look).mean(axis=1)
+    made = difference(
+        two, {two[0]: values, two[1]: np.zeros_like(values)}, (None, None),
+        confidence=look.confidence, n_resamples=look.n_resamples,
+    )  # fmt: skip
+    spent = sum(each.level for each in state.design.looks[: found.look])
+    adjusted = min(1.0, plan.comparisons * (2 * spent + max(made.p, made.p_bootstrap)))
+    if found.verdict not in (Verdict.SUCCESS, Verdict.FAILURE):
+        adjusted = max(adjusted, SIGNIFICANCE)  # the look's interval decides
+    return replace(made, p_holm=adjusted, stop=_stop(state.design, found.look))
+
+
+def _stop(design: Design, index: int) -> Stop:
+    look, last = design.looks[index], len(design.looks) - 1
+    return Stop(
+        look=index + 1, looks=last + 1, pairs=look.pairs, seeds=look.seeds,
+        images=look.pairs * look.seeds, level=look.level, is_early=index < last,
+    )  # fmt: skip
