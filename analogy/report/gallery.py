@@ -18,7 +18,7 @@ from analogy.core.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
 from analogy.store.folder import RunFolder
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, pairs_digest
-from analogy.studies.sequential import jobs_of
+from analogy.studies.extension import jobs_of
 
 #: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
@@ -118,8 +118,9 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
         if config.sequential:  # which looks at no other pairs than those that the judge reads
             shown = [pair for pair in shown if pair.id not in results.unread]
         command = Command(
-            config, tuple(shown), subject.model, header.measurement.judge, subject.scheduler
-        )
+            config, tuple(shown), subject.model, header.measurement.judge, subject.scheduler,
+            config.lora,
+        )  # fmt: skip
         jobs, own = _jobs(command, store)
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
             return Gallery(
