@@ -114,7 +114,7 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
         except ValueError as error:
             return Gallery(_bare(items, ends, known), f"No images: {error}.")
         subject = header.subject
-        shown = known.values()
+        shown = [*known.values()]
         if config.sequential:  # which looks at no other pairs than those that the judge reads
             shown = [pair for pair in shown if pair.id not in results.unread]
         command = Command(

@@ -23,8 +23,12 @@ def early_note(figures: CellFigures) -> str:
     """What holds of the mean of a cell that stopped early; "" for any other cell."""
     if figures.stop is None or not figures.stop.is_early:
         return ""
-    bias = _BIASES.get(figures.margin.verdict or Verdict.INCOMPLETE, "biased")
-    return f"stopped early: the mean is {bias}; {_NUMBER}"
+    return f"stopped early: the mean is {_bias(figures)}; {_NUMBER}"
+
+
+def _bias(figures: CellFigures) -> str:
+    """The bias of a mean that stopped early; of a cell without a chance its direction is open."""
+    return _BIASES.get(figures.margin.verdict or Verdict.INCOMPLETE, "biased")
 
 
 def seed_variances(figures: CellFigures) -> Variances | None:
@@ -39,7 +43,7 @@ def saved_facts(results: Results) -> Iterator[str]:
     if not is_sequential(results):
         return
     saved, cells = results.saved, [*results.analysis.cells.values()]
-    if saved is not None and saved.of:
+    if saved is not None and saved.of and all(one.stop is not None for one in cells):
         left = saved.of - saved.images
         time = "" if saved.seconds is None else (
             f", which saved {duration(saved.seconds)} at this run's rate"
@@ -48,11 +52,11 @@ def saved_facts(results: Results) -> Iterator[str]:
             f"Sequential run: {saved.images:,} of the full grid's {counted(saved.of, 'image')} "
             f"were needed; {left:,} ({percent(left / saved.of)}) were not{time}."
         )
-    notes = [early_note(figures) for figures in cells]
-    early = [note for note in notes if note]
+    early = [figures for figures in cells if early_note(figures)]
     if early:
-        are_all_up = all(_BIASES[Verdict.SUCCESS] in note for note in early)
-        bias = "biased upward" if are_all_up else "biased away from 0"
+        biases = {_bias(figures) for figures in early}
+        both = "biased away from 0" if "biased" not in biases else "biased"
+        bias = biases.pop() if len(biases) == 1 else both
         yield (
             f"{len(early)} of {counted(len(cells), 'cell')} stopped early: the mean is {bias} "
             f"there; {_NUMBER}."

@@ -13,7 +13,7 @@ from looked import MEANS, draw, draw_looks, pairs
 from reported import draw_results, margin, read_page
 
 from analogy.core.records import Cell, Verdict
-from analogy.report.looks import early_note, seed_variances, variance_said
+from analogy.report.looks import early_note, saved_facts, seed_variances, variance_said
 from analogy.report.numbers import MINUS, confidence, duration, interval, interval_name
 from analogy.results.comparison import compare
 from analogy.results.model import Stop
@@ -227,11 +227,28 @@ def test_variances_are_those_of_the_seeds(results, page):
     assert "is not known" in variance_said(replace(results, analysis=early))
 
 
-def test_a_cell_that_stopped_as_hopeless_is_biased_in_no_direction(results):
-    figures = results.analysis.cells[FIRST]
-    margin_ = replace(figures.margin, verdict=Verdict.INCONCLUSIVE)
-    assert early_note(replace(figures, margin=margin_)).startswith(
-        "stopped early: the mean is biased; "
+@pytest.mark.parametrize(
+    ("verdicts", "bias"),
+    [
+        ((Verdict.SUCCESS, Verdict.SUCCESS), "biased upward"),
+        ((Verdict.FAILURE, Verdict.FAILURE), "biased downward"),
+        ((Verdict.SUCCESS, Verdict.FAILURE), "biased away from 0"),
+        ((Verdict.SUCCESS, Verdict.INCONCLUSIVE), "biased"),  # the second without a chance
+    ],
+)
+def test_the_bias_of_a_mean_follows_the_verdict(results, verdicts, bias):
+    cells = [results.analysis.cells[cell] for cell in (FIRST, Cell("object", 1.0))]
+    cells = [
+        replace(one, margin=replace(one.margin, verdict=verdict))
+        for one, verdict in zip(cells, verdicts, strict=True)
+    ]
+    assert early_note(cells[0]).startswith(
+        f"stopped early: the mean is biased {'down' if verdicts[0] == 'failure' else 'up'}ward; "
+    )
+    analysis = replace(results.analysis, cells={one.cell: one for one in cells})
+    *_, said = saved_facts(replace(results, analysis=analysis))
+    assert said == (
+        f"2 of 2 cells stopped early: the mean is {bias} there; for a number run the full grid."
     )
 
 
@@ -273,6 +290,7 @@ def test_an_image_that_failed_leaves_its_cell_open(make_study, monkeypatch):
     assert failure[0].text == failed.pair.id
     assert failure[-1].text == "black"
     assert "Not finished" in page.id("answer").text
+    assert "images were needed" not in page.text  # which is known when no cell is open
     [chart] = page.id("looks").all("figure")
     assert "color 1 incomplete." in next(chart.all("div"))["aria-label"]
 
