@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from analogy.core.records import SIGNIFICANCE, Verdict
+from analogy.report.looks import early_conclusion, is_sequential, saved_facts, seeds_said
 from analogy.report.numbers import (
     counted,
     interval,
+    interval_name,
     listed,
     number,
     p_value,
@@ -45,15 +47,22 @@ def facts(results: Results) -> list[str]:
     analysis = results.analysis
     overall, gain = analysis.overall.margin, analysis.overall.gain
     if number(overall.mean) is not None:
+        # The p of one look by itself takes no account of the other looks.
+        p = "" if is_sequential(results) else f", one-sided p {p_value(overall.p)}"
         said.append(
-            f"Mean margin {signed(overall.mean)}, 95% interval {interval(overall)}, one-sided p "
-            f"{p_value(overall.p)}; {percent(overall.success_rate)} of "
-            f"{counted(overall.n_items, 'item')} lie above 0."
+            f"Mean margin {signed(overall.mean)}, {interval_name(analysis.overall.stop)} "
+            f"{interval(overall)}{p}; {percent(overall.success_rate)} of "
+            f"{counted(overall.n_items, 'item')} lie above 0{_common_look(results)}."
         )
     if gain is not None and number(gain.mean) is not None:
+        stop, at = analysis.overall.gain_stop, ""
+        if stop is not None:
+            at = f", {interval_name(stop)} {interval(gain)}"
+        elif not is_sequential(results):
+            at = f" {interval(gain)}"
         said.append(
             "Against the unsteered images of the same pairs and seeds (alpha 0), steering moved "
-            f"the margin by {signed(gain.mean)} {interval(gain)}."
+            f"the margin by {signed(gain.mean)}{at}."
         )
     by_alpha = [
         f"{signed(pool.margin.mean)} at alpha {alpha:g} "
@@ -71,7 +80,18 @@ def facts(results: Results) -> list[str]:
             f"Best: {best.cell} ({signed(best.margin.mean)}). "
             f"Worst: {worst.cell} ({signed(worst.margin.mean)})."
         )
-    return said
+    return [*said, *saved_facts(results)]
+
+
+def _common_look(results: Results) -> str:
+    """Of a sequential run, the images that figures of all cells together are of."""
+    stop = results.analysis.overall.stop
+    if stop is None:
+        return ""
+    return (
+        f", on the pairs and seeds that all cells have (look {stop.look}, "
+        f"{counted(stop.seeds, 'seed')})"
+    )
 
 
 def _scope(results: Results) -> str:
@@ -79,12 +99,14 @@ def _scope(results: Results) -> str:
     header = results.header
     measurement, subject = header.measurement, header.subject
     alphas = listed(f"{alpha:g}" for alpha in measurement.alphas)
-    one_each = {cell.category: f.margin.n for cell, f in results.analysis.cells.items()}
+    most: dict[str, int] = {}  # cells of a sequential run stop at other pairs than their neighbours
+    for cell, figures in results.analysis.cells.items():
+        most[cell.category] = max(most.get(cell.category, 0), figures.margin.n)
     names = header.categories
     of = listed(names) if len(names) <= 10 else f"{len(names)} categories"
     return (
-        f"{counted(sum(one_each.values()), 'pair')} ({of}), steered by the method "
-        f"{subject.method} at alpha {alphas}, {counted(len(measurement.seeds), 'seed')} each. "
+        f"{counted(sum(most.values()), 'pair')} ({of}), steered by the method "
+        f"{subject.method} at alpha {alphas}, {seeds_said(results)} each. "
         f"Model: {subject.model.partition('@')[0]}. Judge: {measurement.judge.partition('@')[0]}."
     )
 
@@ -108,6 +130,7 @@ def _verdict_counts(results: Results) -> str:
 
 def may_conclude(results: Results) -> list[str]:
     """What the run supports."""
+    own = "sequential p" if is_sequential(results) else "own p"
     has_findings = bool(_verdicts(results) & {Verdict.SUCCESS, Verdict.FAILURE})
     said = []
     if _is_embedded(results.header):
@@ -124,7 +147,7 @@ def may_conclude(results: Results) -> list[str]:
         said.append("Nothing about the method yet: no cell succeeds or fails.")
     if has_findings:
         said.append(
-            "For one cell chosen beforehand its own p holds; for a claim about several cells, or "
+            f"For one cell chosen beforehand its {own} holds; for a claim about several cells, or "
             "about the best of them, Holm's p."
         )
     return said
@@ -145,10 +168,14 @@ def may_not_conclude(results: Results) -> list[str]:
             "on drawings."
         )
     if limit is not None:
+        first = "first {} of the random order" if is_sequential(results) else "first {}"
         said.append(
-            f"What the whole set of pairs says: only the first {limit} of each category were "
-            "measured."
+            f"What the whole set of pairs says: only the {first.format(limit)} of each category "
+            "were measured."
         )
+    early = early_conclusion(results)
+    if early is not None:
+        said.append(early)
     if Verdict.INCOMPLETE in verdicts:
         said.append("Anything about incomplete cells: images are missing there.")
     if Verdict.BLIND in verdicts:

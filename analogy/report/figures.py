@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from analogy.core.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.grid_metrics import shown_metrics
-from analogy.report.numbers import interval, number, symbol, verdict_name
-from analogy.report.plots import Row, short
+from analogy.report.numbers import confidence, interval, number, symbol, verdict_name
+from analogy.report.plots import Decided, Row, short
 from analogy.results.comparison import Comparison
-from analogy.results.model import Analysis, Ceiling, CellFigures, Results
+from analogy.results.model import Analysis, Ceiling, CellFigures, Results, Stop
 
 # --- category x alpha
 
@@ -23,7 +23,8 @@ class HeatCell:
     """An entry of the heat map.
 
     ``verdict``: as in `numbers.SYMBOLS`. ``is_raw``: a success that does not survive Holm's
-    correction. ``strength``: of the colour, in percent. ``interval``: of the mean, as text.
+    correction. ``strength``: of the colour, in percent. ``interval``: of the mean, as text, in a
+    sequential run with its confidence.
     """
 
     mean: float | None
@@ -63,7 +64,7 @@ def verdict_map(results: Results) -> list[HeatRow]:
     means = [abs(mean) for one in figures if (mean := number(one.margin.mean)) is not None]
     most = max(means, default=0.0) or 1.0
 
-    def entry(margin: Estimate | None, p_holm: float = 0.0) -> HeatCell:
+    def entry(margin: Estimate | None, stop: Stop | None, p_holm: float = 0.0) -> HeatCell:
         mean = None if margin is None else number(margin.mean)
         verdict = None if margin is None else margin.verdict
         return HeatCell(
@@ -71,7 +72,7 @@ def verdict_map(results: Results) -> list[HeatRow]:
             verdict=verdict_name(verdict),
             is_raw=verdict is Verdict.SUCCESS and p_holm >= SIGNIFICANCE,
             strength=0 if mean is None else round(min(abs(mean) / most, 1.0) * 60),
-            interval="" if margin is None else interval(margin),
+            interval="" if margin is None else _with_confidence(interval(margin), stop),
         )
 
     made = []
@@ -79,26 +80,36 @@ def verdict_map(results: Results) -> list[HeatRow]:
         unsteered, pool = analysis.unsteered.get(name), analysis.categories.get(name)
         own = [analysis.cells[Cell(name, alpha)] for alpha in alphas]
         cells = [
-            entry(None if unsteered is None else unsteered.margin),
-            *(entry(one.margin, one.p_holm) for one in own),
-            entry(None if pool is None else pool.margin),
+            entry(None, None) if unsteered is None else entry(unsteered.margin, unsteered.stop),
+            *(entry(one.margin, one.stop, one.p_holm) for one in own),
+            entry(None, None) if pool is None else entry(pool.margin, pool.stop),
         ]
         made.append(HeatRow(name, cells))
-    pools = [analysis.alphas.get(alpha) for alpha in alphas]
-    whole = [entry(None), *(entry(None if one is None else one.margin) for one in pools)]
-    made.append(HeatRow("all", [*whole, entry(analysis.overall.margin)]))
+    pools = [*(analysis.alphas.get(alpha) for alpha in alphas), analysis.overall]
+    whole = [
+        entry(None, None) if one is None else entry(one.margin, one.stop) for one in (None, *pools)
+    ]
+    made.append(HeatRow("all", whole))
     return made
+
+
+def _with_confidence(text: str, stop: Stop | None) -> str:
+    return text if stop is None else f"{confidence(stop)} {text}"
 
 
 # --- intervals
 
 
-def row_of(label: str, figures: Estimate | None) -> Row:
-    """A row of an estimate; None for its figures if there is none."""
+def row_of(label: str, figures: Estimate | None, stop: Stop | None = None) -> Row:
+    """A row of an estimate; None for its figures if there is none.
+
+    ``stop``: the look that it is of, whose confidence its interval has; None for 95%.
+    """
     if figures is None:
         return Row(label, None, None, None, verdict_name(None))
     low, high = number(figures.ci_low), number(figures.ci_high)
-    return Row(label, number(figures.mean), low, high, verdict_name(figures.verdict))
+    at = "" if stop is None else confidence(stop)
+    return Row(label, number(figures.mean), low, high, verdict_name(figures.verdict), at)
 
 
 def forest_rows(analysis: Analysis, name: str) -> list[Row]:
@@ -107,20 +118,41 @@ def forest_rows(analysis: Analysis, name: str) -> list[Row]:
         row_of(
             f"{short(cell.category)} {cell.alpha:g}",
             figures.margin if name == "margin" else figures.gain,
+            figures.stop if name == "margin" else figures.gain_stop,
         )
         for cell, figures in analysis.cells.items()
     ]
 
 
-def comparison_rows(comparison: Comparison) -> list[Row]:
-    """The difference of every cell, and of all together, from the baseline."""
+def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> list[Row]:
+    """The difference of every cell, and of all together, from the baseline.
+
+    ``has_confidence``: whether a row says that of its interval.
+    """
     rows = []
     for change in comparison.all_changes:
         name = "overall"
         if change.category is not None:
             name = f"{short(change.category)} {change.alpha:g}"
         low, high = number(change.ci_low), number(change.ci_high)
-        rows.append(Row(name, number(change.difference), low, high, str(change.outcome)))
+        at = f"{100 * change.confidence:.8g}%" if has_confidence else ""
+        rows.append(Row(name, number(change.difference), low, high, str(change.outcome), at))
+    return rows
+
+
+# --- looks
+
+
+def decided_rows(results: Results) -> Sequence[Decided]:
+    """The cells of a sequential run with their looks, as `plots.decisions` takes them."""
+    rows = []
+    for cell, figures in results.analysis.cells.items():
+        stop, label = figures.stop, f"{short(cell.category)} {cell.alpha:g}"
+        verdict = (figures.margin.verdict or Verdict.INCOMPLETE).value
+        if stop is None:
+            rows.append(Decided(label, verdict))
+        else:
+            rows.append(Decided(label, verdict, stop.look, stop.looks, stop.pairs, stop.seeds))
     return rows
 
 
@@ -158,7 +190,7 @@ def responses(analysis: Analysis, category: str) -> Responses:
     return Responses(
         alphas=[one.cell.alpha for one in figures],
         margins=_margins(figures),
-        rows=[row_of(f"{one.cell.alpha:g}", one.margin) for one in figures],
+        rows=[row_of(f"{one.cell.alpha:g}", one.margin, one.stop) for one in figures],
         ceiling=last.ceiling,
         share=last.share,
         target_share=last.target_share,

@@ -17,7 +17,8 @@ from analogy.core.images import Images, to_png
 from analogy.core.records import Pair, is_imported
 from analogy.results.model import Analysis, Results
 from analogy.store.folder import RunFolder
-from analogy.store.grid import Grid, Job, Role, pairs_digest
+from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, pairs_digest
+from analogy.studies.extension import jobs_of
 
 #: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
@@ -37,7 +38,8 @@ class GalleryImage:
     """One image: its margin, its ``data:`` URI and size, and a link to the full image or "".
 
     ``is_target``: the target prompt's own image, without steering. If there is no image,
-    ``problem`` is the reason and ``src`` is empty.
+    ``problem`` is the reason and ``src`` is empty. ``is_due``: False in the place of an image that
+    no look of a sequential run needed.
     """
 
     alpha: float
@@ -49,6 +51,7 @@ class GalleryImage:
     href: str = ""
     problem: str = ""
     is_target: bool = False
+    is_due: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,14 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
         except ValueError as error:
             return Gallery(_bare(items, ends, known), f"No images: {error}.")
         subject = header.subject
-        grid = Grid(config, subject.model, subject.scheduler, list(known.values()))
-        jobs, own = grid.jobs(Role.UNSTEERED, Role.STEERED), grid.jobs(Role.TARGET)
+        shown = [*known.values()]
+        if config.sequential:  # which looks at no other pairs than those that the judge reads
+            shown = [pair for pair in shown if pair.id not in results.unread]
+        command = Command(
+            config, tuple(shown), subject.model, header.measurement.judge, subject.scheduler,
+            config.lora,
+        )  # fmt: skip
+        jobs, own = _jobs(command, store)
         if (n_images := len(jobs) + len(own)) > MOST_IMAGES:
             return Gallery(
                 _bare(items, ends, known),
@@ -127,6 +136,8 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
             )
         ]
         strips = _strips(images, items, ends)
+        if config.sequential:
+            strips = [_filled(strip, config.grid_alphas) for strip in strips]
     finally:
         store.close()
     unknown = tuple(strip for strip in _bare(items, ends, known) if strip.pair.id not in known)
@@ -136,6 +147,33 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
         "and generates nothing anew."
     )  # fmt: skip
     return Gallery((*strips, *unknown), note)
+
+
+def _jobs(command: Command, store: RunFolder) -> tuple[list[Job], list[Job]]:
+    """The unsteered and steered jobs of a command, and those of the target prompts' own images.
+
+    Of a sequential run those of the looks that were taken, whatever else the folder has.
+    """
+    roles = (Role.UNSTEERED, Role.STEERED), (Role.TARGET,)
+    jobs, own = (command.grid.jobs(*of) for of in roles)
+    if command.config.sequential:
+        due = {job.key for job in jobs_of(command, store)}
+        jobs, own = ([job for job in of if job.key in due] for of in (jobs, own))
+    return jobs, own
+
+
+def _filled(strip: Strip, alphas: Sequence[float]) -> Strip:
+    """A strip whose rows all have the same columns: places of images that were not needed."""
+    has_target = any(image.is_target for _, row in strip.rows for image in row)
+    columns = [(alpha, False) for alpha in alphas]
+    if has_target:
+        columns += [(TARGET_ALPHA, True)]
+    rows = []
+    for seed, row in strip.rows:
+        there = {(image.alpha, image.is_target): image for image in row}
+        empty = (GalleryImage(a, seed, None, is_target=t, is_due=False) for a, t in columns)
+        rows.append((seed, tuple(there.get((one.alpha, one.is_target), one) for one in empty)))
+    return replace(strip, rows=tuple(rows))
 
 
 def anchor(pair_id: str) -> str:

@@ -25,6 +25,7 @@ from analogy.report.answer import answer, facts, may_conclude, may_not_conclude
 from analogy.report.figures import (
     Responses,
     comparison_rows,
+    decided_rows,
     forest_rows,
     preservation,
     responses,
@@ -32,8 +33,18 @@ from analogy.report.figures import (
     verdict_map,
 )
 from analogy.report.gallery import gallery
-from analogy.report.glossary import SECTIONS
-from analogy.report.numbers import MINUS, SYMBOLS, interval, percent, signed, symbol, words
+from analogy.report.glossary import report_terms
+from analogy.report.looks import is_sequential, variance_said
+from analogy.report.numbers import (
+    MINUS,
+    SYMBOLS,
+    interval,
+    interval_name,
+    percent,
+    signed,
+    symbol,
+    words,
+)
 from analogy.report.provenance import commands, provenance
 from analogy.report.tables import tables
 from analogy.results.comparison import Comparison, Outcome
@@ -98,8 +109,9 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        signed=signed, percent=percent, interval=interval, symbol=symbol, words=words
-    )
+        signed=signed, percent=percent, interval=interval, symbol=symbol, words=words,
+        interval_name=interval_name,
+    )  # fmt: skip
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
@@ -115,18 +127,23 @@ def render(
         has_targets=bool(analysis.targets),
         map=verdict_map(results),
         symbols=SYMBOLS,
-        forests=_forests(analysis),
+        is_sequential=is_sequential(results),
+        variance=variance_said(results),
+        decided=_decided(results) if is_sequential(results) else None,
+        forests=_forests(analysis, is_sequential(results)),
         categories=[_card(analysis, name) for name in header.categories],
         trade_offs=_trade_offs(results),
         comparison=comparison,
         outcomes={} if comparison is None else _outcomes(comparison),
-        comparison_plot=None if comparison is None else _comparison_plot(comparison),
+        comparison_plot=None
+        if comparison is None
+        else _comparison_plot(comparison, is_sequential(results)),
         tables=tables(results, images, comparison),
         gallery=images,
         verdicts={tuple(cell): str(of.margin.verdict) for cell, of in analysis.cells.items()},
         facts_of_run=provenance(results),
         commands=commands(header),
-        glossary=SECTIONS,
+        glossary=report_terms(is_sequential=is_sequential(results)),
         are_imported=is_imported(header.subject.model),
     )
 
@@ -137,20 +154,43 @@ def _plot(
     return Plot(Markup(plots.svg(width, height, draw)), alt, caption)
 
 
-def _forests(analysis: Analysis) -> list[Plot]:
+def _forests(analysis: Analysis, is_sequential: bool) -> list[Plot]:
     """Margins and gains of all cells with their intervals."""
     made = []
     for name, title in (("margin", "Margin"), ("gain", "Gain over alpha 0")):
         rows = forest_rows(analysis, name)
-        said = "; ".join(f"{row.label} {signed(row.mean)}, {words(row.verdict)}" for row in rows)
+        said = "; ".join(
+            f"{row.label} {signed(row.mean)}{f' ({row.confidence})' if row.confidence else ''}, "
+            f"{words(row.verdict)}"
+            for row in rows
+        )
+        what = "interval of its look" if is_sequential else "95% interval"
         made.append(
             _plot(
                 320, 44 + 13.5 * len(rows), partial(plots.forest, rows=rows, label=name),
-                f"{title} of each cell with its 95% interval: {said}.",
-                f"{title}: mean over pairs and 95% interval",
+                f"{title} of each cell with its {what}: {said}.",
+                f"{title}: mean over pairs and {what}"
+                + (", at the confidence beside it" if is_sequential else ""),
             )
         )  # fmt: skip
     return made
+
+
+def _decided(results: Results) -> Plot:
+    """The look at which each cell of a sequential run was decided."""
+    rows = decided_rows(results)
+    said = "; ".join(
+        f"{row.label} {words(row.verdict)} at look {row.look} of {row.looks}, {row.pairs} pairs "
+        f"with {row.seeds} seed{'' if row.seeds == 1 else 's'} each"
+        if row.look
+        else f"{row.label} {words(row.verdict)}"
+        for row in rows
+    )
+    return _plot(
+        460, 56 + 13.5 * len(rows), partial(plots.decisions, rows=rows),
+        f"The look at which each cell was decided: {said}.",
+        "Decided at: a bar ends at the cell's look; small dots are looks that it did not need",
+    )  # fmt: skip
 
 
 def _card(analysis: Analysis, name: str) -> Card:
@@ -195,12 +235,14 @@ def _outcomes(comparison: Comparison) -> dict[str, int]:
     return {words(outcome): counts[outcome] for outcome in Outcome if counts[outcome]}
 
 
-def _comparison_plot(comparison: Comparison) -> Plot:
-    rows = comparison_rows(comparison)
+def _comparison_plot(comparison: Comparison, is_sequential: bool) -> Plot:
+    rows = comparison_rows(comparison, has_confidence=is_sequential)
     said = "; ".join(f"{row.label} {signed(row.mean)}, {row.verdict}" for row in rows)
     draw = partial(plots.forest, rows=rows, label=f"this run {MINUS} baseline")
     return _plot(
         400, 44 + 13.5 * len(rows), draw,
         f"Difference of margins, this run minus the baseline: {said}.",
-        "Mean difference over pairs; the intervals hold together with 95%",
+        "Mean difference over pairs and its interval, at the confidence beside it"
+        if is_sequential
+        else "Mean difference over pairs; the intervals hold together with 95%",
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from analogy.core.records import Verdict
+from analogy.results.model import Stop
 
 #: A symbol for each verdict, where its word does not fit.
 SYMBOLS = {
@@ -64,6 +65,25 @@ def interval(figures: WithInterval, digits: int = 3) -> str:
     if number(figures.ci_low) is None or number(figures.ci_high) is None:
         return DASH
     return f"[{signed(figures.ci_low, digits)}, {signed(figures.ci_high, digits)}]"
+
+
+def confidence(stop: Stop) -> str:
+    """The confidence of the intervals at a look of a sequential run, with all its digits."""
+    return f"{100 * stop.confidence:.8g}%"
+
+
+def interval_name(stop: Stop | None) -> str:
+    """``95% interval``, or the same at the confidence of a look."""
+    return f"{'95%' if stop is None else confidence(stop)} interval"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit in which it is a few: ``26 s``, ``4.3 min``, ``17 h``."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            found = seconds / size
+            return f"{found:.1f} {unit}" if found < 10 else f"{found:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def verdict_name(verdict: Verdict | None) -> str:

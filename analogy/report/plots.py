@@ -56,7 +56,8 @@ _MARGIN = "margin"
 class Row:
     """A mean with its interval, in units of the margin; None if there is none.
 
-    ``verdict``: of an estimate, or the outcome of a comparison.
+    ``verdict``: of an estimate, or the outcome of a comparison. ``confidence``: of the interval, as
+    text, where the plot has to say it because rows differ; else "".
     """
 
     label: str
@@ -64,6 +65,22 @@ class Row:
     low: float | None
     high: float | None
     verdict: str
+    confidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A cell of a sequential run: the look, from 1 to ``looks``, at which it stopped.
+
+    ``pairs``, ``seeds``: of the cell at that look. All are 0 where images are missing.
+    """
+
+    label: str
+    verdict: str
+    look: int = 0
+    looks: int = 0
+    pairs: int = 0
+    seeds: int = 0
 
 
 def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
@@ -110,6 +127,9 @@ def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
         color, marker = MARKS.get(row.verdict, OTHER_MARK)
         if row.low is not None and row.high is not None:
             ax.plot([row.low, row.high], [i, i], color=color, solid_capstyle="butt")
+            if row.confidence:
+                ax.annotate(row.confidence, (1.01, i), xycoords=("axes fraction", "data"),
+                            va="center", fontsize=7)  # fmt: skip
         ax.plot(row.mean, i, marker, color=color, markersize=4.5, markeredgewidth=0)
     ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -142,6 +162,9 @@ def dose_response(
     for alpha, row in zip(alphas, rows, strict=True):
         if row.low is not None and row.high is not None:
             ax.plot([alpha, alpha], [row.low, row.high], color=BLUE, solid_capstyle="butt")
+            if row.confidence:
+                ax.annotate(row.confidence, (alpha, row.high), (0, 2), textcoords="offset points",
+                            ha="center", va="bottom", rotation=90, fontsize=6.5)  # fmt: skip
     if ceiling is not None:
         ax.axhline(ceiling, color=GREEN, linestyle="--", linewidth=1)
         ax.annotate("ceiling", (0.02, ceiling), xycoords=("axes fraction", "data"), va="bottom",
@@ -180,6 +203,47 @@ def distribution(
     ax.set_xlabel(f"{_MARGIN} of a pair")
     ax.set_ylabel("alpha")
     return ax
+
+
+def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
+    """The look at which each cell of a sequential run was decided: a row per cell.
+
+    A bar reaches to the cell's look, and a small dot is a look that it did not need. Beside it are
+    the cell's images; below a look are its pairs and seeds, if all cells that stopped there agree.
+    """
+    most = max((row.looks for row in rows), default=0) or 1
+    for i, row in enumerate(rows):
+        if not row.look:
+            ax.annotate(row.verdict, (0.5, i), xycoords=("axes fraction", "data"), ha="center",
+                        va="center", color=GREY, fontsize=7.5)  # fmt: skip
+            continue
+        color, marker = MARKS.get(row.verdict, OTHER_MARK)
+        ax.plot([0.5, row.look], [i, i], color=color, linewidth=4, alpha=0.45,
+                solid_capstyle="butt")  # fmt: skip
+        ax.plot(row.look, i, marker, color=color, markersize=5, markeredgewidth=0)
+        left = range(row.look + 1, row.looks + 1)
+        ax.plot(left, [i] * len(left), ".", color=GREY, markersize=3, markeredgewidth=0)
+        images = row.pairs * row.seeds
+        ax.annotate(f"{images:,} image{'' if images == 1 else 's'}", (1.01, i),
+                    xycoords=("axes fraction", "data"), va="center", fontsize=7)  # fmt: skip
+    ax.set_xticks(range(1, most + 1), [_look_name(look, rows) for look in range(1, most + 1)])
+    ax.set_xlim(0.5, most + 0.25)
+    ax.set_yticks(range(len(rows)), [row.label for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color=FAINT, linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.set_xlabel("look")
+    return ax
+
+
+def _look_name(look: int, rows: Sequence[Decided]) -> str:
+    """A look's number and, below it, its pairs and seeds if one size is known."""
+    sizes = {(row.pairs, row.seeds) for row in rows if row.look == look}
+    if len(sizes) != 1:
+        return str(look)
+    [(pairs, seeds)] = sizes
+    return f"{look}\n{pairs} pairs x {seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def trade_off(

@@ -30,9 +30,29 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         ("packages", ", ".join(f"{name} {version}" for name, version in found.packages.items())),
         ("machine", ", ".join(f"{name}: {value}" for name, value in found.machine.items())),
         ("time", found.time or "not known"),
+        *_sequential(results),
         ("generated", _rate(results.throughput.generate)),
         ("scored", _rate(results.throughput.score)),
     ]
+
+
+def _sequential(results: Results) -> list[tuple[str, str]]:
+    """The random order of the pairs and the options of a sequential run; nothing of any other."""
+    saved, chosen = results.saved, results.header.config.sequential
+    if not chosen:
+        return []
+    seed = 0 if saved is None else saved.order_seed
+    others = [f"--{name.replace('_', '-')}" for name in chosen if name not in _ALWAYS]
+    return [
+        ("sequential", ", ".join([f"order seed {seed}", *others])),
+        *(
+            (f"order of {category}", digest)
+            for category, digest in ({} if saved is None else saved.order).items()
+        ),
+    ]
+
+
+_ALWAYS = ("sequential", "order_seed")
 
 
 def _rate(rate: float | None) -> str:

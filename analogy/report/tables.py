@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from analogy.core.records import Estimate
 from analogy.grid_metrics import shown_metrics
 from analogy.report.gallery import Gallery
+from analogy.report.looks import early_note, is_sequential, seed_variances
 from analogy.report.numbers import (
+    confidence,
     number,
     p_value,
     percent,
@@ -18,11 +20,16 @@ from analogy.report.numbers import (
     words,
 )
 from analogy.results.comparison import Comparison
-from analogy.results.model import CellFigures, Pool, Results
+from analogy.results.model import CellFigures, Pool, Results, Stop
 from analogy.steering.base import TARGET_METHOD
 
 _FIGURES = ("margin", "low", "high", "p", "above 0")
 _GAIN = ("gain", "gain low", "gain high")
+
+# Of a sequential run: an interval has its look's confidence, and a look's own p is not corrected
+# for the other looks.
+_AT_LOOK = ("margin", "low", "high", "confidence", "above 0")
+_GAIN_AT_LOOK = (*_GAIN, "gain confidence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ def tables(results: Results, images: Gallery, comparison: Comparison | None) -> 
     """Every figure of the run, as tables that have any rows."""
     made = [
         _cells(results),
+        *([_looks(results)] if is_sequential(results) else []),
         _pools(results),
         *([] if comparison is None else [_comparison(comparison)]),
         _targets(results),
@@ -65,11 +73,12 @@ def _cells(results: Results) -> Table:
     figures = [*analysis.unsteered.values(), *analysis.cells.values()]
     figures.sort(key=lambda one: (order[one.cell.category], one.cell.alpha))
     has_null = any(one.null is not None for one in figures)
+    at_look = is_sequential(results)
     rows = [
         [
             _text(one.cell.category), _alpha(one.cell.alpha), _count(one.margin.n),
-            *_estimate(one.margin), _value(one.p_holm, p_value), *_gain(one.gain),
-            *(_null(one) if has_null else ()),
+            *_estimate(one.margin, one.stop, at_look=at_look), _value(one.p_holm, p_value),
+            *_gain(one.gain, one.gain_stop, at_look=at_look), *(_null(one) if has_null else ()),
             _value(one.share, percent),
             *([_value(one.target_share, percent)] if analysis.targets else ()),
             _text(words(verdict_name(one.margin.verdict))),
@@ -77,11 +86,55 @@ def _cells(results: Results) -> Table:
         for one in figures
     ]  # fmt: skip
     columns = [
-        "category", "alpha", "pairs", *_FIGURES, "Holm's p", *_GAIN,
+        "category", "alpha", "pairs", *_columns(at_look), "Holm's p", *_gain_columns(at_look),
         *(("random", "over random") if has_null else ()), "of ceiling",
         *(["of target"] if analysis.targets else ()), "verdict",
     ]  # fmt: skip
     return Table("cells", "Cells", columns, rows)
+
+
+def _looks(results: Results) -> Table:
+    """The look at which each cell of a sequential run was decided, and what it is of."""
+    rows = []
+    for figures in results.analysis.cells.values():
+        stop, margin, spread = figures.stop, figures.margin, seed_variances(figures)
+        variances = (None,) * 3 if spread is None else (spread.between, spread.within, spread.icc)
+        rows.append([
+            _text(figures.cell.category), _alpha(figures.cell.alpha),
+            _text(words(verdict_name(margin.verdict))),
+            *_stopped(stop), _value(margin.mean, signed), _value(margin.ci_low, signed),
+            _value(margin.ci_high, signed), _confidence(stop),
+            _value(None if figures.gain_stop is None else figures.gain_stop.look, significant),
+            *(_value(one, significant) for one in variances), _text(early_note(figures)),
+        ])  # fmt: skip
+    columns = [
+        "category", "alpha", "verdict", "look", "pairs", "seeds", "images", "sequential p",
+        "margin", "low", "high", "confidence", "gain's look", "variance between pairs",
+        "variance within", "ICC", "note",
+    ]  # fmt: skip
+    return Table("looks", "Looks", columns, rows)
+
+
+def _stopped(stop: Stop | None) -> list[Value]:
+    """Look, pairs, seeds, images and the sequential p; dashes while a cell is open."""
+    if stop is None:
+        return [_value(None, significant)] * 5
+    return [
+        Value(f"{stop.look} of {stop.looks}", float(stop.look)), _count(stop.pairs),
+        _count(stop.seeds), _count(stop.images), _value(stop.p_seq, p_value),
+    ]  # fmt: skip
+
+
+def _confidence(stop: Stop | None) -> Value:
+    return _value(None, percent) if stop is None else Value(confidence(stop), stop.confidence)
+
+
+def _columns(at_look: bool) -> tuple[str, ...]:
+    return _AT_LOOK if at_look else _FIGURES
+
+
+def _gain_columns(at_look: bool) -> tuple[str, ...]:
+    return _GAIN_AT_LOOK if at_look else _GAIN
 
 
 def _null(figures: CellFigures) -> list[Value]:
@@ -91,7 +144,7 @@ def _null(figures: CellFigures) -> list[Value]:
 
 
 def _pools(results: Results) -> Table:
-    analysis = results.analysis
+    analysis, at_look = results.analysis, is_sequential(results)
     pools: list[tuple[str, Pool]] = [
         *analysis.categories.items(),
         *((f"alpha {alpha:g}", pool) for alpha, pool in analysis.alphas.items()),
@@ -99,21 +152,30 @@ def _pools(results: Results) -> Table:
     ]
     rows = [
         [
-            _text(name), _count(pool.margin.n), *_estimate(pool.margin), *_gain(pool.gain),
+            _text(name), _count(pool.margin.n),
+            *_estimate(pool.margin, pool.stop, at_look=at_look),
+            *_gain(pool.gain, pool.gain_stop, at_look=at_look),
             _value(None if pool.trend is None else pool.trend.slope, signed),
             _text(words(verdict_name(pool.margin.verdict))),
         ]
         for name, pool in pools
     ]  # fmt: skip
-    return Table("pools", "Pools", ["pool", "pairs", *_FIGURES, *_GAIN, "slope", "verdict"], rows)
+    columns = [
+        "pool", "pairs", *_columns(at_look), *_gain_columns(at_look), "slope", "verdict",
+    ]  # fmt: skip
+    return Table("pools", "Pools", columns, rows)
 
 
 def _targets(results: Results) -> Table:
+    at_look = is_sequential(results)
     rows = [
-        [_text(category), _count(one.margin.n), *_estimate(one.margin), _value(one.share, percent)]
+        [
+            _text(category), _count(one.margin.n),
+            *_estimate(one.margin, one.stop, at_look=at_look), _value(one.share, percent),
+        ]
         for category, one in results.analysis.targets.items()
-    ]
-    columns = ["category", "pairs", *_FIGURES, "of ceiling"]
+    ]  # fmt: skip
+    columns = ["category", "pairs", *_columns(at_look), "of ceiling"]
     return Table("targets", "Target prompts' own images", columns, rows)
 
 
@@ -200,18 +262,22 @@ def _comparison(comparison: Comparison) -> Table:
     return Table("baseline", "Against the baseline", columns, rows)
 
 
-def _estimate(figures: Estimate) -> list[Value]:
+def _estimate(figures: Estimate, stop: Stop | None = None, *, at_look: bool) -> list[Value]:
+    """The columns of `_columns`."""
     return [
         _value(figures.mean, signed), _value(figures.ci_low, signed),
-        _value(figures.ci_high, signed), _value(figures.p, p_value),
+        _value(figures.ci_high, signed),
+        _confidence(stop) if at_look else _value(figures.p, p_value),
         _value(figures.success_rate, percent),
     ]  # fmt: skip
 
 
-def _gain(figures: Estimate | None) -> list[Value]:
+def _gain(figures: Estimate | None, stop: Stop | None, *, at_look: bool) -> list[Value]:
+    """The columns of `_gain_columns`."""
+    count = len(_gain_columns(at_look))
     if figures is None:
-        return [_value(None, signed)] * len(_GAIN)
-    return _estimate(figures)[: len(_GAIN)]
+        return [_value(None, signed)] * count
+    return _estimate(figures, stop, at_look=at_look)[:count]
 
 
 def _value(value: float | None, text: Callable[[float | None], str]) -> Value:

@@ -275,6 +275,7 @@ def _pool(row: Object) -> Pool:
         trend=_trend(trend) if isinstance(trend, Mapping) else None,
         items=_item_level(items) if isinstance(items, Mapping) else None,
         stop=stop_of(row.get("stop")),
+        gain_stop=stop_of(row.get("gain_stop")),
     )
 
 

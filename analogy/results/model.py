@@ -209,8 +209,8 @@ class Pool:
     - ``trend``: over all of them; None for a single alpha and where images are missing;
     - ``items``: the naive figures of the published study; None where images are missing, and in a
       sequential run, for which they are wrong;
-    - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the pool is of; None in
-      a run that is not sequential.
+    - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
+      ``gain_stop``: that of gain and trend; None in a run that is not sequential.
 
     Results of earlier suites may lack gain, trend and items.
     """
@@ -220,6 +220,7 @@ class Pool:
     trend: Trend | None
     items: ItemLevel | None
     stop: Stop | None = None
+    gain_stop: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ def _pool(pool: Pool) -> JsonObject:
         "trend": plain(pool.trend),
         "item_level": plain(pool.items),
         **({} if pool.stop is None else {"stop": pool.stop.to_dict()}),
+        **({} if pool.gain_stop is None else {"gain_stop": pool.gain_stop.to_dict()}),
     }
 
 

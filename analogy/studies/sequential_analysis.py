@@ -139,6 +139,7 @@ def pool(states: Sequence[CategoryState], alphas: Sequence[float]) -> Pool:
         trend=_trend(with_unsteered, [UNSTEERED, *alphas], gain_at) if len(alphas) > 1 else None,
         items=None,
         stop=_pool_stop(states, look),
+        gain_stop=_pool_stop(states, gain_look),
     )
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import replace
 
+import looked
 import pytest
 from reported import draw_results
 from verbs import verb
@@ -17,7 +18,8 @@ from analogy.core.errors import FieldError
 from analogy.core.files import PlaceError
 from analogy.core.records import Cell
 from analogy.core.registry import ExtensionError, UnknownNameError
-from analogy.report.writers.cells_csv import COLUMNS
+from analogy.report.numbers import interval
+from analogy.report.writers.cells_csv import COLUMNS, LOOK_COLUMNS
 from analogy.results.comparison import compare
 from analogy.results.model import Ceiling, Mean, QualityFigures
 from analogy.results.writing import to_json
@@ -113,6 +115,32 @@ def test_markdown_has_the_verdicts_and_the_comparison(results, written):
     assert overall[:2] == ["**overall**", "all"]
     assert lines[-1].startswith("Against the baseline ")
     assert lines[-1].endswith(f": {len(cells)} equivalent.")
+
+
+def test_looks_of_a_sequential_run_are_written(make_study, written):
+    results = looked.draw_looks(make_study(pairs=looked.pairs()[:20], sequential=True))
+    cells = results.analysis.cells
+    rows = list(csv.DictReader(io.StringIO(written("csv", results))))
+    assert list(rows[0]) == [*COLUMNS, *LOOK_COLUMNS]
+    for row, figures in zip(rows, cells.values(), strict=True):
+        stop = figures.stop
+        for name in ("look", "looks", "seeds", "images", "p_seq"):
+            assert float(row[name]) == getattr(stop, name)
+        assert float(row["confidence"]) == 1 - 2 * stop.level
+        assert float(row["gain_confidence"]) == 1 - 2 * figures.gain_stop.level
+        assert (row["icc"] == "") == (stop.seeds == 1)
+    assert [row["stopped_early"] for row in rows] == ["false", "true"]
+    text = written("md", results)
+    assert "95%" not in text
+    assert f"{results.saved.images} of the full grid's {results.saved.of} images" in text
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    head, rule, *rows, overall = lines
+    assert len(head) == len(rule) == len(overall) == 11
+    for row, figures in zip(rows, cells.values(), strict=True):
+        stop, margin = figures.stop, figures.margin
+        assert row[2:5] == [f"{stop.look} of 3", str(stop.pairs), str(stop.seeds)]
+        assert row[6] == f"{100 * (1 - 2 * stop.level):.6g}% {interval(margin, 4)}"
+    assert [row[-1] for row in rows] == ["inconclusive", "success, stopped early"]
 
 
 def test_names_of_strangers_are_no_markup(results, written):

@@ -14,6 +14,7 @@ from extras import extra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from injected import Injected
+from looked import draw_looks, pairs
 from planted import write_results
 from reported import draw, picture
 from typer.testing import CliRunner
@@ -23,7 +24,9 @@ from analogy.core.records import Cell, Estimate, RunConfig, Verdict
 from analogy.grid_metrics import Absent, Per, grid_metrics
 from analogy.models.places import shipped
 from analogy.results import comparison
-from analogy.results.model import RESULTS_NAME
+from analogy.results.model import RESULTS_NAME, Saved, Stop
+from analogy.results.reading import from_json
+from analogy.results.writing import to_json
 from analogy.studies.quality import References
 
 jsonschema = extra("jsonschema")
@@ -83,6 +86,31 @@ def test_results_of_a_run_are_what_the_schema_says(results):
     assert results["cells"][0]["random"] is not None
     assert results["quality"]["cells"][0]["psnr"]["mean"] > 0
     assert results["quality"]["alphas"][0]["kid"]["n_references"] == 9
+
+
+def test_results_of_a_sequential_run_are_what_the_schema_says(make_study):
+    study = make_study(pairs=pairs()[:20], sequential=True, reserve=True, target=True)
+    data = to_json(draw_looks(study))
+    assert problems("results", data) == []
+    assert {cell["stop"]["look"] for cell in data["cells"]} == {1, 3}
+    assert data["cells"][0]["stop"].keys() == {f.name for f in dataclasses.fields(Stop)}
+    assert data["overall"]["gain_stop"]["look"] == data["targets"][0]["stop"]["look"] == 1
+    assert data["sequential"].keys() == {f.name for f in dataclasses.fields(Saved)}
+    assert to_json(from_json(data)) == data
+    for place, name, wrong in (
+        (("cells", 0, "stop"), "level", 0.5),
+        (("cells", 0, "stop"), "look", 0),
+        (("cells", 0, "gain_stop"), "p_seq", 1.1),
+        (("sequential", "order"), "color", "abc"),
+        (("sequential",), "images", -1),
+        (("config",), "futility", False),
+    ):
+        changed = copy.deepcopy(data)
+        at(changed, place)[name] = wrong
+        assert problems("results", changed), (place, name)
+        if place != ("config",) and place[-1] != "order":
+            del at(changed, place)[name]
+            assert problems("results", changed), (place, name)
 
 
 @pytest.mark.parametrize("name", ["embedded", "smoke"])

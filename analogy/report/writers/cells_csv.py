@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from analogy.core.files import write_output
+from analogy.report.looks import is_sequential
 from analogy.results.model import CellFigures, Results
 from analogy.writers import Context
 
@@ -17,6 +18,14 @@ COLUMNS = (
     "target_share",
 )  # fmt: skip
 """The first columns; a column for each metric follows, the cell's mean, under the metric's name."""
+
+LOOK_COLUMNS = (
+    "look", "looks", "seeds", "images", "confidence", "p_seq", "stopped_early", "icc", "gain_look",
+    "gain_confidence",
+)  # fmt: skip
+"""Between them in a sequential run: of the look at which the cell stopped. ``confidence`` is that
+of ``ci_low`` and ``ci_high``, ``gain_confidence`` that of the gain's; in any other run it is 0.95.
+``p`` is of the look by itself: ``p_seq`` allows for all looks."""
 
 
 class CellsCsv:
@@ -28,13 +37,16 @@ class CellsCsv:
         """Write the rows in the order of the results. A figure that does not exist is empty."""
         measured = results.quality.cells
         metrics = list(dict.fromkeys(name for means in measured.values() for name in means))
+        at_look = is_sequential(results)
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow([*COLUMNS, *map(_text, metrics)])
+        looks = LOOK_COLUMNS if at_look else ()
+        rows.writerow([*COLUMNS, *looks, *map(_text, metrics)])
         for cell, figures in results.analysis.cells.items():
             means = measured.get(cell, {})
             values = [means[name].mean if name in means else None for name in metrics]
-            rows.writerow([*_figures(figures), *map(_number, values)])
+            more = _looks(figures) if at_look else []
+            rows.writerow([*_figures(figures), *more, *map(_number, values)])
         write_output(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
@@ -48,6 +60,19 @@ def _figures(of: CellFigures) -> list[str]:
         "" if margin.verdict is None else margin.verdict.value,
         *map(_number, (*gains, of.share, of.target_share)),
     ]
+
+
+def _looks(of: CellFigures) -> list[str]:
+    """The columns of `LOOK_COLUMNS`."""
+    stop, gain = of.stop, of.gain_stop
+    own: tuple[float | None, ...] = (None,) * 6
+    early = ""
+    if stop is not None:
+        own = (stop.look, stop.looks, stop.seeds, stop.images, stop.confidence, stop.p_seq)
+        early = "true" if stop.is_early else "false"
+    gains = (None, None) if gain is None else (gain.look, gain.confidence)
+    icc = None if stop is None else stop.icc
+    return [*map(_number, own), early, *map(_number, (icc, *gains))]
 
 
 def _number(value: float | None) -> str:

@@ -11,8 +11,9 @@ from analogy.core.files import write_output
 from analogy.core.records import Estimate, Verdict
 from analogy.core.text import printable
 from analogy.report.answer import answer
-from analogy.report.numbers import counted, interval, p_value, signed, verdict_name, words
-from analogy.results.model import CellFigures, Results
+from analogy.report.looks import is_sequential, saved_facts, seeds_said
+from analogy.report.numbers import confidence, interval, p_value, signed, verdict_name, words
+from analogy.results.model import Analysis, CellFigures, Results, Stop
 from analogy.writers import Context
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 _HEAD = ("category", "alpha", "pairs", "margin", "95% CI", "p (Holm)", "gain", "verdict")
 _RULE = ("---", "--:", "--:", "--:", ":-:", "--:", "--:", "---")
+
+_LOOK_HEAD = (
+    "category", "alpha", "look", "pairs", "seeds", "margin", "interval", "p (sequential)",
+    "p (Holm)", "gain", "verdict",
+)  # fmt: skip
+_LOOK_RULE = (
+    "---", "--:", "--:", "--:", "--:", "--:", ":-:", "--:", "--:", "--:", "---",
+)  # fmt: skip
 
 
 class VerdictsMarkdown:
@@ -40,9 +49,21 @@ def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
     subject = header.subject
     yield (
         f"Method {_name(subject.method)}, model {_name(subject.model)}, judge "
-        f"{_name(header.measurement.judge)}, {counted(len(header.measurement.seeds), 'seed')}."
+        f"{_name(header.measurement.judge)}, {seeds_said(results)}."
     )
+    for said in saved_facts(results):
+        yield ""
+        yield said
     yield ""
+    yield from _look_rows(analysis) if is_sequential(results) else _rows(analysis)
+    if comparison is not None:
+        counts = Counter(change.outcome for change in comparison.changes)
+        outcomes = (f"{count} {words(outcome)}" for outcome, count in counts.most_common())
+        yield ""
+        yield f"Against the baseline {_name(comparison.old)}: {', '.join(outcomes)}."
+
+
+def _rows(analysis: Analysis) -> Iterator[str]:
     yield _row(*_HEAD)
     yield _row(*_RULE)
     for figures in analysis.cells.values():
@@ -56,11 +77,37 @@ def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
         "**overall**", "all", *_figures(whole.margin, "", whole.gain),
         f"**{words(verdict_name(whole.margin.verdict))}**",
     )  # fmt: skip
-    if comparison is not None:
-        counts = Counter(change.outcome for change in comparison.changes)
-        outcomes = (f"{count} {words(outcome)}" for outcome, count in counts.most_common())
-        yield ""
-        yield f"Against the baseline {_name(comparison.old)}: {', '.join(outcomes)}."
+
+
+def _look_rows(analysis: Analysis) -> Iterator[str]:
+    """The same of a sequential run, each with its look and its interval's confidence."""
+    yield _row(*_LOOK_HEAD)
+    yield _row(*_LOOK_RULE)
+    for figures in analysis.cells.values():
+        stop = figures.stop
+        verdict = _verdict(figures)
+        if stop is not None and stop.is_early:
+            verdict = f"{verdict}, stopped early"
+        yield _row(
+            _name(figures.cell.category), f"{figures.cell.alpha:g}",
+            *_looked(figures.margin, stop, p_value(figures.p_holm), figures.gain), verdict,
+        )  # fmt: skip
+    whole = analysis.overall
+    yield _row(
+        "**overall**", "all", *_looked(whole.margin, whole.stop, "", whole.gain),
+        f"**{words(verdict_name(whole.margin.verdict))}**",
+    )  # fmt: skip
+
+
+def _looked(margin: Estimate, stop: Stop | None, p: str, gain: Estimate | None) -> tuple[str, ...]:
+    pairs, mean, ends, _, moved = _figures(margin, p, gain)
+    if stop is None:
+        return "", pairs, "", mean, ends, "", p, moved
+    p_seq = p_value(stop.p_seq) if stop.p_seq == stop.p_seq else ""
+    return (
+        f"{stop.look} of {stop.looks}", pairs, str(stop.seeds), mean,
+        f"{confidence(stop)} {ends}", p_seq, p, moved,
+    )  # fmt: skip
 
 
 def _figures(margin: Estimate, p: str, gain: Estimate | None) -> tuple[str, ...]:
