@@ -87,13 +87,9 @@ def outcome(seed: int, *, seeds: tuple[int, ...] = (0, 1, 2)) -> Outcome:
     ordered = ordered[..., list(seeds)]
     first = DESIGN.looks[0]
     gains = ordered - ordered[:, :1]
-    sides = [
-        sign * items_at(table[cell], first)
-        for cell in data.cells
-        for table in (ordered, gains)
-        for sign in (1, -1)
-    ]
-    with resampled_together(sides, n_resamples=first.n_resamples):  # most cells stop there
+    samples = [items_at(table[cell], first) for cell in data.cells for table in (ordered, gains)]
+    samples += [-items for items in samples if items.mean() < 0]
+    with resampled_together(samples, n_resamples=first.n_resamples):  # most cells stop there
         margin = {cell: decide(ordered[cell], DESIGN) for cell in data.cells}
         gain = {cell: decide(gains[cell], DESIGN) for cell in data.cells}
     images = [look.images for look in DESIGN.looks]

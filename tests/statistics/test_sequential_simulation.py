@@ -161,11 +161,9 @@ def test_the_committed_figures_hold_their_bars():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distribution", SEQUENTIAL_DISTRIBUTIONS)
-@pytest.mark.parametrize("n", [20, 50])
-def test_wrong_verdicts(distribution, n):
-    null = decided(distribution, n, repetitions=2_000)
-    bar = 0.032 if distribution in ("normal", "clustered") else 0.05
+@pytest.mark.parametrize(("distribution", "bar"), [("normal", 0.032), ("lognormal", 0.05)])
+def test_wrong_verdicts(distribution, bar):
+    null = cells(distribution, repetitions=1_000)
     for verdict in (Verdict.SUCCESS, Verdict.FAILURE):
         share, fixed = null.share(verdict), null.fixed_share(verdict)
         assert share.value <= bar + 2 * share.error
@@ -174,9 +172,9 @@ def test_wrong_verdicts(distribution, n):
 
 @pytest.mark.slow
 def test_power_and_coverage():
-    weak, strong = (decided("normal", 50, effect=d, repetitions=1_000) for d in (0.4, 1.0))
+    weak, strong = (cells(effect=d, repetitions=400) for d in (0.4, 1.0))
     found, fixed = weak.share(Verdict.SUCCESS), weak.fixed_share(Verdict.SUCCESS)
     assert found.value >= fixed.value - 0.025
     assert strong.images <= 32
     for one in (weak, strong):
-        assert one.covered.value >= 0.94
+        assert one.covered.value >= 0.94 - 2 * one.covered.error
