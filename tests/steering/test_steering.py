@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analogy.steering.base import METHODS, Intervention, Need, check_alphas, default_alphas
+from analogy.steering.base import (
+    ANY_ALPHA,
+    METHODS,
+    Intervention,
+    Need,
+    check_alphas,
+    default_alphas,
+)
 from analogy.steering.conditioning import Conditioning, Edit, Span, Words, WordTokens
 from analogy.steering.words import word_direction
 
@@ -93,7 +100,7 @@ def tokens(place: int) -> WordTokens:
 
 def taken(method: str, *alphas: float) -> list[float]:
     """Those of the strengths that the method takes."""
-    low, high = METHODS.get(method).alpha_limits
+    low, high = getattr(METHODS.get(method), "alpha_limits", ANY_ALPHA)
     return [alpha for alpha in alphas if low <= alpha <= high]
 
 
