@@ -16,7 +16,6 @@ import pytest
 from extras import extra
 from PIL import Image
 from processes import write_pairs
-from test_score import run
 from typer.testing import CliRunner
 
 from analogy import cli
@@ -26,6 +25,13 @@ from analogy.results.reading import read
 from analogy.settings.pairs import load_pairs
 from analogy.studies import importing as manifests
 from analogy.studies.importing import ManifestError, read_manifest
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 @pytest.fixture
