@@ -263,7 +263,7 @@ def test_a_change_is_undone_after_an_error(make_study, pairs, monkeypatch):
         raise MemoryFullError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "generate", fail)
+        patch.setattr(Generator, "_denoise", fail)
         for job in study.jobs():
             with pytest.raises(MemoryFullError):
                 study.generate([job])
