@@ -28,20 +28,21 @@ def base_of(folder: RunFolder, command: Command) -> dict[str, frozenset[str]]:
         return {}
     found = {}
     for category in categories(command.pairs):
-        smaller = _smaller(folder, command, category)
-        reserved = [_ids(each, category) for each in smaller if each.config.reserve]
+        earlier = _earlier(folder, command, category)
+        reserved = [_ids(each, category) for each in earlier if each.config.reserve]
+        reserved = [ids for ids in reserved if ids < _ids(command, category)]
         if reserved:
             found[category] = min(reserved, key=len)
     return found
 
 
 def check_extension(folder: RunFolder, command: Command) -> None:
-    """Raise ``OptionError`` if a sequential command adds pairs to cells that an earlier one of its
-    folder left undecided at its last look, and nothing was reserved for that.
+    """Raise ``OptionError`` if a sequential command adds pairs to those of cells that an earlier
+    one of its folder left undecided at its last look, and nothing was reserved for that.
     """
     base = base_of(folder, command)
     for category in categories(command.pairs):
-        for earlier in _smaller(folder, command, category):
+        for earlier in _earlier(folder, command, category):
             ids = _ids(earlier, category)
             if ids == base.get(category):
                 continue  # its reserve pays for this look
@@ -76,21 +77,23 @@ def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
     return plan.due(plan.cells)
 
 
-def _smaller(folder: RunFolder, command: Command, category: str) -> Iterator[Command]:
-    """The folder's commands of the same sequential study with fewer pairs of the category."""
+def _earlier(folder: RunFolder, command: Command, category: str) -> Iterator[Command]:
+    """The folder's commands of the same sequential study that have pairs of the category in common
+    with this one, which has others, too.
+    """
     ids = _ids(command, category)
     for earlier in folder.commands():
         mine = _ids(earlier, category)
-        if mine and mine < ids and _study(earlier) == _study(command):
+        if mine & ids and ids - mine and _study(earlier) == _study(command):
             yield earlier
 
 
 def _study(command: Command) -> Command:
     """The command without what an extension changes, and without what computes it."""
     config = replace(
-        command.config, pairs="", categories=None, limit=None, reserve=False, device="cpu",
-        batch_size=None, memory=None, engine="serial", num_workers=None, ray_address=None,
-        control=False, target=False,
+        command.config, pairs="-", categories=None, limit=None, reserve=False, futility=False,
+        full_unsteered=False, device="cpu", batch_size=None, memory=None, engine="serial",
+        num_workers=None, ray_address=None, control=False, target=False,
     )  # fmt: skip
     return replace(command, config=config, pairs=(), ceiling=None)
 
