@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from extras import extra
-from reported import draw, margin
+from reported import draw_results, margin
 
 from analogy.core.records import Pair
 
@@ -62,7 +62,7 @@ def study(make_study):
 @pytest.fixture
 def opened(chromium, study, tmp_path):
     """Open the report at a width; gives the browser."""
-    write_report(draw(study), tmp_path / "r.html", folder=study.folder.path)
+    write_report(draw_results(study), tmp_path / "r.html", folder=study.folder.path)
     chromium.get_log("browser")
     chromium.get_log("performance")
 
