@@ -275,7 +275,8 @@ class GeneratorPool:
             with self._generator(alone=change is not None and change.exclusive) as generator:
                 rows, fits = self._rows(batch, generator) if change else ([], ())
                 clock = time.perf_counter()
-                made = generator.generate(conditionings, latents, change, rows, window)
+                how = () if change is None else (change, rows, window)
+                made = generator.generate(conditionings, latents, *how)
                 return made, time.perf_counter() - clock, fits
 
     @contextmanager
