@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,7 @@ def sampling(model: str, folder: Path) -> tuple[int, float]:
     name = model.partition("@")[0]
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]
-    import diffusers
-
-    call = getattr(diffusers, family_of_folder(folder).pipeline).__call__
-    defaults = inspect.signature(call).parameters
-    return defaults["num_inference_steps"].default, defaults["guidance_scale"].default
+    return family_of_folder(folder).defaults()
 
 
 def native_dtype(device: str) -> str:
