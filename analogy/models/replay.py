@@ -121,7 +121,7 @@ class Replay(PipelineFamily):
 
     def _record(self, pipeline: Any, prompts: Sequence[str]) -> list[Any]:
         """What ``encode_prompt`` returns at each call, for these prompts and the negative one."""
-        twin = self._twin(pipeline)
+        twin = _twin(pipeline)
         own = twin.encode_prompt
         recorded: list[Any] = []
 
@@ -134,7 +134,7 @@ class Replay(PipelineFamily):
             raise _Interrupted
 
         vars(twin)["encode_prompt"] = encode_prompt
-        self._replace(twin, self.denoiser, forward=stop)
+        _replace(twin, self.denoiser, forward=stop)
         sampling = Sampling(2, _GUIDED, self.size_of(pipeline))
         vars(twin).update(self.attributes(pipeline, sampling))
         with suppress(_Interrupted):
@@ -181,7 +181,7 @@ class Replay(PipelineFamily):
         sampling: Sampling,
     ) -> Tensor:  # fmt: skip
         """``returned``: what each call of ``encode_prompt`` is to return."""
-        twin = self._twin(pipeline, scheduler=pipeline.scheduler)
+        twin = _twin(pipeline, scheduler=pipeline.scheduler)
         answers = iter(returned)
 
         def encode_prompt(*_: Any, **__: Any) -> Any:
@@ -193,7 +193,7 @@ class Replay(PipelineFamily):
             decoded.append(latents)
             raise _Interrupted
 
-        decoder = self._replace(twin, self.decoder, decode=decode)
+        decoder = _replace(twin, self.decoder, decode=decode)
         vars(decoder)["to"] = lambda *_, **__: decoder  # a pipeline may upcast it for what follows
         vars(twin)["encode_prompt"] = encode_prompt
         vars(twin).update(self.attributes(pipeline, sampling))
@@ -271,22 +271,6 @@ class Replay(PipelineFamily):
             height=sampling.size, width=sampling.size, **given,
         )  # fmt: skip
 
-    # -- the pipeline's copies
-
-    def _twin(self, pipeline: Any, scheduler: Any = None) -> Any:
-        """A copy on the same networks, to be changed; by itself with a scheduler of its own."""
-        twin = copy.copy(pipeline)
-        own = pipeline.scheduler
-        vars(twin)["scheduler"] = scheduler or type(own).from_config(own.config)
-        return twin
-
-    def _replace(self, twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
-        """Give a copy a part of the same weights with other methods."""
-        part = copy.copy(getattr(twin, name))
-        vars(part).update(methods)
-        vars(twin)[name] = part
-        return part
-
     # -- what the class and the folder say
 
     def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
@@ -323,6 +307,22 @@ class Replay(PipelineFamily):
     def _default(self, name: str) -> Any:
         found = self._call.get(name)
         return None if found is None else found.default
+
+
+def _twin(pipeline: Any, scheduler: Any = None) -> Any:
+    """A copy on the same networks, to be changed; with a new scheduler unless one is given."""
+    twin = copy.copy(pipeline)
+    own = pipeline.scheduler
+    vars(twin)["scheduler"] = scheduler or type(own).from_config(own.config)
+    return twin
+
+
+def _replace(twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
+    """Give a copy a part of the same weights with other methods."""
+    part = copy.copy(getattr(twin, name))
+    vars(part).update(methods)
+    vars(twin)[name] = part
+    return part
 
 
 def generator_of(noise: Tensor) -> torch.Generator:
