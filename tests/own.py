@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
-from torch import Tensor
 
-from analogy.models.families import (
-    CLIP_IMAGE_ENCODER,
-    CLIP_IMAGE_PROCESSOR,
-    CLIP_TOKENIZER,
-    SCHEDULER,
-    SDXL,
-    PipelineFamily,
-)
+from analogy.models.families import SDXL
 from analogy.steering.base import Need, Row, steering_method
 from analogy.steering.conditioning import Conditioning, Edit, Words, mean
 from analogy.steering.words import category_direction, word_direction
@@ -125,59 +115,3 @@ class PerturbedSDXL(SDXL):
 
 
 perturbed = PerturbedSDXL()
-
-
-class Flux(PipelineFamily):
-    """FLUX.1: token states of T5, the pooled vector of CLIP; guidance is an input of the denoiser,
-    and latents are sequences of patches of 2 x 2.
-    """
-
-    pipeline = "FluxPipeline"
-    denoiser = "transformer"
-    parts: Mapping[str, tuple[str, ...]] = {
-        "vae": ("diffusers.AutoencoderKL",),
-        "text_encoder": ("transformers.CLIPTextModel",),
-        "text_encoder_2": ("transformers.T5EncoderModel",),
-        "tokenizer": CLIP_TOKENIZER,
-        "tokenizer_2": ("transformers.T5TokenizerFast", *CLIP_TOKENIZER),
-        "transformer": ("diffusers.FluxTransformer2DModel",),
-        "scheduler": SCHEDULER,
-        "image_encoder": CLIP_IMAGE_ENCODER,
-        "feature_extractor": CLIP_IMAGE_PROCESSOR,
-    }
-
-    def is_guided(self, guidance: float) -> bool:
-        return False
-
-    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        states, pooled, _ = pipeline.encode_prompt(list(prompts), None, device=pipeline.device)
-        return [
-            Conditioning({"prompt_embeds": each}, {"pooled_prompt_embeds": one})
-            for each, one in zip(states, pooled, strict=True)
-        ]
-
-    def empty(self, pipeline: Any) -> Conditioning:
-        return self.encode(pipeline, [""])[0]
-
-    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
-        side = size // (2 * pipeline.vae_scale_factor)
-        return side * side, pipeline.transformer.config.in_channels
-
-    def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        whole = FluxPipeline._unpack_latents(latents, size, size, scale)
-        return whole / vae.config.scaling_factor + vae.config.shift_factor
-
-    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
-        packed = 4 * pipeline.vae.config.latent_channels
-        latents = (pipeline.transformer.config.in_channels, packed)
-        return {**super().widths(pipeline, made), "latents": latents}
-
-    def native_size(self, folder: Path) -> int:
-        return 1024
-
-    def size_of(self, pipeline: Any) -> int:
-        return 1024
-
-
-flux = Flux()

@@ -12,8 +12,6 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
 )
 
 from analogy.models.places import shipped
@@ -27,11 +25,11 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(shipped("models/sdxl-tiny") / "tokenizer")
 
 
-def text_encoder(kind: Any = CLIPTextModel, *, width: int = 32) -> Any:
+def text_encoder(kind: Any = CLIPTextModel, *, width: int = 32, positions: int = 32) -> Any:
     """A CLIP text tower of two layers for :func:`tokenizer`."""
     config = CLIPTextConfig(
         vocab_size=768, hidden_size=width, intermediate_size=width, num_attention_heads=2,
-        num_hidden_layers=2, max_position_embeddings=32, projection_dim=width,
+        num_hidden_layers=2, max_position_embeddings=positions, projection_dim=width,
         bos_token_id=766, eos_token_id=767, pad_token_id=767,
     )  # fmt: skip
     return kind(config).eval()
@@ -114,33 +112,14 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
-def flux() -> Any:
-    """FLUX.1, whose T5 reads by the embedded model's tokenizer. No family of the suite's own."""
-    return diffusers.FluxPipeline(
-        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False),
-        text_encoder=text_encoder(), tokenizer=tokenizer(),
-        text_encoder_2=T5EncoderModel(T5Config(
-            vocab_size=768, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )).eval(),
-        tokenizer_2=tokenizer(),
-        transformer=diffusers.FluxTransformer2DModel(
-            patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-            num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
-            axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-        ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-    )  # fmt: skip
-
-
 MODELS = {"sd1": sd1, "sd2": sd2, "sdxl": sdxl, "sd3": sd3}
 
 
 def build(name: str) -> Any:
-    """One of :data:`MODELS`, or ``flux``, the same at every call."""
+    """One of :data:`MODELS`, the same at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipeline = {**MODELS, "flux": flux}[name]()
+        pipeline = MODELS[name]()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

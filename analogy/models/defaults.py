@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 from pathlib import Path
 
 import torch
 
 from analogy.models.folders import family_of_folder
-from analogy.models.libraries import diffusers
 from analogy.models.places import EMBEDDED
 from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
@@ -29,9 +27,7 @@ def sampling(model: str, folder: Path) -> tuple[int, float]:
     name = model.partition("@")[0]
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]
-    call = getattr(diffusers, family_of_folder(folder).pipeline).__call__
-    defaults = inspect.signature(call).parameters
-    return defaults["num_inference_steps"].default, defaults["guidance_scale"].default
+    return family_of_folder(folder).defaults()
 
 
 def native_dtype(device: str) -> str:

@@ -7,6 +7,7 @@ class, which a folder has in ``model_index.json``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from analogy.core.errors import ModelError
 from analogy.core.registry import Registry
 from analogy.models.networks import read_object
+from analogy.models.replay_table import ROWS
 from analogy.models.tokens import T5_TOKENS, Encoder
 from analogy.steering.conditioning import Conditioning
 
@@ -47,8 +49,8 @@ class Sampling:
 class Family(Protocol):
     """The protocol of a family of pipelines.
 
-    - ``pipeline``: the name of its class in diffusers; ``denoiser``: the pipeline's part that
-      denoises;
+    - ``pipeline``: the name of its class in diffusers; ``denoiser`` and ``decoder``: the
+      pipeline's parts that denoise and that decode latents;
     - ``load_options``: what ``from_pretrained`` is given beyond the usual; a part that is named
       here is not loaded from the folder;
     - ``parts``: each part that ``model_index.json`` may name, with the classes that may make it,
@@ -57,13 +59,15 @@ class Family(Protocol):
 
     pipeline: str
     denoiser: str
+    decoder: str
     load_options: Mapping[str, Any]
     parts: Mapping[str, tuple[str, ...]]
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """Each prompt's conditioning, on the device and in the dtype of the text encoders.
 
-        All conditionings of a pipeline have the same names and shapes.
+        All conditionings of a pipeline have the same names and shapes, but for the number of
+        tokens.
         """
         ...
 
@@ -103,6 +107,10 @@ class Family(Protocol):
         """
         ...
 
+    def defaults(self) -> tuple[int, float]:
+        """Steps and guidance that the pipeline uses by itself."""
+        ...
+
     def native_size(self, folder: Path) -> int:
         """Pixels a side of the images that a saved pipeline was trained for.
 
@@ -126,6 +134,7 @@ class PipelineFamily:
     layout: tuple[Encoder, ...] = ()
     pipeline: str
     denoiser: str = "unet"
+    decoder: str = "vae"
     load_options: Mapping[str, Any] = {}
     parts: Mapping[str, tuple[str, ...]]
 
@@ -192,6 +201,13 @@ class PipelineFamily:
             "text": (text, states.shape[-1]),
             "latents": (config.get("in_channels"), pipeline.vae.config.latent_channels),
         }
+
+    def defaults(self) -> tuple[int, float]:
+        """As :meth:`Family.defaults`, from the signature of its call."""
+        import diffusers
+
+        call = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
+        return call["num_inference_steps"].default, call["guidance_scale"].default
 
     def native_size(self, folder: Path) -> int:
         """As :meth:`Family.native_size`, from the denoiser's ``sample_size``."""
@@ -346,6 +362,7 @@ FAMILIES: Registry[Family] = Registry(
         "StableDiffusionXLPipeline": "analogy.models.families:sdxl",
         "StableDiffusionPipeline": "analogy.models.families:sd",
         "StableDiffusion3Pipeline": "analogy.models.families:sd3",
+        **{name: f"analogy.models.replay:{name}" for name in ROWS},
     },
     protocol=Family,  # type: ignore[type-abstract]
 )

@@ -21,7 +21,7 @@ def fingerprint(folder: Path) -> str:
     """
     files = sorted(
         path
-        for pattern in ("*.json", "*.safetensors", "*.txt", "*.model")
+        for pattern in ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
         for path in folder.rglob(pattern)
         if path.is_file()
     )

@@ -52,14 +52,14 @@ def index_of(folder: Path) -> dict[str, Json]:
 
 
 #: The parts of a pipeline that have weights, by diffusers' names.
-NETWORK = re.compile(r"unet|transformer|vae|text_encoder(_\d)?|image_encoder")
+NETWORK = re.compile(r"unet|transformer|vae|movq|text_encoder(_\d)?|image_encoder")
 
 
 def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
     """The parts of a folder's pipeline that it does not leave out: library and class by name."""
     index = index_of(folder)
     return {name: tuple(part) for name, part in index.items()
-            if isinstance(part, list) and part != [None, None]}  # fmt: skip
+            if isinstance(part, list) and all(isinstance(each, str) for each in part)}  # fmt: skip
 
 
 def family_of_folder(folder: Path) -> Family:

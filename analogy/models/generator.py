@@ -17,6 +17,7 @@ from analogy.core.images import Images, faults, from_unit
 from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
+from analogy.models.recorded import aligned
 from analogy.models.stepping import Change, Stepped
 from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention, ObservingMethod, Row
@@ -97,7 +98,7 @@ class Generator:
             chunk = distinct[i : i + batch_size]
             for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
                 encoded[prompt] = made.kept()
-        return encoded
+        return aligned(encoded) if encoded else encoded
 
     def word_reader(self) -> WordReader:
         """What finds the tokens of words. Made before the text encoders are dropped."""
@@ -226,20 +227,19 @@ class Generator:
     def _decoded_by(self, vae: Any, latents: Tensor) -> Tensor:
         images = self._family.decode(vae, latents.to(vae.dtype), self._size)
         seen = images.where(images.isfinite(), torch.nan)  # infinity would be clamped to a colour
-        given: Tensor = self._pipeline.image_processor.postprocess(seen, output_type="pt")
-        return given
+        return (seen * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor
 
     @cached_property
     def _vae(self) -> Any:
         """The pipeline's VAE; in float32 if its configuration has ``force_upcast``."""
-        vae = self._pipeline.vae
-        overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+        vae = getattr(self._pipeline, self._family.decoder)
+        overflows = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
         return self._vae_float32 if overflows else vae
 
     @cached_property
     def _vae_float32(self) -> Any:
         """A new copy, because other threads may use the pipeline's."""
-        return copy.deepcopy(self._pipeline.vae).float()
+        return copy.deepcopy(getattr(self._pipeline, self._family.decoder)).float()
 
     @torch.inference_mode()
     def _empty_prompt(self) -> Conditioning:

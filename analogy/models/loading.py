@@ -64,8 +64,9 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if device.startswith("cuda"):
         # The layout that a card's convolutions are fastest in.
-        for part in (getattr(pipeline, family.denoiser), pipeline.vae):
-            part.to(memory_format=torch.channels_last)
+        for part in (getattr(pipeline, family.denoiser), getattr(pipeline, family.decoder)):
+            if all(weights.ndim < 5 for weights in part.parameters()):  # none of a video's
+                part.to(memory_format=torch.channels_last)
     pipeline.to(device)
     _check_fit(pipeline, source.folder)
     return pipeline

@@ -12,7 +12,7 @@ from analogy.core.text import command_line
 
 EMBEDDED = "embedded"
 #: A pipeline's configuration and tokenizers, without its weights.
-CONFIG_FILES = ["*.json", "*.txt", "*.model"]
+CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,14 @@ EMBEDDED_SAMPLING = (8, 4.0)
 #: Steps and guidance that a model's card asks for, where that is not what its pipeline does by
 #: itself. SSD-1B's (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number
 #: of steps, which leaves the pipeline's; the turbo models are distilled to few steps without
-#: guidance.
+#: guidance. FLUX.1's and Z-Image's are those of diffusers' documentation and examples
+#: (docs/source/en/api/pipelines/flux.md and z_image.md, pipeline_z_image.py).
 CARD_SAMPLING: dict[str, tuple[int, float]] = {
     "segmind/SSD-1B": (50, 9.0),
     "stabilityai/sd-turbo": (1, 0.0),
     "stabilityai/sdxl-turbo": (1, 0.0),
     "stabilityai/stable-diffusion-3.5-large-turbo": (4, 0.0),
+    "black-forest-labs/FLUX.1-dev": (50, 3.5),
+    "black-forest-labs/FLUX.1-schnell": (4, 0.0),
+    "Tongyi-MAI/Z-Image-Turbo": (8, 0.0),
 }

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+import zoo
 from diffusers import HeunDiscreteScheduler, StableDiffusionXLPAGPipeline
 from tiny import MODELS, SIZE, build
 
@@ -267,10 +268,9 @@ def test_a_scheduler_of_two_passes_a_step_counts_its_passes(pipeline):
     assert np.abs(images[0] / 255 - plain).max() <= 1 / 255
 
 
-def test_a_family_of_another_package_is_steered_by_step_as_well(install):
+def test_a_pipeline_by_replay_is_steered_by_step_as_well():
     """FLUX: no negative prompt, packed latents, other names for the denoiser's arguments."""
-    install("analogy.families", "FluxPipeline", "own:flux")
-    bench = Bench(build("flux"))
+    bench = Bench(zoo.build("FluxPipeline"))
     assert bench.size == SIZE
     images = {}
     for method in ("switch", "guidance"):

@@ -10,6 +10,7 @@ from typing import Any
 from analogy.core.errors import ModelError
 from analogy.core.strict_json import Json
 from analogy.models.families import FAMILIES, Family
+from analogy.models.replay import lacking
 from analogy.models.trust.rules import (
     CONFIGURATIONS,
     NO_CODE,
@@ -45,18 +46,23 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
     if not FAMILIES.is_installed(name):  # the index is a stranger's: nothing is imported for it
         raise ModelError(
             f"{folder}: expected a pipeline of the families supported "
-            f"({', '.join(FAMILIES.names())}), got {name}"
+            f"({', '.join(FAMILIES.names())}), got {name}: {lacking(name)}"
         )
     family = FAMILIES.get(name)
     for part, value in index.items():
         if part in family.parts:
             if value != [None, None]:
                 _check_pair(file, part, value, family.parts[part])
-        elif isinstance(value, (list, dict)):
+        elif isinstance(value, (list, dict)) and not _is_numbers(value):
             refuse(file, part, value, f"only the parts of a {name} ({', '.join(family.parts)})")
         else:
             check_setting(file, (part,), value)
     return family, index
+
+
+def _is_numbers(value: Any) -> bool:
+    """Numbers name no class: a setting, such as the layers of a text encoder."""
+    return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
 
 
 def _check_pair(file: Path, part: str, value: Any, expected: Collection[str]) -> None:

@@ -19,7 +19,7 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
     "special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model",
-    "tokenizer.model",
+    "tokenizer.model", "chat_template.json",
 )  # fmt: skip
 
 #: Classes of transformers that may read a tokenizer's files: those of the families and of
@@ -29,6 +29,7 @@ TOKENIZERS = frozenset(
     for name in (
         "CLIPTokenizer", "T5Tokenizer", "BertTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
         "NllbTokenizer", "GemmaTokenizer", "SiglipTokenizer", "PreTrainedTokenizer",
+        "Qwen2Tokenizer", "LlamaTokenizer", "ByT5Tokenizer",
     )
     for suffix in ("", "Fast")
 ) | {"TokenizersBackend"}  # fmt: skip
@@ -55,7 +56,8 @@ _ORIGINS = frozenset({"_name_or_path", "name_or_path"})
 _MAPPINGS = frozenset(
     {
         "id2label", "label2id", "pruned_heads", "task_specific_params", "crop_size", "size",
-        "text_config", "vision_config",
+        "text_config", "vision_config", "rope_parameters", "rope_scaling", "image_processor",
+        "video_processor",
     }
 )  # fmt: skip
 
@@ -72,6 +74,7 @@ _TOKENIZER = frozenset(
 
 CONFIGURATIONS = (
     "config.json", "scheduler_config.json", "preprocessor_config.json", "generation_config.json",
+    "guider_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 SHARDS = re.compile(r".+\.safetensors\.index(\.\w+)?\.json|.+\.index\.\w+\.json")
 

@@ -1,0 +1,423 @@
+"""One family for every pipeline that encodes prompts by ``encode_prompt``: by replay.
+
+The pipeline's own call does the work. To encode a prompt, it runs on that prompt until it calls its
+denoiser for the first time, and what ``encode_prompt`` returned is recorded. To denoise, it runs on
+placeholder prompts: ``encode_prompt`` returns the steered tensors, and the run ends where latents
+are to be decoded. So names of arguments, packing, scaling and a pipeline's own defaults need no
+second description.
+
+Latents and all further noise of an image are drawn by the pipeline from a generator of its own,
+whose seed is made of the image's starting noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace, UnionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analogy.core.errors import ModelError
+from analogy.models.families import (
+    CLIP_IMAGE_ENCODER,
+    CLIP_IMAGE_PROCESSOR,
+    SCHEDULER,
+    PipelineFamily,
+    Sampling,
+)
+from analogy.models.memory import MemoryFullError, memory_said
+from analogy.models.networks import read_object, reason
+from analogy.models.recorded import TOKENS, Layout, layout_of
+from analogy.models.replay_table import NOT_CARRIED, ROWS, Row
+from analogy.steering.conditioning import Conditioning
+
+#: Numbers of an image's starting noise; the sign of each is a bit of its generator's seed, since
+#: the last digits differ between processors.
+SEED_BITS = 63
+
+#: What the pipeline's call is given in the place of a prompt.
+PLACEHOLDER = "x"
+
+#: Arguments by which a pipeline would change the prompt or the size it was given.
+_AS_ASKED: Mapping[str, object] = {
+    "use_resolution_binning": False,
+    "clean_caption": False,
+    "enable_prompt_rewrite": False,
+    "use_pe": False,
+}
+
+#: A guidance scale at which a pipeline encodes the negative prompt, too.
+_GUIDED = 4.0
+
+#: Pixels a side where neither the call nor the configuration says.
+_USUAL_SIZE = 1024
+
+_LAYOUT = "_analogy_layout"
+
+
+class _Interrupted(BaseException):
+    """Ends a pipeline's call. No Exception, which a pipeline may catch."""
+
+
+class Replay(PipelineFamily):
+    """The family of a pipeline's class, by its name and its :class:`Row`."""
+
+    def __init__(self, pipeline: str, row: Row) -> None:
+        import diffusers
+
+        self.pipeline = pipeline
+        self._row = row
+        kind: Any = getattr(diffusers, pipeline, None)
+        if not hasattr(kind, "encode_prompt"):
+            raise ModelError(
+                f"{pipeline}: expected a pipeline of diffusers {diffusers.__version__} with an "
+                f"encode_prompt: {lacking(pipeline)}"
+            )
+        self._call = inspect.signature(kind.__call__).parameters
+        self._encoding = inspect.signature(kind.encode_prompt).parameters
+        self.parts = {**_parts(kind), **row.parts}
+        self.denoiser = "transformer" if "transformer" in self.parts else "unet"
+        self.decoder = row.decoder
+        if "safety_checker" in self.parts:
+            self.load_options = {"safety_checker": None, "requires_safety_checker": False}
+
+    # -- conditioning
+
+    def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
+        """As :meth:`Family.encode`, each prompt alone; their numbers of tokens may differ.
+
+        Raises ``ModelError`` if the pipeline does not encode as others do.
+        """
+        layout = self._layout(pipeline)
+        with _named(pipeline):
+            return [layout.conditioning(self._record(pipeline, [text])) for text in prompts]
+
+    def empty(self, pipeline: Any) -> Conditioning:
+        """The conditioning of an empty prompt.
+
+        The negative prompt's is no part of any conditioning: the layout has it.
+        """
+        return self.encode(pipeline, [""])[0]
+
+    def _layout(self, pipeline: Any) -> Layout:
+        """Found at the first use, and kept by the pipeline and its copies."""
+        found = vars(pipeline).get(_LAYOUT)
+        if found is None:
+            with _named(pipeline):
+                found = layout_of(
+                    lambda prompts: self._record(pipeline, prompts), is_single=self._row.is_single
+                )
+            vars(pipeline)[_LAYOUT] = found
+        assert isinstance(found, Layout)
+        return found
+
+    def _record(self, pipeline: Any, prompts: Sequence[str]) -> list[Any]:
+        """What ``encode_prompt`` returns at each call, for these prompts and the negative one."""
+        twin = _twin(pipeline)
+        own = twin.encode_prompt
+        recorded: list[Any] = []
+
+        def encode_prompt(*args: Any, **options: Any) -> Any:
+            made = own(*args, **options)
+            recorded.append(made)
+            return made
+
+        def stop(*_: Any, **__: Any) -> Any:
+            raise _Interrupted
+
+        vars(twin)["encode_prompt"] = encode_prompt
+        _replace(twin, self.denoiser, forward=stop)
+        sampling = Sampling(2, _GUIDED, self.size_of(pipeline))
+        vars(twin).update(self.attributes(pipeline, sampling))
+        with suppress(_Interrupted):
+            self._run(twin, list(prompts), sampling)
+        if not recorded:
+            raise ModelError("its call asks its denoiser without a call of encode_prompt")
+        return recorded
+
+    # -- denoising
+
+    def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
+        """Of numbers whose signs are the seed of the generator of an image's latents."""
+        return (SEED_BITS,)
+
+    def denoise(
+        self,
+        pipeline: Any,
+        conditionings: Sequence[Conditioning],
+        empty: Conditioning,
+        latents: Tensor,
+        sampling: Sampling,
+    ) -> Tensor:
+        """As :meth:`Family.denoise`: what the pipeline gives its decoder.
+
+        Conditionings with the same numbers of tokens are denoised together.
+        """
+        layout = self._layout(pipeline)
+        groups: dict[object, list[int]] = {}
+        for i, each in enumerate(conditionings):
+            alone = layout.is_single or self._row.is_single
+            key = i if alone else tuple(each.carried[TOKENS].tolist())
+            groups.setdefault(key, []).append(i)
+        final: dict[int, Tensor] = {}
+        for places in groups.values():
+            made = self._denoised(
+                pipeline, layout.returned([conditionings[i] for i in places]),
+                [generator_of(latents[i]) for i in places], sampling,
+            )  # fmt: skip
+            final.update(zip(places, made, strict=True))
+        return torch.stack([final[i] for i in range(len(conditionings))])
+
+    def _denoised(
+        self, pipeline: Any, returned: Sequence[Any], generators: list[torch.Generator],
+        sampling: Sampling,
+    ) -> Tensor:  # fmt: skip
+        """``returned``: what each call of ``encode_prompt`` is to return."""
+        twin = _twin(pipeline, scheduler=pipeline.scheduler)
+        answers = iter(returned)
+
+        def encode_prompt(*_: Any, **__: Any) -> Any:
+            return next(answers)
+
+        decoded: list[Tensor] = []
+
+        def decode(latents: Tensor, *_: Any, **__: Any) -> Any:
+            decoded.append(latents)
+            raise _Interrupted
+
+        decoder = _replace(twin, self.decoder, decode=decode)
+        vars(decoder)["to"] = lambda *_, **__: decoder  # a pipeline may upcast it for what follows
+        vars(twin)["encode_prompt"] = encode_prompt
+        vars(twin).update(self.attributes(pipeline, sampling))
+        if self._row.asks_encoder and twin.text_encoder is None:  # it was dropped
+            vars(twin)["text_encoder"] = SimpleNamespace(dtype=getattr(twin, self.denoiser).dtype)
+        with suppress(_Interrupted):
+            self._run(twin, [PLACEHOLDER] * len(generators), sampling, generators)
+        if not decoded:
+            raise ModelError(
+                f"{self.pipeline}: expected its call to decode latents by {self.decoder}"
+            )
+        return decoded[0]
+
+    def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
+        """As :meth:`Family.decode`; a decoder of videos gives one frame."""
+        images: Tensor = vae.decode(latents, **self._row.decoding).sample
+        images = images[:, :, 0] if images.ndim == 5 else images
+        if tuple(images.shape[-2:]) != (size, size):
+            raise ModelError(
+                f"{self.pipeline}: expected images of {size}x{size} pixels, got "
+                f"{images.shape[-1]}x{images.shape[-2]}: the pipeline rounds this size; choose "
+                "another --size, such as a multiple of 64"
+            )
+        return images
+
+    def arguments(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of the pipeline's call, besides prompts, generators and size.
+
+        Whoever gives its own call these, the prompt and a generator gets the suite's image.
+        """
+        as_asked = {name: value for name, value in _AS_ASKED.items() if name in self._call}
+        negative: dict[str, Any] = {}
+        is_off = sampling.guidance <= (1.0 if self._row.guidance == "true_cfg_scale" else 0.0)
+        if self._needs_negative and not is_off:
+            negative["negative_prompt"] = ""
+        return {
+            self._row.guidance: sampling.guidance,
+            "num_inference_steps": sampling.steps,
+            **self._row.fixed,
+            **as_asked,
+            **negative,
+        }
+
+    def attributes(self, pipeline: Any, sampling: Sampling) -> dict[str, Any]:
+        """Attributes of the pipeline without which its call would not do what is asked for."""
+        made: dict[str, Any] = {}
+        for name, rule in self._row.from_size.items():
+            side = sampling.size
+            is_latents = rule == "latents"
+            made[name] = side // pipeline.vae_scale_factor if is_latents else [(side, side)]
+        for name in ("guider", "ocr_guider") if self._row.guider else ():
+            guider, guidance = getattr(pipeline, name), sampling.guidance
+            if guider is not None:
+                changed = {"guidance_scale": guidance, "enabled": guidance > 1.0}
+                made[name] = type(guider).from_config({**guider.config, **changed})
+        return made
+
+    @property
+    def _needs_negative(self) -> bool:
+        """True for a pipeline that guides only if it is given a negative prompt."""
+        by_encoding = {"do_classifier_free_guidance", "guidance_scale"} & self._encoding.keys()
+        return "negative_prompt" in self._call and not by_encoding
+
+    def _run(
+        self, twin: Any, prompts: list[str], sampling: Sampling,
+        generators: list[torch.Generator] | None = None,
+    ) -> None:  # fmt: skip
+        given = self.arguments(sampling)
+        if len(prompts) > 1 and "negative_prompt" in given:
+            given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
+        if generators is not None:
+            given["generator"] = generators if len(generators) > 1 else generators[0]
+        twin(
+            prompt=prompts if len(prompts) > 1 else prompts[0],
+            height=sampling.size, width=sampling.size, **given,
+        )  # fmt: skip
+
+    # -- what the class and the folder say
+
+    def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
+        """None: no configuration says of every pipeline what its denoiser takes."""
+        return {}
+
+    def native_size(self, folder: Path) -> int:
+        """As :meth:`Family.native_size`: the call's default, else the denoiser's configuration,
+        else 1024.
+        """
+        default = self._default("height")
+        if isinstance(default, int):
+            return default
+        what = "a network's configuration"
+        denoiser = read_object(folder / self.denoiser / "config.json", what=what)
+        decoder = read_object(folder / self.decoder / "config.json", what=what)
+        if "sample_size" in denoiser and "block_out_channels" in decoder:
+            return super().native_size(folder)
+        return _USUAL_SIZE
+
+    def size_of(self, pipeline: Any) -> int:
+        """As :meth:`Family.size_of`."""
+        default = self._default("height")
+        if isinstance(default, int):
+            return default
+        side = getattr(getattr(pipeline, self.denoiser).config, "sample_size", None)
+        scale = getattr(pipeline, "vae_scale_factor", None)
+        return side * scale if isinstance(side, int) and isinstance(scale, int) else _USUAL_SIZE
+
+    def defaults(self) -> tuple[int, float]:
+        """Steps and guidance that the pipeline's call uses by itself."""
+        return self._default("num_inference_steps"), self._default(self._row.guidance)
+
+    def _default(self, name: str) -> Any:
+        found = self._call.get(name)
+        return None if found is None else found.default
+
+
+def _twin(pipeline: Any, scheduler: Any = None) -> Any:
+    """A copy on the same networks, to be changed; with a new scheduler unless one is given."""
+    twin = copy.copy(pipeline)
+    own = pipeline.scheduler
+    vars(twin)["scheduler"] = scheduler or type(own).from_config(own.config)
+    return twin
+
+
+def _replace(twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
+    """Give a copy a part of the same weights with other methods."""
+    part = copy.copy(getattr(twin, name))
+    vars(part).update(methods)
+    vars(twin)[name] = part
+    return part
+
+
+def generator_of(noise: Tensor) -> torch.Generator:
+    """The generator of an image's latents and further noise, on the CPU.
+
+    ``noise``: ``(63,)``; the sign of each number is a bit of the seed.
+    """
+    bits = "".join("1" if value > 0 else "0" for value in noise.tolist())
+    return torch.Generator("cpu").manual_seed(int(bits, 2))
+
+
+@contextmanager
+def _named(pipeline: Any) -> Iterator[None]:
+    """Give an error within the block the name of the pipeline's class."""
+    name = type(pipeline).__name__
+    try:
+        with memory_said(f"encoding prompts by {name}"):
+            yield
+    except MemoryFullError:
+        raise
+    except Exception as error:  # libraries raise whatever they stumble on
+        raise ModelError(f"{name}: its prompts cannot be encoded: {reason(error)}") from error
+
+
+def _parts(kind: Any) -> dict[str, tuple[str, ...]]:
+    """The parts of a pipeline's class, each with the classes that its constructor declares."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, declared in typing.get_type_hints(kind.__init__).items():
+        kinds = [
+            each
+            for each in _flattened(declared)
+            if isinstance(each, type) and each.__module__.partition(".")[0] in _LIBRARIES
+        ]
+        if name == "scheduler":
+            found[name] = SCHEDULER
+        elif kinds:
+            found[name] = tuple(dict.fromkeys(same for each in kinds for same in _names(each)))
+    return found
+
+
+_LIBRARIES = ("diffusers", "transformers")
+
+
+def _flattened(declared: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    if typing.get_origin(declared) in (typing.Union, UnionType):
+        return [kind for each in typing.get_args(declared) for kind in _flattened(each)]
+    return [declared]
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    """``library.Class`` of a class, and of those that read the same files."""
+    name = kind.__name__
+    if name == "StableDiffusionSafetyChecker":
+        return ("stable_diffusion.StableDiffusionSafetyChecker",)
+    if name == "CLIPVisionModelWithProjection":
+        return CLIP_IMAGE_ENCODER
+    if name.startswith("CLIPImageProcessor"):
+        return CLIP_IMAGE_PROCESSOR
+    full = f"{kind.__module__.partition('.')[0]}.{name}"
+    if name.endswith(("Tokenizer", "TokenizerFast")):
+        return (full.removesuffix("Fast"), f"{full.removesuffix('Fast')}Fast")
+    return (full,)
+
+
+def lacking(name: str) -> str:
+    """Why a pipeline of this name is not carried, for messages."""
+    import diffusers
+
+    if name in NOT_CARRIED:
+        return NOT_CARRIED[name]
+    try:
+        kind = getattr(diffusers, name if name.endswith("Pipeline") else "")
+        call = inspect.signature(kind.__call__).parameters
+    except Exception:  # whatever diffusers raises for a name, or for a class without its packages
+        return "the diffusers that is installed has no such pipeline"
+    needed = [
+        each for each in call if "image" in each and call[each].default is inspect.Parameter.empty
+    ]
+    if needed:
+        return f"it needs an input image ({needed[0]})"
+    if not hasattr(kind, "encode_prompt"):
+        return "it has no encode_prompt, whose tensors the suite steers"
+    if "prompt" not in call:
+        return "its call takes no prompt"
+    return "it is not among those that the suite is tested with"
+
+
+@cache
+def _family(name: str) -> Replay:
+    return Replay(name, ROWS[name])
+
+
+def __getattr__(name: str) -> Replay:
+    """Each class of ``ROWS`` is an attribute of this module, made at its first use."""
+    if name in ROWS:
+        return _family(name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")
