@@ -8,16 +8,20 @@ from collections.abc import Iterator
 
 from analogy.core.records import Verdict
 from analogy.core.text import display_width, padded, printable, shortened
+from analogy.report import numbers
 from analogy.results.model import Analysis, Saved, Stop
 
-EARLY = "stopped early: the mean is biased upward; for a number run the full grid"
+EARLY = (
+    "stopped early: the mean is biased away from 0, of a success upward; for a number run the full "
+    "grid"
+)
 
 _WIDE = 32
 
 
 def confidence(stop: Stop | None) -> str:
     """The confidence of an interval in percent: 95% unless a look says another."""
-    return "95%" if stop is None else f"{100 * stop.confidence:.4g}%"
+    return "95%" if stop is None else numbers.confidence(stop)
 
 
 def look(stop: Stop) -> str:
@@ -65,7 +69,9 @@ def looks_table(analysis: Analysis, saved: Saved | None) -> Iterator[str]:
 def saved_lines(analysis: Analysis, saved: Saved) -> Iterator[str]:
     """Images made and saved, and what the saving rests on."""
     share = 1 - saved.images / saved.of if saved.of else 0.0
-    time = "" if saved.seconds is None else f", {duration(saved.seconds)} at this run's rate"
+    time = (
+        "" if saved.seconds is None else f", {numbers.duration(saved.seconds)} at this run's rate"
+    )
     yield (
         f"{saved.images:,} of {saved.of:,} images were needed: {saved.of - saved.images:,} saved "
         f"({share:.1%}{time}); order seed {saved.order_seed}."
@@ -78,10 +84,3 @@ def saved_lines(analysis: Analysis, saved: Saved) -> Iterator[str]:
             f"between seeds (median of the {len(shares)} cells with several seeds): the more, the "
             "more one seed of each pair tells."
         )
-
-
-def duration(seconds: float) -> str:
-    """A time in words: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
