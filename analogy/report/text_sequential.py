@@ -11,7 +11,10 @@ from analogy.core.text import display_width, padded, printable, shortened
 from analogy.report import numbers
 from analogy.results.model import Analysis, Saved, Stop
 
-EARLY = "stopped early: the mean is biased upward, of a failure downward; for a number run the full grid"
+EARLY = (
+    "stopped early: the mean is biased upward, of a failure downward; for a number run the full "
+    "grid"
+)
 
 _WIDE = 32
 
