@@ -46,6 +46,7 @@ CREATE TABLE IF NOT EXISTS commands (
     digest TEXT PRIMARY KEY, config TEXT NOT NULL, pairs TEXT NOT NULL, model TEXT NOT NULL,
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS ceilings (command TEXT PRIMARY KEY, margins TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS unread (command TEXT PRIMARY KEY, pairs TEXT NOT NULL);
 """
 
 # Of the index in memory, where SQLite's own 2,000 KB are read anew for almost every key: the keys
@@ -134,6 +135,9 @@ class Database:
             )
             if margins is not None:
                 self.db.execute("REPLACE INTO ceilings VALUES (?, ?)", (name, margins))
+            if command.unread:
+                ids = json.dumps(command.unread, ensure_ascii=False)
+                self.db.execute("REPLACE INTO unread VALUES (?, ?)", (name, ids))
             self.set_meta("command", name)
 
     def commands(self) -> list[Command]:
@@ -146,6 +150,9 @@ class Database:
         ceilings = {}
         if self._has_table("ceilings"):
             ceilings = dict(self.db.execute("SELECT command, margins FROM ceilings"))
+        unread = {}
+        if self._has_table("unread"):
+            unread = dict(self.db.execute("SELECT command, pairs FROM unread"))
         found = self.db.execute(
             "SELECT digest, config, pairs, model, judge, scheduler, lora FROM commands "
             "ORDER BY digest = ? DESC, rowid DESC",
@@ -160,6 +167,7 @@ class Database:
                 checked.name(scheduler, "commands.scheduler"),
                 None if lora is None else checked.text(lora, "commands.lora"),
                 None if name not in ceilings else _true_margins(ceilings[name]),
+                () if name not in unread else _ids(unread[name]),
             )
             for name, config, pairs, model, judge, scheduler, lora in found
         ]
@@ -174,6 +182,12 @@ class Database:
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise checked.DamageError(found)
+
+
+def _ids(value: Any) -> tuple[str, ...]:
+    """Ids of pairs as the index keeps them. Raises DamageError if it is anything else."""
+    place = "unread.pairs"
+    return tuple(checked.text(one, place) for one in checked.json(value, place, list))
 
 
 def _true_margins(value: Any) -> TrueMargins:

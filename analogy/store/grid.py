@@ -310,7 +310,8 @@ class Command:
     - ``model``, ``judge``: fingerprints;
     - ``lora``: the value of its option, None without one;
     - ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None
-      where they are the suite's own.
+      where they are the suite's own;
+    - ``unread``: the ids of the pairs whose prompts the judge reads as one, of which no figure is.
     """
 
     config: RunConfig
@@ -320,6 +321,7 @@ class Command:
     scheduler: str
     lora: str | None = None
     ceiling: TrueMargins | None = None
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def grid(self) -> Grid:

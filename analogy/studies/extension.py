@@ -66,7 +66,8 @@ def plan_of(command: Command, folder: RunFolder) -> SequentialPlan:
     def scores(jobs: Sequence[Job]) -> pd.DataFrame:
         return folder.margins(jobs, command.judge)
 
-    return SequentialPlan(command.grid, command.pairs, scores, base_of(folder, command))
+    judged = [pair for pair in command.pairs if pair.id not in command.unread]
+    return SequentialPlan(command.grid, judged, scores, base_of(folder, command))
 
 
 def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
@@ -95,7 +96,7 @@ def _study(command: Command) -> Command:
         full_unsteered=False, device="cpu", batch_size=None, memory=None, engine="serial",
         num_workers=None, ray_address=None, control=False, target=False,
     )  # fmt: skip
-    return replace(command, config=config, pairs=(), ceiling=None)
+    return replace(command, config=config, pairs=(), ceiling=None, unread=())
 
 
 def _ids(command: Command, category: str) -> frozenset[str]:

@@ -110,14 +110,15 @@ class Study(GridWork):
         *,
         model: ModelSource | None = None,
         judge: FoundJudge | None = None,
-        unread: Collection[str] = (),
+        unread: Collection[str] | None = None,
         **changed: Any,
     ) -> Study:
         """The study of an earlier command, from what its run folder keeps; loads and looks for
         nothing.
 
         Without ``model`` and ``judge`` it cannot generate or score what is missing: whoever gives
-        them has asked the user, since a run folder may be anyone's. ``changed``:
+        them has asked the user, since a run folder may be anyone's. ``unread``: None for those that
+        the command's own judge could not read. ``changed``:
         fields of the configuration that have another value now, such as the device; whoever did
         the work then, this process does it now.
         """
@@ -137,6 +138,8 @@ class Study(GridWork):
             )
         else:
             truth = _ground_truth(None, judge)
+        if unread is None:
+            unread = command.unread if judge.fingerprint == command.judge else ()
         return cls(
             config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
             scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
@@ -165,6 +168,7 @@ class Study(GridWork):
                 self.scheduler,
                 lora,
                 self.own_ceiling,
+                tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             )
         )
 

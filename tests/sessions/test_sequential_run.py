@@ -248,7 +248,6 @@ def test_nothing_is_missing_in_a_finished_run(finished):
     assert "missing" not in found.output
 
 
-@pytest.mark.xfail(reason="a command does not keep which pairs the judge cannot read", strict=True)
 def test_nothing_is_missing_where_the_judge_reads_some_prompts_as_one(tmp_path, monkeypatch):
     ids = [pair.id for pair in pairs_of("color", n=3)]
     monkeypatch.setattr("analogy.studies.study.unread_pairs", lambda judge, pairs: ids)
