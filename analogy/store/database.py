@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS commands (
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS ceilings (command TEXT PRIMARY KEY, margins TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS unread (command TEXT PRIMARY KEY, pairs TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS comparisons (command TEXT PRIMARY KEY);
 """
 
 # Of the index in memory, where SQLite's own 2,000 KB are read anew for almost every key: the keys
@@ -138,6 +139,10 @@ class Database:
             if command.unread:
                 ids = json.dumps(command.unread, ensure_ascii=False)
                 self.db.execute("REPLACE INTO unread VALUES (?, ?)", (name, ids))
+            if command.is_comparison:
+                self.db.execute("REPLACE INTO comparisons VALUES (?)", (name,))
+            else:
+                self.db.execute("DELETE FROM comparisons WHERE command = ?", (name,))
             self.set_meta("command", name)
 
     def commands(self) -> list[Command]:
@@ -153,6 +158,9 @@ class Database:
         unread = {}
         if self._has_table("unread"):
             unread = dict(self.db.execute("SELECT command, pairs FROM unread"))
+        comparisons = set()
+        if self._has_table("comparisons"):
+            comparisons = {name for (name,) in self.db.execute("SELECT command FROM comparisons")}
         found = self.db.execute(
             "SELECT digest, config, pairs, model, judge, scheduler, lora FROM commands "
             "ORDER BY digest = ? DESC, rowid DESC",
@@ -168,6 +176,7 @@ class Database:
                 None if lora is None else checked.text(lora, "commands.lora"),
                 None if name not in ceilings else _true_margins(ceilings[name]),
                 () if name not in unread else _ids(unread[name]),
+                name in comparisons,
             )
             for name, config, pairs, model, judge, scheduler, lora in found
         ]

@@ -311,7 +311,9 @@ class Command:
     - ``lora``: the value of its option, None without one;
     - ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None
       where they are the suite's own;
-    - ``unread``: the ids of the pairs whose prompts the judge reads as one, of which no figure is.
+    - ``unread``: the ids of the pairs whose prompts the judge reads as one, of which no figure is;
+    - ``is_comparison``: whether its method was one of several that were compared. A sequential
+      comparison has looks of its own.
     """
 
     config: RunConfig
@@ -322,6 +324,7 @@ class Command:
     lora: str | None = None
     ceiling: TrueMargins | None = None
     unread: tuple[str, ...] = ()
+    is_comparison: bool = False
 
     @cached_property
     def grid(self) -> Grid:

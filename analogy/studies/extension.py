@@ -71,9 +71,16 @@ def plan_of(command: Command, folder: RunFolder) -> SequentialPlan:
 
 
 def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
-    """The jobs of a command; of a sequential run those that are due by its folder's scores."""
+    """The jobs of a command; of a sequential run those that are due by its folder's scores.
+
+    Of a sequential comparison of methods those that have an image: which others are due depends on
+    the other methods.
+    """
     if not command.config.sequential:
         return command.jobs()
+    if command.is_comparison:
+        lacking = {job.key for job in folder.without_image(command.jobs())}
+        return [job for job in command.jobs() if job.key not in lacking]
     plan = plan_of(command, folder)
     return plan.due(plan.cells)
 
@@ -96,7 +103,7 @@ def _study(command: Command) -> Command:
         full_unsteered=False, device="cpu", batch_size=None, memory=None, engine="serial",
         num_workers=None, ray_address=None, control=False, target=False,
     )  # fmt: skip
-    return replace(command, config=config, pairs=(), ceiling=None, unread=())
+    return replace(command, config=config, pairs=(), ceiling=None, unread=(), is_comparison=False)
 
 
 def _ids(command: Command, category: str) -> frozenset[str]:

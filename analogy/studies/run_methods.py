@@ -27,8 +27,8 @@ def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
     first = Study.open(replace(request, method=names[0]))
     try:
         studies = [first, *(first.by(name) for name in names[1:])]
-        for study in studies[1:]:
-            study.record(request.lora)
+        for study in studies:
+            study.record(request.lora, is_comparison=True)
     except BaseException:
         first.folder.close()
         raise

@@ -156,8 +156,11 @@ class Study(GridWork):
             unsteered=left, metrics=self.quality.metrics,
         )  # fmt: skip
 
-    def record(self, lora: str | None) -> None:
-        """Keep this configuration in the run folder as its latest."""
+    def record(self, lora: str | None, *, is_comparison: bool = False) -> None:
+        """Keep this configuration in the run folder as its latest.
+
+        ``is_comparison``: whether its method is one of several that are compared.
+        """
         self.folder.record_config(self.config, provenance_to_json(self.provenance()))
         self.folder.record_command(
             Command(
@@ -169,6 +172,7 @@ class Study(GridWork):
                 lora,
                 self.own_ceiling,
                 tuple(pair.id for pair in self.pairs if pair.id in self.unread),
+                is_comparison,
             )
         )
 

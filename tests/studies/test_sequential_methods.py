@@ -86,7 +86,6 @@ def test_killed_and_continued_and_in_other_batches_it_is_the_same(compared):
         assert tables[0] == tables[1]
 
 
-@pytest.mark.xfail(reason="a command does not say that it was of 'methods'", strict=True)
 def test_nothing_is_missing_in_a_finished_comparison(compared):
     compared()
     found = verb("verify", "run")
