@@ -25,11 +25,14 @@ OTHERS = {
     "clip_pretrained": "openai", "clip_dtype": "bfloat16", "pairs": "p.csv",
     "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5", "method": "lerp",
     "steps": "3", "guidance": "2.5", "size": "512", "steer_from": "0.25", "steer_until": "0.75",
-    "dtype": "float16", "limit": "7",
+    "dtype": "float16", "limit": "7", "order_seed": "3",
     "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
     "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json",
     "tolerance": "0.1", "results": "o.json", "report": "o.html", "write": "o.csv,md=o.txt",
 }  # fmt: skip
+
+OF_SEQUENTIAL = ("order_seed", "full_unsteered", "futility", "reserve")
+"""The options that are refused without --sequential."""
 
 
 @pytest.fixture
@@ -78,13 +81,17 @@ def test_run_has_every_option_of_pytest_and_little_else(values):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_each_means_what_it_means_to_pytest_as_an_option_and_in_the_environment(option, values):
     variable = f"ANALOGY_RUN_{option.key.upper()}"
+    needed = {"sequential": True} if option.key in OF_SEQUENTIAL else {}
+    flags_needed = [f"--{name}" for name in needed]
     if option.parse is None:
-        assert values(option.flag) == values(env={variable: "1"}) == expected(**{option.key: True})
+        wanted = expected(**needed, **{option.key: True})
+        assert values(option.flag, *flags_needed) == wanted
+        assert values(*flags_needed, env={variable: "1"}) == wanted
         return
     text = OTHERS.get(option.key, option.default or "1")
-    wanted = expected(**{option.key: text})
-    assert values(f"{option.flag}={text}") == wanted
-    assert values(env={variable: text}) == wanted
+    wanted = expected(**needed, **{option.key: text})
+    assert values(f"{option.flag}={text}", *flags_needed) == wanted
+    assert values(*flags_needed, env={variable: text}) == wanted
     if option.key in OTHERS:
         assert wanted != expected()
 
