@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Annotated
 
 from analogy.cli.base import (
     GENERATING,
@@ -13,12 +11,15 @@ from analogy.cli.base import (
     app,
     checked_output,
     option,
-    show_lines,
     with_options,
 )
-from analogy.core.files import write_output
-from analogy.core.text import analogy_command
+from analogy.core.deferred import deferred
 from analogy.settings.request import RunRequest
+
+if TYPE_CHECKING:
+    from analogy.cli.work import steering as work
+else:
+    work = deferred("analogy.cli.work.steering")
 
 FIT_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "pairs", "categories", "limit", "steps", "size",
@@ -50,29 +51,4 @@ def fit(
 
     Exit code: 0 written, 2 wrong usage, 4 the model cannot be used.
     """
-    from analogy.generation.engine import Setup
-    from analogy.generation.steering_fit import fit_steering
-    from analogy.settings.pairs import load_pairs, select
-    from analogy.steering.files import write
-    from analogy.studies.resolve import resolve
-
-    resolved = resolve(request)
-    config = resolved.config
-    pairs = select(load_pairs(config.pairs), config.categories, limit=config.limit)
-    setup = Setup(config, pairs, resolved.model, None)
-    with tqdm(total=2 * len(pairs), desc="fitting", unit="img", disable=None, leave=False) as bar:
-
-        def advance(images: int) -> None:
-            bar.update(images)
-
-        made = fit_steering(setup, advance)
-    data = write(made)
-    write_output(out, data)
-    show_lines(
-        [
-            f"model     {resolved.model.fingerprint}",
-            f"fitted    on {len(pairs)} pairs, {config.steps} steps",
-            f"written   {out}: {len(made.entries)} entries, {len(data) / 1e6:.1f} MB",
-            f"use       {analogy_command('run', '--method', f'file:{out}')}, on other pairs",
-        ]
-    )
+    work.fit(request, out)

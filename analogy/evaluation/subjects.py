@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from analogy.generation.execution import Execution
 from analogy.generation.worker import Worker, fit_batch_size, generator_of
 from analogy.metrics.efficiency import size_on_disk
 from analogy.models.defaults import native_dtype, sampling
-from analogy.models.families import FAMILIES, family_of
+from analogy.models.families import FAMILIES, Family, family_of
 from analogy.models.fingerprints import file_fingerprint
 from analogy.models.folders import native_size
 from analogy.models.generator import Generator
@@ -130,7 +129,7 @@ class Model:
             denoiser = getattr(given, family.denoiser)
             self.fingerprint, self._unknown = _known_or_new(given)
             self.scheduler = _settings(given.scheduler)
-            steps, guidance = _sampling_of(given)
+            steps, guidance = _sampling_of(given, family)
             size = family.size_of(given)
             device = str(denoiser.device)
             dtype = str(denoiser.dtype).removeprefix("torch.")
@@ -358,10 +357,9 @@ def _settings(part: Any) -> str:
     return f"{type(part).__name__}/{digest(plain)[:8]}"
 
 
-def _sampling_of(pipeline: Any) -> tuple[int, float]:
+def _sampling_of(pipeline: Any, family: Family) -> tuple[int, float]:
     """Steps and guidance: those that the model's card recommends, else the pipeline's defaults."""
     name = str(pipeline.config.get("_name_or_path", ""))
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]
-    defaults = inspect.signature(type(pipeline).__call__).parameters
-    return defaults["num_inference_steps"].default, defaults["guidance_scale"].default
+    return family.defaults()

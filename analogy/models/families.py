@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analogy.core.errors import ModelError
 from analogy.core.registry import Registry
+from analogy.models.libraries import diffusers
 from analogy.models.networks import read_object
 from analogy.models.replay_table import ROWS
 from analogy.models.tokens import T5_TOKENS, Encoder
@@ -204,8 +205,6 @@ class PipelineFamily:
 
     def defaults(self) -> tuple[int, float]:
         """As :meth:`Family.defaults`, from the signature of its call."""
-        import diffusers
-
         call = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
         return call["num_inference_steps"].default, call["guidance_scale"].default
 

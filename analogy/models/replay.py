@@ -33,6 +33,7 @@ from analogy.models.families import (
     PipelineFamily,
     Sampling,
 )
+from analogy.models.libraries import diffusers
 from analogy.models.memory import MemoryFullError, memory_said
 from analogy.models.networks import read_object, reason
 from analogy.models.recorded import TOKENS, Layout, layout_of
@@ -71,8 +72,6 @@ class Replay(PipelineFamily):
     """The family of a pipeline's class, by its name and its :class:`Row`."""
 
     def __init__(self, pipeline: str, row: Row) -> None:
-        import diffusers
-
         self.pipeline = pipeline
         self._row = row
         kind: Any = getattr(diffusers, pipeline, None)
@@ -390,8 +389,6 @@ def _names(kind: type) -> tuple[str, ...]:
 
 def lacking(name: str) -> str:
     """Why a pipeline of this name is not carried, for messages."""
-    import diffusers
-
     if name in NOT_CARRIED:
         return NOT_CARRIED[name]
     try:
