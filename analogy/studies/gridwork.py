@@ -17,7 +17,7 @@ from analogy.grid_metrics import GridMetric
 from analogy.judges.base import FoundJudge, Judge
 from analogy.models.defaults import machine
 from analogy.models.places import ModelSource
-from analogy.results.model import Analysis, Ceiling, Failure, Provenance
+from analogy.results.model import Analysis, Ceiling, Failure, Provenance, Saved
 from analogy.settings.pairs import categories
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Grid, Job, Role, TrueMargins, content, digest, pairs_digest
@@ -158,6 +158,20 @@ class GridWork:
         """The jobs that lack an image or a score and have not failed in this process."""
         missing = {job.key for job in (*self.missing(jobs), *self.unscored(jobs))}
         return [job for job in jobs if job.key in missing]
+
+    def saved(self) -> Saved | None:
+        """What a sequential run did not need; None of another run."""
+        if not self.config.sequential:
+            return None
+        used, of = len(self.jobs()), len(self._judged(self.grid.jobs()))
+        rate = self.folder.rate("generate")
+        return Saved(
+            images=used,
+            of=of,
+            seconds=(of - used) / rate if rate else None,
+            order_seed=self.config.order_seed,
+            order=dict(self.plan.digests),
+        )
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         """The jobs that have no image and have not failed in this process."""

@@ -25,7 +25,6 @@ from analogy.results.model import (
     Header,
     Pool,
     Results,
-    Saved,
     Throughput,
 )
 from analogy.results.reading import header_of
@@ -287,20 +286,6 @@ class Study(GridWork):
             saved=self.saved(),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
-        )
-
-    def saved(self) -> Saved | None:
-        """What a sequential run did not need; None of another run."""
-        if not self.config.sequential:
-            return None
-        used, of = len(self.jobs()), len(self._judged(self.grid.jobs()))
-        rate = self.folder.rate("generate")
-        return Saved(
-            images=used,
-            of=of,
-            seconds=(of - used) / rate if rate else None,
-            order_seed=self.config.order_seed,
-            order=dict(self.plan.digests),
         )
 
 
