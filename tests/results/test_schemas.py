@@ -220,6 +220,9 @@ def good():
         data[name] = data[name][:1]
     for row in [*data["cells"], *data["controls"]]:
         row["items"] = dict(list(row["items"].items())[:2])
+        del row["seeds"]  # optional: what is invalid of them is read as none
+    for name in ("quality", "targets", "failures"):  # have tests of their own
+        del data[name]
     return data
 
 
