@@ -18,7 +18,7 @@ def run(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"workers-{workers}")
         engine = {"engine": "ray", "num_workers": workers} if workers else {}
         found = analogy.run(
-            model="embedded", sequential=True, categories=("color", "object"), limit=6,
+            model="embedded", sequential=True, categories=("color",), limit=6,
             alphas=(0.5, 1.0), run_dir=folder / "run", results=folder / "out.json", **engine,
         )  # fmt: skip
         return found.figures.analysis.cells
