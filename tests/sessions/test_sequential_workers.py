@@ -23,6 +23,8 @@ def run(tmp_path_factory):
         )  # fmt: skip
         return found.figures.analysis.cells
 
+    # Two whatever the machine has and other tests take.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield of
     ray.shutdown()
 
