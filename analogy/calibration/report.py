@@ -100,7 +100,10 @@ def _cell(distribution: str, n: int, **settings: Any) -> tuple[Coverage, TypeOne
 
 
 def run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
-    """Results of jobs in their order, by so many processes; with one worker in this one."""
+    """The results of jobs, in the order of the jobs.
+
+    ``workers``: the number of processes. One worker is this process.
+    """
     bar = partial(tqdm, total=len(jobs), desc="simulating", disable=None)  # only in a terminal
     if workers == 1:
         return [job() for job in bar(jobs)]

@@ -91,7 +91,10 @@ class Decided:
         return float(np.mean(found)) - self.true_mean if found else math.nan
 
     def family(self, *, cells: int = CELLS, fixed: bool = False) -> Share:
-        """Families of so many cells, in the order drawn, with a success after Holm."""
+        """The share of families of ``cells`` cells that have a success after Holm's adjustment.
+
+        The families are made of the cells in the order in which they were drawn.
+        """
         if fixed:
             verdicts, p = list(self.fixed), self.fixed_p
         else:

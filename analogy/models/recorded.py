@@ -22,8 +22,8 @@ from analogy.steering.conditioning import Conditioning
 #: The name, among what a conditioning carries, of the number of tokens in each of its tensors.
 TOKENS = "tokens"
 
-#: Prompts that show what depends on words, and what on the number of tokens. The first two are of
-#: the same words, and so of as many tokens.
+#: Prompts that show what depends on words, and what on the number of tokens. The first two have
+#: the same words and therefore the same number of tokens.
 PROBES = (
     "a red car",
     "a car red",

@@ -1,4 +1,4 @@
-"""The pipelines that are carried by replay, and what of each cannot be found out by asking it.
+"""The pipelines that are carried by replay, with the facts that a pipeline itself does not tell.
 
 A row is as small as the pipeline allows: most are empty. Imports neither torch nor diffusers.
 """

@@ -149,8 +149,8 @@ class CellFigures(Compared):
       where that is not above 0, where images are missing, and where targets were not asked for;
     - ``seeds``: pair id to the margins of its images, a value for each seed of ``items``, in the
       run's order; empty where a file has none;
-    - ``stop``, ``gain_stop``: the looks of margin and gain; None in a run that is not sequential
-      and where the cell is open.
+    - ``stop``, ``gain_stop``: the looks of margin and gain. Both are missing (None) in a run that
+      is not sequential, and while the cell is open.
     """
 
     cell: Cell
@@ -210,7 +210,8 @@ class Pool:
     - ``items``: the naive figures of the published study; None where images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
-      ``gain_stop``: that of gain and trend; None in a run that is not sequential.
+      ``gain_stop``: the look of gain and trend. Both are missing (None) in a run that is not
+      sequential.
 
     Results of earlier suites may lack gain, trend and items.
     """

@@ -64,8 +64,8 @@ _NAN = float("nan")
 class Look:
     """One look at a cell: the first `seeds` seeds of the first `pairs` pairs of the order.
 
-    `level`: one-sided, of the test on each side. `is_last`: whether this is the full study's look,
-    or the one of its extension.
+    `level`: one-sided, of the test on each side. `is_last`: True for the full study's last
+    look, and for the look of its extension.
     """
 
     pairs: int
@@ -85,7 +85,7 @@ class Look:
 
     @property
     def n_resamples(self) -> int:
-        """So many that 10 lie beyond either end of the look's interval, and 10,000 at least."""
+        """At least 10,000, and enough that 10 lie beyond either end of the look's interval."""
         return max(10_000, math.ceil(round(20 / (2 * self.level), 6)))
 
 
@@ -114,8 +114,8 @@ class Design:
         Looks are at 16, 30, 60, 120, ... pairs, up to 0.8 of all, then at all, with one seed of
         each pair; the last is at all pairs with all seeds. Their levels rise in equal steps and sum
         to 0.002 or, if that is less, 0.05 / `cells`: an early success then survives Holm's
-        adjustment over so many cells. The last look has what is left of 0.025. Five pairs or fewer
-        have the last look only.
+        adjustment over that number of cells. The last look has what is left of 0.025. With five
+        pairs or fewer there is only the last look.
 
         `comparisons`: of how many comparisons this is one. With more than one, all levels are
         divided by it, so that the verdicts hold together (Bonferroni). Holm then asks nothing of

@@ -13,7 +13,7 @@ class Switch:
     Alpha is the share of steps with the target prompt, rounded to whole steps; 1 is the target
     prompt's own image. Prompt editing of AUTOMATIC1111's web UI, ``[from:to:when]`` with alpha =
     1 - when, and ComfyUI's ``ConditioningSetTimestepRange``. Composition is decided in the first
-    steps, and so the source's stays.
+    steps: the image keeps the composition of the source prompt.
     """
 
     name, version, needs = "switch", "", frozenset({Need.TARGET})

@@ -59,7 +59,8 @@ class Entry:
     """One action on the output of one module.
 
     - ``module``: its name in the denoiser; ``vector``: float32 ``(dim,)``, or ``(parts, dim)``: one
-      for each of so many equal parts of the schedule; ``matrix``: ``(dim, dim)`` of an affine map;
+      for each of ``parts`` equal parts of the schedule;
+    - ``matrix``: ``(dim, dim)`` of an affine map;
     - ``start``, ``end``: shares of the schedule, 0..1; the action is taken from ``start`` on and
       before ``end``;
     - ``category``: of the pairs that it steers, None for all; ``word``: with ``add``, only pairs
@@ -283,7 +284,7 @@ def _one_of(value: Any, names: Iterable[str], place: str) -> str:
 
 
 def unknown(value: str, names: Sequence[str], place: str) -> SteeringFileError:
-    """The error for a name that is none of ``names``, with the nearest one."""
+    """The error for a name that is not in ``names``. It suggests the nearest of them."""
     near = get_close_matches(value, names, n=1, cutoff=0.3)
     many = f"one of {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
     return SteeringFileError(

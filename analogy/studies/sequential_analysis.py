@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analogy.core.records import UNSTEERED, Cell, Estimate, Trend, Verdict
 from analogy.results.model import Analysis, Ceiling, CellFigures, Null, Pool, Stop, TargetFigures
 from analogy.statistics.estimates import trend
-from analogy.statistics.sequential import Decision, Look
+from analogy.statistics.sequential import Decision, Design, Look
 from analogy.statistics.variances import variances
 from analogy.studies.analysis import adjusted, complete, estimated, seen, unclaimed
 from analogy.studies.sequential import CategoryState, Margins
@@ -101,17 +101,24 @@ def stop(
     block: Margins | None = None,
 ) -> Stop:
     """The look as it is written. ``decision``: on a margin; ``block``: its margins."""
-    at, last = state.design.looks[look], len(state.design.looks) - 1
+    return replace(
+        stop_of(state.design, look),
+        p_seq=float("nan") if decision is None else decision.p_seq,
+        icc=float("nan") if block is None else variances(block).icc,
+    )
+
+
+def stop_of(design: Design, look: int) -> Stop:
+    """A look of a design as it is written, without the figures of a cell. ``look``: its index."""
+    at, last = design.looks[look], len(design.looks) - 1
     return Stop(
         look=look + 1,
         looks=last + 1,
         pairs=at.pairs,
         seeds=at.seeds,
-        images=at.pairs * at.seeds,
+        images=at.images,
         level=at.level,
         is_early=look < last,
-        p_seq=float("nan") if decision is None else decision.p_seq,
-        icc=float("nan") if block is None else variances(block).icc,
     )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analogy.core.records import SIGNIFICANCE, Estimate, Pair, Verdict
-from analogy.results.model import Stop
 from analogy.statistics.estimates import pooled_estimate
 from analogy.statistics.sequential import Decision, Design, Look, decide
 from analogy.store.grid import Job, Role, once
@@ -27,6 +26,7 @@ from analogy.studies.method_comparison import (
     difference,
     like,
 )
+from analogy.studies.sequential_analysis import stop_of
 from analogy.studies.study import Study
 
 Margins = NDArray[np.float64]
@@ -145,7 +145,7 @@ def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) ->
         alphas=tuple(each for scope in by_alpha for each in part(scope)),
         categories=tuple(each for scope in by_category for each in part(scope)),
         blind=tuple(blind),
-        stop=_stop(state.design, state.common),
+        stop=stop_of(state.design, state.common),
     )  # fmt: skip
 
 
@@ -177,12 +177,4 @@ def _overall(plan: MethodsPlan, state: MethodsState, two: tuple[str, str]) -> Di
     adjusted = min(1.0, plan.comparisons * (2 * spent + max(made.p, made.p_bootstrap)))
     if found.verdict not in (Verdict.SUCCESS, Verdict.FAILURE):
         adjusted = max(adjusted, SIGNIFICANCE)  # the look's interval decides
-    return replace(made, p_holm=adjusted, stop=_stop(state.design, found.look))
-
-
-def _stop(design: Design, index: int) -> Stop:
-    look, last = design.looks[index], len(design.looks) - 1
-    return Stop(
-        look=index + 1, looks=last + 1, pairs=look.pairs, seeds=look.seeds,
-        images=look.pairs * look.seeds, level=look.level, is_early=index < last,
-    )  # fmt: skip
+    return replace(made, p_holm=adjusted, stop=stop_of(state.design, found.look))
