@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analogy.core.records import UNSTEERED, Cell, Pair, RunConfig, Verdict
+from analogy.core.records import UNSTEERED, Cell, Pair, RunConfig
 from analogy.settings.pairs import categories, load_pairs, select
 from analogy.statistics.sequential import (
     Decision,
@@ -25,6 +25,7 @@ from analogy.statistics.sequential import (
     items_at,
     order,
     order_digest,
+    unsteered_look,
 )
 from analogy.store.grid import Grid, Job, Role
 from analogy.studies.analysis import RESOLUTION
@@ -50,19 +51,23 @@ class Progress:
 
     - ``margin``: the decision on the margin; ``look``: the index of the look at which the cell
       stopped, or of the one that it needs next;
-    - ``gain``: the verdict on the gain, which has looks of its own up to ``look``; None while it is
-      open; ``gain_look``: the index of the look at which it stopped, or that it needs.
+    - ``gain``: the decision on the gain, which has looks of its own up to ``look``; ``gain_look``:
+      the index of the look at which it stopped, or that it needs.
     """
 
     cell: Cell
     margin: Decision
-    gain: Verdict | None
-    gain_look: int
+    gain: Decision
 
     @property
     def look(self) -> int:
         """The index of the cell's look."""
         return self.margin.look
+
+    @property
+    def gain_look(self) -> int:
+        """The index of the gain's look."""
+        return self.gain.look
 
     @property
     def is_stopped(self) -> bool:
@@ -99,10 +104,9 @@ class CategoryState:
     def unsteered_look(self, cells: Iterable[Cell]) -> int:
         """The index of the last look whose unsteered images these cells need."""
         states = [self.cells[cell] for cell in cells]
-        return max(
-            state.look if self.full_unsteered else min(state.gain_look, state.look)
-            for state in states
-        )
+        if self.full_unsteered:
+            return max(state.look for state in states)
+        return unsteered_look((state.margin, state.gain) for state in states)
 
 
 class SequentialPlan:
@@ -178,20 +182,16 @@ class SequentialPlan:
         for alpha in config.alphas:
             of = margins[alpha]
             decision = self._decide(of, design)
-            gain, gain_look = self._gain(of - unsteered, design, decision)
             cell = Cell(category, alpha)
-            cells[cell] = Progress(cell, decision, gain, gain_look)
+            # A cell that has stopped takes no further look.
+            gain = self._decide(of - unsteered, design, until=decision.look)
+            cells[cell] = Progress(cell, decision, gain)
         targets = self._margins(category, Role.TARGET) if config.target else {}
         return CategoryState(
             design, pairs, margins,
             self._margins(category, Role.NULL) if config.control else {},
             next(iter(targets.values()), None), cells, config.full_unsteered,
         )  # fmt: skip
-
-    def _gain(self, gains: Margins, design: Design, margin: Decision) -> tuple[Verdict | None, int]:
-        """The verdict on the gain and its look. A cell that has stopped takes no further look."""
-        found = self._decide(gains, design, until=margin.look)
-        return found.verdict, found.look
 
     def _decide(self, margins: Margins, design: Design, until: int | None = None) -> Decision:
         key = (margins.tobytes(), design, until)

@@ -70,8 +70,8 @@ def cell_figures(state: CategoryState, cell: Cell, ceiling: Ceiling | None = Non
         verdict=progress.margin.verdict,
     )
     gain = at_look(state.items(gains, gain_look).to_numpy(), state.design.looks[gain_look])
-    if progress.gain is not None and gain.verdict is not Verdict.INCOMPLETE:
-        gain = replace(gain, verdict=progress.gain)
+    if progress.gain.verdict is not None and gain.verdict is not Verdict.INCOMPLETE:
+        gain = replace(gain, verdict=progress.gain.verdict)
     return CellFigures(
         cell=cell,
         margin=seen(margin, ceiling),
