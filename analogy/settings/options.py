@@ -17,6 +17,7 @@ from analogy.core.engines import ENGINES
 from analogy.core.errors import AnalogyError, FieldError, OptionError
 from analogy.core.fields import DTYPES
 from analogy.core.records import Limit
+from analogy.core.registry import Registry
 from analogy.grid_metrics import DEFAULT, grid_names
 from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.settings.request import RunRequest, option_error
@@ -228,20 +229,19 @@ def _one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def _method(text: str) -> str:
-    """The name of a method that can be chosen; imports none."""
-    try:
-        return METHODS.check(text)
-    except AnalogyError as error:
-        raise OptionError(str(error)) from None
+def _name_in(registry: Registry[Any]) -> Callable[[str], str]:
+    """A parser of the names that a registry offers; it imports nothing that they name."""
+
+    def parse(text: str) -> str:
+        try:
+            return registry.check(text)
+        except AnalogyError as error:
+            raise OptionError(str(error)) from None
+
+    return parse
 
 
-def _engine(text: str) -> str:
-    """The name of an engine that can be chosen; imports none."""
-    try:
-        return ENGINES.check(text)
-    except AnalogyError as error:
-        raise OptionError(str(error)) from None
+_method = _name_in(METHODS)
 
 
 def _outputs(text: str) -> tuple[Output, ...]:
@@ -351,7 +351,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--memory", "the most of a CUDA device's memory to use, in GiB [default: all that is "
            "free]", parse=_above_zero, metavar="GIB"),
     Option("--engine", f"what runs the work: {', '.join(ENGINES.builtin)}; ray has workers on all "
-           "devices of this machine or of a cluster", parse=_engine, metavar="NAME",
+           "devices of this machine or of a cluster", parse=_name_in(ENGINES), metavar="NAME",
            choices=ENGINES.names),
     Option("--num-workers", "number of Ray workers [default: one for each GPU; on CPUs one for "
            "each machine; workers of a machine share its CPUs]", parse=_integer(1), metavar="N"),

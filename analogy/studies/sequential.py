@@ -39,10 +39,11 @@ FUTILITY, FUTILITY_ICC = 0.02, 0.85
 second is the share of an image's variance that is taken to lie between pairs."""
 
 Scores = Callable[[Sequence[Job]], pd.DataFrame]
-"""Jobs to a row for each that has a score, with pair_id, seed and margin."""
+"""Jobs to a row for each that has a score, with pair_id, seed, alpha and margin."""
 
 Margins = NDArray[np.float64]
-"""Margins of single images, ``(pairs in the recorded order, seeds)``; NaN without a score."""
+"""Margins of single images, ``(pairs in the recorded order, seeds)`` or, where it is said,
+``(pairs, seeds, alphas)``; NaN without a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,25 +204,13 @@ class SequentialPlan:
         return self._decided[key]
 
     def _margins(self, category: str, *roles: Role) -> dict[float, Margins]:
-        """Alpha to margins; values that are 0 up to rounding are 0."""
-        jobs, pairs = self._grid.jobs(*roles, category=category), self.pairs[category]
-        seeds = {seed: i for i, seed in enumerate(self._grid.config.seeds)}
-        places = {pair.id: i for i, pair in enumerate(pairs)}
-        found = {
-            job.alpha: np.full((len(pairs), len(seeds)), np.nan)
-            for job in jobs
-            if job.pair.id in places
-        }
-        frame = self._scores([job for job in jobs if job.pair.id in places])
-        for alpha in found:
-            rows = frame[frame["alpha"] == alpha]
-            values = rows["margin"].to_numpy(dtype=np.float64)
-            at = tuple(
-                rows[name].map(of).to_numpy(dtype=np.intp)  # which no rows do not say
-                for name, of in (("pair_id", places), ("seed", seeds))
-            )
-            found[alpha][at] = np.where(np.abs(values) < RESOLUTION, 0.0, values)
-        return found
+        """Alpha to margins."""
+        pairs = self.pairs[category]
+        ids = {pair.id for pair in pairs}
+        jobs = [job for job in self._grid.jobs(*roles, category=category) if job.pair.id in ids]
+        alphas = list(dict.fromkeys(job.alpha for job in jobs))
+        found = arranged(self._scores(jobs), pairs, self._grid.config.seeds, alphas)
+        return {alpha: found[..., i] for i, alpha in enumerate(alphas)}
 
     def due(self, cells: Iterable[Cell]) -> list[Job]:
         """The images of every look that these cells have taken or need next, in the grid's order.
@@ -305,6 +294,25 @@ def chosen_pairs(config: RunConfig) -> list[Pair]:
         places = order([_prompts(pair) for pair in mine], config.order_seed)
         chosen |= {mine[i].id for i in places[: config.limit]}
     return [pair for pair in pairs if pair.id in chosen]
+
+
+def arranged(
+    scores: pd.DataFrame, pairs: Sequence[Pair], seeds: Sequence[int], alphas: Sequence[float]
+) -> Margins:
+    """Margins of single images, shape ``(pairs, seeds, alphas)``, NaN without a score.
+
+    ``scores``: rows with pair_id, seed, alpha and margin, all of these pairs, seeds and alphas.
+    Margins that are 0 up to rounding are 0.
+    """
+    found = np.full((len(pairs), len(seeds), len(alphas)), np.nan)
+    axes = {"pair_id": [pair.id for pair in pairs], "seed": seeds, "alpha": alphas}
+    at = tuple(
+        scores[name].map({value: i for i, value in enumerate(values)}).to_numpy(dtype=np.intp)
+        for name, values in axes.items()
+    )
+    values = scores["margin"].to_numpy(dtype=np.float64)
+    found[at] = np.where(np.abs(values) < RESOLUTION, 0.0, values)
+    return found
 
 
 def _prompts(pair: Pair) -> tuple[str, str]:

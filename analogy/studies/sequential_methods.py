@@ -14,8 +14,7 @@ from itertools import combinations, zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.core.records import SIGNIFICANCE, Estimate, Pair, Verdict
-from analogy.statistics.estimates import pooled_estimate
+from analogy.core.records import SIGNIFICANCE, Pair, Verdict
 from analogy.statistics.sequential import Decision, Design, Look, decide
 from analogy.store.grid import Job, Role, once
 from analogy.studies.method_comparison import (
@@ -26,18 +25,17 @@ from analogy.studies.method_comparison import (
     difference,
     like,
 )
-from analogy.studies.sequential_analysis import stop_of
+from analogy.studies.sequential import Margins, arranged
+from analogy.studies.sequential_analysis import at_look, stop_of
 from analogy.studies.study import Study
-
-Margins = NDArray[np.float64]
-"""``(pairs in the order, seeds, alphas)``, NaN where an image has no score."""
 
 
 @dataclass(frozen=True)
 class MethodsState:
     """What is decided by the scores that exist now.
 
-    ``decisions``: of each two methods, on the differences of the first minus the second.
+    - ``margins``: of each method, shape (pairs in the order, seeds, alphas);
+    - ``decisions``: of each two methods, on the differences of the first minus the second.
     """
 
     design: Design
@@ -96,19 +94,10 @@ class MethodsPlan:
         return once(jobs)
 
     def _margins(self, study: Study) -> Margins:
-        config = study.config
-        alphas = sorted(config.alphas)
-        found = np.full((len(self.pairs), len(config.seeds), len(alphas)), np.nan)
-        frame = study.folder.margins(study.grid.jobs(Role.STEERED), study.judge.fingerprint)
-        places = {pair.id: i for i, pair in enumerate(self.pairs)}
-        frame = frame[frame["pair_id"].isin(places)]
-        at = (
-            frame["pair_id"].map(places).to_numpy(dtype=int),
-            frame["seed"].map({seed: i for i, seed in enumerate(config.seeds)}).to_numpy(dtype=int),
-            frame["alpha"].map({alpha: i for i, alpha in enumerate(alphas)}).to_numpy(dtype=int),
-        )
-        found[at] = frame["margin"].to_numpy(dtype=np.float64)
-        return found
+        ids = {pair.id for pair in self.pairs}
+        jobs = [job for job in study.grid.jobs(Role.STEERED) if job.pair.id in ids]
+        scores = study.folder.margins(jobs, study.judge.fingerprint)
+        return arranged(scores, self.pairs, study.config.seeds, sorted(study.config.alphas))
 
 
 def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) -> MethodComparison:
@@ -139,7 +128,7 @@ def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) ->
     return MethodComparison(
         n=look.pairs,
         n_left_out=0,
-        ranking=tuple(Ranked(name, _estimate(items[name], look), like(name, overall))
+        ranking=tuple(Ranked(name, at_look(items[name], look), like(name, overall))
                       for name in names),
         overall=tuple(overall),
         alphas=tuple(each for scope in by_alpha for each in part(scope)),
@@ -152,13 +141,6 @@ def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) ->
 def _items(margins: Margins, look: Look) -> NDArray[np.float64]:
     """Items of a look, (pairs, alphas): means over its seeds."""
     return margins[: look.pairs, : look.seeds].mean(axis=1)
-
-
-def _estimate(items: NDArray[np.float64], look: Look) -> Estimate:
-    if np.isnan(items).any():
-        return Estimate(n=len(items), n_items=int((~np.isnan(items)).sum()))
-    made = pooled_estimate(items, confidence=look.confidence, n_resamples=look.n_resamples)
-    return replace(made, n_needed=None)
 
 
 def _overall(plan: MethodsPlan, state: MethodsState, two: tuple[str, str]) -> Difference:
