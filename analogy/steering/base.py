@@ -227,7 +227,7 @@ METHODS: Registry[Method] = Registry(
     openers={"file": "analogy.steering.declared:open_file"},
 )
 
-#: The default: see "Which method" in the README for the measurement behind the choice.
+#: The default: docs/methods.md has the measurement behind the choice.
 DEFAULT_METHOD = "word"
 
 #: The null: it steers in a random direction.
