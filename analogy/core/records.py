@@ -139,6 +139,32 @@ class Verdict(StrEnum):
     BLIND = "blind"
 
 
+class Outcome(StrEnum):
+    """What a comparison says of a cell, or of its paired differences, new - old.
+
+    The first rule that holds decides.
+
+    - ``too_few``: fewer than 6 pairs decide nothing;
+    - ``incomplete``: images are missing on either side: no pass and no failure;
+    - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
+      success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
+      enough for a success falls in about half of the runs with other seeds (with the same seeds
+      and subject, figures are the same);
+    - ``improved``: the interval lies above 0;
+    - ``equivalent``: the interval lies within -tolerance..tolerance;
+    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
+      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
+    """
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+    TOO_FEW = "too_few"
+    INCOMPLETE = "incomplete"
+    BLIND = "blind"
+
+
 class Compared:
     """Base of dataclasses whose fields may be NaN, a missing figure: missing equals missing.
 

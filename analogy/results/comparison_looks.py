@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analogy.core.records import Cell, Verdict
-from analogy.results.changes import Change, Outcome, fell, outcome_of
+from analogy.core.records import Cell, Outcome, Verdict
+from analogy.results.changes import Change, fell, outcome_of
 from analogy.results.model import CellFigures
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.sequential import TOTAL, Design, decide_change
@@ -105,7 +105,7 @@ def compare_looks(
         look.level, (old.margin.verdict, new.margin.verdict),
         is_missing=found.is_open,
         is_blind=Verdict.BLIND in (old.margin.verdict, new.margin.verdict),
-        outcome=None if found.change is None else Outcome(found.change),
+        outcome=found.outcome,
     )  # fmt: skip
     return GateState(change, (look.pairs, look.seeds) if found.is_open else None)
 

@@ -17,13 +17,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
-from analogy.core.records import SIGNIFICANCE, Figures, Verdict
+from analogy.core.records import SIGNIFICANCE, Figures, Outcome, Verdict
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 from analogy.statistics.estimates import verdict
 from analogy.statistics.tests import t_test
@@ -303,30 +302,15 @@ def decide(
     )
 
 
-class Change(StrEnum):
-    """What a comparison says of paired differences, new - old, and a tolerance.
-
-    The first that holds: `regressed`, the mean lies below -tolerance; `improved`, above 0;
-    `equivalent`, within -tolerance..tolerance; `inconclusive`, anything else. `too_few`: 5 pairs or
-    fewer.
-    """
-
-    REGRESSED = "regressed"
-    IMPROVED = "improved"
-    EQUIVALENT = "equivalent"
-    INCONCLUSIVE = "inconclusive"
-    TOO_FEW = "too_few"
-
-
 @dataclass(frozen=True, slots=True)
 class ChangeDecision(Figures):
     """What the looks at paired differences have decided; fields as in `Decision`.
 
-    `change` is None while open.
+    `outcome` is None while open; no outcome is `incomplete` or `blind`.
     """
 
     look: int
-    change: Change | None
+    outcome: Outcome | None
     pairs: int
     seeds: int
     confidence: float
@@ -338,7 +322,7 @@ class ChangeDecision(Figures):
     @property
     def is_open(self) -> bool:
         """Whether images of the look `look` are missing: not made yet, or failed."""
-        return self.change is None
+        return self.outcome is None
 
 
 def decide_change(differences: ArrayLike, tolerance: float, design: Design) -> ChangeDecision:
@@ -361,15 +345,15 @@ def decide_change(differences: ArrayLike, tolerance: float, design: Design) -> C
         if np.isnan(items).any():
             return ChangeDecision(index, None, look.pairs, look.seeds, look.confidence)
         if look.pairs < MIN_DECISIVE:
-            change = Change.TOO_FEW
+            outcome = Outcome.TOO_FEW
         else:
-            change = _change(*_limits(items, look), tolerance)
-        if change is not Change.INCONCLUSIVE:
+            outcome = _outcome(*_limits(items, look), tolerance)
+        if outcome is not Outcome.INCONCLUSIVE:
             break
     low, high = _interval(items, look)
     return ChangeDecision(
         look=index,
-        change=change,
+        outcome=outcome,
         pairs=look.pairs,
         seeds=look.seeds,
         confidence=look.confidence,
@@ -485,15 +469,15 @@ def _limits(
     return (lambda value: is_above_0(value - items)), (lambda value: is_above_0(items - value))
 
 
-def _change(
+def _outcome(
     is_below: Callable[[float], bool], is_above: Callable[[float], bool], tolerance: float
-) -> Change:
+) -> Outcome:
     """What the mean difference is by whether it is shown to lie below and above a value."""
     limit = tolerance + _ROUNDING
     if is_below(-limit):
-        return Change.REGRESSED
+        return Outcome.REGRESSED
     if is_above(_ROUNDING):
-        return Change.IMPROVED
+        return Outcome.IMPROVED
     if is_above(-limit) and is_below(limit):
-        return Change.EQUIVALENT
-    return Change.INCONCLUSIVE
+        return Outcome.EQUIVALENT
+    return Outcome.INCONCLUSIVE

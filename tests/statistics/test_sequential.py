@@ -14,13 +14,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analogy.core.records import Verdict
+from analogy.core.records import Outcome, Verdict
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
 from analogy.statistics.estimates import estimate
 from analogy.statistics.items import items_from_margins
 from analogy.statistics.sequential import (
     TOTAL,
-    Change,
     Decision,
     Design,
     decide,
@@ -420,23 +419,23 @@ COMPARED = Design.of(50, 3, comparisons=2)  # more of them need more resamples, 
 
 
 @pytest.mark.parametrize(
-    ("mean", "sd", "change", "look"),
+    ("mean", "sd", "outcome", "look"),
     [
-        (0.0, 0.0, Change.EQUIVALENT, 0),  # the same images
-        (0.0, 1e-9, Change.EQUIVALENT, 0),
-        (0.0, 0.002, Change.EQUIVALENT, 0),
-        (-0.1, 0.04, Change.REGRESSED, 0),
-        (-0.05, 0.04, Change.REGRESSED, None),
-        (0.1, 0.04, Change.IMPROVED, 0),
-        (0.0, 0.04, Change.INCONCLUSIVE, 3),
-        (-0.005, 0.002, Change.INCONCLUSIVE, 3),
+        (0.0, 0.0, Outcome.EQUIVALENT, 0),  # the same images
+        (0.0, 1e-9, Outcome.EQUIVALENT, 0),
+        (0.0, 0.002, Outcome.EQUIVALENT, 0),
+        (-0.1, 0.04, Outcome.REGRESSED, 0),
+        (-0.05, 0.04, Outcome.REGRESSED, None),
+        (0.1, 0.04, Outcome.IMPROVED, 0),
+        (0.0, 0.04, Outcome.INCONCLUSIVE, 3),
+        (-0.005, 0.002, Outcome.INCONCLUSIVE, 3),
     ],
 )
-def test_changes(mean, sd, change, look):
+def test_changes(mean, sd, outcome, look):
     differences = cell(0.0, seed=5) * sd
     differences += mean - differences.mean()
     found = decide_change(differences, 0.005, COMPARED)
-    assert found.change is change
+    assert found.outcome is outcome
     assert look in (None, found.look)
     assert found.is_early is (found.look < 3)
     assert found.ci_low <= found.mean <= found.ci_high
@@ -458,8 +457,8 @@ def test_equivalence_needs_both_sides_by_the_larger_p():
             if scipy.stats.ttest_1samp(side, -0.005, alternative="greater").pvalue <= look.level
         ]
         expected = len(p) == 2 and max(p) <= look.level
-        found = decide_change(margins, 0.005, COMPARED).change
-        assert found is (Change.EQUIVALENT if expected else None)
+        found = decide_change(margins, 0.005, COMPARED).outcome
+        assert found is (Outcome.EQUIVALENT if expected else None)
         agreed.add(expected)
     assert agreed == {True, False}
 
@@ -471,7 +470,7 @@ def test_a_change_is_open_while_images_of_a_look_are_missing():
     assert found.is_open
     assert (found.look, found.pairs) == (0, 16)
     few_pairs = decide_change(np.zeros((5, 3)), 0.005, Design.of(5, 3))
-    assert few_pairs.change is Change.TOO_FEW
+    assert few_pairs.outcome is Outcome.TOO_FEW
 
 
 # Variances
