@@ -19,6 +19,7 @@ from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, ExitCode, ModelError, OptionError
 from analogy.core.records import UNSTEERED, Cell
 from analogy.core.text import printable
+from analogy.results.answer import answer_of
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
 from analogy.sessions.selection import BASELINE, bars, chosen_pairs
 from analogy.settings.options import OPTIONS, parse_options
@@ -239,7 +240,12 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
             }
     _prepare(session)
     config.stash[_SESSION] = session
+    has_junit = config.pluginmanager.hasplugin("junitxml")
+    record = request.getfixturevalue("record_testsuite_property") if has_junit else None
     yield session
+    if record is not None:
+        with suppress(AnalogyError):  # met again where the results are written
+            record("answer", answer_of(session.study.analysis()).text)
     session.close()
 
 

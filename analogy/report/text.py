@@ -11,6 +11,7 @@ from analogy.core.records import Cell, Estimate, Verdict
 from analogy.core.text import display_width, padded, printable, shortened
 from analogy.grid_metrics import Absent, Input, Per
 from analogy.report.text_sequential import confidence, is_sequential, look
+from analogy.results.answer import answer_of
 from analogy.results.model import Analysis, CellFigures, Mean, Pool, Stop
 from analogy.statistics.values import MIN_DECISIVE
 
@@ -131,6 +132,15 @@ def reading_notes(analysis: Analysis) -> Iterator[str]:
             f"Items taken for independent, as the published study did: 95% CI "
             f"{_interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
         )
+
+
+def answer_lines(analysis: Analysis) -> Iterator[str]:
+    """The published protocol's pool, what the answer leaves out, and last the answer."""
+    margin, found = analysis.overall.margin, answer_of(analysis)
+    figures = "" if margin.mean != margin.mean else f", mean margin {margin.mean:+.4f}"
+    yield f"pool      {found.pool}{figures}: all strengths together, the published protocol"
+    yield from (f"but       {note}" for note in found.notes())
+    yield f"answer    {found.text}"
 
 
 def trend_table(analysis: Analysis) -> Iterator[str]:

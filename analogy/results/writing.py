@@ -9,6 +9,7 @@ from pathlib import Path
 from analogy.core.files import write_output
 from analogy.core.records import Estimate, plain
 from analogy.core.strict_json import encoded as encoded_json
+from analogy.results.answer import answer_of
 from analogy.results.model import (
     RESULTS_VERSION,
     Analysis,
@@ -47,6 +48,7 @@ def to_json(results: Results) -> JsonObject:
     return {
         **header_to_json(results.header),
         **{name: ids for name, ids in lacking.items() if ids},
+        "answer": answer_of(results.analysis).to_dict(),
         **analysis_to_json(results.analysis),
         "quality": quality_to_json(results.quality),
         "failures": [_failure(failure) for failure in results.failures],

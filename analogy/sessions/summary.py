@@ -26,7 +26,10 @@ def interrupted(session: Session) -> str:
 
 
 def summary(session: Session, analysis: Analysis) -> Iterator[str]:
-    """The table (category x alpha, alpha 0 included, and the whole) and everything around it."""
+    """The table (category x alpha, alpha 0 included, and the whole) and everything around it.
+
+    The last line is the answer.
+    """
     study = session.study
     for lines in (
         _heading(session),
@@ -46,6 +49,7 @@ def summary(session: Session, analysis: Analysis) -> Iterator[str]:
         yield from block
         if block:
             yield ""
+    yield from text.answer_lines(analysis)
 
 
 def _heading(session: Session) -> Iterator[str]:

@@ -162,7 +162,10 @@ def test_success_ends_with_0_and_the_table(run, judged):
     row = next(line for line in lines if line.startswith("color          1"))
     assert row.endswith("success")
     assert any(line.startswith("quality    alpha") for line in lines)
-    assert lines[-3:-1] == ["results   results.json", "report    r.html"]
+    assert lines[-5:-2] == ["results   results.json", "report    r.html", ""]
+    assert lines[-2].startswith("pool      success, mean margin +0.")
+    answer = results_of(Path("results.json"))["answer"]["text"]
+    assert lines[-1] == f"answer    {answer}" == "answer    Yes at 0.5 and 1: 1 of 1 category"
     assert results_of(Path("results.json")) == results_of(Path("run/results.json"))
     assert Path("r.html").stat().st_size > 10_000
 

@@ -78,7 +78,10 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     assert set(throughput) == {"generate_images_per_s", "score_images_per_s"}
     assert all(rate > 0 for rate in throughput.values())
 
-    cases = ElementTree.parse(bench.path / "junit.xml").iter("testcase")
+    junit = ElementTree.parse(bench.path / "junit.xml")
+    [said] = junit.iterfind("testsuite/properties/property")
+    assert (said.get("name"), said.get("value")) == ("answer", results["answer"]["text"])
+    cases = junit.iter("testcase")
     properties = {
         case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")}
         for case in cases

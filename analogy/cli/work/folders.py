@@ -119,6 +119,7 @@ def score(
         *text.reading_notes(analysis),
         *outcome.lines(),
         f"results   {file}",
+        *text.answer_lines(analysis),
     ]
     write(to_json(outcome.results), json)
     show_lines(lines, json)
