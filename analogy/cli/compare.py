@@ -40,17 +40,24 @@ def compare(
             metavar="FILE", help="Also write JUnit XML, a case per cell.", callback=checked_output
         ),
     ] = None,
+    decide: Annotated[
+        bool,
+        option("--decide", help="End with exit code 6 if nothing is worse, better or equal."),
+    ] = False,
 ) -> None:
     """Compare two runs cell by cell and pair by pair, without generating anything.
 
-    Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 2 wrong usage
-    or a file that cannot be read.
+    The last line says what is shown. That nothing regressed does not show that nothing is worse:
+    with few pairs every cell is undecided. A job that needs a decision gives --decide.
+
+    Exit code: 0 nothing regressed, 1 something did, 3 not comparable or incomplete, 6 with --decide
+    if nothing was decided, 2 wrong usage or a file that cannot be read.
     """
     try:
         most = parse_tolerance(tolerance)
     except OptionError as error:
         refuse(ExitCode.USAGE, f"--tolerance: {error}")
-    work.compare(old, new, tolerance=most, json=json, junit=junit)
+    work.compare(old, new, tolerance=most, json=json, junit=junit, decide=decide)
 
 
 @app.command(rich_help_panel=REPORTING)

@@ -100,6 +100,9 @@ def _against_baseline(session: Session) -> Iterator[str]:
     yield "against the baseline: " + ", ".join(
         f"{counts[outcome]} {outcome}" for outcome in comparison.Outcome if counts[outcome]
     )
+    cells = [change for cell, change in session.changes.items() if cell is not None]
+    if cells:
+        yield f"  {comparison.concluded(cells, session.changes.get(None))}"
     for change in session.changes.values():
         if change.outcome in (comparison.Outcome.REGRESSED, comparison.Outcome.IMPROVED):
             yield f"  {change.message()}"

@@ -22,9 +22,12 @@ UNDECIDED = "no cell has enough pairs and all its images"
 
 
 def compare(
-    old: Path, new: Path, *, tolerance: float, json: str | None, junit: Path | None
+    old: Path, new: Path, *, tolerance: float, json: str | None, junit: Path | None, decide: bool
 ) -> None:
-    """Compare two runs, write and print the comparison, and end with its exit code."""
+    """Compare two runs, write and print the comparison, and end with its exit code.
+
+    ``decide``: a comparison that shows nothing has an exit code of its own.
+    """
     sides = read(old), read(new)
     for path in dict.fromkeys((old, new)):
         say_which(path)
@@ -34,6 +37,8 @@ def compare(
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(ExitCode.NOT_COMPARABLE, error)
     code = _code(comparison)
+    if decide and code is ExitCode.OK and comparison.is_undecided:
+        code = ExitCode.UNDECIDED
     write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
     show_lines(table(comparison).removesuffix("\n").split("\n"), json)
     raise typer.Exit(code)
@@ -72,6 +77,7 @@ def table(comparison: Comparison) -> str:
         lines.append(f"{change.outcome:<11} {change.message()}")
     if not comparison.is_decided:
         lines.append(f"undecided   {UNDECIDED}")
+    lines.append(f"conclusion  {comparison.conclusion}")
     return "\n".join(lines) + "\n"
 
 
@@ -140,6 +146,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
         "categories": comparison.scope,
         "subject": "; ".join(comparison.subject_differences) or "no difference",
         "throughput": _throughput(comparison),
+        "conclusion": comparison.conclusion,
     }
     suite = ElementTree.Element("testsuite", name="analogy compare")
     _properties(suite, facts)

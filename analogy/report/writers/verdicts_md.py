@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +56,8 @@ def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
     yield ""
     yield from _look_rows(analysis) if is_sequential(results) else _rows(analysis)
     if comparison is not None:
-        counts = Counter(change.outcome for change in comparison.changes)
-        outcomes = (f"{count} {words(outcome)}" for outcome, count in counts.most_common())
         yield ""
-        yield f"Against the baseline {_name(comparison.old)}: {', '.join(outcomes)}."
+        yield f"Against the baseline {_name(comparison.old)}: {comparison.conclusion}."
 
 
 def _rows(analysis: Analysis) -> Iterator[str]:
