@@ -27,12 +27,12 @@ POOL = "published protocol's pool, all categories and strengths together"
 
 def answer(results: Results) -> str:
     """The answer to the suite's question, by strength and category, in one line."""
-    return answer_of(results.analysis).text
+    return answer_of(results.analysis, results.unknown_words).text
 
 
 def facts(results: Results) -> list[str]:
     """The sentences below the answer: the figures that it rests on."""
-    said = [*answer_of(results.analysis).notes(), _scope(results)]
+    said = [*answer_of(results.analysis, results.unknown_words).notes(), _scope(results)]
     analysis = results.analysis
     overall, gain = analysis.overall.margin, analysis.overall.gain
     if number(overall.mean) is not None:
@@ -166,6 +166,11 @@ def may_not_conclude(results: Results) -> list[str]:
     early = early_conclusion(results)
     if early is not None:
         said.append(early)
+    if results.unknown:
+        said.append(
+            f"Anything about {counted(len(results.unknown), 'pair')} with words that the embedded "
+            f"model or judge was not trained on: {', '.join(results.unknown_words)}."
+        )
     if Verdict.INCOMPLETE in verdicts:
         said.append("Anything about incomplete cells: images are missing there.")
     if Verdict.BLIND in verdicts:

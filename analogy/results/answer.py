@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -46,6 +46,7 @@ class Answer:
     - ``n_categories``: of the run; ``n_incomplete``: cells that lack images;
     - ``pool``: the verdict over all categories and strengths together, the published protocol's;
       no part of ``text``;
+    - ``unknown``: words of the pairs that the embedded model, or judge, was not trained on;
     - ``nothing``: the whole answer where no cell is decided, else None.
     """
 
@@ -53,6 +54,7 @@ class Answer:
     n_categories: int
     n_incomplete: int
     pool: Verdict
+    unknown: tuple[str, ...]
     nothing: str | None
 
     @cached_property
@@ -93,6 +95,8 @@ class Answer:
             parts.append(
                 f"not finished: images are missing in {self.n_incomplete} of {cells} cells"
             )
+        if self.unknown:
+            parts.append("with words that are not known")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Json]:
@@ -109,9 +113,11 @@ class Answer:
         }
 
     def notes(self) -> Iterator[str]:
-        """What the line leaves out, in sentences: the categories that do not succeed at the best
-        strengths, and the successes that Holm's correction does not bear out.
+        """What the line leaves out, in sentences: unknown words, the categories that do not succeed
+        at the best strengths, and the successes that Holm's correction does not bear out.
         """
+        if self.unknown:
+            yield f"The embedded model or judge does not know: {listed(self.unknown)}."
         if self.nothing is not None:
             return
         for at in self.best:
@@ -127,8 +133,8 @@ class Answer:
             yield f"Not after Holm's correction: {listed(lost)}."
 
 
-def answer_of(analysis: Analysis) -> Answer:
-    """The answer of a run's figures."""
+def answer_of(analysis: Analysis, unknown: Iterable[str] = ()) -> Answer:
+    """The answer of a run's figures; ``unknown``: as of `Answer`."""
     cells = analysis.cells
     alphas = sorted({cell.alpha for cell in cells})
     categories = list(dict.fromkeys(cell.category for cell in cells))
@@ -153,5 +159,6 @@ def answer_of(analysis: Analysis) -> Answer:
         n_categories=len(categories),
         n_incomplete=verdicts.count(Verdict.INCOMPLETE),
         pool=analysis.overall.margin.verdict or Verdict.INCOMPLETE,
+        unknown=tuple(unknown),
         nothing=None if any(of in _DECIDED for of in verdicts) else nothing,
     )

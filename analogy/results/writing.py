@@ -48,7 +48,8 @@ def to_json(results: Results) -> JsonObject:
     return {
         **header_to_json(results.header),
         **{name: ids for name, ids in lacking.items() if ids},
-        "answer": answer_of(results.analysis).to_dict(),
+        **({"unknown_words": _lists(results.unknown)} if results.unknown else {}),
+        "answer": answer_of(results.analysis, results.unknown_words).to_dict(),
         **analysis_to_json(results.analysis),
         "quality": quality_to_json(results.quality),
         "failures": [_failure(failure) for failure in results.failures],
@@ -195,6 +196,10 @@ def _pool(pool: Pool) -> JsonObject:
         **({} if pool.stop is None else {"stop": pool.stop.to_dict()}),
         **({} if pool.gain_stop is None else {"gain_stop": pool.gain_stop.to_dict()}),
     }
+
+
+def _lists(words: Mapping[str, tuple[str, ...]]) -> JsonObject:
+    return {pair: list(of) for pair, of in words.items()}
 
 
 def _saved(saved: Saved) -> JsonObject:

@@ -16,10 +16,12 @@ import pytest
 from cases import ROOT
 from verbs import verb
 
+from analogy.cli import base
 from analogy.generation import execution as execute
 from analogy.generation import worker as work
 from analogy.models.generator import Generator
 from analogy.models.memory import MemoryFullError
+from analogy.sessions.session import Session
 from analogy.settings import options
 from analogy.store.folder import RunFolder
 from analogy.studies.study import Study
@@ -189,6 +191,59 @@ def test_known_failures_are_expected_unless_strict(run, judged):
     assert "failure (known)" in again.stdout
     assert "against the baseline: 3 equivalent" in again.stdout
     assert run("--baseline=b.json", "--strict").exit_code == 1
+
+
+def test_the_header_comes_before_the_work(run, judged, monkeypatch):
+    judged(above)
+    printed = []
+    generate = Session.prepare
+    monkeypatch.setattr(base, "show", lambda text, *, to_stderr=False: printed.append(text))
+    monkeypatch.setattr(
+        Session, "prepare", lambda session: (printed.append("work"), generate(session))
+    )
+    assert run().exit_code == 0
+    header, work, table = printed
+    assert work == "work"
+    assert header.startswith("model     sdxl-tiny@sha256:")
+    assert "pairs     8 in 1 category\nimages    " in header
+    assert "model " not in table
+
+
+def test_quiet_prints_the_answer_and_verbose_each_case(run, judged):
+    judged(above)
+    quiet = run("-q")
+    assert quiet.stdout == "answer    Yes at 0.5 and 1: 1 of 1 category\n"
+    verbose = run("-v")
+    assert "analogy: color at alpha 1: success, mean margin +0." in verbose.stderr
+    assert verbose.stdout.endswith(quiet.stdout)
+
+
+def test_inconclusive_is_as_the_user_wants_it(run, judged):
+    judged(noise)
+    assert run().exit_code == 0
+    assert run("--inconclusive=pass").exit_code == 0
+    for option in ("--inconclusive=fail", "--strict"):
+        failed = run(option)
+        assert failed.exit_code == 1
+        assert "analogy: color at alpha 1: inconclusive, mean margin" in failed.stderr
+
+
+def test_unknown_words_are_named_with_every_verdict(run, judged, tmp_path):
+    judged(above)
+    rows = Path("eight.csv").read_text().replace("a red car,", "a red taxi,")
+    Path("taxi.csv").write_text(rows)
+    result = run("--pairs=taxi.csv", "--write=v.md")
+    said = "the embedded model does not know: taxi"
+    lines = result.stdout.splitlines()
+    assert f"unknown   {said}; 1 of 8 pairs" in lines
+    assert any(line.startswith(f"*: {said}") for line in lines)
+    verdicts = [line for line in lines if line.endswith((" success *", " inconclusive *"))]
+    assert len(verdicts) == 2 + 2 + 1  # cells, strengths, overall
+    assert lines[-1].endswith("; with words that are not known")
+    data = results_of(Path("run/results.json"))
+    assert data["unknown_words"] == {"c0": ["taxi"]}
+    assert data["answer"]["text"] in lines[-1]
+    assert "with words that are not known" in Path("v.md").read_text()
 
 
 def test_a_regression_ends_with_1(run, judged, made):
