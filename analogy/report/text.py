@@ -78,13 +78,10 @@ def verdict_table(
         ("overall", "all", analysis.overall),
     ]
     said = [_pool_verdict(pool, wide=wide) + (" *" if marked else "") for *_, pool in pools]
-    head = _head(interval_name(analysis), wide)
-    if wide:
-        width = first_column(analysis.unsteered)
-    else:
-        room = WIDTH - _BETWEEN - max(map(len, [*verdicts.values(), *said, "unsteered"]))
-        width = min(first_column(analysis.unsteered, _LEAST), max(room, _LEAST))
-    longest = max(map(len, [*verdicts.values(), *said, "unsteered"]))
+    head, longest = _head(interval_name(analysis), wide), max(map(len, [*verdicts.values(), *said]))
+    width = first_column(analysis.unsteered, _NARROW if wide else _LEAST)
+    if not wide:
+        width = min(width, max(WIDTH - _BETWEEN - longest, _LEAST))
     rule = "-" * (width + 1 + len(head) - len("verdict") + longest)
     yield f"{'category':<{width}} {head}"
     yield rule

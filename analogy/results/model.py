@@ -491,3 +491,7 @@ class Results:
     def unknown_words(self) -> tuple[str, ...]:
         """The words of ``unknown``, each once."""
         return tuple(dict.fromkeys(word for words in self.unknown.values() for word in words))
+
+    def mark(self, figures: CellFigures) -> str:
+        """What follows a cell's verdict: `` *`` if a pair of it has unknown words."""
+        return " *" if any(pair in self.unknown for pair in figures.items) else ""

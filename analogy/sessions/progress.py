@@ -102,10 +102,10 @@ class HasBar(Protocol):
 @contextmanager
 def beside_dots(session: HasBar, config: pytest.Config) -> Iterator[None]:
     """Show progress at the end of the line of dots, and take it away before the next dot."""
-    session.room = 0
+    session.room = None
     if config.pluginmanager.hasplugin("terminalreporter"):
         writer = config.get_terminal_writer()
-        session.room = max(writer.fullwidth - writer.width_of_current_line - 1, 0)
+        session.room = max(writer.fullwidth - writer.width_of_current_line - 1, 1)
     try:
         yield
     finally:

@@ -243,7 +243,10 @@ def test_unknown_words_are_named_with_every_verdict(run, judged, tmp_path):
     data = results_of(Path("run/results.json"))
     assert data["unknown_words"] == {"c0": ["taxi"]}
     assert data["answer"]["text"] in lines[-1]
-    assert "with words that are not known" in Path("v.md").read_text()
+    page = Path("v.md").read_text()
+    assert "; with words that are not known**" in page
+    assert page.count(" \\* |") == 2
+    assert page.endswith("\\*: with words that are not known: `taxi`.\n")
 
 
 def test_a_regression_ends_with_1(run, judged, made):
