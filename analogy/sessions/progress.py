@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TextIO
 
 import pytest
@@ -67,16 +68,15 @@ def bar(total: int | None, done: int, *, room: int | None) -> tqdm[Any]:
     ``room``: the columns that are left beside pytest's dots; None where a bar has its own line.
     """
     is_terminal = sys.stderr.isatty()
-    common = {"total": total, "initial": done, "unit": "img", "leave": False}
+    made = partial(
+        tqdm, total=total, initial=done, unit="img", leave=False,
+        mininterval=0.5 if is_terminal else _PATIENCE,
+    )  # fmt: skip
     if room is None:
-        return tqdm(desc="generating", mininterval=0.5 if is_terminal else _PATIENCE, **common)
+        return made(desc="generating")
     if is_terminal:
-        return tqdm(
-            file=Beside(sys.stderr), bar_format=f" {_SHORT}", ncols=room, mininterval=0.5, **common
-        )
-    return tqdm(
-        file=Lines(sys.stderr), bar_format=f"generating: {_SHORT}", mininterval=_PATIENCE, **common
-    )
+        return made(file=Beside(sys.stderr), bar_format=f" {_SHORT}", ncols=room)
+    return made(file=Lines(sys.stderr), bar_format=f"generating: {_SHORT}")
 
 
 @contextmanager

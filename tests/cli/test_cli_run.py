@@ -161,7 +161,7 @@ def test_success_ends_with_0_and_the_table(run, judged):
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("model     sdxl-tiny@sha256:")
-    row = next(line for line in lines if line.startswith("color          1"))
+    row = next(line for line in lines if line.split()[:2] == ["color", "1"])
     assert row.endswith("success")
     assert any(line.startswith("quality    alpha") for line in lines)
     assert lines[-5:-2] == ["results   results.json", "report    r.html", ""]
@@ -230,7 +230,7 @@ def test_inconclusive_is_as_the_user_wants_it(run, judged):
 
 def test_unknown_words_are_named_with_every_verdict(run, judged, tmp_path):
     judged(above)
-    rows = Path("eight.csv").read_text().replace("a red car,", "a red taxi,")
+    rows = Path("eight.csv").read_text().replace("car", "taxi")
     Path("taxi.csv").write_text(rows)
     result = run("--pairs=taxi.csv", "--write=v.md")
     said = "the embedded model does not know: taxi"
@@ -280,7 +280,7 @@ def test_json_on_stdout_is_the_results_and_alone_there(run, judged):
     judged(above)
     result = run("--json=-")
     assert json.loads(result.stdout) == results_of(Path("results.json"))
-    assert "color          1" in result.stderr
+    assert "\ncolor        1 " in result.stderr
 
 
 def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, monkeypatch):
@@ -369,7 +369,7 @@ def test_results_that_cannot_be_written_end_with_4_and_the_table_all_the_same(
     result = run()
     assert result.exit_code == 4
     assert "analogy: results NOT written: " in result.stderr
-    assert "color          1" in result.stdout
+    assert "\ncolor        1 " in result.stdout
 
 
 @pytest.mark.slow
