@@ -17,9 +17,12 @@ import pytest
 
 from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, ExitCode, ModelError, OptionError
-from analogy.core.records import UNSTEERED, Cell
+from analogy.core.records import UNSTEERED, Cell, Verdict
 from analogy.core.text import printable
+from analogy.report.styled import styled
+from analogy.results.answer import answer_of
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
+from analogy.sessions.progress import beside_dots, uncaptured
 from analogy.sessions.selection import BASELINE, bars, chosen_pairs
 from analogy.settings.options import OPTIONS, parse_options
 from analogy.settings.pairs import PairsWarning, categories
@@ -45,6 +48,9 @@ _XDIST = (
     "pytest-xdist is not supported: cases that run at the same time cannot be timed. Run without "
     "-n; --engine ray --num-workers N uses several devices."
 )
+_COLUMNS = ("mean", "rounds")
+"""Of pytest-benchmark's columns those that mean something for a case's only round."""
+
 _REFUSED = "analogy_refused"
 """The key of a pytest-xdist worker's output that says that it refused the session."""
 
@@ -54,6 +60,8 @@ _CASES = Path(__file__).resolve().parents[1] / "benchmarks"
 _REQUEST = pytest.StashKey[RunRequest]()
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 _ANALYSIS: pytest.StashKey[Analysis] = pytest.StashKey()
+_INTERRUPTED = pytest.StashKey[bool]()
+"""Whether lines were printed since the current case began its own."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -134,6 +142,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly:
         return
+    _choose_columns(session)
     cases = [item for item in session.items if _asks_for_bench(item)]
     if hasattr(config, "workerinput"):
         if cases:
@@ -157,6 +166,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 f"{printable(bar)}: expected a case that measures it, got none among the "
                 f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
             )
+
+
+def _choose_columns(session: pytest.Session) -> None:
+    """Of one round pytest-benchmark's table shows its time, unless others have rounds to show, or
+    the user chose.
+    """
+    timed = session.config.pluginmanager.getplugin("pytest-benchmark")
+    is_chosen = session.config.getoption("benchmark_columns", None) is not None
+    others = any(
+        "benchmark" in getattr(item, "fixturenames", ()) and not _asks_for_bench(item)
+        for item in session.items
+    )
+    if timed is not None and not is_chosen and not others:
+        timed.columns = list(_COLUMNS)
 
 
 def _is_distributed(config: pytest.Config) -> bool:
@@ -222,11 +245,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
     """The session with its study, opened at the first case that uses it."""
     config = request.config
     session = _open(config)
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    with uncaptured(config):  # before the work, not in the summary alone
-        for line in summary.unread_lines(session.study):
-            if reporter is not None:  # -p no:terminal
-                reporter.write_line(f"\n{line}")
     for item in request.session.items:
         callspec = getattr(item, "callspec", None)
         params = {} if callspec is None else callspec.params
@@ -237,9 +255,16 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
             session.planned |= {
                 Cell(c, a): None for c in study.categories for a in study.config.alphas
             }
+    _show_heading(session, config)
     _prepare(session)
     config.stash[_SESSION] = session
+    has_junit = config.pluginmanager.hasplugin("junitxml")
+    record = request.getfixturevalue("record_testsuite_property") if has_junit else None
     yield session
+    if record is not None:
+        with suppress(AnalogyError):  # met again where the results are written
+            found = answer_of(session.study.analysis(), session.unknown_words())
+            record("answer", found.text)
     session.close()
 
 
@@ -248,6 +273,17 @@ def _open(config: pytest.Config) -> Session:
         return sessions.Session.open(config.stash[_REQUEST], is_strict=bool(config.option.strict))
     except (AnalogyError, PairsWarning) as error:  # a filter of the user's raises the warning
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def _show_heading(session: Session, config: pytest.Config) -> None:
+    """What is run, in lines of its own; the next case then begins its line again."""
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None:  # -p no:terminal
+        return
+    with uncaptured(config):
+        for line in summary.heading(session):
+            reporter.write_line(printable(line))
+    config.stash[_INTERRUPTED] = True
 
 
 def _prepare(session: Session) -> None:
@@ -259,17 +295,6 @@ def _prepare(session: Session) -> None:
         if not isinstance(error, ModelError):
             raise
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
-
-
-@contextmanager
-def uncaptured(config: pytest.Config) -> Iterator[None]:
-    """Let the progress bar through pytest's capture."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is None:
-        yield
-        return
-    with capture.global_and_fixture_disabled():
-        yield
 
 
 def conduct(bench: Session, case: Case, request: pytest.FixtureRequest) -> None:
@@ -285,7 +310,7 @@ def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest)
     Called several times in one test, it adds to the test's time.
     """
     study = bench.study
-    with uncaptured(request.config):
+    with uncaptured(request.config), beside_dots(bench, request.config):
         study.generate(jobs, bench.report, ahead=bench.ahead())
     unscored = study.unscored(jobs)
     if not unscored:
@@ -313,11 +338,12 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
     said = request.node.user_properties
     said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
     said.extend(finding.figures.items())
-    if finding.outcome is findings.CaseOutcome.SKIPPED:
+    outcomes = findings.CaseOutcome
+    if finding.outcome in (outcomes.SKIPPED, outcomes.INCONCLUSIVE):
         pytest.skip(finding.message)
-    if finding.outcome is findings.CaseOutcome.KNOWN:
+    if finding.outcome is outcomes.KNOWN:
         pytest.xfail(finding.message)
-    if finding.outcome is findings.CaseOutcome.FAILED:
+    if finding.outcome is outcomes.FAILED:
         pytest.fail(finding.message, pytrace=False)
 
 
@@ -349,7 +375,23 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """A fault of the machine in a fixture ends the session, too."""
     with _faults_end_the_session(item):
-        return (yield)
+        yield
+    reporter = item.config.pluginmanager.getplugin("terminalreporter")
+    if item.config.stash.get(_INTERRUPTED, False) and reporter is not None:
+        item.config.stash[_INTERRUPTED] = False
+        reporter.pytest_runtest_logstart(item.nodeid, item.location)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(
+    report: pytest.CollectReport | pytest.TestReport,
+) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+    """An inconclusive case that does not fail has a letter and a colour of its own."""
+    if report.when != "call" or report.failed or hasattr(report, "wasxfail"):
+        return None
+    if ("verdict", str(Verdict.INCONCLUSIVE)) not in report.user_properties:
+        return None
+    return "inconclusive", "i", ("INCONCLUSIVE", {"yellow": True})
 
 
 @pytest.hookimpl(wrapper=True)
@@ -438,5 +480,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     terminalreporter.section("analogy steering", sep="=")
     with calm():
         lines = list(summary.summary(bench, analysis))
-    for line in lines:
-        terminalreporter.write_line(printable(line))
+    has_markup = config.get_terminal_writer().hasmarkup
+    for line in map(printable, lines):
+        terminalreporter.write_line(styled(line) if has_markup else line)

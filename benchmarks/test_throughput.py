@@ -25,7 +25,7 @@ from analogy.models.folders import native_size
 from analogy.models.places import shipped
 from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.models.sources import find_pipeline
-from analogy.plugin import uncaptured
+from analogy.sessions.progress import uncaptured
 from analogy.settings.pairs import load_pairs, select
 from tools import ssd1b
 from tools.side_by_side import Row, Side, Table, compare, in_turn, wall_rate

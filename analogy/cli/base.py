@@ -18,10 +18,13 @@ import typer
 from rich.markup import escape
 from typer.core import HAS_RICH, TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from analogy._version import __version__
+from analogy.cli.completion import COMPLETIONS
 from analogy.core import files
 from analogy.core.errors import AnalogyError, ExitCode, OptionError
 from analogy.core.strict_json import encoded
 from analogy.core.text import printable
+from analogy.report.styled import has_style, styled
 from analogy.results import kept
 from analogy.settings.options import OPTIONS, Option, parse_options, parse_path
 from analogy.settings.pairs import PairsWarning
@@ -30,8 +33,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _verbatim(text: str | None) -> str | None:
-    """A help text that is shown as it is written: rich takes ``[words]`` for markup."""
-    return escape(text) if text and HAS_RICH else text
+    """A help text that is shown as it is written: rich takes ``[words]`` for markup.
+
+    Its paragraphs fill the terminal's lines, whatever their own are.
+    """
+    if not text or not HAS_RICH:
+        return text
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return escape("\n\n".join(" ".join(each.split()) for each in paragraphs))
 
 
 class _Command(TyperCommand):
@@ -84,6 +93,15 @@ class Commands(typer.Typer):
         return super().command(name, **{"cls": _Command, **settings})
 
 
+EXAMPLES = "Examples:"
+"""The first words of an epilog that shows commands, each in a line of its own."""
+
+
+def examples(*commands: str) -> str:
+    """An epilog of commands to try, each a paragraph, which the help keeps in a line of its own."""
+    return "\n\n".join((EXAMPLES, *(f"analogy {command}" for command in commands)))
+
+
 app = Commands(
     name="analogy",
     help="Steer text-to-image models by analogy, and measure whether it works.",
@@ -93,6 +111,30 @@ app = Commands(
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "ANALOGY", "help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(value: bool) -> None:
+    if value:
+        show(f"analogy-bench {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the suite's version.",
+            callback=_version,
+            is_eager=True,
+            show_envvar=False,
+            allow_from_autoenv=False,
+        ),
+    ] = False,
+) -> None:
+    """Options before a command."""
+
 
 GENERATING, REPORTING, CHECKING = "Generate images", "Report and compare", "Check and maintain"
 """The groups of commands in the help."""
@@ -133,6 +175,12 @@ def a_path(text: str) -> str:
     except OptionError as error:
         raise typer.BadParameter(str(error)) from None
 
+
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print the last line alone: the answer.")]
+"""The parameter ``quiet`` of commands whose last line is the answer."""
+
+Wide = Annotated[bool, option("--wide", help="Print all columns of the tables.")]
+"""The parameter ``wide`` of commands that print tables without the options of a run."""
 
 Json = Annotated[
     str | None,
@@ -228,7 +276,8 @@ def _parameter(of: Option, default: Any) -> inspect.Parameter:
         of.flag,
         help=of.help,
         metavar=of.metavar,
-        autocompletion=complete if of.choices else None,
+        rich_help_panel=of.panel,
+        autocompletion=COMPLETIONS.get(of.key, complete if of.choices else None),
     )
     kind: Any = bool if is_switch else str | None
     return inspect.Parameter(
@@ -257,10 +306,17 @@ def write(
         show(encoded(data).decode())
 
 
-def show_lines(lines: Iterable[str], json_file: str | None = None) -> None:
-    """Print lines on stdout, or on stderr if JSON goes to stdout."""
-    text = "".join(f"{printable(line)}\n" for line in lines)
-    show(text, to_stderr=json_file == "-")
+def show_lines(lines: Iterable[str], json_file: str | None = None, *, quiet: bool = False) -> None:
+    """Print lines on stdout, or on stderr if JSON goes to stdout; the last alone if ``quiet``.
+
+    On a terminal verdicts have colours.
+    """
+    shown = [printable(line) for line in lines]
+    text = "".join(f"{line}\n" for line in (shown[-1:] if quiet else shown))
+    is_error = json_file == "-"
+    if has_style(sys.stderr if is_error else sys.stdout):
+        text = styled(text)
+    show(text, to_stderr=is_error)
 
 
 def show(text: str, *, to_stderr: bool = False) -> None:

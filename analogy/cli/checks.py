@@ -14,7 +14,7 @@ from analogy.core.deferred import deferred
 from analogy.core.errors import ExitCode
 from analogy.core.records import Pair
 from analogy.core.text import display_width, padded
-from analogy.models.places import go_offline
+from analogy.models.places import EMBEDDED, go_offline
 from analogy.settings.pairs import (
     WEAK_PAIRS,
     Doubtful,
@@ -25,19 +25,19 @@ from analogy.settings.pairs import (
     load_pairs,
 )
 from analogy.settings.request import RunRequest
+from analogy.statistics.values import ENOUGH_PAIRS
 
 if TYPE_CHECKING:
     from analogy.cli.work import checks as work
+    from analogy.world import known
 else:
+    known = deferred("analogy.world.known")
     work = deferred("analogy.cli.work.checks")
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
 
 CHECK_OPTIONS = ("clip_model", "clip_pretrained", "model", "offline")
-
-ENOUGH_PAIRS = 10
-"""With this many or more, intervals also hold for skewed margins (docs/calibration.md)."""
 
 pairs_app = Commands(no_args_is_help=True, help="Check files of word pairs.")
 app.add_typer(pairs_app, name="pairs", rich_help_panel=CHECKING)
@@ -57,6 +57,7 @@ def check(
 ) -> None:
     """Report every error in a file of pairs, or which categories have enough pairs for a verdict.
 
+    Words that the embedded model does not know are reported, unless --model names another one.
     With --clip-model, also report pairs whose prompts are the same to that judge; with --model,
     pairs that are the same to that model's text encoders. Only their tokenizers are loaded.
 
@@ -112,6 +113,8 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[Doubtful]:
             differing_note(differing, len(pairs)) if differing else "",
         )
     ]
+    if request.model in (None, EMBEDDED):
+        found.append(_unknown(pairs))
     if request.offline:
         go_offline()
     if request.clip_model is not None:
@@ -119,6 +122,14 @@ def _doubtful(pairs: list[Pair], request: RunRequest) -> list[Doubtful]:
     if request.model is not None:
         found += work.unsteered_by(pairs, request.model, request)
     return found
+
+
+def _unknown(pairs: list[Pair]) -> Doubtful:
+    """The pairs with words that the embedded model was not trained on."""
+    words = known.unknown_pairs(pairs, model=EMBEDDED, judge=None)
+    note = known.unknown_note((word for of in words.values() for word in of), model=EMBEDDED)
+    found = [pair for pair in pairs if pair.id in words]
+    return Doubtful("unknown", found, f"{len(found):,} of {len(pairs):,} pairs: {note}")
 
 
 def _good_for(count: int) -> str:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analogy.cli.base import CHECKING, Json, a_path, app, checked_output, option
+from analogy.cli.base import (
+    CHECKING,
+    Json,
+    Quiet,
+    Wide,
+    a_path,
+    app,
+    checked_output,
+    examples,
+    option,
+)  # fmt: skip
+from analogy.cli.completion import run_folders, runs
 from analogy.core.deferred import deferred
 
 if TYPE_CHECKING:
@@ -16,9 +27,9 @@ else:
     work = deferred("analogy.cli.work.folders")
 
 
-@app.command(rich_help_panel=CHECKING)
+@app.command(rich_help_panel=CHECKING, epilog=examples("verify RUN", "verify RUN --repair"))
 def verify(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder.", autocompletion=run_folders)],
     repair: Annotated[
         bool, option("--repair", help="Generate damaged images again, and only these.")
     ] = False,
@@ -55,9 +66,14 @@ def verify(
     )  # fmt: skip
 
 
-@app.command(rich_help_panel=CHECKING)
+@app.command(
+    rich_help_panel=CHECKING,
+    epilog=examples("score RUN --clip-model ViT-B-32 --clip-pretrained datacomp_xl_s13b_b90k"),
+)
 def score(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a results file in it.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder, or a results file in it.", autocompletion=runs)
+    ],
     clip_model: Annotated[str, option(help="The judge, as for 'run'.")],
     clip_pretrained: Annotated[
         str | None, option(help="The judge's weights, as for 'run'.", parser=a_path)
@@ -75,6 +91,8 @@ def score(
         ),
     ] = None,
     json: Json = None,
+    quiet: Quiet = False,
+    wide: Wide = False,
 ) -> None:
     """Score a run's images with another judge, print the table and write the results.
 
@@ -84,11 +102,15 @@ def score(
     """
     work.score(
         run, clip_model=clip_model, clip_pretrained=clip_pretrained, device=device,
-        offline=offline, results=results, json=json,
+        offline=offline, results=results, json=json, quiet=quiet, wide=wide,
     )  # fmt: skip
 
 
-@app.command("import", rich_help_panel=CHECKING)
+@app.command(
+    "import",
+    rich_help_panel=CHECKING,
+    epilog=examples("import IMPORTED manifest.csv --model-name other-tool"),
+)
 def import_(
     run: Annotated[Path, typer.Argument(help="A new or existing run folder.")],
     manifest: Annotated[

@@ -13,10 +13,12 @@ from analogy.cli.base import (
     Json,
     app,
     checked_output,
+    examples,
     option,
     refuse,
     with_options,
 )
+from analogy.cli.completion import runs
 from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, ExitCode, FieldError, OptionError
 from analogy.core.records import Pair
@@ -40,7 +42,13 @@ STEER_OPTIONS = (
 )  # fmt: skip
 
 
-@app.command(rich_help_panel=GENERATING)
+@app.command(
+    rich_help_panel=GENERATING,
+    epilog=examples(
+        "steer 'a red car' 'a blue car'",
+        "steer 'a red car' 'a blue car' --alphas 0.2,0.6,1 --seeds 0,1 -o car.png",
+    ),
+)
 @with_options(STEER_OPTIONS, seeds="0")
 def steer(
     request: RunRequest,
@@ -146,9 +154,11 @@ def _difference(source: list[str], target: list[str]) -> tuple[str, str]:
     return " ".join(left).strip(",.;:!?"), " ".join(right).strip(",.;:!?")
 
 
-@app.command(rich_help_panel=REPORTING)
+@app.command(rich_help_panel=REPORTING, epilog=examples("report RUN", "report RUN -o verdicts.md"))
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder or its results file.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder or its results file.", autocompletion=runs)
+    ],
     output: Annotated[
         Path | None,
         option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from analogy.cli.base import GENERATING, Json, app, option, refuse, with_options
+from analogy.cli.base import GENERATING, Json, app, examples, option, refuse, with_options
 from analogy.core.deferred import deferred
 from analogy.core.errors import ExitCode, OptionError
 from analogy.settings.options import parse_methods
@@ -24,7 +24,10 @@ METHODS_OPTIONS = (
 )  # fmt: skip
 
 
-@app.command(rich_help_panel=GENERATING)
+@app.command(
+    rich_help_panel=GENERATING,
+    epilog=examples("methods --methods lerp,word,category --limit 10"),
+)
 @with_options(METHODS_OPTIONS)
 def methods(
     request: RunRequest,

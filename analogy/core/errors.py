@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     NOT_COMPARABLE = 3
     UNREADABLE = 4
     CLUSTER_LOST = 5
+    UNDECIDED = 6
+    """A comparison that was asked to decide shows nothing to be worse, better or equal."""
     INTERNAL = 70
     INTERRUPTED = 130
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import unicodedata
+from collections.abc import Iterable
 
 # Characters with no place on a terminal's line or in XML: control characters, line and paragraph
 # separators, bidirectional controls, lone surrogates, non-characters.
@@ -53,6 +54,12 @@ def shortened(text: str, width: int) -> str:
     while display_width(text[-1 - len(end)] + end) <= half:
         end = text[-1 - len(end)] + end
     return f"{start}…{end}"
+
+
+def listed(values: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = values
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def command_line(*words: str | os.PathLike[str]) -> str:

@@ -28,7 +28,7 @@ from analogy.evaluation.inference import (
     wants_images,
 )
 from analogy.evaluation.protocol import Metric, TaskError, needs_of
-from analogy.evaluation.results import MetricResult, Report
+from analogy.evaluation.results import MetricResult, PairVerdict, Report, Unequal
 from analogy.evaluation.subjects import Model, Subject, open_subject
 from analogy.models.defaults import machine
 from analogy.statistics.bootstrap import bootstrap_ci
@@ -36,6 +36,10 @@ from analogy.statistics.values import MIN_CLUSTERS
 from analogy.studies.provenance import package_versions
 
 ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
+
+
+SAMPLED = ("steps", "guidance", "size")
+"""Settings by which two models are compared unequally if they differ."""
 
 
 class _Mean(TypedDict, total=False):
@@ -118,8 +122,9 @@ class EvaluationAgent(Inference):
     def compare(self, model_a: Any, model_b: Any) -> Report:
         """Pairwise mode: two models' images of the same prompts and latents, matched by key.
 
-        Metrics of single images: both values and b - a, prompt by prompt. Metrics that compare with
-        references: b's images against a's.
+        Metrics of single images: both values and b - a, prompt by prompt, with a verdict. Metrics
+        that compare with references: b's images against a's. Models whose images are made by other
+        steps, guidance or size are compared all the same: ``unequal`` of the report says it.
         """
         a, b = open_subject(model_a, self.task), open_subject(model_b, self.task)
         metrics, left_out = self.task.choose("pairwise", [a, b])
@@ -144,7 +149,8 @@ class EvaluationAgent(Inference):
                 for part, own in zip(parts, (own_a, own_b), strict=True)
             ]
             results.append(self._of_two(metric, *both))
-        return self._report(results, {"a": a, "b": b}, parts, keys, left_out)
+        report = self._report(results, {"a": a, "b": b}, parts, keys, left_out)
+        return replace(report, unequal=_unequal(a, b))
 
     @staticmethod
     def _check_sizes(metrics: Sequence[Metric], sizes: Sequence[tuple[int, int] | None]) -> None:
@@ -182,6 +188,7 @@ class EvaluationAgent(Inference):
         with np.errstate(invalid="ignore"):  # of two infinite values
             difference = b.values - a.values
         infinite = np.isinf(a.values) | np.isinf(b.values)
+        mean = self._mean(b.keys, difference)
         return self._result(
             metric,
             replace(b, notes=notes),
@@ -192,7 +199,8 @@ class EvaluationAgent(Inference):
             value_a=self._mean(a.keys, a.values)["value"],
             value_b=self._mean(b.keys, b.values)["value"],
             n_infinite=int(infinite.sum()),
-            **self._mean(b.keys, difference),
+            verdict=_verdict(mean, metric.higher_is_better),
+            **mean,
         )
 
     def _result(self, metric: Metric, scored: Scored, mode: str, **figures: Any) -> MetricResult:
@@ -269,6 +277,23 @@ def _check_same_names(a: Gathered, b: Gathered) -> None:
             "compare: expected images of the same names in both, got "
             f"{len(odd)} that only one of them has, the first {odd[0]!r}; take them out"
         )
+
+
+def _verdict(mean: _Mean, higher_is_better: bool | None) -> PairVerdict | None:
+    """Of the mean difference b - a; None if it has no interval."""
+    if "ci_low" not in mean or "ci_high" not in mean:
+        return None
+    return PairVerdict.of(
+        mean["ci_low"], mean["ci_high"],
+        n_prompts=mean["n_prompts"], higher_is_better=higher_is_better,
+    )  # fmt: skip
+
+
+def _unequal(a: Subject, b: Subject) -> tuple[Unequal, ...]:
+    """The settings of sampling that differ; none for a folder, whose settings are not known."""
+    found = (Unequal(n, a.settings[n], b.settings[n]) for n in SAMPLED
+             if n in a.settings and n in b.settings)  # fmt: skip
+    return tuple(one for one in found if one.a != one.b)
 
 
 def _by_key(keys: Sequence[str], values: Scores) -> dict[str, float | None]:

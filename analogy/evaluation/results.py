@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from analogy.core.records import Figures
 from analogy.core.strict_json import parse
 from analogy.evaluation.protocol import near
+from analogy.statistics.values import MIN_DECISIVE
 
 EVALUATION_VERSION = 1
 """The schema version of ``Report.to_json``."""
@@ -20,6 +22,49 @@ EVALUATION_VERSION = 1
 WIDTH = 100
 
 Values = Mapping[str, float | None]
+
+
+class PairVerdict(StrEnum):
+    """What the 95% interval of b - a says of b.
+
+    - ``better``, ``worse``: it lies on one side of 0; ``different``: the same, of a metric that has
+      no better side;
+    - ``undecided``: it holds 0;
+    - ``too_few``: 5 prompts or fewer decide nothing.
+    """
+
+    BETTER = "better"
+    WORSE = "worse"
+    DIFFERENT = "different"
+    UNDECIDED = "undecided"
+    TOO_FEW = "too_few"
+
+    @classmethod
+    def of(
+        cls, low: float, high: float, *, n_prompts: int, higher_is_better: bool | None
+    ) -> PairVerdict:
+        """The verdict of an interval of b - a over prompts."""
+        if n_prompts < MIN_DECISIVE:
+            return cls.TOO_FEW
+        if low <= 0 <= high:
+            return cls.UNDECIDED
+        if higher_is_better is None:
+            return cls.DIFFERENT
+        return cls.BETTER if (low > 0) is higher_is_better else cls.WORSE
+
+
+@dataclass(frozen=True, slots=True)
+class Unequal:
+    """A setting of sampling in which two compared models differ: it, and not the model, may be the
+    reason of a difference.
+    """
+
+    setting: str
+    a: float
+    b: float
+
+    def __str__(self) -> str:
+        return f"{self.setting} (a {self.a:g}, b {self.b:g})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +81,8 @@ class MetricResult(Figures):
       whose value is infinite;
     - `values`: of each image, by key, b - a in pairwise mode with `values_a` and `values_b` beside;
       None in the place of one that is infinite; None where the metric has no values of images;
+    - `verdict`: pairwise mode, of values with an interval: is b better or worse than a, by this
+      metric alone? None elsewhere;
     - `models`: fingerprints, of ``model`` or of ``a`` and ``b``; `judge`: of the network that the
       metric looks with; `versions`: of the packages involved;
     - `notes`: what should be said with the value.
@@ -58,6 +105,7 @@ class MetricResult(Figures):
     values: Values | None = None
     values_a: Values | None = None
     values_b: Values | None = None
+    verdict: PairVerdict | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     judge: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +114,9 @@ class MetricResult(Figures):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetricResult:
         """The result that ``to_dict`` wrote."""
-        return cls(**{**values, "notes": tuple(values["notes"])})
+        said = values.get("verdict")  # files of earlier suites have none
+        verdict = None if said is None else PairVerdict(said)
+        return cls(**{**values, "notes": tuple(values["notes"]), "verdict": verdict})
 
 
 @dataclass(frozen=True)
@@ -74,12 +124,14 @@ class Report:
     """All results of one evaluation, with its task and models.
 
     ``config``: the task and its models, in plain values; ``left_out``: metrics of the preset that
-    could not be had, each with the reason.
+    could not be had, each with the reason; ``unequal``: in pairwise mode, how the models' images
+    were made differently.
     """
 
     results: tuple[MetricResult, ...]
     config: Mapping[str, Any]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    unequal: tuple[Unequal, ...] = ()
 
     def __getitem__(self, name: str) -> MetricResult:
         """The result of a metric, by its name."""
@@ -108,6 +160,7 @@ class Report:
             "config": self.config,
             "results": [result.to_dict() for result in self.results],
             "left_out": self.left_out,
+            **({"unequal": [asdict(one) for one in self.unequal]} if self.unequal else {}),
         }
         return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -123,7 +176,8 @@ class Report:
             )
         try:
             results = tuple(MetricResult.from_dict(row) for row in whole["results"])
-            return cls(results, whole["config"], whole["left_out"])
+            unequal = tuple(Unequal(**one) for one in whole.get("unequal", ()))
+            return cls(results, whole["config"], whole["left_out"], unequal)
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"report: expected what Report.to_json wrote, got another JSON ({error}); evaluate "
@@ -148,6 +202,12 @@ class Report:
                 if key not in ("fingerprint", "scheduler")
             )
             yield from _wrapped(f"{name}: {model['fingerprint']} ({said})", "   ")
+        if self.unequal:
+            yield from _wrapped(
+                f"unequal: {', '.join(map(str, self.unequal))}: a difference may be due to this, "
+                "and not to the models",
+                "   ",
+            )
         notes: list[str] = []
         singles = [r for r in self.results if r.value_a is None and r.value_b is None]
         paired = [r for r in self.results if r.value_a is not None or r.value_b is not None]
@@ -168,7 +228,7 @@ class Report:
 def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[str]:
     """A line for each result, columns as wide as they need; figures to the right."""
     better = {True: "higher", False: "lower", None: "-"}
-    lines = [["metric", "a", "b", title, "95% CI", "n", "better", "units", ""]]
+    lines = [["metric", "a", "b", title, "95% CI", "n", "better", "units", "b is", ""]]
     for row in rows:
         lines.append(
             [
@@ -180,13 +240,14 @@ def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[s
                 str(row.n),
                 better[row.higher_is_better],
                 row.units,
+                (row.verdict or "-").replace("_", " "),
                 " ".join(f"[{mark}]" for mark in _marks(row, notes)),
             ]
         )
     if title != "b - a":
-        lines = [[line[0], *line[3:]] for line in lines]
+        lines = [[line[0], *line[3:-2], line[-1]] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    n_texts = 3  # after the figures
+    n_texts = 4 if title == "b - a" else 3  # after the figures
     for i, line in enumerate(lines):
         cells = [
             f"{cell:>{width}}" if 0 < place < len(line) - n_texts else f"{cell:<{width}}"

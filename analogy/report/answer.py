@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from analogy.core.records import SIGNIFICANCE, Verdict
+from analogy.core.text import listed
 from analogy.report.looks import early_conclusion, is_sequential, saved_facts, seeds_said
 from analogy.report.numbers import (
     counted,
     interval,
     interval_name,
-    listed,
     number,
     p_value,
     percent,
@@ -18,39 +18,29 @@ from analogy.report.numbers import (
     verdict_name,
     words,
 )
+from analogy.results.answer import answer_of
 from analogy.results.model import Header, Results
 
-ANSWERS = {
-    Verdict.SUCCESS: "Yes: over all categories and strengths, the images are closer to the target "
-    "than to the source.",
-    Verdict.FAILURE: "No: over all categories and strengths, the images are still closer to the "
-    "source than to the target.",
-    Verdict.INCONCLUSIVE: "Open: over all categories and strengths, these pairs do not tell "
-    "whether the images are closer to the target or to the source.",
-    Verdict.TOO_FEW: "Not decided: 5 pairs or fewer decide nothing.",
-    Verdict.INCOMPLETE: "Not finished: images are missing, so nothing is said of the whole.",
-    Verdict.BLIND: "Nothing can be said: the judge does not see the true change.",
-}
+POOL = "published protocol's pool, all categories and strengths together"
+"""What the study that this suite repeats decides by; a run's answer does not."""
 
 
 def answer(results: Results) -> str:
-    """The answer to the suite's question in a sentence, and whether it holds in every cell."""
-    said = ANSWERS[results.analysis.overall.margin.verdict or Verdict.INCOMPLETE]
-    if {Verdict.SUCCESS, Verdict.FAILURE} <= _verdicts(results):
-        said += " It depends on category and strength: some cells succeed, some fail."
-    return said
+    """The answer to the suite's question, by strength and category, in one line."""
+    return answer_of(results.analysis, results.unknown_words).text
 
 
 def facts(results: Results) -> list[str]:
     """The sentences below the answer: the figures that it rests on."""
-    said = [_scope(results)]
+    said = [*answer_of(results.analysis, results.unknown_words).notes(), _scope(results)]
     analysis = results.analysis
     overall, gain = analysis.overall.margin, analysis.overall.gain
     if number(overall.mean) is not None:
         # The p of one look by itself takes no account of the other looks.
         p = "" if is_sequential(results) else f", one-sided p {p_value(overall.p)}"
         said.append(
-            f"Mean margin {signed(overall.mean)}, {interval_name(analysis.overall.stop)} "
+            f"The {POOL}: {words(verdict_name(overall.verdict))}, mean margin "
+            f"{signed(overall.mean)}, {interval_name(analysis.overall.stop)} "
             f"{interval(overall)}{p}; {percent(overall.success_rate)} of "
             f"{counted(overall.n_items, 'item')} lie above 0{_common_look(results)}."
         )
@@ -176,6 +166,11 @@ def may_not_conclude(results: Results) -> list[str]:
     early = early_conclusion(results)
     if early is not None:
         said.append(early)
+    if results.unknown:
+        said.append(
+            f"Anything about {counted(len(results.unknown), 'pair')} with words that the embedded "
+            f"model or judge was not trained on: {', '.join(results.unknown_words)}."
+        )
     if Verdict.INCOMPLETE in verdicts:
         said.append("Anything about incomplete cells: images are missing there.")
     if Verdict.BLIND in verdicts:

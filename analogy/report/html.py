@@ -47,6 +47,7 @@ from analogy.report.numbers import (
 )
 from analogy.report.provenance import commands, provenance
 from analogy.report.tables import tables
+from analogy.results.answer import answer_of
 from analogy.results.comparison import Comparison, Outcome
 from analogy.results.model import Analysis, Pool, Results, TargetFigures
 
@@ -118,7 +119,7 @@ def render(
         script=Markup(script),
         script_digest=digest,
         header=header,
-        verdict=str(analysis.overall.margin.verdict),
+        verdict=str(answer_of(analysis).verdict),
         answer=answer(results),
         facts=facts(results),
         may=may_conclude(results),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 from analogy.core.records import Verdict
@@ -104,9 +103,3 @@ def words(name: str) -> str:
 def counted(count: int, one: str) -> str:
     """``1 pair``, ``2 pairs``."""
     return f"{count:,} {one}{'' if count == 1 else 's'}"
-
-
-def listed(values: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *most, last = values
-    return f"{', '.join(most)} and {last}" if most else last

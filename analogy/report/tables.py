@@ -81,7 +81,7 @@ def _cells(results: Results) -> Table:
             *_gain(one.gain, one.gain_stop, at_look=at_look), *(_null(one) if has_null else ()),
             _value(one.share, percent),
             *([_value(one.target_share, percent)] if analysis.targets else ()),
-            _text(words(verdict_name(one.margin.verdict))),
+            _text(words(verdict_name(one.margin.verdict)) + results.mark(one)),
         ]
         for one in figures
     ]  # fmt: skip

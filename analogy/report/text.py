@@ -9,30 +9,36 @@ from typing import TYPE_CHECKING, TypedDict
 
 from analogy.core.records import Cell, Estimate, Verdict
 from analogy.core.text import display_width, padded, printable, shortened
-from analogy.grid_metrics import Absent, Input, Per
 from analogy.report.text_sequential import confidence, is_sequential, look
-from analogy.results.model import Analysis, CellFigures, Mean, Pool, Stop
-from analogy.statistics.values import MIN_DECISIVE
+from analogy.results.answer import answer_of
+from analogy.results.model import Analysis, CellFigures, Pool, Stop
+from analogy.statistics.values import ENOUGH_PAIRS, MIN_DECISIVE
 
 if TYPE_CHECKING:
     from analogy.store.grid import Job
     from analogy.studies.method_comparison import Difference, MethodComparison
-    from analogy.studies.quality import Quality
 
 _NARROW, _WIDE = 10, 32
 """The least and greatest width of a table's first column; longer names are shortened."""
 
+WIDTH = 80
+"""The columns that tables fit into unless they are wide, if no name is longer than 8."""
 
-def _head(ci: str) -> str:
+_LEAST = 8
+"""The least width of the first column of a table of `WIDTH` columns."""
+
+_BETWEEN = 49
+"""The columns of such a verdict table between the category and the verdict."""
+
+
+def _head(ci: str, wide: bool) -> str:
     """The columns of the verdict table after the first; ``ci``: the intervals' name."""
-    return (
-        f"{'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'p':>8} {'>0':>5} "
-        f"{'gain':>8} {ci:>18} {'ceiling':>7}  verdict"
-    )
-
-
-LINE = _NARROW + 1 + len(_head("")) + 12
-"""The width of a table's line if all names are narrow."""
+    if wide:
+        return (
+            f"{'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'p':>8} {'>0':>5} "
+            f"{'gain':>8} {ci:>18} {'ceiling':>7}  verdict"
+        )
+    return f"{'alpha':>5} {'n':>4} {'margin':>6} {ci:>16} {'>0':>4} {'gain':>6}  verdict"
 
 
 def interval_name(analysis: Analysis) -> str:
@@ -49,44 +55,96 @@ def figures_line(figures: Estimate, stop: Stop | None = None) -> str:
     )
 
 
-def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[str]:
+def verdict_table(
+    analysis: Analysis,
+    known: Collection[Cell] = (),
+    *,
+    wide: bool = False,
+    marked: Collection[str] = (),
+) -> Iterator[str]:
     """Category x alpha, alpha 0 first, then each alpha over all categories, then the whole.
 
-    ``known``: cells that the baseline records as not succeeding.
+    ``known``: cells that the baseline records as not succeeding. ``wide``: all columns; without it
+    the table fits `WIDTH`. ``marked``: categories whose verdicts get a ``*``, which the caller
+    explains; all pools then have it, too.
     """
-    width = _width(analysis.unsteered)
-    rule = "-" * (LINE - _NARROW + width)
-    yield f"{'category':<{width}} {_head(interval_name(analysis))}"
+    star = dict.fromkeys(marked, " *")
+    verdicts = {
+        cell: verdict_words(figures, cell in known, wide=wide) + star.get(cell.category, "")
+        for cell, figures in analysis.cells.items()
+    }
+    pools = [
+        *(("all", f"{alpha:g}", pool) for alpha, pool in analysis.alphas.items()),
+        ("overall", "all", analysis.overall),
+    ]
+    said = [_pool_verdict(pool, wide=wide) + (" *" if marked else "") for *_, pool in pools]
+    head, longest = _head(interval_name(analysis), wide), max(map(len, [*verdicts.values(), *said]))
+    width = first_column(analysis.unsteered, _NARROW if wide else _LEAST)
+    if not wide:
+        width = min(width, max(WIDTH - _BETWEEN - longest, _LEAST))
+    rule = "-" * (width + 1 + len(head) - len("verdict") + longest)
+    yield f"{'category':<{width}} {head}"
     yield rule
     for category, unsteered in analysis.unsteered.items():
-        name = _name(category, width)
-        yield _row(name, "0", unsteered.margin, None, unsteered.share, "unsteered")
+        name = fitted(category, width)
+        yield _row(name, "0", unsteered.margin, None, unsteered.share, "unsteered", wide)
         for cell, figures in analysis.cells.items():
             if cell.category == category:
-                verdict = verdict_words(figures, cell in known)
                 yield _row(
-                    name, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share, verdict
-                )
+                    name, f"{cell.alpha:g}", figures.margin, figures.gain, figures.share,
+                    verdicts[cell], wide,
+                )  # fmt: skip
     yield rule
-    for alpha, pool in analysis.alphas.items():
-        yield _pool_row(_name("all", width), f"{alpha:g}", pool)
-    yield _pool_row(_name("overall", width), "all", analysis.overall)
+    for (name, alpha, pool), verdict in zip(pools, said, strict=True):
+        yield _row(fitted(name, width), alpha, pool.margin, pool.gain, None, verdict, wide)
 
 
-def verdict_words(figures: CellFigures, is_known: bool = False) -> str:
-    """A cell's verdict with its notes: Holm's correction, pairs needed, the baseline."""
+def verdict_words(figures: CellFigures, is_known: bool = False, *, wide: bool = True) -> str:
+    """A cell's verdict with its notes: Holm's correction, pairs needed, the look, the baseline.
+
+    Without ``wide`` the first note alone, in short.
+    """
     notes = []
     verdict = figures.margin.verdict
     if verdict is Verdict.SUCCESS and not figures.survives and figures.p_holm == figures.p_holm:
-        notes.append("not after Holm")
-    if figures.margin.n_needed is not None and verdict is Verdict.INCONCLUSIVE:
+        notes.append("not after Holm" if wide else "not by Holm")
+    if wide and is_needed_known(figures.margin):
         notes.append(f"{figures.margin.n_needed:,} pairs would decide")
-    if figures.stop is not None:
+    if wide and figures.stop is not None:
         notes.append(look(figures.stop))
     if is_known:
         better = verdict is Verdict.SUCCESS
-        notes.append("better than its baseline" if better else "known")
-    return f"{verdict} ({'; '.join(notes)})" if notes else str(verdict)
+        notes.append(("better than its baseline" if wide else "better") if better else "known")
+    shown = notes if wide else notes[:1]
+    return f"{verdict} ({'; '.join(shown)})" if shown else str(verdict)
+
+
+def is_needed_known(margin: Estimate) -> bool:
+    """Whether the number of pairs that would decide is more than a guess: an inconclusive figure's,
+    of `ENOUGH_PAIRS` pairs or more.
+    """
+    return (
+        margin.verdict is Verdict.INCONCLUSIVE
+        and margin.n_needed is not None
+        and margin.n >= ENOUGH_PAIRS
+    )
+
+
+def needed_lines(analysis: Analysis) -> Iterator[str]:
+    """How many pairs would decide the inconclusive cells, below a table that is not wide."""
+    needed = [
+        f"{cell.category} at {cell.alpha:g}: {figures.margin.n_needed:,}"
+        for cell, figures in analysis.cells.items()
+        if is_needed_known(figures.margin)
+    ]
+    if needed:
+        yield from _wrapped(
+            f"Pairs that would decide, if mean and spread are as found: {'; '.join(needed)}."
+        )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 def failed_images(count: int) -> str:
@@ -107,11 +165,13 @@ def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
         yield f"  {cell}: {count} ({reason})"
 
 
-def reading_notes(analysis: Analysis) -> Iterator[str]:
+def reading_notes(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
     """What the table's columns mean, and what may be concluded from several cells together."""
-    yield "margin: are the images closer to the target than to the source? The verdict is of it."
+    if not wide:
+        yield from needed_lines(analysis)
+    yield "margin: are the images closer to the target than to the source? (the verdict)"
     yield "gain: what did steering itself do? margin(alpha) - margin(0), pair by pair."
-    if any(figures.ceiling is not None for figures in analysis.unsteered.values()):
+    if wide and any(figures.ceiling is not None for figures in analysis.unsteered.values()):
         yield "ceiling: the margin as a share of what drawings of the true target score."
     tested = [f for f in analysis.cells.values() if f.p_holm == f.p_holm]
     if tested:
@@ -121,16 +181,28 @@ def reading_notes(analysis: Analysis) -> Iterator[str]:
             f"{sum(f.survives for f in tested)} after Holm's correction for {len(tested)} tests."
         )
     if analysis.blind:
-        yield (
+        yield from _wrapped(
             f"The judge does not see the true change in: {', '.join(analysis.blind)}. "
             "Nothing is said about the method there."
         )
     naive = analysis.overall.items
     if naive is not None:
-        yield (
+        yield from _wrapped(
             f"Items taken for independent, as the published study did: 95% CI "
             f"{_interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
         )
+
+
+def answer_lines(analysis: Analysis, unknown: Iterable[str] = ()) -> Iterator[str]:
+    """The published protocol's pool, what the answer leaves out, and last the answer.
+
+    ``unknown``: words of the pairs that an embedded model was not trained on.
+    """
+    margin, found = analysis.overall.margin, answer_of(analysis, unknown)
+    figures = "" if margin.mean != margin.mean else f", mean margin {margin.mean:+.4f}"
+    yield f"pool      {found.pool}{figures} (published protocol: all strengths)"
+    yield from (f"but       {note}" for note in found.notes())
+    yield f"answer    {found.text}"
 
 
 def trend_table(analysis: Analysis) -> Iterator[str]:
@@ -138,11 +210,11 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
     rows: list[tuple[str, Pool]] = [*analysis.categories.items(), ("overall", analysis.overall)]
     if all(pool.trend is None for _, pool in rows):
         return
-    width = _width(analysis.categories, 13)
+    width = first_column(analysis.categories, 13)
     ci = interval_name(analysis)
     yield f"{'dose-response':<{width}} {'n':>4} {'slope':>8} {ci:>18} {'p':>8} {'Page p':>8}"
     for category, pool in rows:
-        trend, name = pool.trend, _name(category, width)
+        trend, name = pool.trend, fitted(category, width)
         if trend is None:
             yield f"{name} {pool.margin.n:>4}  {Verdict.INCOMPLETE}"
             continue
@@ -152,32 +224,33 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def null_table(analysis: Analysis) -> Iterator[str]:
+def null_table(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
     """The null beside the method: its margin, its gain, the method's advantage over it."""
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
-    width, ci = _width(analysis.unsteered), interval_name(analysis)
+    ci = interval_name(analysis)
+    width = first_column(analysis.unsteered, _NARROW if wide else _LEAST)
+    of_margin, of_more = (f" {ci:>18}", f" {ci:>18} {'p':>8}") if wide else ("", f" {ci:>18}")
     yield (
-        f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'gain':>8} "
-        f"{'advantage':>9} {ci:>18} {'p':>8}"
+        f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8}{of_margin} {'gain':>8} "
+        f"{'advantage':>9}{of_more}"
     )
     for figures, null in cells:
         alpha = f"{figures.cell.alpha:g}"
-        head = f"{_name(figures.cell.category, width)} {alpha:>5} {null.margin.n:>4}"
+        head = f"{fitted(figures.cell.category, width)} {alpha:>5} {null.margin.n:>4}"
         if Verdict.INCOMPLETE in (null.margin.verdict, null.advantage.verdict):
             yield f"{head}  {Verdict.INCOMPLETE}"
             continue
-        more = null.advantage
-        yield (
-            f"{head} {null.margin.mean:>+8.4f} "
-            f"{_interval(null.margin.ci_low, null.margin.ci_high):>18} "
-            f"{null.gain.mean:>+8.4f} {more.mean:>+9.4f} "
-            f"{_interval(more.ci_low, more.ci_high):>18} {more.p:>8.2g}"
-        )
+        more, own = null.advantage, null.margin
+        row = f"{head} {own.mean:>+8.4f}"
+        row += f" {_interval(own.ci_low, own.ci_high):>18}" if wide else ""
+        row += f" {null.gain.mean:>+8.4f} {more.mean:>+9.4f}"
+        row += f" {_interval(more.ci_low, more.ci_high):>18}"
+        yield row + (f" {more.p:>8.2g}" if wide else "")
     succeeded = [each for each, null in cells if null.margin.verdict is Verdict.SUCCESS]
     if succeeded:
-        yield (
+        yield from _wrapped(
             "A random direction succeeds in "
             f"{', '.join(str(figures.cell) for figures in succeeded)}: there the judge or the "
             "prompts favour the target, whatever is done."
@@ -188,26 +261,24 @@ def target_table(analysis: Analysis) -> Iterator[str]:
     """The margins of the target prompts' own images, and the cells' margins as shares of them."""
     if not analysis.targets:
         return
-    alphas, width, ci = [*analysis.alphas], _width(analysis.targets), interval_name(analysis)
+    alphas, width, ci = [*analysis.alphas], first_column(analysis.targets), interval_name(analysis)
     yield (
-        f"{'target':<{width}} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  reached at alpha"
+        f"{'target':<{width}} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  reached at"
         + "".join(f" {alpha:>5g}" for alpha in alphas)
     )
     for category, figures in analysis.targets.items():
-        own, name = figures.margin, _name(category, width)
+        own, name = figures.margin, fitted(category, width)
         if own.mean != own.mean:
             yield f"{name} {own.n:>4}  {Verdict.INCOMPLETE}"
             continue
         shares = [analysis.cells[Cell(category, alpha)].target_share for alpha in alphas]
         yield (
             f"{name} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
-            f"{own.success_rate:>5.0%}  {'':>16}"
+            f"{own.success_rate:>5.0%}  {'':>10}"
             + "".join(f" {'-' if share is None else f'{share:.0%}':>5}" for share in shares)
         )
-    yield (
-        "target: the target prompts' own images, unsteered: what the model can do at best, and the "
-        "cells' margins as shares of it."
-    )
+    yield "target: the target prompts' own images, what the model can do at best, and the"
+    yield "cells' margins as shares of it, by alpha."
 
 
 def method_tables(found: MethodComparison) -> Iterator[str]:
@@ -259,7 +330,7 @@ def method_tables(found: MethodComparison) -> Iterator[str]:
         ("category", [(str(d.category), d) for d in found.categories]),
     ):
         yield ""
-        columns = {column: _width([column], 9) for column, _ in differences}
+        columns = {column: first_column([column], 9) for column, _ in differences}
         yield f"{name:<{width}}" + "".join(
             f" {' ' * (most - display_width(shortened(column, most)))}{shortened(column, most)}"
             for column, most in columns.items()
@@ -289,78 +360,6 @@ def _marked(difference: Difference) -> str:
         return f"<{MIN_DECISIVE}"
     is_one_sided = difference.ci_low > 0 or difference.ci_high < 0
     return f"{difference.mean:+.4f}{'*' if is_one_sided else ' '}"
-
-
-def quality_table(quality: Quality) -> Iterator[str]:
-    """The metrics beside the margin: of single images by cell, of all images by alpha."""
-    measured = {name for of in quality.cells.values() for name in of}
-    shown = [metric for metric in quality.metrics if metric.name in measured]
-    names = [metric.name for metric in shown]
-    if names:
-        width = _width(cell.category for cell in quality.cells)
-        yield f"{'quality':<{width}} {'alpha':>5} {'n':>4}" + "".join(
-            f"  {printable(metric.column):>21}" for metric in shown
-        )
-        for cell, found in quality.cells.items():
-            n = max(of.n for of in found.values())
-            yield f"{_name(cell.category, width)} {cell.alpha:>5g} {n:>4}" + "".join(
-                f"  {_mean_and_interval(found[name]):>21}" for name in names
-            )
-        explained = [_EXPLAINED[name] for name in names if name in _EXPLAINED]
-        if explained:
-            yield " ".join(explained)
-        kept = [metric.column for metric in shown if metric.name in _KEPT]
-        if kept:
-            yield f"{', '.join(kept)}: what is left of the image at alpha 0."
-        yield from _absent_lines(quality, Input.FEATURES)
-        yield from _absent_lines(quality, Input.LPIPS)
-    if quality.alphas:
-        heads = [score.name for score in next(iter(quality.alphas.values())).values()]
-        yield ""
-        yield f"{'all images':<10} {'alpha':>5} {'n':>4}" + "".join(f"  {n:>21}" for n in heads)
-        for alpha, scores in quality.alphas.items():
-            n = max(score.n for score in scores.values())
-            yield f"{'':<10} {alpha:>5g} {n:>4}" + "".join(
-                f"  {score.value:>21.4g}" for score in scores.values()
-            )
-    elif names:
-        yield from _absent_lines(quality, Input.REFERENCES)
-    if quality.alphas and not isinstance(quality.references, Absent):
-        yield f"Distance from {len(quality.references.features)} {quality.references.name}."
-
-
-#: What some columns mean, and the columns that compare an image with the unsteered one.
-_EXPLAINED = {
-    "clip_score": "CLIPScore: to the target prompt.",
-    "directional_similarity": "direction: did the image move as the prompt did?",
-}
-_KEPT = ("psnr", "ssim", "lpips")
-
-
-def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
-    """The metrics that are not measured because the run lacks this input, with the reason."""
-    absent = {
-        Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,
-        Input.FEATURES: quality.features,
-    }[needed]  # fmt: skip
-    labels = [
-        printable(metric.label) for metric in quality.metrics
-        if needed in metric.inputs and (metric.per is Per.SET) == (needed is Input.REFERENCES)
-    ]  # fmt: skip
-    if labels and isinstance(absent, Absent):
-        names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-        why = f"{names} {'are' if len(labels) > 1 else 'is'} not measured: {absent.reason}"
-        yield from textwrap.wrap(why, LINE, break_on_hyphens=False, break_long_words=False)
-
-
-def _mean_and_interval(figures: Mean) -> str:
-    if figures.mean != figures.mean:
-        return "-"
-    digits = 1 if abs(figures.mean) >= 10 else 2
-    low, high = figures.ci_low, figures.ci_high
-    if low != low:
-        return f"{figures.mean:.{digits}f}"
-    return f"{figures.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 class PublishedOverall(TypedDict):
@@ -427,22 +426,21 @@ def _finding(cell: PublishedCell) -> str:
     return ", ".join(said)
 
 
-def _width(names: Iterable[str], least: int = _NARROW) -> int:
+def first_column(names: Iterable[str], least: int = _NARROW) -> int:
     """The width of a table's first column for these names."""
     widest = max((display_width(printable(name)) for name in names), default=0)
     return min(max(widest, least), _WIDE)
 
 
-def _name(name: str, width: int) -> str:
+def fitted(name: str, width: int) -> str:
     """A name shortened or padded to ``width`` columns."""
     return padded(shortened(printable(name), width), width)
 
 
-def _pool_row(name: str, alpha: str, pool: Pool) -> str:
-    verdict = str(pool.margin.verdict)
-    if pool.margin.n_needed is not None and pool.margin.verdict is Verdict.INCONCLUSIVE:
-        verdict += f" ({pool.margin.n_needed:,} pairs would decide)"
-    return _row(name, alpha, pool.margin, pool.gain, None, verdict)
+def _pool_verdict(pool: Pool, *, wide: bool) -> str:
+    if wide and is_needed_known(pool.margin):
+        return f"{pool.margin.verdict} ({pool.margin.n_needed:,} pairs would decide)"
+    return str(pool.margin.verdict)
 
 
 def _row(
@@ -452,12 +450,20 @@ def _row(
     gain: Estimate | None,
     share: float | None,
     verdict: str,
+    wide: bool,
 ) -> str:
     """A line of the verdict table; ``share``: of the ceiling."""
     head = f"{name} {alpha:>5} {margin.n:>4}"
     if margin.mean != margin.mean:
-        return f"{head} {'':>80}  {verdict}"
-    if gain is None or gain.mean != gain.mean:
+        return f"{head} {'':>{80 if wide else _BETWEEN - 14}}  {verdict}"
+    is_lacking = gain is None or gain.mean != gain.mean
+    if not wide:
+        gained = "" if gain is None or is_lacking else f"{gain.mean:+.3f}"
+        return (
+            f"{head} {margin.mean:>+6.3f} {_interval(margin.ci_low, margin.ci_high, 3):>16} "
+            f"{margin.success_rate:>4.0%} {gained:>6}  {verdict}"
+        )
+    if gain is None or is_lacking:
         gained = f"{'':>8} {'':>18}"
     else:
         gained = f"{gain.mean:>+8.4f} {_interval(gain.ci_low, gain.ci_high):>18}"
@@ -468,5 +474,5 @@ def _row(
     )
 
 
-def _interval(low: float, high: float) -> str:
-    return f"[{low:+.4f}, {high:+.4f}]"
+def _interval(low: float, high: float, digits: int = 4) -> str:
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]"

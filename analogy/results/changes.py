@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from analogy.core.records import Cell, Figures, Outcome, Verdict
 from analogy.core.strict_json import Json
+from analogy.core.text import listed
 from analogy.statistics.values import MIN_DECISIVE
 
 # Differences below this are rounding of float64 margins: they are on neither side of a limit.
 _ROUNDING = 1e-12
+
+
+SETTLED = {
+    Outcome.REGRESSED: "worse",
+    Outcome.IMPROVED: "better",
+    Outcome.EQUIVALENT: "equal within the tolerance",
+}
+"""The outcomes that say something, each in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,11 @@ class Change(Figures):
     def is_decided(self) -> bool:
         """Whether something was compared: neither too few pairs nor missing images."""
         return self.outcome not in (Outcome.TOO_FEW, Outcome.INCOMPLETE)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the comparison says which: worse, better or equal within the tolerance."""
+        return self.outcome in SETTLED
 
     def message(self) -> str:
         """The change in one line: what, from where to where, the interval, the limit."""
@@ -111,6 +126,16 @@ class Comparison:
         return any(one.is_decided for one in self.all_changes)
 
     @property
+    def is_undecided(self) -> bool:
+        """Whether neither a cell nor all together are shown to be worse, better or equal."""
+        return not any(one.is_settled for one in self.all_changes)
+
+    @property
+    def conclusion(self) -> str:
+        """What the comparison says of its cells, in one line."""
+        return concluded(self.changes, self.overall)
+
+    @property
     def scope(self) -> str:
         """How much of the baseline was compared, in words."""
         if len(self.categories) == self.n_categories:
@@ -132,7 +157,21 @@ class Comparison:
             "overall": self.overall.to_dict(),
             "subject_differences": list(self.subject_differences),
             "throughput": {"ratios": dict(self.throughput), "note": self.throughput_note},
+            "conclusion": self.conclusion,
         }
+
+
+def concluded(cells: Sequence[Change], overall: Change | None) -> str:
+    """What changes of cells, and of all cells together, show: worse, better, equal or nothing."""
+    counts = Counter(one.outcome for one in cells)
+    found = [f"{said} in {counts[outcome]}" for outcome, said in SETTLED.items() if counts[outcome]]
+    n_open = len(cells) - sum(counts[outcome] for outcome in SETTLED)
+    if n_open:
+        found.append(f"undecided in {n_open}")
+    text = f"{listed(found)} of {len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
+    if overall is not None and overall.is_settled:
+        return f"{text}; all cells together: {SETTLED[overall.outcome]}"
+    return f"{text}: nothing shown to be worse or better" if n_open == len(cells) else text
 
 
 def fell(old: Verdict | None, new: Verdict | None) -> bool:

@@ -16,6 +16,7 @@ from analogy.core.records import SIGNIFICANCE, Cell, Verdict
 from analogy.core.records import Outcome as Outcome
 from analogy.results.changes import Change as Change
 from analogy.results.changes import Comparison as Comparison
+from analogy.results.changes import concluded as concluded
 from analogy.results.changes import fell, outcome_of
 from analogy.results.comparison_looks import compare_common
 from analogy.results.model import CellFigures, Header, Measurement, Results

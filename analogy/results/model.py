@@ -470,7 +470,8 @@ class Header:
 @dataclass(frozen=True, slots=True)
 class Results:
     """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
-    :class:`analogy.studies.study.Study`. ``saved``: None unless the run was sequential.
+    :class:`analogy.studies.study.Study`. ``unknown``: pair id to the words that the embedded model,
+    or judge, was not trained on. ``saved``: None unless the run was sequential.
 
     ``peak_memory_bytes``: of a CUDA device, None elsewhere.
     """
@@ -484,3 +485,13 @@ class Results:
     unread: tuple[str, ...] = ()
     unsteered: tuple[str, ...] = ()
     saved: Saved | None = None
+    unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def unknown_words(self) -> tuple[str, ...]:
+        """The words of ``unknown``, each once."""
+        return tuple(dict.fromkeys(word for words in self.unknown.values() for word in words))
+
+    def mark(self, figures: CellFigures) -> str:
+        """What follows a cell's verdict: `` *`` if a pair of it has unknown words."""
+        return " *" if any(pair in self.unknown for pair in figures.items) else ""

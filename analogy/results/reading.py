@@ -305,6 +305,7 @@ def _results(data: Object, path: Path | None) -> Results:
         unread=_ids(data.get("unread")),
         unsteered=_ids(data.get("unsteered")),
         saved=_saved(data.get("sequential")),
+        unknown=_unknown(data),
     )
 
 
@@ -319,6 +320,12 @@ def _saved(value: object) -> Saved | None:
     digests = {name: checks.name(digest) for name, digest in part(value, "order").items()}
     order = {name: digest for name, digest in digests.items() if digest is not None}
     return Saved(images, of, None if math.isnan(seconds) else seconds, seed, order)
+
+
+def _unknown(data: Object) -> dict[str, tuple[str, ...]]:
+    """Pair id to words, of the entries that are valid."""
+    found = {pair: _ids(words) for pair, words in part(data, "unknown_words").items()}
+    return {pair: words for pair, words in found.items() if words}
 
 
 def _memory(value: object) -> int | None:

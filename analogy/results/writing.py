@@ -9,6 +9,7 @@ from pathlib import Path
 from analogy.core.files import write_output
 from analogy.core.records import Estimate, plain
 from analogy.core.strict_json import encoded as encoded_json
+from analogy.results.answer import answer_of
 from analogy.results.model import (
     RESULTS_VERSION,
     Analysis,
@@ -47,6 +48,8 @@ def to_json(results: Results) -> JsonObject:
     return {
         **header_to_json(results.header),
         **{name: ids for name, ids in lacking.items() if ids},
+        **({"unknown_words": _lists(results.unknown)} if results.unknown else {}),
+        "answer": answer_of(results.analysis, results.unknown_words).to_dict(),
         **analysis_to_json(results.analysis),
         "quality": quality_to_json(results.quality),
         "failures": [_failure(failure) for failure in results.failures],
@@ -193,6 +196,10 @@ def _pool(pool: Pool) -> JsonObject:
         **({} if pool.stop is None else {"stop": pool.stop.to_dict()}),
         **({} if pool.gain_stop is None else {"gain_stop": pool.gain_stop.to_dict()}),
     }
+
+
+def _lists(words: Mapping[str, tuple[str, ...]]) -> JsonObject:
+    return {pair: list(of) for pair, of in words.items()}
 
 
 def _saved(saved: Saved) -> JsonObject:

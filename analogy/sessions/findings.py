@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from analogy.core.records import Cell, Estimate, Verdict
@@ -18,15 +18,19 @@ from analogy.results.model import Mean, Stop
 from analogy.sessions import gate
 from analogy.sessions.session import Session
 from analogy.settings.request import RunRequest
+from analogy.world.known import unknown_note
 
 
 class CaseOutcome(Enum):
-    """How a case ends: a known failure was expected, a skipped one could not be decided."""
+    """How a case ends: a known failure was expected, a skipped one could not be decided, and an
+    inconclusive one is neither a success nor a failure.
+    """
 
     PASSED = "passed"
     FAILED = "failed"
     KNOWN = "known"
     SKIPPED = "skipped"
+    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ def of_cell(session: Session, cell: Cell) -> Finding:
         more = {f"gain_{name}": gain[name] for name in ("mean", "ci_low", "ci_high", "p")}
     if figures.share is not None:
         more["share_of_ceiling"] = figures.share
-    return _of_margin(str(cell), figures.margin, known, failed, more, figures.stop)
+    found = _of_margin(str(cell), figures.margin, known, failed, more, figures.stop)
+    return _ended(session, found, figures.margin, cell.category)
 
 
 def of_overall(session: Session) -> Finding:
@@ -60,7 +65,23 @@ def of_overall(session: Session) -> Finding:
     failed = len(study.failures(study.jobs()))
     known = session.known_verdict(None)
     pool = study.overall()
-    return _of_margin("all categories and alphas", pool.margin, known, failed, {}, pool.stop)
+    found = _of_margin("all categories and alphas", pool.margin, known, failed, {}, pool.stop)
+    return _ended(session, found, pool.margin, None)
+
+
+def _ended(session: Session, found: Finding, figures: Estimate, category: str | None) -> Finding:
+    """A finding with its mark for unknown words; one of an inconclusive figure ends as the user,
+    or a gate, wants it to. ``category``: None for all.
+    """
+    words = session.unknown_words(category)
+    if words:
+        note = unknown_note(words, model=session.study.config.model)
+        found = replace(found, message=f"{found.message}; {note}")
+    outcomes = {"skip": CaseOutcome.INCONCLUSIVE, "pass": CaseOutcome.PASSED}
+    is_open = found.outcome is CaseOutcome.FAILED and figures.verdict is Verdict.INCONCLUSIVE
+    if not is_open or session.on_inconclusive not in outcomes:
+        return found
+    return replace(found, outcome=outcomes[session.on_inconclusive])
 
 
 def _of_margin(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from analogy.results import baseline as baselines
 from analogy.results import kept
 from analogy.results.comparison import Comparison, compare
@@ -20,6 +22,7 @@ def write_outputs(session: Session, results: Results, *, shows_results: bool = T
     ``AnalogyError`` if a file cannot be written.
     """
     request, folder = session.request, session.study.folder.path
+    results = replace(results, unknown=session.unknown)
     session.kept = kept.keep(results, folder)
     written = session.kept.results
     if request.results is None and shows_results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from analogy.core.errors import AnalogyError, ExitCode, ModelError
@@ -11,7 +11,7 @@ from analogy.generation.engine import Progress, no_progress
 from analogy.models.memory import memory_said
 from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
-from analogy.sessions.findings import CaseOutcome, unmeasured
+from analogy.sessions.findings import CaseOutcome, Finding, unmeasured
 from analogy.sessions.outputs import write_outputs
 from analogy.sessions.session import Session
 from analogy.store.grid import Job
@@ -38,8 +38,16 @@ def fault_code(error: AnalogyError) -> ExitCode:
     return max(error.exit_code, ExitCode.UNREADABLE)
 
 
-def run_cases(session: Session) -> Ending:
+def run_cases(
+    session: Session,
+    *,
+    began: Callable[[], None] | None = None,
+    decided: Callable[[Finding], None] | None = None,
+) -> Ending:
     """Generate, score and decide every case; continues what an earlier process began.
+
+    ``began`` is called before the work, when the run's images are known; ``decided`` after each
+    case.
 
     A fault of the machine, or Ctrl-C, ends the run and is in the returned ``Ending``: finished work
     is kept and can still be analysed.
@@ -48,6 +56,8 @@ def run_cases(session: Session) -> Ending:
     """
     ending = Ending()
     session.planned |= dict.fromkeys(cases.cells(session))
+    if began is not None:
+        began()
     is_prepared = False
     try:
         session.prepare()
@@ -57,6 +67,8 @@ def run_cases(session: Session) -> Ending:
                 for jobs in case.rounds():
                     _measure(session, jobs)
                 finding = case.decide()
+                if decided is not None:
+                    decided(finding)
                 if finding.outcome is CaseOutcome.FAILED:
                     ending.fail(finding.message)
         for line in unmeasured(session.request, session):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,18 @@ from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
+from analogy.sessions.progress import bar
 from analogy.settings.request import RunRequest
+from analogy.store.grid import Job, once
 from analogy.studies.quality import References, no_features
 from analogy.studies.study import Study
 from analogy.world.drawings import drawings
+from analogy.world.known import unknown_pairs
 
 if TYPE_CHECKING:
     from analogy.results.comparison import Change
     from analogy.results.kept import Kept
     from analogy.results.model import Results
-    from analogy.store.grid import Job
 
 # What must equal the shipped baseline's before a run is compared with it by default.
 _OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "scheduler")
@@ -44,6 +46,7 @@ class Session:
     - ``is_strict``: no cell is expected to fail;
     - ``planned``: the cells of the cases, in their order; ``known``: those that the baseline
       expects not to succeed;
+    - ``room``: the columns beside pytest's dots for a progress bar, None outside of pytest;
     - ``held``: the limits that some case has checked;
     - ``changes``: from the baseline, of a cell or of all cells together (None), the latest if a
       case ran again;
@@ -74,7 +77,9 @@ class Session:
         self.lost: str | None = None
         self.kept: Kept | None = None
         self.stays: str | None = None
+        self.room: int | None = None
         self._bar: tqdm[Any] | None = None
+        self._total: int | None = None
         self._lpips: Lpips | Absent | None = None
         self._references: References | Absent | None = None
 
@@ -115,10 +120,37 @@ class Session:
 
         Raises what :meth:`Study.prepare` does.
         """
-        jobs = {job.key: job for cell in self.planned for job in self.study.cell_jobs(*cell)}
-        self.study.prepare(list(jobs.values()))
+        self.study.prepare(self.jobs())
         if self.request.lpips_weights is not None:
             self._lpips = self._load_lpips()
+
+    @cached_property
+    def unknown(self) -> dict[str, tuple[str, ...]]:
+        """Pair id to the words that the embedded model, or judge, was not trained on."""
+        config = self.study.config
+        return unknown_pairs(self.study.pairs, model=config.model, judge=config.clip_model)
+
+    def unknown_words(self, category: str | None = None) -> tuple[str, ...]:
+        """Those of a category's pairs, or of all, each once."""
+        return tuple(dict.fromkeys(
+            word
+            for pair in self.study.pairs
+            if category in (None, pair.category)
+            for word in self.unknown.get(pair.id, ())
+        ))  # fmt: skip
+
+    def jobs(self) -> list[Job]:
+        """The jobs of the planned cells, each once; of a sequential run those that are due."""
+        return once(job for cell in self.planned for job in self.study.cell_jobs(*cell))
+
+    @property
+    def on_inconclusive(self) -> str:
+        """What an inconclusive case does: ``fail``, ``skip`` or ``pass``.
+
+        Unless the user chose, it fails in a gate: with ``--baseline``, ``--limits`` or ``strict``.
+        """
+        is_gate = self.is_strict or self.request.gates or bool(self.request.limits)
+        return self.request.inconclusive or ("fail" if is_gate else "skip")
 
     @property
     def lpips(self) -> Lpips | Absent:
@@ -177,17 +209,12 @@ class Session:
         Of a sequential run no total is known.
         """
         if self._bar is None:
-            study = self.study
             left = None
-            if not study.config.sequential:
-                jobs = {
-                    job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
-                }.values()
-                left = len(study.missing(jobs)) + count
-            is_terminal = sys.stderr.isatty()
-            self._bar = tqdm(
-                total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
-            )
+            if not self.study.config.sequential:
+                left = len(self.study.missing(self.jobs())) + count
+                self._total = self._total or left
+            done = 0 if left is None or self._total is None else self._total - left
+            self._bar = bar(self._total, done, room=self.room)
         self._bar.update(count)
         if self._bar.n == self._bar.total:
             self.close()

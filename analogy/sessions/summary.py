@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from analogy.models import defaults
 from analogy.models.places import shipped
 from analogy.report import text
+from analogy.report.text_quality import quality_table
 from analogy.report.text_sequential import looks_table
 from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
 from analogy.settings.pairs import named
 from analogy.studies.study import Study
+from analogy.world.known import unknown_note
 
 
 def interrupted(session: Session) -> str:
@@ -26,18 +28,21 @@ def interrupted(session: Session) -> str:
 
 
 def summary(session: Session, analysis: Analysis) -> Iterator[str]:
-    """The table (category x alpha, alpha 0 included, and the whole) and everything around it."""
-    study = session.study
+    """The table (category x alpha, alpha 0 included, and the whole) and everything below it.
+
+    The last line is the answer.
+    """
+    study, wide = session.study, session.request.wide
     for lines in (
-        _heading(session),
-        text.verdict_table(analysis, session.known),
+        text.verdict_table(analysis, session.known, wide=wide, marked=_marked(session)),
+        _mark_lines(session),
         looks_table(analysis, study.saved()),
         text.failure_lines(study.failures(study.jobs())),
-        text.reading_notes(analysis),
+        text.reading_notes(analysis, wide=wide),
         text.trend_table(analysis),
-        text.null_table(analysis),
+        text.null_table(analysis, wide=wide),
         text.target_table(analysis),
-        text.quality_table(study.quality),
+        quality_table(study.quality, wide=wide),
         _against_published(session, analysis),
         _against_baseline(session),
         _rates(session),
@@ -46,9 +51,11 @@ def summary(session: Session, analysis: Analysis) -> Iterator[str]:
         yield from block
         if block:
             yield ""
+    yield from text.answer_lines(analysis, session.unknown_words())
 
 
-def _heading(session: Session) -> Iterator[str]:
+def heading(session: Session) -> Iterator[str]:
+    """What is run, and how much of it is left to do; printed before the work."""
     study, run = session.study, session.study.config
     yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
@@ -65,10 +72,49 @@ def _heading(session: Session) -> Iterator[str]:
         if different:
             yield f"differs   {'; '.join(different)}"
     yield from unread_lines(study)
+    for note in _unknown_notes(session):
+        yield f"unknown   {note}"
     if session.is_strict:
         yield "strict    no cell is expected to fail"
     if run.limit is not None:
         yield f"limit     {run.limit} pairs per category: not the whole measurement"
+    yield f"pairs     {len(study.pairs):,} in {_categories(study)}"
+    yield f"images    {_images(session)}"
+
+
+def _unknown_notes(session: Session) -> Iterator[str]:
+    """The words that the embedded model, or judge, was not trained on, if there are any."""
+    if session.unknown:
+        words = session.unknown_words()
+        yield (
+            f"{unknown_note(words, model=session.study.config.model)}; "
+            f"{len(session.unknown):,} of {len(session.study.pairs):,} pairs"
+        )
+
+
+def _marked(session: Session) -> list[str]:
+    """The categories with a pair of unknown words."""
+    return [name for name in session.study.categories if session.unknown_words(name)]
+
+
+def _mark_lines(session: Session) -> Iterator[str]:
+    for note in _unknown_notes(session):
+        yield f"*: {note}, whose images and margins say nothing about the words"
+
+
+def _categories(study: Study) -> str:
+    count = len(study.categories)
+    return f"{count:,} {'category' if count == 1 else 'categories'}"
+
+
+def _images(session: Session) -> str:
+    """How many images are to make, and how many are there."""
+    study, jobs = session.study, session.jobs()
+    missing = len(study.missing(jobs))
+    there = f"{len(jobs) - missing:,} are there"
+    if study.config.sequential:
+        return f"{missing:,} to make for the next looks, {there}; how many in all, the looks decide"
+    return f"{missing:,} to make, {there}" if missing else f"all {len(jobs):,} are there"
 
 
 def unread_lines(study: Study) -> Iterator[str]:
@@ -96,6 +142,9 @@ def _against_baseline(session: Session) -> Iterator[str]:
     yield "against the baseline: " + ", ".join(
         f"{counts[outcome]} {outcome}" for outcome in comparison.Outcome if counts[outcome]
     )
+    cells = [change for cell, change in session.changes.items() if cell is not None]
+    if cells:
+        yield f"  {comparison.concluded(cells, session.changes.get(None))}"
     for change in session.changes.values():
         if change.outcome in (comparison.Outcome.REGRESSED, comparison.Outcome.IMPROVED):
             yield f"  {change.message()}"
@@ -111,6 +160,8 @@ def _rates(session: Session) -> Iterator[str]:
     peak = folder.peak_memory()
     if peak is not None:
         yield f"memory    {peak / 2**30:.1f} GiB of the device at most"
+    if session.update is not None:
+        yield f"baseline  {session.note}"
     if session.kept is not None:
         yield from session.kept.lines()
     if session.kept is None or session.stays is None:

@@ -20,7 +20,7 @@ from analogy.core.records import Limit
 from analogy.core.registry import Registry
 from analogy.grid_metrics import DEFAULT, grid_names
 from analogy.models.samplings import EMBEDDED_SAMPLING
-from analogy.settings.request import RunRequest, option_error
+from analogy.settings.request import INCONCLUSIVE, RunRequest, option_error
 from analogy.steering.base import DEFAULT_ALPHAS, METHODS
 from analogy.writers import WRITERS, Output
 
@@ -59,10 +59,36 @@ class Option:
         return value if value is None or isinstance(value, bool) else str(value)
 
     @property
+    def panel(self) -> str:
+        """The group of options in the help that it belongs to."""
+        return next(title for title, keys in PANELS.items() if self.key in keys)
+
+    @property
     def name(self) -> str:
         """Its name among pytest's options."""
         return f"analogy_{self.key}"
 
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "Model and judge": (
+        "gpu", "device", "offline", "model", "lora", "dtype", "clip_model", "clip_pretrained",
+        "clip_dtype",
+    ),
+    "Pairs and method": (
+        "pairs", "categories", "limit", "method", "alphas", "seeds", "control", "target", "steps",
+        "guidance", "size", "steer_from", "steer_until",
+    ),
+    "Stopping early": ("sequential", "order_seed", "full_unsteered", "futility", "reserve"),
+    "Execution": (
+        "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir",
+    ),
+    "Judgement": (
+        "metrics", "limits", "baseline", "tolerance", "update_baseline", "inconclusive",
+        "reference", "lpips_weights", "ceiling",
+    ),
+    "Outputs": ("results", "report", "write", "wide"),
+}  # fmt: skip
+"""The groups of options in the help, by their keys."""
 
 _DEFAULTS = RunRequest()
 
@@ -378,6 +404,9 @@ OPTIONS: tuple[Option, ...] = (
            "embedded model, else none]", parse=parse_path, metavar="FILE"),
     Option("--tolerance", "how far below the baseline a mean margin may be",
            parse=parse_tolerance, metavar="MARGIN"),
+    Option("--inconclusive", f"what an inconclusive case does: {', '.join(INCONCLUSIVE)} [default: "
+           "fail with --baseline, --limits or --strict, else skip]", parse=_one_of(INCONCLUSIVE),
+           metavar="HOW", choices=INCONCLUSIVE),
     Option("--update-baseline", "write this run's results as the baseline"),
     Option("--results", "the results file to write [default: results.json, unless it has results "
            "of a larger run]", parse=parse_path, metavar="FILE"),
@@ -387,6 +416,7 @@ OPTIONS: tuple[Option, ...] = (
            "how (.json, .html, .csv, .md, or one that an installed package adds), or NAME=FILE "
            f"with a writer of {', '.join(WRITERS.builtin)}, an installed package's or "
            "package.module:name", parse=_outputs, metavar="FILES", choices=_writer_starts),
+    Option("--wide", "print all columns of the tables, some 120 characters"),
 )  # fmt: skip
 
 

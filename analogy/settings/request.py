@@ -29,6 +29,9 @@ from analogy.grid_metrics import DEFAULT, METRICS, grid_names, name_in_results
 from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
 from analogy.writers import Output
 
+INCONCLUSIVE = ("fail", "skip", "pass")
+"""What an inconclusive case may do."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
@@ -53,10 +56,11 @@ class RunRequest:
 
     Judgement: ``metrics`` (names, or ``package.module:name``; None: the built-in ones),
     ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``, ``tolerance``
-    (margin), ``update_baseline``.
+    (margin), ``update_baseline``; ``inconclusive``: ``fail``, ``skip`` or ``pass``, what such a
+    case does (None: it fails in a gate and is skipped elsewhere).
 
     Outputs: ``run_dir``, ``results``, ``report``; ``write``: further files, each an ``Output`` or
-    the text ``FILE`` or ``NAME=FILE``.
+    the text ``FILE`` or ``NAME=FILE``; ``wide``: all columns of the tables that are printed.
 
     Paths may be given as ``Path``, and lists for tuples. Raises ``FieldError`` for a value that no
     run can have; it names the field.
@@ -103,9 +107,11 @@ class RunRequest:
     baseline: str | None = None
     tolerance: float = TOLERANCE
     update_baseline: bool = False
+    inconclusive: str | None = None
     results: str | None = None
     report: str | None = None
     write: tuple[Output, ...] = ()
+    wide: bool = False
 
     def __post_init__(self) -> None:
         _check_method(self.method)
@@ -128,6 +134,8 @@ class RunRequest:
         check_window(self.steer_from, self.steer_until)
         _check_engine(self.engine)
         one_of(DTYPES)("clip_dtype", self.clip_dtype)
+        if self.inconclusive is not None:
+            one_of(INCONCLUSIVE)("inconclusive", self.inconclusive)
         check_number("tolerance", self.tolerance, 0.0, MAX_TOLERANCE)
         for name in ("run_dir", "ceiling", "reference", "lpips_weights", "baseline", "results",
                      "report"):  # fmt: skip

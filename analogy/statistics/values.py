@@ -14,6 +14,9 @@ MIN_DECISIVE = 6
 """With fewer, an interval and a test are computed but decide nothing: 5 pairs or fewer are too few,
 as the loader warns."""
 
+ENOUGH_PAIRS = 10
+"""With this many or more, intervals also hold for skewed margins (docs/calibration.md)."""
+
 # Values whose spread is below this share of the largest are one value: float64 resolves no more of
 # a variance than rounding noise there, and scipy's t-test warns of it (below 1e-14).
 SAME = 1e-12

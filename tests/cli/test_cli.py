@@ -70,7 +70,11 @@ def test_nothing_regressed(run, file, old):
     assert lines[2].split() == [
         "color", "0.5", "20", mean, mean, "+0.0000", "[+0.0000,", "+0.0000]", "equivalent",
     ]  # fmt: skip
-    assert len(lines) == 2 + 4 + 1 + 1 + 6
+    assert len(lines) == 2 + 4 + 1 + 1 + 7
+    assert lines[-1] == (
+        "conclusion  equal within the tolerance in 4 of 4 cells; all cells together: equal within "
+        "the tolerance"
+    )
     assert lines[7].split()[:3] == ["overall", "all", "40"]
     assert "compared    all 2 categories; tolerance 0.005" in result.stdout
     assert "subject     steps: baseline 8, this run 9" in result.stdout
@@ -122,6 +126,27 @@ def test_another_machine_has_no_ratio(run, file, old):
     new = file("new.json", small(20), machine={"processor": "M4", "threads": 2, "device": "cpu"})
     shown = run("compare", old, new).stdout
     assert "throughput  not compared: another machine (processor)" in shown
+
+
+def test_nothing_decided_is_said_and_has_an_exit_code_for_who_asks(run, file, old, tmp_path):
+    noise = np.random.default_rng(3).normal(0, 0.5, 20)
+    margins = {cell: values + noise for cell, values in small(20).items()}
+    new = file("new.json", margins)
+    result = run("compare", old, new)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == (
+        "conclusion  undecided in 4 of 4 cells: nothing shown to be worse or better"
+    )
+    asked = run("compare", old, new, "--decide", "--json", tmp_path / "c.json")
+    assert asked.exit_code == 6
+    data = json.loads((tmp_path / "c.json").read_text())
+    assert data["exit_code"] == 6
+    assert data["conclusion"] in result.stdout
+    assert run("compare", old, old, "--decide").exit_code == 0
+    worse = file("worse.json", lower(small(20), "size", 0.2))
+    assert run("compare", old, worse, "--decide").exit_code == 1
+    one = file("one.json", {**small(20), ("size", 1.0): small(20)["size", 1.0] + 0.2})
+    assert "better in 1, equal within the tolerance in 3 of 4" in run("compare", old, one).stdout
 
 
 # --- compare: what does not pass

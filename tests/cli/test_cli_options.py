@@ -7,17 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
 from cases import ROOT
+from typer.testing import CliRunner
 from verbs import verb
 
 from analogy import cli
-from analogy.cli import look
+from analogy._version import __version__
+from analogy.cli import completion, look
 from analogy.core.errors import OptionError
 from analogy.sessions.session import Session
-from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.options import OPTIONS, PANELS, parse_options
 from analogy.steering.base import METHODS
 
 OTHERS = {
@@ -28,7 +31,8 @@ OTHERS = {
     "dtype": "float16", "limit": "7", "order_seed": "3",
     "batch_size": "9", "memory": "11.5", "run_dir": "r", "ceiling": "c.json", "reference": "f",
     "lpips_weights": "w", "metrics": "ssim,kid", "limits": "ssim>=0.4", "baseline": "b.json",
-    "tolerance": "0.1", "results": "o.json", "report": "o.html", "write": "o.csv,md=o.txt",
+    "tolerance": "0.1", "inconclusive": "pass", "results": "o.json", "report": "o.html",
+    "write": "o.csv,md=o.txt",
 }  # fmt: skip
 
 OF_SEQUENTIAL = ("order_seed", "full_unsteered", "futility", "reserve")
@@ -134,12 +138,64 @@ def test_every_help_text_is_shown_as_it_is_written(names):
     written += [inner.help.split("\n\n")[0] for inner in getattr(command, "commands", {}).values()]
     written += [text for text in (command.help, command.epilog) if text]
     if not hasattr(command, "commands"):
-        assert inspect.getdoc(command.callback) == unescaped(command.help)
+        assert words_of(inspect.getdoc(command.callback)) == words_of(unescaped(command.help))
     shown = words_of(verb(*names, "--help", env={"COLUMNS": "1000"}).stdout)
     assert written
     for text in written:
         assert words_of(unescaped(text)) in shown, text
     assert "\\[" not in shown
+
+
+def test_options_of_a_run_are_in_groups_and_commands_have_examples():
+    shown = verb("run", "--help").stdout
+    grouped = [key for keys in PANELS.values() for key in keys]
+    assert sorted(grouped) == sorted(each.key for each in OPTIONS)
+    assert all(f"─ {title} ─" in shown for title in PANELS)
+    for names in (("run",), ("steer",), ("compare",), ("score",), ("verify",)):
+        help_text = verb(*names, "--help").stdout
+        assert "Examples:" in help_text
+        [*_, example] = [line for line in help_text.splitlines() if line.startswith(" analogy ")]
+        assert example.split()[1] == names[0]
+
+
+def test_paragraphs_of_a_help_fill_the_lines():
+    lines = verb("run", "--help", env={"COLUMNS": "80"}).stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if "Either of the two" in line)
+    assert len(lines[start].rstrip()) > 65
+    assert len(lines[start + 1].rstrip()) > 65
+
+
+def test_the_version_is_printed():
+    result = verb("--version")
+    assert (result.exit_code, result.stdout) == (0, f"analogy-bench {__version__}\n")
+    assert verb("models", "--help", env={"ANALOGY_VERSION": "1"}).exit_code == 0
+    assert "Usage" in verb("models", "--help", env={"ANALOGY_VERSION": "1"}).stdout
+
+
+def test_a_shell_offers_categories_and_run_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    context = SimpleNamespace(params={})
+    assert completion.category_names(context, "s") == ["size", "scene"]
+    assert completion.category_names(context, "size,sc") == ["size,scene"]
+    assert "size,size" not in completion.category_names(context, "size,")
+    context.params["pairs"] = "nosuch.csv"
+    assert completion.category_names(context, "") == []
+    for name in (".analogy/runs/3f2a", "mine", "mine-too", "other/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".analogy/runs/3f2a", "mine", "other/deep"):
+        (tmp_path / name / "index.sqlite").touch()
+    (tmp_path / "old.json").touch()
+    assert completion.run_folders("") == [".analogy/runs/3f2a", "mine", "mine-too/", "other/"]
+    assert completion.run_folders("oth") == ["other/"]
+    assert completion.run_folders("other/") == ["other/deep"]
+    assert completion.runs("o") == ["other/", "old.json"]
+    env = {
+        "_ANALOGY_COMPLETE": "complete_bash",
+        "COMP_WORDS": "analogy report mi",
+        "COMP_CWORD": "2",
+    }
+    offered = CliRunner().invoke(cli.app, prog_name="analogy", env=env).stdout.split()
+    assert offered == ["mine", "mine-too/"]
 
 
 def unescaped(text):

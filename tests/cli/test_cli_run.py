@@ -16,10 +16,12 @@ import pytest
 from cases import ROOT
 from verbs import verb
 
+from analogy.cli import base
 from analogy.generation import execution as execute
 from analogy.generation import worker as work
 from analogy.models.generator import Generator
 from analogy.models.memory import MemoryFullError
+from analogy.sessions.session import Session
 from analogy.settings import options
 from analogy.store.folder import RunFolder
 from analogy.studies.study import Study
@@ -159,10 +161,13 @@ def test_success_ends_with_0_and_the_table(run, judged):
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("model     sdxl-tiny@sha256:")
-    row = next(line for line in lines if line.startswith("color          1"))
+    row = next(line for line in lines if line.split()[:2] == ["color", "1"])
     assert row.endswith("success")
     assert any(line.startswith("quality    alpha") for line in lines)
-    assert lines[-3:-1] == ["results   results.json", "report    r.html"]
+    assert lines[-5:-2] == ["results   results.json", "report    r.html", ""]
+    assert lines[-2].startswith("pool      success, mean margin +0.")
+    answer = results_of(Path("results.json"))["answer"]["text"]
+    assert lines[-1] == f"answer    {answer}" == "answer    Yes at 0.5 and 1: 1 of 1 category"
     assert results_of(Path("results.json")) == results_of(Path("run/results.json"))
     assert Path("r.html").stat().st_size > 10_000
 
@@ -186,6 +191,62 @@ def test_known_failures_are_expected_unless_strict(run, judged):
     assert "failure (known)" in again.stdout
     assert "against the baseline: 3 equivalent" in again.stdout
     assert run("--baseline=b.json", "--strict").exit_code == 1
+
+
+def test_the_header_comes_before_the_work(run, judged, monkeypatch):
+    judged(above)
+    printed = []
+    generate = Session.prepare
+    monkeypatch.setattr(base, "show", lambda text, *, to_stderr=False: printed.append(text))
+    monkeypatch.setattr(
+        Session, "prepare", lambda session: (printed.append("work"), generate(session))
+    )
+    assert run().exit_code == 0
+    header, work, table = printed
+    assert work == "work"
+    assert header.startswith("model     sdxl-tiny@sha256:")
+    assert "pairs     8 in 1 category\nimages    " in header
+    assert "model " not in table
+
+
+def test_quiet_prints_the_answer_and_verbose_each_case(run, judged):
+    judged(above)
+    quiet = run("-q")
+    assert quiet.stdout == "answer    Yes at 0.5 and 1: 1 of 1 category\n"
+    verbose = run("-v")
+    assert "analogy: color at alpha 1: success, mean margin +0." in verbose.stderr
+    assert verbose.stdout.endswith(quiet.stdout)
+
+
+def test_inconclusive_is_as_the_user_wants_it(run, judged):
+    judged(noise)
+    assert run().exit_code == 0
+    assert run("--inconclusive=pass").exit_code == 0
+    for option in ("--inconclusive=fail", "--strict"):
+        failed = run(option)
+        assert failed.exit_code == 1
+        assert "analogy: color at alpha 1: inconclusive, mean margin" in failed.stderr
+
+
+def test_unknown_words_are_named_with_every_verdict(run, judged, tmp_path):
+    judged(above)
+    rows = Path("eight.csv").read_text().replace("car", "taxi")
+    Path("taxi.csv").write_text(rows)
+    result = run("--pairs=taxi.csv", "--write=v.md")
+    said = "the embedded model does not know: taxi"
+    lines = result.stdout.splitlines()
+    assert f"unknown   {said}; 1 of 8 pairs" in lines
+    assert any(line.startswith(f"*: {said}") for line in lines)
+    verdicts = [line for line in lines if line.endswith((" success *", " inconclusive *"))]
+    assert len(verdicts) == 2 + 2 + 1  # cells, strengths, overall
+    assert lines[-1].endswith("; with words that are not known")
+    data = results_of(Path("run/results.json"))
+    assert data["unknown_words"] == {"c0": ["taxi"]}
+    assert data["answer"]["text"] in lines[-1]
+    page = Path("v.md").read_text()
+    assert "; with words that are not known**" in page
+    assert page.count(" \\* |") == 2
+    assert page.endswith("\\*: with words that are not known: `taxi`.\n")
 
 
 def test_a_regression_ends_with_1(run, judged, made):
@@ -219,7 +280,7 @@ def test_json_on_stdout_is_the_results_and_alone_there(run, judged):
     judged(above)
     result = run("--json=-")
     assert json.loads(result.stdout) == results_of(Path("results.json"))
-    assert "color          1" in result.stderr
+    assert "\ncolor        1 " in result.stderr
 
 
 def test_an_interruption_says_how_to_go_on_and_keeps_what_was_done(run, judged, monkeypatch):
@@ -308,7 +369,7 @@ def test_results_that_cannot_be_written_end_with_4_and_the_table_all_the_same(
     result = run()
     assert result.exit_code == 4
     assert "analogy: results NOT written: " in result.stderr
-    assert "color          1" in result.stdout
+    assert "\ncolor        1 " in result.stdout
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_a_file_that_was_named_is_written_whatever_it_has(here):
     assert n_pairs("results.json") == 2
     assert "results   results.json" in result.stdout.splitlines()
     assert n_pairs("run/results.json") > 2
-    assert verb("run", *WHOLE).stdout.splitlines()[-2] == "results   results.json"
+    assert "results   results.json" in verb("run", *WHOLE).stdout.splitlines()
     assert n_pairs("results.json") > 2
 
 
@@ -248,7 +248,8 @@ def test_another_judge_scores_what_the_folder_shows_and_not_the_small_run(here, 
     assert "0 images scored now" in few.stdout
     assert "of        word, 2 pairs in color, alpha 0.5, 1, seeds 0, limit 2" in few.stdout
     assert view.read_bytes() == whole
-    file = few.stdout.splitlines()[-1].removeprefix("results   ")
+    [line] = [line for line in few.stdout.splitlines() if line.startswith("results   ")]
+    file = line.removeprefix("results   ")
     assert n_pairs(file) == 2
     assert results_of(file)["provenance"]["judge"].startswith("second@")
     listed = verb("report", "run").stderr

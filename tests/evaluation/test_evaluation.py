@@ -294,7 +294,10 @@ def test_two_models_are_compared_prompt_by_prompt(make_task, made, write_folder,
     interval = bootstrap_ci(difference.reshape(3, 2).mean(axis=1))
     assert (bright.ci_low, bright.ci_high) == pytest.approx(interval)
     np.testing.assert_allclose(list(report["psnr"].values.values()), psnr(after, before))
+    assert bright.verdict == "too_few"  # three prompts
     assert report["psnr"].value_a is None
+    assert report["psnr"].verdict is None
+    assert not report.unequal  # of folders nothing is known
     assert report["kid (clip-tiny)"].value == pytest.approx(
         kid(after, before, judge).value, abs=1e-6
     )

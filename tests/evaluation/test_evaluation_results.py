@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from analogy.evaluation import (
     metric,
     timed,
 )
+from analogy.evaluation.results import PairVerdict
 
 pytestmark = pytest.mark.usefixtures("one_pipeline")
 
@@ -159,6 +161,36 @@ def test_large_figures_and_costs_fit_the_terminal_too(make_task, quick):
     text = str(EvaluationAgent(task).compare("embedded", build("sd1")))
     assert max(map(len, text.splitlines())) <= 100
     assert re.search(r"^parameters +8\.709 M +1\.192 M +-7\.517 M +- +1 +lower", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n", "higher_is_better", "verdict"),
+    [
+        (0.1, 0.2, 6, True, "better"),
+        (0.1, 0.2, 6, False, "worse"),
+        (-0.2, -0.1, 6, False, "better"),
+        (-0.2, -0.1, 6, True, "worse"),
+        (-0.2, -0.1, 6, None, "different"),
+        (-0.1, 0.2, 6, True, "undecided"),
+        (0.0, 0.0, 6, True, "undecided"),
+        (0.1, 0.2, 5, True, "too_few"),
+    ],
+)
+def test_an_interval_of_a_difference_has_a_verdict(low, high, n, higher_is_better, verdict):
+    found = PairVerdict.of(low, high, n_prompts=n, higher_is_better=higher_is_better)
+    assert found == verdict
+
+
+def test_settings_of_sampling_that_differ_are_flagged(make_task, quick, tmp_path):
+    task = make_task("efficiency", batch_size=1, country="DEU")
+    report = EvaluationAgent(task).compare("embedded", build("sd1"))
+    assert "size (a 64, b 16)" in map(str, report.unequal)
+    said = " ".join(str(report).split())
+    assert "size (a 64, b 16)" in said
+    assert "a difference may be due to this, and not to the models" in said
+    assert Report.from_json(report.to_json()).unequal == report.unequal
+    same = replace(report, unequal=())
+    assert "unequal" not in str(same) + same.to_json()
 
 
 def test_a_metric_that_is_not_there_is_asked_for_by_its_near_name(report):

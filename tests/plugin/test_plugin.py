@@ -78,7 +78,10 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
     assert set(throughput) == {"generate_images_per_s", "score_images_per_s"}
     assert all(rate > 0 for rate in throughput.values())
 
-    cases = ElementTree.parse(bench.path / "junit.xml").iter("testcase")
+    junit = ElementTree.parse(bench.path / "junit.xml")
+    [said] = junit.iterfind("testsuite/properties/property")
+    assert (said.get("name"), said.get("value")) == ("answer", results["answer"]["text"])
+    cases = junit.iter("testcase")
     properties = {
         case.get("name"): {p.get("name"): p.get("value") for p in case.iter("property")}
         for case in cases
@@ -101,15 +104,18 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
 
     first.stdout.fnmatch_lines(
         [
-            "*= analogy steering =*",
             "model     sdxl-tiny@sha256:*",
             "judge     clip-tiny@sha256:*",
             "steering  word; 2 steps, guidance 4, 64 px, * on cpu, seeds 0",
             "run       run",
             "limit     2 pairs per category: not the whole measurement",
-            "category   alpha    n   margin             95% CI        p    >0     gain *verdict",
-            "color          0    2 *unsteered",
-            "color        0.5    2 *too_few",
+            "pairs     16 in 8 categories",
+            "images    64 to make, 0 are there",
+            "*Name (time in *s) *Mean *Rounds*",
+            "*= analogy steering =*",
+            "category alpha    n margin           95% CI   >0   gain  verdict",
+            "color *0    2 *unsteered",
+            "color *0.5    2 *too_few",
             "emotion        1    2 *too_few",
             "all          0.8   16 *",
             "overall      all   16 *" + whole["verdict"] + "*",
@@ -121,8 +127,11 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "generated * images/s",
             "scored    * images/s",
             "results   results.json",
+            "pool      " + whole["verdict"] + "* (published protocol: all strengths)",
+            "answer    " + results["answer"]["text"],
         ]
     )
+    assert "StdDev" not in first.stdout.str()
 
     # The same command again loads no model and makes nothing.
     files = {path: path.stat().st_mtime_ns for path in (bench.path / "run").rglob("*.png")}
@@ -186,7 +195,7 @@ def test_pairs_that_the_judge_reads_as_one_are_said_before_the_work_and_judged_b
         "unread    1 of 7 pairs: the judge reads both prompts as one; no figure is of them (late)"
     )
     assert shown.index(said) < shown.index("analogy steering =")
-    assert shown.count(said) == 2
+    assert shown.count(said) == 1
     assert [cell["n"] for cell in results_of(bench.path / "results.json")["cells"]] == [6]
 
 
@@ -409,7 +418,8 @@ def test_quality_is_recorded_and_fails_only_where_the_user_sets_limits(bench, ei
         [
             "quality *CLIPScore *direction *PSNR (dB) *SSIM",
             "color * 1 * 8 *",
-            "LPIPS is not measured:*",
+            "Intervals: with --wide, in the report and in results.json.",
+            "LPIPS is not measured: --lpips-weights FILE names its weights (docs/metrics.md).",
             "all images *cmmd (clip-tiny) *kid (clip-tiny)",
             "Distance from 8 drawings of the pairs' targets.",
         ]

@@ -36,7 +36,7 @@ def test_success_passes(bench, eight, judged):
 @pytest.mark.parametrize(("shift", "verdict"), [(-0.1, "failure"), (0.0, "inconclusive")])
 def test_anything_else_fails_with_its_figures_and_the_limit(bench, eight, judged, shift, verdict):
     judged(lambda job: shift + noise(job))
-    run = bench(*eight)
+    run = bench(*eight, "--inconclusive=fail")
     run.assert_outcomes(failed=2)
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.stdout.fnmatch_lines(
@@ -47,6 +47,22 @@ def test_anything_else_fails_with_its_figures_and_the_limit(bench, eight, judged
         ]
     )
     run.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_inconclusive_is_no_failure_of_a_users_own_run(bench, eight, judged):
+    judged(noise)
+    run = bench(*eight, "--color=yes", "-v")
+    assert run.ret == pytest.ExitCode.OK
+    assert run.parseoutcomes() == {"inconclusive": 2}
+    run.stdout.fnmatch_lines(["*test_margin*color-1* *\x1b[[]33mINCONCLUSIVE*"])
+    assert "\x1b[33minconclusive\x1b[0m" in run.stdout.str()
+    plain = bench(*eight, "--inconclusive=pass")
+    assert plain.ret == pytest.ExitCode.OK
+    plain.stdout.fnmatch_lines(["*test_margin.py ii *", "answer    Open at 1: 0 of 1 category"])
+    assert "\x1b" not in plain.stdout.str()
+    bench(*eight, "--baseline=b.json", "--update-baseline", "--inconclusive=pass")
+    gate = bench(*eight, "--baseline=b.json", "--strict")
+    gate.assert_outcomes(failed=2)
 
 
 def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, eight, judged):
@@ -94,7 +110,7 @@ def test_a_cell_that_succeeds_against_its_baseline_passes(bench, eight, judged):
     judged(lambda job: 0.1 + noise(job))
     better = bench(*eight, "--baseline=mine.json", "--run-dir=better", cases=GATE)
     better.assert_outcomes(passed=4)
-    better.stdout.fnmatch_lines(["color *1 *8 *success (better than its baseline)"])
+    better.stdout.fnmatch_lines(["color *1 *8 *success (better)"])
 
 
 def test_another_model_has_no_baseline(bench, eight, judged):

@@ -20,10 +20,14 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from cases import ROOT, judge_by
 from verbs import verb
+
+from analogy import cli
 
 GOLDEN = Path(__file__).with_name("characterisation.json")
 METHODS = ("lerp", "slerp", "word", "category", "random")
@@ -53,7 +57,9 @@ def made(tmp_path_factory):
         patch.chdir(path)
         patch.setenv("TORCH_HOME", str(path))  # has no weights of LPIPS
         judge_by(patch, margin)
-        run = verb("run", *GRID, "--method=word", "--control", "--target", "--results=word.json")
+        run = verb(
+            "run", *GRID, "--wide", "--method=word", "--control", "--target", "--results=word.json"
+        )
         compared = verb("methods", *GRID, f"--methods={','.join(METHODS)}")
     runs = path / ".analogy" / "runs"
     names = sorted(folder.name for folder in runs.iterdir())
@@ -121,20 +127,16 @@ def tree(value):
     return type(value).__name__
 
 
-def verb_options(*names: str):
-    """The options of a verb and of all verbs below it."""
-    help_text = verb(*names, "--help").stdout
-    boxes = re.findall(r"╭─ (.+?) ─+╮\n(.*?)╰", help_text, re.DOTALL)
-    rows = {title: re.findall(r"^│ \*?\s{0,4}([\w-]\S*)", body, re.M) for title, body in boxes}
-    flags = [line for title, body in boxes if title == "Options" for line in body.splitlines()]
+def verb_options(*names: str, command: Any = None):
+    """The options of a verb and of all verbs below it, in the help's order."""
+    command = command or typer.main.get_command(cli.app)
+    options = [each for each in command.params if each.param_type_name == "option"]
     yield (
         " ".join(("analogy", *names)),
-        [flag for line in flags for flag in re.findall(r"^│ \*?\s{0,4}(--?[\w-]+)", line)],
+        [*(each.opts[0] for each in options), "--help"],
     )
-    for title, below in rows.items():
-        if title not in ("Options", "Arguments"):
-            for name in below:
-                yield from verb_options(*names, name)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from verb_options(*names, name, command=inner)
 
 
 def pytest_options() -> list[str]:

@@ -34,7 +34,7 @@ MARKUP = "<script>alert(1)</script>"
 
 @pytest.mark.parametrize(
     ("shift", "verdict", "answer"),
-    [(0.3, "success", "Yes: "), (-0.6, "failure", "No: "), (-0.12, "inconclusive", "Open: ")],
+    [(0.3, "success", "Yes at"), (-0.6, "failure", "No at"), (-0.12, "inconclusive", "Open at")],
 )
 def test_the_answer_comes_first_with_its_figures(study, shift, verdict, answer):
     wide = lambda job: shift + 4 * margin(job) * (-1) ** (sum(job.pair.id.encode()) // 7)  # noqa: E731
@@ -42,7 +42,10 @@ def test_the_answer_comes_first_with_its_figures(study, shift, verdict, answer):
     assert results["overall"]["verdict"] == verdict
     page = read_page(render(results))
     first = next(page.all("section"))
-    assert next(first.all("strong")).text.startswith(answer)
+    said = next(first.all("strong")).text
+    assert said == results["answer"]["text"]
+    assert said.startswith(answer)
+    assert f"pool, all categories and strengths together: {verdict}" in first.text
     overall = results["overall"]
     said = first.text.replace("−", "-")  # noqa: RUF001
     for figure in ("mean", "ci_low", "ci_high"):
@@ -57,15 +60,17 @@ def test_cells_that_disagree_are_said_with_the_answer(study):
                  else margin(job) + 0.3)  # fmt: skip
     verdicts = [cell["verdict"] for cell in mixed["cells"]]
     assert verdicts == ["success", "success", "success", "success"]
-    assert "some fail" not in render(mixed)
-    mixed["cells"][0]["verdict"] = "failure"
-    assert "some cells succeed, some fail." in render(mixed)
+    assert "Yes at 0.5 and 1: 2 of 2 categories" in render(mixed)
+    mixed["cells"][0]["verdict"] = mixed["cells"][1]["verdict"] = "failure"
+    assert "In part at 0.5 and 1: 1 of 2 categories" in render(mixed)
+    assert "At 1: failure in color." in render(mixed)
 
 
 def test_missing_images_leave_the_whole_open(study):
     jobs = [job for job in study.jobs() if (job.pair.category, job.alpha) != ("object", 1.0)]
     page = read_page(render(draw(study, jobs), folder=study.folder.path))
-    assert "Not finished" in page.id("answer").text
+    answer = page.id("answer").text
+    assert "at 1: 1 of 2; not finished: images are missing in 1 of 4 cells" in answer
     assert "images are missing there" in page.id("answer").text
     missing = [node.text for node in page.id("strips").all("span", "missing")]
     assert missing == ["not generated"] * 12
@@ -251,7 +256,7 @@ def test_parts_that_are_none_are_left_out(study):
     ):
         for value in (None, "x", [1], {"cells": 3}, [{"alpha": "x", "category": 1}]):
             page = render({**results, part: value}, folder=study.folder.path)
-            assert "Yes: " in page, (part, value)
+            assert "Yes at " in page, (part, value)
 
 
 def test_results_that_are_none_are_refused(study):

@@ -34,7 +34,7 @@ def table():
 
 def test_every_cell_has_a_row_with_its_figures(table):
     found = analyse(table, PAIRS, ceilings={"color": SEES, "size": SEES})
-    lines = list(text.verdict_table(found))
+    lines = list(text.verdict_table(found, wide=True))
     assert len(lines) == 2 + 6 + 1 + 3
     rows = {tuple(line.split()[:2]): line for line in lines}
     success = rows["color", "1"]
@@ -55,8 +55,11 @@ def test_every_cell_has_a_row_with_its_figures(table):
     assert rows["overall", "all"].split()[2] == "24"
 
 
-def test_columns_stand_under_their_heads(table):
-    head, rule, *rows = text.verdict_table(analyse(table, PAIRS, ceilings={"color": SEES}))
+@pytest.mark.parametrize("wide", [True, False])
+def test_columns_stand_under_their_heads(table, wide):
+    head, rule, *rows = text.verdict_table(
+        analyse(table, PAIRS, ceilings={"color": SEES}), wide=wide
+    )
     at = head.index("verdict")
     for row in rows:
         if row != rule:
@@ -69,7 +72,7 @@ def test_long_and_wide_names_keep_the_columns():
     pairs = [Pair(f"{n[:9]}-{i}", n, "a", "b", f"a {i}", f"b {i}") for n in names for i in range(6)]
     values = np.random.default_rng(0).normal(0, 0.1, (len(pairs), 2))
     found = analyse(pd.DataFrame(values, [pair.id for pair in pairs], [0.0, 1.0]), pairs)
-    head, rule, *rows = text.verdict_table(found)
+    head, rule, *rows = text.verdict_table(found, wide=True)
     at = head.index("verdict")
     for row in rows:
         if row != rule:
@@ -77,14 +80,56 @@ def test_long_and_wide_names_keep_the_columns():
             assert row[end - 2 : end] == "  "
             assert row[end] != " "
     assert rows[0].startswith("capital-common-countries  ")
-    assert len(rule) == text.LINE - 10 + 32
+    assert len(rule) == max(map(display_width, [head, *rows]))
+    narrow = list(text.verdict_table(found))
+    assert max(map(display_width, narrow)) <= 80
+    assert narrow[2].startswith("capital-c…countries  ")
+
+
+def test_a_table_of_80_columns_has_the_figures_that_decide(table):
+    table.loc["color-0":"color-11", 1.0] += 0.001
+    found = analyse(
+        table, PAIRS, ceilings={"color": SEES, "size": SEES}, null=table, targets=table[1.0]
+    )
+    known = {Cell("size", 1.0)}
+    for lines in (
+        text.verdict_table(found, known, marked={"size"}), text.reading_notes(found),
+        text.null_table(found), text.target_table(found), text.trend_table(found),
+        text.answer_lines(found),
+    ):  # fmt: skip
+        assert max(map(display_width, lines)) <= 80
+    rows = {tuple(line.split()[:2]): line for line in text.verdict_table(found, known)}
+    figures = found.cells[Cell("color", 1.0)]
+    for value in (
+        f"{figures.margin.mean:+.3f}",
+        f"[{figures.margin.ci_low:+.3f}, {figures.margin.ci_high:+.3f}]",
+        f"{figures.gain.mean:+.3f}",
+    ):
+        assert value in rows["color", "1"]
+    assert rows["size", "1"].endswith("inconclusive (known)")
+    marked = {tuple(line.split()[:2]): line for line in text.verdict_table(found, marked={"size"})}
+    assert marked["size", "1"].endswith("inconclusive *")
+    assert marked["color", "1"].endswith("success")
+    assert marked["overall", "all"].endswith(" *")
+
+
+def test_how_many_pairs_would_decide_is_said_from_10_pairs_on(table):
+    found = analyse(table, PAIRS)
+    needed = found.cells[Cell("size", 1.0)].margin.n_needed
+    assert any(f"size at 1: {needed}" in line for line in text.reading_notes(found))
+    nine = [pair for pair in PAIRS if int(pair.id.partition("-")[2]) < 9]
+    few = analyse(table.loc[[pair.id for pair in nine]], nine)
+    assert few.cells[Cell("size", 1.0)].margin.verdict is Verdict.INCONCLUSIVE
+    assert few.cells[Cell("size", 1.0)].margin.n_needed is not None
+    cells = [line for line in text.verdict_table(few, wide=True) if line.startswith(("co", "si"))]
+    assert "would decide" not in " ".join([*cells, *text.reading_notes(few)])
 
 
 def test_two_pairs_are_too_few_to_say_how_many_would_decide():
     pairs = PAIRS[:2]
     values = [[-0.1, 0.1], [-0.1, 0.2]]
     found = analyse(pd.DataFrame(values, [pair.id for pair in pairs], [0.0, 1.0]), pairs)
-    lines = list(text.verdict_table(found))
+    lines = list(text.verdict_table(found, wide=True))
     assert found.overall.margin.n_needed is not None
     assert sum(line.endswith("  too_few") for line in lines) == 3
 
@@ -92,7 +137,7 @@ def test_two_pairs_are_too_few_to_say_how_many_would_decide():
 def test_known_cells_are_marked(table):
     found = analyse(table, PAIRS)
     known = {Cell("color", 0.5), Cell("color", 1.0)}
-    lines = list(text.verdict_table(found, known))
+    lines = list(text.verdict_table(found, known, wide=True))
     assert any(line.endswith("failure (known)") for line in lines)
     assert any(line.endswith("success (better than its baseline)") for line in lines)
     assert sum("known" in line for line in lines) == 1
@@ -111,7 +156,7 @@ def test_a_success_that_its_family_does_not_bear_out_is_marked(table):
 def test_missing_images_leave_blanks_not_figures(table):
     table.loc["color-0", 1.0] = np.nan
     found = analyse(table, PAIRS)
-    lines = list(text.verdict_table(found))
+    lines = list(text.verdict_table(found, wide=True))
     assert not any("nan" in line for line in [*lines, *text.trend_table(found)])
     assert sum(line.endswith(" incomplete") for line in lines) == 3  # the cell, alpha 1, overall
     assert sum(line.endswith(" incomplete") for line in text.trend_table(found)) == 2
@@ -119,7 +164,7 @@ def test_missing_images_leave_blanks_not_figures(table):
 
 def test_a_blind_judge_is_said(table):
     found = analyse(table, PAIRS, ceilings={"color": SEES, "size": BLIND})
-    assert sum(line.endswith(" blind") for line in text.verdict_table(found)) == 2
+    assert sum(line.endswith(" blind") for line in text.verdict_table(found, wide=True)) == 2
     assert any(
         "does not see the true change in: size" in line for line in text.reading_notes(found)
     )
@@ -136,23 +181,25 @@ def test_the_random_control_has_a_table_when_measured(table):
     assert list(text.null_table(analyse(table, PAIRS))) == []
     null = table.copy()
     null[0.5] = null[1.0] = table[0.0] + 0.001
-    lines = list(text.null_table(analyse(table, PAIRS, null=null)))
+    found = analyse(table, PAIRS, null=null)
+    lines = list(text.null_table(found, wide=True))
+    assert len(list(text.null_table(found))) == len(lines)
     assert len(lines) == 1 + 4
     lucky = null + 1.0
-    lines = list(text.null_table(analyse(table, PAIRS, null=lucky)))
-    assert lines[-1].startswith("A random direction succeeds in color at alpha 0.5, color at")
+    lines = " ".join(text.null_table(analyse(table, PAIRS, null=lucky)))
+    assert "A random direction succeeds in color at alpha 0.5, color at" in lines
 
 
 def test_the_target_prompts_own_images_have_a_table_when_measured(table):
     assert list(text.target_table(analyse(table, PAIRS))) == []
     found = analyse(table, PAIRS, targets=2 * table[1.0])
-    head, *rows, _ = text.target_table(found)
+    head, *rows, _, _ = text.target_table(found)
     assert head.split()[-2:] == ["0.5", "1"]
     assert [row.split()[0] for row in rows] == ["color", "size"]
     assert [row.split()[-1] for row in rows] == ["50%", "50%"]
     gone = (2 * table[1.0]).copy()
     gone["color-0"] = np.nan
-    head, *rows, _ = text.target_table(analyse(table, PAIRS, targets=gone))
+    head, *rows, _, _ = text.target_table(analyse(table, PAIRS, targets=gone))
     assert rows[0].endswith("incomplete")
     assert rows[1].endswith("50%")
 

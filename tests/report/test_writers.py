@@ -114,7 +114,7 @@ def test_markdown_has_the_verdicts_and_the_comparison(results, written):
         assert row[7].startswith(figures.margin.verdict.replace("_", " "))
     assert overall[:2] == ["**overall**", "all"]
     assert lines[-1].startswith("Against the baseline ")
-    assert lines[-1].endswith(f": {len(cells)} equivalent.")
+    assert f": equal within the tolerance in {len(cells)} of {len(cells)} cells" in lines[-1]
 
 
 def test_looks_of_a_sequential_run_are_written(make_study, written):

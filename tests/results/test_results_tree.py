@@ -129,6 +129,7 @@ def test_whatever_the_figures_they_survive_json(data):
         peak_memory_bytes=draw(st.none() | st.integers(0, 2**50)),
         unread=("a",),
         unsteered=("b", "c"),
+        unknown=draw(st.just({}) | st.just({"a": ("Paris", "teal"), "c": ("Paris",)})),
     )  # fmt: skip
     assert again(results) == results
     assert encoded(again(results)) == encoded(results)

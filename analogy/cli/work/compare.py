@@ -9,7 +9,7 @@ import typer
 
 from analogy.cli.base import refuse, say_which, show_lines, write
 from analogy.core.errors import ExitCode
-from analogy.core.text import printable
+from analogy.core.text import display_width, padded, printable, shortened
 from analogy.results import baseline as baselines
 from analogy.results import comparison as comparisons
 from analogy.results.comparison import Change, Comparison, NotComparableError, Outcome
@@ -18,13 +18,21 @@ from analogy.results.reading import read, read_file
 COMPARISON_VERSION = 1
 """The schema version of what ``compare --json`` writes."""
 
+_NARROW = 16
+"""The greatest width of a category's name in a table of 80 columns."""
+
 UNDECIDED = "no cell has enough pairs and all its images"
 
 
 def compare(
-    old: Path, new: Path, *, tolerance: float, json: str | None, junit: Path | None
-) -> None:
-    """Compare two runs, write and print the comparison, and end with its exit code."""
+    old: Path, new: Path, *, tolerance: float, json: str | None, junit: Path | None,
+    decide: bool = False, quiet: bool = False, wide: bool = False,
+) -> None:  # fmt: skip
+    """Compare two runs, write and print the comparison, and end with its exit code.
+
+    ``decide``: a comparison that shows nothing has an exit code of its own. ``quiet``: print the
+    conclusion alone.
+    """
     sides = read(old), read(new)
     for path in dict.fromkeys((old, new)):
         say_which(path)
@@ -34,8 +42,11 @@ def compare(
         write(_refused_json(error), json, report=_refused_junit(error), junit=junit)
         refuse(ExitCode.NOT_COMPARABLE, error)
     code = _code(comparison)
+    if decide and code is ExitCode.OK and comparison.is_undecided:
+        code = ExitCode.UNDECIDED
     write(_json(comparison, code), json, report=_junit(comparison), junit=junit)
-    show_lines(table(comparison).removesuffix("\n").split("\n"), json)
+    lines = table(comparison, wide=wide).removesuffix("\n").split("\n")
+    show_lines(lines, json, quiet=quiet)
     raise typer.Exit(code)
 
 
@@ -46,18 +57,25 @@ def baseline(run: Path, output: Path) -> None:
     show_lines([f"baseline {output} written"])
 
 
-def table(comparison: Comparison) -> str:
-    """A comparison as text: a row per cell, the overall one, and what else differs."""
-    names = [change.category or "overall" for change in comparison.all_changes]
-    width = max(len("category"), *map(len, names))
+def table(comparison: Comparison, *, wide: bool = False) -> str:
+    """A comparison as text: a row per cell, the overall one, and what else differs.
+
+    ``wide``: also the baseline's margins; without it the table fits 80 columns.
+    """
+    names = [printable(change.category or "overall") for change in comparison.all_changes]
+    widest = max(len("category"), *map(display_width, names))
+    width = widest if wide else min(widest, _NARROW)
     head = (
-        f"{'category':<{width}} {'alpha':>5} {'n':>4} {'old':>8} {'new':>8} {'diff':>8} "
-        f"{_percent(comparison.overall) + ' CI':>20}  outcome"
-    )
+        f"{'category':<{width}} {'alpha':>5} {'n':>4} {'old':>8} " if wide
+        else f"{'category':<{width}} {'alpha':>5} {'n':>4} "
+    ) + (
+        f"{'new':>8} {'diff':>8} "
+        f"{_percent(comparison.overall) + ' CI':>18}  outcome"
+    )  # fmt: skip
     rule = "-" * len(head)
     lines = [head, rule]
-    lines += [_row(change, width) for change in comparison.changes]
-    lines += [rule, _row(comparison.overall, width), ""]
+    lines += [_row(change, width, wide) for change in comparison.changes]
+    lines += [rule, _row(comparison.overall, width, wide), ""]
     lines += [
         f"old         {comparison.old}",
         f"new         {comparison.new}",
@@ -72,18 +90,21 @@ def table(comparison: Comparison) -> str:
         lines.append(f"{change.outcome:<11} {change.message()}")
     if not comparison.is_decided:
         lines.append(f"undecided   {UNDECIDED}")
+    lines.append(f"conclusion  {comparison.conclusion}")
     return "\n".join(lines) + "\n"
 
 
-def _row(change: Change, width: int) -> str:
+def _row(change: Change, width: int, wide: bool) -> str:
     alpha = "all" if change.alpha is None else f"{change.alpha:g}"
-    row = f"{change.category or 'overall':<{width}} {alpha:>5} {change.n:>4} "
+    name = shortened(printable(change.category or "overall"), width)
+    row = f"{padded(name, width)} {alpha:>5} {change.n:>4} "
     if change.is_decided:
         interval = f"[{change.ci_low:+.4f}, {change.ci_high:+.4f}]"
-        row += f"{change.old:>+8.4f} {change.new:>+8.4f} {change.difference:>+8.4f} {interval:>20}"
+        row += f"{change.old:>+8.4f} " if wide else ""
+        row += f"{change.new:>+8.4f} {change.difference:>+8.4f} {interval:>18}"
     else:
-        row += f"{'':>47}"
-    fall = f" ({change.old_verdict} -> {change.new_verdict})" if change.fell else ""
+        row += f"{'':>{45 if wide else 36}}"
+    fall = f" ({change.old_verdict} -> {change.new_verdict})" if wide and change.fell else ""
     return f"{row}  {change.outcome}{fall}"
 
 
@@ -140,6 +161,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
         "categories": comparison.scope,
         "subject": "; ".join(comparison.subject_differences) or "no difference",
         "throughput": _throughput(comparison),
+        "conclusion": comparison.conclusion,
     }
     suite = ElementTree.Element("testsuite", name="analogy compare")
     _properties(suite, facts)

@@ -27,6 +27,7 @@ from analogy.studies.importing import bring_in, read_manifest
 from analogy.studies.study import Study, unread_pairs
 from analogy.studies.verify import Verified
 from analogy.studies.verify import verify as verify_folder
+from analogy.world.known import with_unknown
 
 VERIFICATION_VERSION = 1
 """The schema version of what ``verify --json`` writes."""
@@ -70,9 +71,12 @@ def verify(
 
 def score(
     run: Path, *, clip_model: str, clip_pretrained: str | None, device: str | None, offline: bool,
-    results: Path | None, json: str | None,
+    results: Path | None, json: str | None, quiet: bool = False, wide: bool = False,
 ) -> None:  # fmt: skip
-    """Score a run's images with another judge, write the results and print the table."""
+    """Score a run's images with another judge, write the results and print the table.
+
+    ``quiet``: print the answer alone; ``wide``: all columns.
+    """
     place = kept.folder_of(run)
     RunFolder(place, read_only=True).close()
     if offline:
@@ -99,7 +103,8 @@ def score(
         count = study.score(study.jobs())
         study.record(command.lora)
         analysis = study.analysis()
-        outcome = kept.keep(study.results(analysis), place, name=f"results-{name}.json")
+        results_now = with_unknown(study.results(analysis), study.pairs)
+        outcome = kept.keep(results_now, place, name=f"results-{name}.json")
         scopes = {str(scope_of(each, is_finished=True)) for each in folder.commands()}
         file = results or place / f"results-{name}.json"
         if results is not None:
@@ -110,18 +115,20 @@ def score(
         refuse(ExitCode.UNREADABLE, error)
     finally:
         folder.close()
+    marked = {pair.category for pair in study.pairs if pair.id in results_now.unknown}
     lines = [
         f"model     {study.grid.model}",
         f"judge     {judge.fingerprint}",
         f"run       {place}: {count:,} images scored now",
         *_which(command, scopes),
-        *text.verdict_table(analysis),
-        *text.reading_notes(analysis),
+        *text.verdict_table(analysis, wide=wide, marked=marked),
+        *text.reading_notes(analysis, wide=wide),
         *outcome.lines(),
         f"results   {file}",
+        *text.answer_lines(analysis, results_now.unknown_words),
     ]
     write(to_json(outcome.results), json)
-    show_lines(lines, json)
+    show_lines(lines, json, quiet=quiet)
 
 
 def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ from analogy.sessions.summary import unread_lines
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
 from analogy.studies.run_methods import all_jobs, open_methods, run_methods
+from analogy.studies.study import Study
 
 METHODS_VERSION = 1
 """The schema version of what ``methods --json`` writes."""
@@ -29,8 +30,9 @@ def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> Non
     study = studies[0]
     try:
         jobs = all_jobs(studies)
-        study.prepare(jobs)
         left = len(study.folder.without_image(jobs))
+        show_lines([*_heading(study, chosen, left, len(jobs)), ""], json)
+        study.prepare(jobs)
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
 
             def advance(count: int) -> None:
@@ -57,19 +59,25 @@ def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> Non
         },
         json,
     )
-    lines = [
-        f"model     {study.grid.model}",
-        f"judge     {study.judge.fingerprint}",
+    failed = text.failure_lines(failures)
+    show_lines([*failed, *text.method_tables(found)], json)
+
+
+def _heading(study: Study, chosen: Sequence[str], missing: int, n_jobs: int) -> Iterator[str]:
+    """What is run, and how much of it is left to do."""
+    config = study.config
+    yield f"model     {study.grid.model}"
+    yield f"judge     {study.judge.fingerprint}"
+    yield (
         f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
         f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "
-        f"seeds {', '.join(map(str, config.seeds))}",
-        f"run       {study.folder.path}",
-        *unread_lines(study),
-    ]
+        f"seeds {', '.join(map(str, config.seeds))}"
+    )
+    yield f"run       {study.folder.path}"
+    yield from unread_lines(study)
     if config.limit is not None:
         limit = f"limit     {config.limit} pairs per category: not the whole measurement"
         if wide := [name for name in chosen if Need.OTHERS in METHODS.get(name).needs]:
             limit += f"; the method {', '.join(wide)} looks at no other pairs"
-        lines.append(limit)
-    failed = text.failure_lines(failures)
-    show_lines([*lines, *failed, "", *text.method_tables(found)], json)
+        yield limit
+    yield f"images    {missing:,} to make, {n_jobs - missing:,} are there"

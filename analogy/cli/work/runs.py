@@ -7,17 +7,30 @@ import typer
 from analogy.cli.base import refuse, say, show_lines, write
 from analogy.core.errors import ExitCode, StoreError
 from analogy.results.writing import to_json
+from analogy.sessions.findings import Finding
 from analogy.sessions.running import fault_code, finish, run_cases
 from analogy.sessions.session import Session
-from analogy.sessions.summary import interrupted, summary
+from analogy.sessions.summary import heading, interrupted, summary
 from analogy.settings.request import RunRequest
 
 
-def run(request: RunRequest, *, strict: bool, json: str | None) -> None:
-    """Run all cases, write and print the results, and end with the run's exit code."""
+def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, verbose: bool) -> None:
+    """Run all cases, write and print the results, and end with the run's exit code.
+
+    ``quiet``: of all lines the last alone; ``verbose``: also a line for each case.
+    """
     session = Session.open(request, is_strict=strict)
+
+    def begin() -> None:
+        if not quiet:
+            show_lines([*heading(session), ""], json)
+
+    def tell(finding: Finding) -> None:
+        session.close()  # the progress bar would be cut
+        say(finding.message)
+
     try:
-        ending = run_cases(session)
+        ending = run_cases(session, began=begin, decided=tell if verbose else None)
         try:
             analysis, results = finish(session, ending)
             lines = list(summary(session, analysis))
@@ -29,7 +42,7 @@ def run(request: RunRequest, *, strict: bool, json: str | None) -> None:
         session.close()
         session.study.close()
     write(to_json(results), json)
-    show_lines(lines, json)
+    show_lines(lines, json, quiet=quiet)
     for message in ending.failed:
         say(message)
     if ending.code is ExitCode.INTERRUPTED:

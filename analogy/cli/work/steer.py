@@ -13,6 +13,7 @@ from analogy.report.pictures import save
 from analogy.report.strips import draw_strip, generate_strip
 from analogy.settings.request import RunRequest
 from analogy.studies.study import Study
+from analogy.world.known import unknown_note, unknown_pairs
 
 STEERED_VERSION = 1
 """The schema version of what ``steer --json`` writes."""
@@ -34,6 +35,8 @@ def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> No
         finally:
             study.close()
     config = study.config
+    known = unknown_pairs([pair], model=config.model, judge=config.clip_model)
+    words = known.get(pair.id, ())
     data = {
         "schema_version": STEERED_VERSION,
         "source_prompt": pair.source_prompt,
@@ -43,6 +46,7 @@ def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> No
         "judge": study.judge.fingerprint,
         "config": config.to_dict(),
         "strip": str(output),
+        **({"unknown_words": list(words)} if words else {}),
         "images": [entry.to_dict() for entry in strip],
     }
     write(data, json)
@@ -53,6 +57,8 @@ def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> No
         f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
         f"{config.device}",
         f"prompts   {pair.source_prompt} -> {pair.target_prompt}",
+        *([f"unknown   {unknown_note(words, model=config.model)}: no margin is of these words"]
+          if words else []),
         "",
         f"{'seed':<5} {'image':<15} {'margin':>8} {'to target':>10} {'to source':>10}",
         *(

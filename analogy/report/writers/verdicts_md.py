@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from analogy.core.text import printable
 from analogy.report.answer import answer
 from analogy.report.looks import is_sequential, saved_facts, seeds_said
 from analogy.report.numbers import confidence, interval, p_value, signed, verdict_name, words
-from analogy.results.model import Analysis, CellFigures, Results, Stop
+from analogy.results.model import CellFigures, Results, Stop
 from analogy.writers import Context
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class VerdictsMarkdown:
 
 
 def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
-    header, analysis = results.header, results.analysis
+    header = results.header
     yield f"**{answer(results)}**"
     yield ""
     subject = header.subject
@@ -55,22 +54,25 @@ def _lines(results: Results, comparison: Comparison | None) -> Iterator[str]:
         yield ""
         yield said
     yield ""
-    yield from _look_rows(analysis) if is_sequential(results) else _rows(analysis)
-    if comparison is not None:
-        counts = Counter(change.outcome for change in comparison.changes)
-        outcomes = (f"{count} {words(outcome)}" for outcome, count in counts.most_common())
+    yield from _look_rows(results) if is_sequential(results) else _rows(results)
+    if results.unknown:
         yield ""
-        yield f"Against the baseline {_name(comparison.old)}: {', '.join(outcomes)}."
+        yield f"\\*: with words that are not known: {', '.join(map(_name, results.unknown_words))}."
+    if comparison is not None:
+        yield ""
+        yield f"Against the baseline {_name(comparison.old)}: {comparison.conclusion}."
 
 
-def _rows(analysis: Analysis) -> Iterator[str]:
+def _rows(results: Results) -> Iterator[str]:
+    analysis = results.analysis
     yield _row(*_HEAD)
     yield _row(*_RULE)
     for figures in analysis.cells.values():
         cell = figures.cell
         yield _row(
             _name(cell.category), f"{cell.alpha:g}",
-            *_figures(figures.margin, p_value(figures.p_holm), figures.gain), _verdict(figures),
+            *_figures(figures.margin, p_value(figures.p_holm), figures.gain),
+            _verdict(figures) + _mark(results, figures),
         )  # fmt: skip
     whole = analysis.overall
     yield _row(
@@ -79,8 +81,9 @@ def _rows(analysis: Analysis) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _look_rows(analysis: Analysis) -> Iterator[str]:
+def _look_rows(results: Results) -> Iterator[str]:
     """The same of a sequential run, each with its look and its interval's confidence."""
+    analysis = results.analysis
     yield _row(*_LOOK_HEAD)
     yield _row(*_LOOK_RULE)
     for figures in analysis.cells.values():
@@ -88,6 +91,7 @@ def _look_rows(analysis: Analysis) -> Iterator[str]:
         verdict = _verdict(figures)
         if stop is not None and stop.is_early:
             verdict = f"{verdict}, stopped early"
+        verdict += _mark(results, figures)
         yield _row(
             _name(figures.cell.category), f"{figures.cell.alpha:g}",
             *_looked(figures.margin, stop, p_value(figures.p_holm), figures.gain), verdict,
@@ -119,6 +123,10 @@ def _verdict(of: CellFigures) -> str:
     said = words(verdict_name(of.margin.verdict))
     is_lost = of.margin.verdict is Verdict.SUCCESS and not of.survives and of.p_holm == of.p_holm
     return f"{said} (not after Holm)" if is_lost else said
+
+
+def _mark(results: Results, figures: CellFigures) -> str:
+    return results.mark(figures).replace("*", "\\*")
 
 
 def _row(*entries: str) -> str:
