@@ -47,7 +47,7 @@ def test_words_that_the_embedded_model_does_not_know_are_named(tmp_path):
     file = tmp_path / "art.csv"
     rows = [f"a{i},art,photo,watercolour,a photo of a {c} car,a watercolour of a {c} car\n"
             for i, c in enumerate(("red", "blue", "teal"))]  # fmt: skip
-    file.write_text(HEADER + "".join(rows) + "b,color,red,blue,a red car,a blue car\n")
+    file.write_text(HEADER + "".join(rows) + "b,art,red,blue,a red car,a blue car\n")
     result = verb("pairs", "check", file, "--json", tmp_path / "c.json")
     assert result.exit_code == 0
     said = "unknown   3 of 4 pairs: the embedded model does not know: watercolour, teal"
