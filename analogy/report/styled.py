@@ -25,7 +25,7 @@ class _Lines(RegexHighlighter):
     """Verdicts and outcomes in their colours, heads of tables and the answer in bold."""
 
     base_style = "analogy."
-    highlights = (  # type: ignore[assignment]  # any iterable of patterns
+    highlights = (
         r"(?<=  )(?P<success>success|improved|better)\b",
         r"(?<=  )(?P<failure>failure|regressed|worse)\b",
         r"(?<=  )(?P<open>inconclusive|undecided)\b",

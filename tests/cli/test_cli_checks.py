@@ -43,12 +43,24 @@ def test_counts_say_what_they_are_good_for(pairs):
     assert lines[7] == "weak      car: add pairs, or draw no conclusion from them"
 
 
+def test_words_that_the_embedded_model_does_not_know_are_named(tmp_path):
+    file = tmp_path / "art.csv"
+    rows = [f"a{i},art,photo,watercolour,a photo of a {c} car,a watercolour of a {c} car\n"
+            for i, c in enumerate(("red", "blue", "teal"))]  # fmt: skip
+    file.write_text(HEADER + "".join(rows) + "b,art,red,blue,a red car,a blue car\n")
+    result = verb("pairs", "check", file, "--json", tmp_path / "c.json")
+    assert result.exit_code == 0
+    said = "unknown   3 of 4 pairs: the embedded model does not know: watercolour, teal"
+    assert said in result.stdout.splitlines()
+    assert json.loads((tmp_path / "c.json").read_text())["unknown"] == ["a0", "a1", "a2"]
+
+
 def test_the_suites_own_pairs_are_whole():
     result = verb("pairs", "check", shipped("pairs.csv"), "--json=-")
     data = json.loads(result.stdout)
     assert (data["schema_version"], data["exit_code"], data["pairs"]) == (1, 0, 400)
     assert {each["pairs"] for each in data["categories"]} == {50}
-    assert data["problems"] == []
+    assert data["problems"] == data["unknown"] == []
     assert "weak" not in result.stderr
 
 

@@ -177,6 +177,7 @@ def test_one_pair_becomes_a_strip_and_the_same_table(temporary, pipeline, judge)
     data = json.loads(Path("s.json").read_text())
     assert (data["schema_version"], data["words"]) == (1, ["red", "blue"])
     assert data["source_prompt"], data["target_prompt"] == CARS
+    assert "unknown" not in result.stdout
     assert [(each["seed"], each["alpha"]) for each in data["images"]] == [
         (seed, alpha) for seed in (0, 1) for alpha in (0.0, 0.5, 1.0, None)
     ]
@@ -188,6 +189,14 @@ def test_one_pair_becomes_a_strip_and_the_same_table(temporary, pipeline, judge)
         assert picture.width > 4 * LARGE
     assert list(temporary.iterdir()) == []
     assert sorted(path.name for path in Path().iterdir()) == ["s.json", "steer.png", "temporary"]
+
+
+def test_words_that_the_model_does_not_know_are_named(temporary, pipeline, judge):
+    prompts = ("a photo of Paris", "a watercolour of Paris")
+    result = verb("steer", *prompts, "--steps=1", "--alphas=1", "--json=s.json")
+    said = "unknown   the embedded model does not know: Paris, watercolour: no margin is of these"
+    assert any(line.startswith(said) for line in result.stdout.splitlines())
+    assert json.loads(Path("s.json").read_text())["unknown_words"] == ["Paris", "watercolour"]
 
 
 def test_the_strip_shows_the_very_margins_of_a_run(temporary, pipeline, judge, make_study):

@@ -61,8 +61,8 @@ def test_inconclusive_is_no_failure_of_a_users_own_run(bench, eight, judged):
     plain.stdout.fnmatch_lines(["*test_margin.py ii *", "answer    Open at 1: 0 of 1 category"])
     assert "\x1b" not in plain.stdout.str()
     bench(*eight, "--baseline=b.json", "--update-baseline", "--inconclusive=pass")
-    gate = bench(*eight, "--baseline=b.json", "--strict")
-    gate.assert_outcomes(failed=2)
+    gate = bench(*eight, "--baseline=b.json", "--strict", cases=GATE)
+    gate.assert_outcomes(failed=2, passed=2)
 
 
 def test_a_baseline_makes_known_failures_expected_and_strict_ignores_it(bench, eight, judged):
