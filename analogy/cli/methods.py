@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 else:
     work = deferred("analogy.cli.work.methods")
 
+#: The built-in methods that every model can be steered by: the sliders are the embedded model's.
+DEFAULT_METHODS = tuple(name for name in METHODS.builtin if name != "slider")
+
 METHODS_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "size",
@@ -33,7 +36,7 @@ def methods(
     request: RunRequest,
     names: Annotated[
         str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
-    ] = ",".join(METHODS.builtin),
+    ] = ",".join(DEFAULT_METHODS),
     json: Json = None,
 ) -> None:
     """Compare steering methods on one grid: paired differences, and a ranking.

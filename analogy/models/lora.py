@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
 from analogy.core.errors import ModelError
 from analogy.models.families import family_of
 from analogy.models.fingerprints import file_fingerprint
 from analogy.models.memory import MemoryFullError, memory_said
-from analogy.models.networks import check_adapter, quiet_libraries, reason, shapes_in
+from analogy.models.networks import (
+    check_adapter,
+    quiet_libraries,
+    read_adapter,
+    reason,
+    shapes_in,
+)
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
 from analogy.models.trust.adapters import check_lora
 from analogy.models.trust.rules import refuse_pickles
@@ -24,8 +31,7 @@ LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 def with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
     """A source with a LoRA's file, found and checked. Raises ModelError if there is none."""
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError("--lora needs the package peft, which is not installed: pip install peft")
+    require_peft("--lora")
     path = Path(expanduser(lora)).absolute()
     if path.is_dir():
         file = _lora_in(path)
@@ -40,6 +46,12 @@ def with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
     check_lora(file)
     name = file_fingerprint(f"{source.fingerprint}+{file.stem}", file)
     return replace(source, fingerprint=name, lora=file)
+
+
+def require_peft(what: str) -> None:
+    """Raises ``ModelError`` without the package that diffusers loads LoRAs with."""
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"{what} needs the package peft, which is not installed: pip install peft")
 
 
 def _lora_in(folder: Path) -> Path:
@@ -77,23 +89,46 @@ def _hub_lora(lora: str, *, offline: bool) -> Path:
 
 def fuse_lora(pipeline: Any, lora: Path) -> None:
     """Add the LoRA to the weights themselves, so that it costs nothing from here on."""
+    load_adapter(pipeline, lora, f"--lora {lora}")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def load_adapter(
+    pipeline: Any, file: Path, what: str, *,
+    state: dict[str, Tensor] | None = None, name: str | None = None,
+) -> None:  # fmt: skip
+    """Add a LoRA's layers to a pipeline's modules, all of them with the file's values.
+
+    ``what``: the option and the file, for messages; ``state``: these tensors, in diffusers' format,
+    in the place of the file's; ``name``: the adapter's. Raises ``ModelError`` if the pipeline does
+    not take the whole LoRA.
+    """
+    kind = type(pipeline).__name__
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ModelError(
+            f"{what}: expected a pipeline that takes a LoRA, got a {kind}, which in diffusers does "
+            "not; choose another model"
+        )
+    source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True}
     try:
         with quiet_libraries(), memory_said("loading the LoRA"):
             pipeline.load_lora_weights(
-                str(lora.parent), weight_name=lora.name, use_safetensors=True, local_files_only=True
-            )
+                str(file.parent) if state is None else dict(state), adapter_name=name,
+                local_files_only=True, **(source if state is None else {}),
+            )  # fmt: skip
     except MemoryFullError:
         raise
     except Exception as error:  # diffusers raises whatever its reader stumbled on
         raise ModelError(
-            f"--lora {lora}: does not fit a {type(pipeline).__name__} ({reason(error)}); choose a "
+            f"{what}: does not fit a {kind} ({reason(error)}); choose a "
             "LoRA that was trained for this model"
         ) from error
     if not pipeline.get_active_adapters():
         raise ModelError(
-            f"--lora {lora}: none of its weights belong to a {type(pipeline).__name__}; "
+            f"{what}: none of its weights belong to a {kind}; "
             "choose a LoRA that was trained for this model's family"
         )
-    check_adapter(pipeline, lora, getattr(pipeline, family_of(pipeline).denoiser).dtype)
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
+    given, has_scales = read_adapter(file) if state is None else (state, False)
+    dtype = getattr(pipeline, family_of(pipeline).denoiser).dtype
+    check_adapter(pipeline, given, what, dtype, has_scales_of_its_own=has_scales)

@@ -257,17 +257,28 @@ def refuse_resized(file: Path, network: nn.Module) -> None:
     refuse_odd_keys(file, network, mismatched=mismatched)
 
 
-def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
-    """Check that a LoRA is completely loaded into a pipeline, with the file's values.
+def read_adapter(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a LoRA's file, and whether its header has their scales.
+
+    Raises :class:`ModelError` if it cannot be read.
+    """
+    with loading(file, "a LoRA as a safetensors file"), safe_open(file, framework="pt") as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        return tensors, bool((opened.metadata() or {}).get("lora_adapter_metadata"))
+
+
+def check_adapter(
+    pipeline: Any, given: Mapping[str, Tensor], what: str, dtype: torch.dtype,
+    *, has_scales_of_its_own: bool,
+) -> None:  # fmt: skip
+    """Check that a LoRA is completely loaded into a pipeline, with the values that were given.
 
     Libraries drop what they have no place for: layers of another model, the magnitudes of a DoRA,
     scales. So each tensor is looked for among those of the layers, by its values, and each scale.
-    Raises :class:`ModelError` with the keys that are nowhere.
+    ``given``: its tensors and whether its header has scales, as of :func:`read_adapter`; ``what``:
+    the option and the file, for messages. Raises :class:`ModelError` with the keys that are
+    nowhere.
     """
-    with loading(file, "a LoRA as a safetensors file"), safe_open(file, framework="pt") as opened:
-        keys = opened.keys()
-        given = {key: opened.get_tensor(key) for key in keys}
-        has_scales_of_its_own = bool((opened.metadata() or {}).get("lora_adapter_metadata"))
     arrived: Counter[bytes] = Counter()
     scales: dict[bytes, list[float]] = {}
     for layer in _lora_layers(pipeline):
@@ -308,7 +319,7 @@ def check_adapter(pipeline: Any, file: Path, dtype: torch.dtype) -> None:
     if unscaled:
         said.append(f"of these the scale (alpha) is lost: {_listed(unscaled)}")
     raise ModelError(
-        f"--lora {file}: expected a LoRA that a {type(pipeline).__name__} of this size takes whole "
+        f"{what}: expected a LoRA that a {type(pipeline).__name__} of this size takes whole "
         f"as diffusers reads it, but {'; '.join(said)}. A part of it would be another adapter. "
         "Choose one that was trained for this model as a plain LoRA (not DoRA in another tool's "
         "format, LoHa or LoKr)"

@@ -80,6 +80,15 @@ class BoundedMethod(Method, Protocol):
 
 
 @runtime_checkable
+class SelectiveMethod(Method, Protocol):
+    """A method that cannot steer every pair."""
+
+    def check_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Raises an ``AnalogyError`` if it cannot steer one of them. Called before a run."""
+        ...
+
+
+@runtime_checkable
 class LearningMethod(Method, Protocol):
     """A method that learns from pairs. It needs ``Need.OTHERS``."""
 
@@ -222,9 +231,13 @@ METHODS: Registry[Method] = Registry(
         "guidance": "analogy.steering.denoising:guidance",
         "span": "analogy.steering.words:span",
         "activation": "analogy.steering.activation:activation",
+        "slider": "analogy.models.slider:slider",
     },
     protocol=Method,  # type: ignore[type-abstract]
-    openers={"file": "analogy.steering.declared:open_file"},
+    openers={
+        "file": "analogy.steering.declared:open_file",
+        "slider": "analogy.models.slider:open_slider",
+    },
 )
 
 #: The default: docs/methods.md has the measurement behind the choice.
@@ -307,10 +320,10 @@ class Identity:
     def in_config(cls, config: RunConfig) -> Identity:
         """That of a configuration's method, without importing code that is not the suite's own.
 
-        A configuration holds the version and needs of a method that is not built in, since it may
-        be read from a run folder that names code of a stranger's.
+        A configuration holds the version and needs of a method that has a version or is not built
+        in, since it may be read from a run folder that names code of a stranger's.
         """
-        if METHODS.is_builtin(config.method):
+        if METHODS.is_builtin(config.method) and not config.method_version:
             return cls.of(METHODS.get(config.method))
         return cls(config.method_version, frozenset(config.method_needs))
 
@@ -324,7 +337,7 @@ def with_method(config: RunConfig, name: str) -> RunConfig:
     method = METHODS.get(name)
     identity = Identity.of(method)
     check_alphas(method, config.alphas)
-    if METHODS.is_builtin(name):
+    if METHODS.is_builtin(name) and not identity.version:
         return replace(config, method=name, method_version="", method_needs=())
     return replace(
         config, method=name, method_version=identity.version, method_needs=tuple(identity.needs)

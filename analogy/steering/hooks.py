@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock, get_ident
 from typing import Any, TypeAlias
 
@@ -14,18 +15,34 @@ from analogy.core.errors import ModelError
 Hook: TypeAlias = Callable[[str, Tensor], object]
 """Called with a module's name and its output, which it may change in place."""
 
+InputHook: TypeAlias = Callable[[str, Tensor, Tensor], object]
+"""Called with a module's name, its input and its output, which it may change in place."""
+
 #: torch numbers hooks by a count that threads share: two at once could get the same number.
 _registering = Lock()
 
 
-@contextmanager
-def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
+def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> AbstractContextManager[None]:
     """Within this context call ``hook`` after each of ``modules`` has run in this thread.
 
     Other threads that use the same modules meanwhile see nothing of it. All hooks are removed on
     exit. A module that returns a tuple is taken for its first element. Raises ``ModelError`` from a
     module whose output is no tensor.
     """
+    return _hooked(modules, lambda name, given, output: hook(name, output))
+
+
+def hooked_with_input(
+    modules: Mapping[str, nn.Module], hook: InputHook
+) -> AbstractContextManager[None]:
+    """As :func:`hooked`, for layers with one input, such as linear ones."""
+    return _hooked(modules, lambda name, given, output: hook(name, given[0], output))
+
+
+@contextmanager
+def _hooked(
+    modules: Mapping[str, nn.Module], hook: Callable[[str, tuple[Any, ...], Tensor], object]
+) -> Iterator[None]:
     owner = get_ident()
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -38,7 +55,7 @@ def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
                     f"module {name}: expected a tensor as its output, got {type(made).__name__}; "
                     "choose another module"
                 )
-            hook(name, output)
+            hook(name, given, output)
 
         return called
 
@@ -52,6 +69,13 @@ def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> Iterator[None]:
         with _registering:
             for handle in handles:
                 handle.remove()
+
+
+def sharing(module: nn.Module) -> Any:
+    """A copy of a module's structure with the same parameters and buffers: it takes no memory."""
+    with _registering:  # which would change what is being copied
+        shared = (*module.parameters(), *module.buffers())
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
 def denoiser(pipeline: Any) -> nn.Module:

@@ -33,7 +33,7 @@ from analogy.settings.options import csv_list, parse_device
 from analogy.settings.pairs import UnreadPairsWarning, categories, named
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins, seed_margins
-from analogy.steering.base import METHODS, Identity, Need, with_method
+from analogy.steering.base import METHODS, Identity, Need, SelectiveMethod, with_method
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.studies import ceiling as ceilings
@@ -76,7 +76,7 @@ class Study(GridWork):
         config, model, judge = resolve(request)
         if pairs is None:
             pairs = chosen_pairs(config)
-        _refuse_lone_pairs(config, pairs)
+        _refuse_pairs(config, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
         truth = _ground_truth(request.ceiling, judge)
@@ -147,7 +147,7 @@ class Study(GridWork):
     def by(self, method: str) -> Study:
         """The same study by another steering method, in the same open run folder."""
         config = with_method(self.config, method)
-        _refuse_lone_pairs(config, self.pairs)
+        _refuse_pairs(config, self.pairs)
         left = () if self.model is None else _unsteered(self.model, self.pairs, method)
         return Study(
             config, self.pairs, self.model, self.judge, self.folder, self.truth,
@@ -289,8 +289,8 @@ class Study(GridWork):
         )
 
 
-def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
-    """A method that looks at a pair's neighbours needs some."""
+def _refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
+    """A method that looks at a pair's neighbours needs some; another may not steer every pair."""
     counts = Counter(pair.category for pair in pairs)
     lone = [category for category, count in counts.items() if count < 2]
     if lone and Need.OTHERS in Identity.in_config(config).needs:
@@ -298,6 +298,9 @@ def _refuse_lone_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
             f"--method: {config.method} needs 2 pairs or more in each category, got 1 in "
             f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
         )
+    method = METHODS.get(config.method)
+    if isinstance(method, SelectiveMethod):
+        method.check_pairs(pairs)
 
 
 def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:

@@ -1,0 +1,114 @@
+"""The layers of a LoRA apart from the denoiser that they are for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from analogy.core.errors import ModelError
+from analogy.models.families import family_of
+from analogy.models.libraries import peft_tuners
+from analogy.models.lora import load_adapter
+from analogy.models.networks import read_adapter
+from analogy.steering.hooks import sharing
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A LoRA's two layers for one module, linear ones or convolutions, and the file's scale."""
+
+    down: nn.Module
+    up: nn.Module
+    scale: float
+
+    def __call__(self, given: Tensor, strengths: Tensor) -> Tensor:
+        """``strengths[i] * scale * up(down(given[i]))``.
+
+        ``given``: the module's input ``(rows, ...)``; ``strengths``: float32 ``(rows,)``.
+        """
+        inner = self.down(given)
+        by_row = (strengths * self.scale).view(-1, *[1] * (inner.ndim - 1))
+        return self.up((inner * by_row).to(inner.dtype))
+
+
+Adapter: TypeAlias = Mapping[str, LowRank]
+"""A module's name in the denoiser to what the LoRA adds to its output."""
+
+_NAME = "analogy_slider"
+"""Of the adapter while peft holds it."""
+
+_lock = Lock()
+_read: WeakKeyDictionary[nn.Module, dict[object, Adapter]] = WeakKeyDictionary()
+
+
+def adapter_of(pipeline: Any, file: Path, version: str, what: str) -> Adapter:
+    """A LoRA's layers for a pipeline's denoiser, which is left as it is.
+
+    Read once for each denoiser. diffusers converts most formats, and peft makes the layers on a
+    copy of the denoiser that shares its weights. ``version``: the file's; ``what``: the option
+    and the file, for messages. Raises ``ModelError`` if the pipeline does not take the whole file.
+    """
+    part = family_of(pipeline).denoiser
+    denoiser = getattr(pipeline, part)
+    key = (file, version, denoiser.device, denoiser.dtype)
+    with _lock:
+        known = _read.setdefault(denoiser, {})
+        if key not in known:
+            known[key] = _loaded(pipeline, part, file, what)
+        return known[key]
+
+
+def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
+    twin = copy.copy(pipeline)
+    # Not by setattr, by which a pipeline notes the classes of its parts.
+    vars(twin)[part] = sharing(getattr(pipeline, part))
+    with torch.inference_mode(False):  # in it peft could not set the weights
+        state = by_module(read_adapter(file)[0], getattr(pipeline, part), part)
+        load_adapter(twin, file, what, state=state, name=_NAME)
+    found = {}
+    for name, module in getattr(twin, part).named_modules():
+        if not isinstance(module, peft_tuners.BaseTunerLayer):
+            continue
+        own = [key for key, _ in module.named_parameters() if f".{_NAME}" in key]
+        if not own:
+            continue
+        if sorted(own) != [f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight"]:
+            raise ModelError(
+                f"{what}: expected a plain LoRA, whose strength is a factor, got "
+                f"{', '.join(own)} of the module {name}; choose one without DoRA and biases"
+            )
+        down, up = module.lora_A[_NAME], module.lora_B[_NAME]
+        found[name] = LowRank(down, up, float(module.scaling[_NAME]))
+    return found
+
+
+def by_module(
+    state: Mapping[str, Tensor], denoiser: nn.Module, part: str
+) -> dict[str, Tensor] | None:
+    """A LoRA whose keys are the denoiser's own modules, in diffusers' format; None for others.
+
+    Concept Sliders (rohitgandikota/sliders, ``LoRANetwork``) and kohya's scripts for models in
+    diffusers' layout write ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight`` and
+    ``.alpha``, with ``_`` for each dot of the module's name, for a transformer too. diffusers knows
+    some modules of these names. ``part``: the denoiser's name in the pipeline.
+    """
+    names = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in denoiser.named_modules()}
+    made = {}
+    taken = set()
+    for base in sorted({key.partition(".")[0] for key in state}):
+        down, up = (state.get(f"{base}.lora_{end}.weight") for end in ("down", "up"))
+        if base not in names or down is None or up is None:
+            return None
+        alpha = float(state.get(f"{base}.alpha", len(down)))
+        made[f"{part}.{names[base]}.lora_A.weight"] = down
+        made[f"{part}.{names[base]}.lora_B.weight"] = up.float() * (alpha / len(down))
+        taken |= {f"{base}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
+    return made if state.keys() <= taken else None
