@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analogy.core.records import IMPORTED, WHOLE, is_imported
 from analogy.core.text import analogy_command, command_line
+from analogy.results.cost import MethodCost
 from analogy.results.model import Header, Results, Settings
 from analogy.settings.options import OPTIONS, csv_list
 
@@ -33,6 +34,7 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         *_sequential(results),
         ("generated", _rate(results.throughput.generate)),
         ("scored", _rate(results.throughput.score)),
+        *_cost(results.cost),
     ]
 
 
@@ -50,6 +52,24 @@ def _sequential(results: Results) -> list[tuple[str, str]]:
             for category, digest in ({} if saved is None else saved.order).items()
         ),
     ]
+
+
+def _cost(cost: MethodCost | None) -> list[tuple[str, str]]:
+    """What the method cost, as far as it was measured."""
+    found: list[tuple[str, str]] = []
+    if cost is None:
+        return found
+    if cost.seconds is not None:
+        text = f"{cost.seconds:.4f} s for an image, {cost.images:,} images timed"
+        if cost.ratio is not None:
+            text += f"; {cost.ratio:.2f} times an unsteered one ({cost.unsteered_seconds:.4f} s)"
+        found.append(("cost of the method", text))
+    if cost.fit is not None:
+        fit = f"{cost.fit.seconds:.1f} s, {cost.fit.images:,} images denoised"
+        found.append(("fit of the method", fit))
+    if cost.peak_bytes is not None:
+        found.append(("memory", f"{cost.peak_bytes / 2**20:,.0f} MiB at most ({cost.memory})"))
+    return found
 
 
 _ALWAYS = ("sequential", "order_seed")

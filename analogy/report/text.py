@@ -12,11 +12,9 @@ from analogy.core.text import display_width, padded, printable, shortened
 from analogy.grid_metrics import Absent, Input, Per
 from analogy.report.text_sequential import confidence, is_sequential, look
 from analogy.results.model import Analysis, CellFigures, Mean, Pool, Stop
-from analogy.statistics.values import MIN_DECISIVE
 
 if TYPE_CHECKING:
     from analogy.store.grid import Job
-    from analogy.studies.method_comparison import Difference, MethodComparison
     from analogy.studies.quality import Quality
 
 _NARROW, _WIDE = 10, 32
@@ -44,7 +42,7 @@ def figures_line(figures: Estimate, stop: Stop | None = None) -> str:
     """An estimate in one line. ``stop``: the look that it is of, in a sequential run."""
     return (
         f"mean margin {figures.mean:+.4f}, {confidence(stop)} CI "
-        f"{_interval(figures.ci_low, figures.ci_high)}, "
+        f"{interval(figures.ci_low, figures.ci_high)}, "
         f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
     )
 
@@ -54,7 +52,7 @@ def verdict_table(analysis: Analysis, known: Collection[Cell] = ()) -> Iterator[
 
     ``known``: cells that the baseline records as not succeeding.
     """
-    width = _width(analysis.unsteered)
+    width = width_of(analysis.unsteered)
     rule = "-" * (LINE - _NARROW + width)
     yield f"{'category':<{width}} {_head(interval_name(analysis))}"
     yield rule
@@ -129,7 +127,7 @@ def reading_notes(analysis: Analysis) -> Iterator[str]:
     if naive is not None:
         yield (
             f"Items taken for independent, as the published study did: 95% CI "
-            f"{_interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
+            f"{interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
         )
 
 
@@ -138,7 +136,7 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
     rows: list[tuple[str, Pool]] = [*analysis.categories.items(), ("overall", analysis.overall)]
     if all(pool.trend is None for _, pool in rows):
         return
-    width = _width(analysis.categories, 13)
+    width = width_of(analysis.categories, 13)
     ci = interval_name(analysis)
     yield f"{'dose-response':<{width}} {'n':>4} {'slope':>8} {ci:>18} {'p':>8} {'Page p':>8}"
     for category, pool in rows:
@@ -148,7 +146,7 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
             continue
         yield (
             f"{name} {trend.n:>4} {trend.slope:>+8.4f} "
-            f"{_interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
+            f"{interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
         )
 
 
@@ -157,7 +155,7 @@ def null_table(analysis: Analysis) -> Iterator[str]:
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
-    width, ci = _width(analysis.unsteered), interval_name(analysis)
+    width, ci = width_of(analysis.unsteered), interval_name(analysis)
     yield (
         f"{'random':<{width}} {'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'gain':>8} "
         f"{'advantage':>9} {ci:>18} {'p':>8}"
@@ -171,9 +169,9 @@ def null_table(analysis: Analysis) -> Iterator[str]:
         more = null.advantage
         yield (
             f"{head} {null.margin.mean:>+8.4f} "
-            f"{_interval(null.margin.ci_low, null.margin.ci_high):>18} "
+            f"{interval(null.margin.ci_low, null.margin.ci_high):>18} "
             f"{null.gain.mean:>+8.4f} {more.mean:>+9.4f} "
-            f"{_interval(more.ci_low, more.ci_high):>18} {more.p:>8.2g}"
+            f"{interval(more.ci_low, more.ci_high):>18} {more.p:>8.2g}"
         )
     succeeded = [each for each, null in cells if null.margin.verdict is Verdict.SUCCESS]
     if succeeded:
@@ -188,7 +186,7 @@ def target_table(analysis: Analysis) -> Iterator[str]:
     """The margins of the target prompts' own images, and the cells' margins as shares of them."""
     if not analysis.targets:
         return
-    alphas, width, ci = [*analysis.alphas], _width(analysis.targets), interval_name(analysis)
+    alphas, width, ci = [*analysis.alphas], width_of(analysis.targets), interval_name(analysis)
     yield (
         f"{'target':<{width}} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  reached at alpha"
         + "".join(f" {alpha:>5g}" for alpha in alphas)
@@ -200,7 +198,7 @@ def target_table(analysis: Analysis) -> Iterator[str]:
             continue
         shares = [analysis.cells[Cell(category, alpha)].target_share for alpha in alphas]
         yield (
-            f"{name} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
+            f"{name} {own.n:>4} {own.mean:>+8.4f} {interval(own.ci_low, own.ci_high):>18} "
             f"{own.success_rate:>5.0%}  {'':>16}"
             + "".join(f" {'-' if share is None else f'{share:.0%}':>5}" for share in shares)
         )
@@ -210,94 +208,13 @@ def target_table(analysis: Analysis) -> Iterator[str]:
     )
 
 
-def method_tables(found: MethodComparison) -> Iterator[str]:
-    """The ranking, every two methods compared, and their differences by alpha and category."""
-    ci = f"{confidence(found.stop)} CI"
-    yield (
-        f"{'method':<10} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  {'verdict':<12}  "
-        "not told apart from"
-    )
-    for ranked in found.ranking:
-        margin = ranked.margin
-        head = f"{ranked.method:<10} {margin.n:>4}"
-        if margin.mean != margin.mean:
-            yield f"{head}  {margin.verdict}"
-            continue
-        yield (
-            f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
-            f"{margin.success_rate:>5.0%}  {margin.verdict:<12}  {', '.join(ranked.like) or '-'}"
-        )
-    if found.n_left_out:
-        left = f"{found.n_left_out} {'pair lacks' if found.n_left_out == 1 else 'pairs lack'}"
-        yield f"{left} images by one of the methods and are left out."
-    if found.n < MIN_DECISIVE:
-        yield (
-            f"{Verdict.TOO_FEW}: n {found.n}, and {MIN_DECISIVE} pairs or more tell methods apart."
-        )
-    yield ""
-    width = max(len("difference"), *(len(_two(one)) for one in found.overall))
-    of_look = "look's CI" if found.stop is not None else "95% CI"
-    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {of_look:>18} {'p':>8} {'Holm p':>8}"
-    for d in found.overall:
-        head = f"{_two(d):<{width}} {d.n:>4}"
-        if d.mean != d.mean:
-            yield f"{head}  {Verdict.INCOMPLETE}"
-            continue
-        yield (
-            f"{head} {d.mean:>+8.4f} {_interval(d.ci_low, d.ci_high):>18} {d.p:>8.2g} "
-            f"{d.p_holm:>8.2g}" + ("" if d.stop is None else f"  {look(d.stop)}")
-        )
-    yield (
-        "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is of "
-        f"the larger of this and the bootstrap's, for {found.family}."
-        if found.stop is None
-        else "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is "
-        "here Bonferroni's, for all comparisons and all looks: below 0.05 the two are told apart."
-    )
-    for name, differences in (
-        ("at alpha", [(f"{d.alpha:g}", d) for d in found.alphas]),
-        ("category", [(str(d.category), d) for d in found.categories]),
-    ):
-        yield ""
-        columns = {column: _width([column], 9) for column, _ in differences}
-        yield f"{name:<{width}}" + "".join(
-            f" {' ' * (most - display_width(shortened(column, most)))}{shortened(column, most)}"
-            for column, most in columns.items()
-        )
-        of_two: dict[str, list[str]] = {}
-        for column, d in differences:
-            of_two.setdefault(_two(d), []).append(f" {_marked(d):>{columns[column]}}")
-        for two, row in of_two.items():
-            yield f"{two:<{width}}" + "".join(row)
-    yield (
-        f"*: the {confidence(found.stop)} interval, of this difference by itself, lies on one side "
-        f"of 0. <{MIN_DECISIVE}: too few pairs."
-    )
-    if found.blind:
-        yield (
-            f"The judge does not see the true change in: {', '.join(found.blind)}. "
-            "Nothing is said about the methods there."
-        )
-
-
-def _two(difference: Difference) -> str:
-    return f"{difference.first} - {difference.second}"
-
-
-def _marked(difference: Difference) -> str:
-    if difference.n < MIN_DECISIVE:
-        return f"<{MIN_DECISIVE}"
-    is_one_sided = difference.ci_low > 0 or difference.ci_high < 0
-    return f"{difference.mean:+.4f}{'*' if is_one_sided else ' '}"
-
-
 def quality_table(quality: Quality) -> Iterator[str]:
     """The metrics beside the margin: of single images by cell, of all images by alpha."""
     measured = {name for of in quality.cells.values() for name in of}
     shown = [metric for metric in quality.metrics if metric.name in measured]
     names = [metric.name for metric in shown]
     if names:
-        width = _width(cell.category for cell in quality.cells)
+        width = width_of(cell.category for cell in quality.cells)
         yield f"{'quality':<{width}} {'alpha':>5} {'n':>4}" + "".join(
             f"  {printable(metric.column):>21}" for metric in shown
         )
@@ -427,7 +344,7 @@ def _finding(cell: PublishedCell) -> str:
     return ", ".join(said)
 
 
-def _width(names: Iterable[str], least: int = _NARROW) -> int:
+def width_of(names: Iterable[str], least: int = _NARROW) -> int:
     """The width of a table's first column for these names."""
     widest = max((display_width(printable(name)) for name in names), default=0)
     return min(max(widest, least), _WIDE)
@@ -460,13 +377,14 @@ def _row(
     if gain is None or gain.mean != gain.mean:
         gained = f"{'':>8} {'':>18}"
     else:
-        gained = f"{gain.mean:>+8.4f} {_interval(gain.ci_low, gain.ci_high):>18}"
+        gained = f"{gain.mean:>+8.4f} {interval(gain.ci_low, gain.ci_high):>18}"
     reached = "" if share is None else f"{share:.0%}"
     return (
-        f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
+        f"{head} {margin.mean:>+8.4f} {interval(margin.ci_low, margin.ci_high):>18} "
         f"{margin.p:>8.2g} {margin.success_rate:>5.0%} {gained} {reached:>7}  {verdict}"
     )
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
+    """An interval as text."""
     return f"[{low:+.4f}, {high:+.4f}]"

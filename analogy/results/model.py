@@ -26,6 +26,7 @@ from analogy.core.records import (
     Window,
 )
 from analogy.grid_metrics import Described
+from analogy.results.cost import MethodCost
 
 RESULTS_VERSION = 2
 """The schema version that is written and read."""
@@ -472,7 +473,8 @@ class Results:
     """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
     :class:`analogy.studies.study.Study`. ``saved``: None unless the run was sequential.
 
-    ``peak_memory_bytes``: of a CUDA device, None elsewhere.
+    ``peak_memory_bytes``: of a CUDA device, None elsewhere. ``cost``: of the method, None if
+    nothing was measured.
     """
 
     header: Header
@@ -484,3 +486,4 @@ class Results:
     unread: tuple[str, ...] = ()
     unsteered: tuple[str, ...] = ()
     saved: Saved | None = None
+    cost: MethodCost | None = None
