@@ -86,11 +86,15 @@ def commands(header: Header) -> list[str]:
     config, model = header.config, header.subject.model
     if not is_imported(model):
         return [command(config)]
-    name = model.partition(IMPORTED)[0]
+    name, _, tool = model.partition(IMPORTED)
     judge = [f"--clip-model={config.text('clip_model')}"]
     weights = config.text("clip_pretrained")
     if weights is not None:
         judge.append(f"--clip-pretrained={weights}")
+    if tool == header.subject.method:  # of an export, whose jobs have pairs and judge
+        return [
+            analogy_command("import", "RUN", "MANIFEST"), analogy_command("score", "RUN", *judge)
+        ]  # fmt: skip
     of_images = [f"--model-name={name}", f"--pairs={config.text('pairs')}"]
     return [
         analogy_command("import", "RUN", "MANIFEST", *of_images, *judge),
