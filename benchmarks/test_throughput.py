@@ -27,7 +27,9 @@ from analogy.models.samplings import EMBEDDED_SAMPLING
 from analogy.models.sources import find_pipeline
 from analogy.sessions.progress import uncaptured
 from analogy.settings.pairs import load_pairs, select
+from analogy.steering.base import METHODS
 from tools import ssd1b
+from tools.method_ratios import ratios
 from tools.side_by_side import Row, Side, Table, compare, in_turn, wall_rate
 from tools.throughput import (
     Generation,
@@ -124,34 +126,11 @@ def test_generation(hold: Hold, tmp_path: Path) -> None:
     )
 
 
-def test_methods(hold: Hold, tmp_path: Path) -> None:
-    """Steering by token and by step costs 3% of `word`'s rate at most; guidance, what it computes.
-
-    128 images a round and method, of alphas 0, 0.5, 0.8 and 1 in the same batches. For `guidance`
-    the denoiser computes three rows for a steered image and two for another, for `word` two for
-    each: rows a second are compared.
-    """
-    source, pairs = find_pipeline("embedded", dtype="float32"), some_pairs(4)
-    rows = {"word": 2.0, "span": 2.0, "switch": 2.0, "guidance": (2 + 3 * 3) / 4}
-    sides = {
-        name: _rows(Generation(config_of(method=name), pairs, source, tmp_path / name), each)
-        for name, each in rows.items()
-    }
-    rates = in_turn(sides, rounds=ROUNDS)
-    work = partial(compare, rates=rates, against="word", unit="rows/s")
-    hold(
-        [
-            work("the method span", ours="span", bar=0.97),
-            work("the method switch", ours="switch", bar=0.97),
-            work("the method guidance", ours="guidance", bar=0.9),
-        ]
-    )
-
-
-def _rows(generation: Generation, each: float) -> Side:
-    """A side that counts rows of the denoiser's batch, ``each`` so many of an image and step."""
-    generation.folder.mkdir()
-    return lambda round: each * generation.ours(round)
+def test_methods(hold: Hold, table: Table) -> None:
+    """What methods cost, with mixed alphas in a batch: `tools.method_ratios` has the bars."""
+    found = ratios(list(METHODS.builtin), rounds=ROUNDS)
+    table.notes.extend(found.notes)
+    hold(found.rows)
 
 
 @pytest.mark.gpu

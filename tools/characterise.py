@@ -56,7 +56,10 @@ VOLATILE = (
 #: Lines of pytest's head that say what is installed and where.
 HEAD = re.compile(r"(platform|benchmark:|rootdir:|configfile:|plugins:|cachedir:) ?")
 #: Entries of the report's section Provenance whose values are of the machine or the moment.
-PROVENANCE = ("commit", "python", "packages", "machine", "time", "generated", "scored")
+PROVENANCE = (
+    "commit", "python", "packages", "machine", "time", "generated", "scored", "cost of the method",
+    "fit of the method", "memory",
+)  # fmt: skip
 
 TABLES = {
     "failures": "SELECT key, what, reason FROM failures ORDER BY key",
@@ -192,12 +195,14 @@ def keep_text(
 
 
 def printed_lines(text: str) -> Iterator[str]:
-    """Lines without progress bars, pytest-benchmark's table and the names of what is installed."""
-    is_table = False
+    """Lines without progress bars, tables of times and the names of what is installed."""
+    is_table = is_cost = False
     for line in text.splitlines():
         # Rules around a title are as long as the title, and so the times in it, leave room.
         line = re.sub(r"^([-=_])\1+ (.+?) \1+$", r"\1 \2 \1", line.rpartition("\r")[2]).rstrip()
-        if re.match(r"- benchmark: \d+ tests", line):
+        if is_cost or re.match(r"cost +images +s/image", line):
+            is_cost = not line.startswith("Seconds of one worker")
+        elif re.match(r"- benchmark: \d+ tests", line):
             is_table = True
             yield line
         elif is_table:
@@ -214,7 +219,7 @@ def results_of(text: str, place: Place) -> JSON:
     """
     plain = json.loads(text)
     value = json.loads(place.without_paths(text))
-    for name in ("provenance", "throughput", "peak_memory_bytes"):
+    for name in ("provenance", "throughput", "peak_memory_bytes", "cost", "costs"):
         if name in value:
             value[name] = types_of(value[name])
     is_dumped = text in (json.dumps(plain, indent=2), json.dumps(plain, indent=2) + "\n")

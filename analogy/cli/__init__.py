@@ -12,9 +12,9 @@ from analogy.cli.base import app, main
 from analogy.core.errors import ExitCode
 
 # The order of the commands in the help. A new command is a module here.
-from analogy.cli import look, runs, methods, steering, folders, compare, checks  # isort: skip
+from analogy.cli import look, runs, methods, steering, export, folders, compare, checks  # isort: skip
 
 __all__ = [
-    "ExitCode", "app", "checks", "compare", "folders", "look", "main", "methods", "runs",
-    "steering",
+    "ExitCode", "app", "checks", "compare", "export", "folders", "look", "main", "methods",
+    "runs", "steering",
 ]  # fmt: skip

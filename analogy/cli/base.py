@@ -241,7 +241,8 @@ def with_options(
 
     ``defaults``: by option, where this command's default differs from the table's. The command gets
     all options as one :class:`~analogy.settings.request.RunRequest`, its parameter ``request``;
-    options that it does not have keep the table's defaults.
+    options that it does not have keep the table's defaults. A parameter ``given`` gets the names of
+    the options that the user gave a value other than the default.
     """
     table = {each.key: each for each in OPTIONS}
     own = {key: defaults.get(key, each.default) for key, each in table.items()}
@@ -251,11 +252,14 @@ def with_options(
         @functools.wraps(command)
         def parsed(**given: Any) -> None:
             raw = {table[key].name: given.pop(key) if key in chosen else own[key] for key in table}
+            if wants_given:
+                given["given"] = {key for key in chosen if raw[table[key].name] != own[key]}
             command(**given, request=parse_options(raw.__getitem__))
 
         # What typer reads: the command's own parameters, then those of the table.
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         del parameters["request"]
+        wants_given = parameters.pop("given", None) is not None
         parameters |= {key: _parameter(table[key], own[key]) for key in chosen}
         keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters.values()]
         parsed.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]

@@ -114,9 +114,17 @@ def score(
 def import_(
     run: Annotated[Path, typer.Argument(help="A new or existing run folder.")],
     manifest: Annotated[
-        Path, typer.Argument(help="CSV or JSON lines: pair_id, alpha, seed, file [, method].")
+        Path,
+        typer.Argument(
+            help="CSV or JSON lines: pair_id, alpha, seed, file [, method]; or what 'export' wrote."
+        ),
     ],
-    model_name: Annotated[str, option(help="A name for the model or tool that made the images.")],
+    model_name: Annotated[
+        str | None,
+        option(
+            help="A name for the model or tool that made the images; not for images of 'export'."
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None, option(metavar="FILE", help="The word pairs [default: the suite's own].")
     ] = None,
@@ -126,6 +134,10 @@ def import_(
     ] = None,
 ) -> None:
     """Copy images of other tools into a run folder, to be scored with 'score'.
+
+    Without --model-name the manifest's jobs are of 'export', and RUN is the folder that it began:
+    the images get the jobs' keys. Every file is read before any is copied, so that after an error
+    the same command can be given again.
 
     Exit code: 0 imported, 2 the manifest or a file in it cannot be used, 4 the folder cannot be
     read or written.

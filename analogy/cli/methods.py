@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated
 
 from analogy.cli.base import GENERATING, Json, app, examples, option, refuse, with_options
@@ -34,6 +35,7 @@ METHODS_OPTIONS = (
 @with_options(METHODS_OPTIONS)
 def methods(
     request: RunRequest,
+    given: Collection[str],
     names: Annotated[
         str, option("--methods", metavar="LIST", help="Two or more, separated by commas.")
     ] = ",".join(DEFAULT_METHODS),
@@ -42,9 +44,10 @@ def methods(
     """Compare steering methods on one grid: paired differences, and a ranking.
 
     Generates and scores the missing images of all methods in one run folder, the same that 'run'
-    uses for each of them. Unsteered images (alpha 0) are generated once for all methods. Two
-    methods count as different by Holm's p of their overall difference. None of this is a verdict on
-    whether steering works.
+    uses for each of them. Unsteered images (alpha 0) are generated once for all methods. Without
+    --alphas each method has its own; where these differ, methods are compared at the largest of
+    each. Two methods count as different by Holm's p of their overall difference. None of this is a
+    verdict on whether steering works.
 
     Exit code: 0 compared, 2 wrong usage, 4 the run cannot be read or written.
     """
@@ -53,4 +56,4 @@ def methods(
     except OptionError as error:
         refuse(ExitCode.USAGE, f"--methods: {error}")
 
-    work.methods(request, chosen, json)
+    work.methods(request, chosen, json, own_alphas="alphas" not in given)

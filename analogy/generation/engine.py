@@ -19,8 +19,10 @@ from analogy.core.errors import AnalogyError, ExitCode
 from analogy.core.records import Pair, RunConfig
 from analogy.judges.base import FoundJudge
 from analogy.judges.open_clip import Features
+from analogy.metrics.efficiency import Memory
 from analogy.models.places import ModelSource
 from analogy.store.grid import AnyJob, Job
+from analogy.store.index import FitWork
 
 R = TypeVar("R")
 J = TypeVar("J", bound=AnyJob)
@@ -75,36 +77,19 @@ class Capacity(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class FitWork:
-    """The work of fitting a method before a batch.
-
-    - ``method``, ``category``: whose; ``inputs``: a digest of all that the category's fit depends
-      on;
-    - ``images``: denoised for it, and not decoded; 0 if what they show was known;
-    - ``seconds``: of one generator.
-    """
-
-    method: str
-    category: str
-    inputs: str
-    images: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class GeneratedBatch:
     """A batch of images as PNG files, with its time and memory.
 
     - ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason;
     - ``seconds``: of one generator, without fitting;
-    - ``peak_bytes``: the most that was allocated on a CUDA device so far, None elsewhere;
+    - ``memory``: the most that was in use while it was generated and fitted; None if not measured;
     - ``fits``: what was fitted before this batch, apart from its seconds.
     """
 
     pngs: list[bytes | None]
     faults: Mapping[int, str]
     seconds: float
-    peak_bytes: int | None
+    memory: Memory | None
     fits: tuple[FitWork, ...] = ()
 
 

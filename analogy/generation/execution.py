@@ -16,19 +16,23 @@ from functools import cached_property
 import torch
 
 from analogy.core.engines import ENGINES
+from analogy.core.records import WHOLE
 from analogy.generation.engine import (
     Engine,
     EngineFactory,
-    FitWork,
+    GeneratedBatch,
     Progress,
     Setup,
     no_progress,
 )
-from analogy.generation.worker import Worker, changed_alike
+from analogy.generation.worker import Worker, change_of, changed_alike
 from analogy.judges.base import Judge
+from analogy.metrics.efficiency import CUDA, Memory
+from analogy.models.defaults import machine
 from analogy.models.memory import memory_said
 from analogy.store.folder import RunFolder
-from analogy.store.grid import AnyJob, Job, W
+from analogy.store.grid import AnyJob, Job, W, digest
+from analogy.store.index import BatchRow, FitWork
 
 #: Images that are read and scored at a time, and their pixels: 200 MB of them.
 SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20
@@ -150,15 +154,44 @@ class Execution:
                     generated.pngs,
                     now - clock,
                     faults=generated.faults,
-                    peak_bytes=generated.peak_bytes,
+                    peak_bytes=_on_device(generated.memory),
                     worker=None
                     if worker is None
                     else (worker, generated.seconds / capacity.at_once),
+                    cost=self._cost(batch, generated, capacity.at_once),
                 )
                 clock = now
                 self._keep_fits(generated.fits)
                 self._failed |= {batch[i].key for i in generated.faults}
                 progress(len(batch))
+
+    def _cost(
+        self, batch: Sequence[AnyJob], generated: GeneratedBatch, at_once: int
+    ) -> BatchRow | None:
+        """What a batch cost; None if its images are not all unsteered or all of one method."""
+        steered = [job for job in batch if isinstance(job, Job)]
+        alike = {None if job.is_unsteered else (job.method, job.window) for job in steered}
+        if len(steered) < len(batch) or len(alike) != 1:
+            return None
+        change, _ = change_of(batch[0])
+        beside = 1 if change is not None and change.exclusive else at_once
+        method, window = alike.pop() or (None, WHOLE)
+        memory = generated.memory
+        return BatchRow(
+            method,
+            window.start,
+            window.end,
+            images=len(batch),
+            seconds=generated.seconds / beside,
+            memory=None if memory is None else memory.kind,
+            peak_bytes=None if memory is None else memory.peak_bytes,
+            machine=self._machine,
+        )
+
+    @cached_property
+    def _machine(self) -> str:
+        """Identifies the machine that times are of."""
+        return digest(machine(self._setup.config.device))
 
     @property
     def fits(self) -> tuple[FitWork, ...]:
@@ -171,10 +204,9 @@ class Execution:
 
     def _keep_fits(self, fits: Sequence[FitWork]) -> None:
         for fit in fits:
-            self._folder.add_fit(fit.method, fit.images, fit.seconds)
-            so_far = self._fits.get(fit.inputs, replace(fit, images=0, seconds=0.0))
-            self._fits[fit.inputs] = replace(
-                so_far,
+            self._folder.add_fit(fit)
+            so_far = self._fits.get(fit.inputs, fit._replace(images=0, seconds=0.0))
+            self._fits[fit.inputs] = so_far._replace(
                 images=so_far.images + fit.images,
                 seconds=so_far.seconds + fit.seconds,
             )
@@ -209,6 +241,11 @@ class Execution:
         if "engine" in self.__dict__:
             self.engine.close()
             del self.engine
+
+
+def _on_device(memory: Memory | None) -> int | None:
+    """The bytes of a CUDA device; None of any other memory."""
+    return memory.peak_bytes if memory is not None and memory.kind == CUDA else None
 
 
 def even_batches(jobs: Sequence[W], size: int) -> list[Sequence[W]]:

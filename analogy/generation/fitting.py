@@ -14,11 +14,12 @@ import torch
 from analogy.core.records import Pair, RunConfig
 from analogy.core.registry import ExtensionError
 from analogy.core.words import folded
-from analogy.generation.engine import FitWork, Setup
+from analogy.generation.engine import Setup
 from analogy.models.generator import Generator, latents_for
-from analogy.steering.base import METHODS, Observed, ObservingMethod, Row
-from analogy.steering.conditioning import Conditioning
+from analogy.steering.base import METHODS, LearningMethod, Method, Observed, ObservingMethod, Row
+from analogy.steering.conditioning import Conditioning, Words
 from analogy.store.grid import Job, content, digest
+from analogy.store.index import FitWork
 
 #: The noise of the images that are observed is of their own pair and this seed, whatever the run's
 #: seeds are.
@@ -114,7 +115,7 @@ class Learning:
         with self._lock:
             self._learned.put((job.method, pair.id), learned)
         seconds = time.perf_counter() - clock
-        inputs = self._inputs(method, category)
+        inputs = fit_inputs(self._setup, method, pair.category)
         return learned, [FitWork(job.method, pair.category, inputs, images, seconds)]
 
     def _observe(
@@ -151,21 +152,53 @@ class Learning:
                     slot.lock.release()
         return seen, images
 
-    def _inputs(self, method: ObservingMethod, category: Sequence[Pair]) -> str:
-        """Identifies all that a category's fit depends on."""
-        config, model = self._setup.config, self._setup.model
-        return digest(
-            {
-                "model": None if model is None else model.fingerprint,
-                "method": method.name,
-                "version": method.version,
-                "steps": config.steps,
-                "size": config.size,
-                "dtype": config.dtype,
-                "seed": FIT_SEED,
-                "pairs": [content(pair) for pair in category],
-            }
-        )
+
+def fit_inputs(setup: Setup, method: Method, category: str) -> str:
+    """Identifies all that a category's fit depends on."""
+    config, model = setup.config, setup.model
+    return digest(
+        {
+            "model": None if model is None else model.fingerprint,
+            "method": method.name,
+            "version": method.version,
+            "steps": config.steps,
+            "size": config.size,
+            "dtype": config.dtype,
+            "seed": FIT_SEED,
+            "pairs": [content(pair) for pair in setup.pairs if pair.category == category],
+        }
+    )
+
+
+class Fitted:
+    """Methods fitted for each pair, so that all images of a pair need one fit.
+
+    Called by several threads.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._lock = Lock()
+        self._methods: dict[tuple[str, str], Method] = {}
+        self._work: list[FitWork] = []
+
+    def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
+        """The method for a job's pair."""
+        key, category = (job.method, job.pair.id), job.pair.category
+        with self._lock:
+            if key not in self._methods:
+                clock = time.perf_counter()
+                self._methods[key] = method.fit(others)
+                seconds = time.perf_counter() - clock
+                inputs = fit_inputs(self._setup, method, category)
+                self._work.append(FitWork(job.method, category, inputs, 0, seconds))
+            return self._methods[key]
+
+    def taken(self) -> tuple[FitWork, ...]:
+        """The work since this was last asked for."""
+        with self._lock:
+            work, self._work = self._work, []
+        return tuple(work)
 
 
 def observed(

@@ -21,11 +21,12 @@ from analogy.core.errors import ModelError, StoreError
 from analogy.core.images import ImageError, Images, from_png, to_png
 from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.registry import ExtensionError
-from analogy.generation.engine import Capacity, FitWork, GeneratedBatch, ScoredBatch, Setup
-from analogy.generation.fitting import Learning
+from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
+from analogy.generation.fitting import Fitted, Learning
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
 from analogy.judges.margin import cosine
 from analogy.judges.open_clip import Features
+from analogy.metrics.efficiency import peak_memory
 from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
@@ -33,7 +34,6 @@ from analogy.steering.base import (
     METHODS,
     Intervention,
     LearningMethod,
-    Method,
     Need,
     Row,
     intervention,
@@ -42,11 +42,15 @@ from analogy.steering.conditioning import Conditioning, Edit, Words, WordTokens
 from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
 from analogy.store.grid import AnyJob, Job, PromptJob, W
+from analogy.store.index import FitWork
 
 #: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
 #: encodes its own.
 MOST_TEXTS = 4096
 
+
+BatchInputs: TypeAlias = tuple[list[Conditioning | Course], Tensor, tuple[FitWork, ...]]
+"""Conditionings of a batch, its latents, and what was fitted for them."""
 
 TokensOf: TypeAlias = Callable[[Pair], WordTokens]
 """Finds which tokens are a pair's words."""
@@ -78,11 +82,12 @@ class Worker:
 
     def generate(self, jobs: Sequence[AnyJob]) -> GeneratedBatch:
         """Generate one batch."""
-        made, seconds, fits = self._pool(jobs)
+        done: list[tuple[Generated, float, tuple[FitWork, ...]]] = []
+        pool = self._pool  # loads the generator, which is not measured
+        memory = peak_memory(lambda: done.append(pool(jobs)), device=self._setup.config.device)
+        made, seconds, fits = done[0]
         pngs = [None if i in made.faults else to_png(im) for i, im in enumerate(made.images)]
-        device = self._setup.config.device
-        peak = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else None
-        return GeneratedBatch(pngs, made.faults, seconds, peak, fits)
+        return GeneratedBatch(pngs, made.faults, seconds, memory, fits)
 
     def score(self, jobs: Sequence[Job], pngs: Sequence[bytes]) -> ScoredBatch:
         """Score one batch: the images of these jobs, as PNG files."""
@@ -156,13 +161,14 @@ class Worker:
         if self._given is None and config.batch_size is None:
             fit_batch_size(first, config.device, config.memory)
         shape = first.latent_shape
-        fitted, learning = Fitted(), Learning(setup)
+        fitted, learning = Fitted(setup), Learning(setup)
 
-        def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning | Course], Tensor]:
+        def inputs(jobs: Sequence[AnyJob]) -> BatchInputs:
             texts_of_jobs = encoded.of(jobs)
             given = (setup.pairs, texts_of_jobs, fitted, encoded.tokens)
             conditionings = [conditioning(job, *given) for job in jobs]
-            return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
+            latents = torch.stack([starting_noise(job, shape) for job in jobs])
+            return conditionings, latents, fitted.taken()
 
         def rows(
             jobs: Sequence[AnyJob], generator: Generator
@@ -246,14 +252,15 @@ class Encoded:
 class GeneratorPool:
     """Generators that share their weights, each for one batch at a time. Thread-safe.
 
-    ``inputs``: gives the conditionings of a batch, and its latents ``(n, *latent_shape)``.
+    ``inputs``: gives the conditionings of a batch, its latents ``(n, *latent_shape)``, and what was
+    fitted for them.
     ``rows``: gives the rows of a batch of an intervention, and what was fitted for them.
     """
 
     def __init__(
         self,
         generators: Sequence[Generator],
-        inputs: Callable[[Sequence[AnyJob]], tuple[list[Conditioning | Course], Tensor]],
+        inputs: Callable[[Sequence[AnyJob]], BatchInputs],
         rows: Callable[[Sequence[AnyJob], Generator], tuple[list[Row], tuple[FitWork, ...]]],
         device: str,
     ) -> None:
@@ -270,14 +277,14 @@ class GeneratorPool:
     def __call__(self, batch: Sequence[AnyJob]) -> tuple[Generated, float, tuple[FitWork, ...]]:
         """The images of a batch, the seconds that generating took, and what was fitted before."""
         with one_thread(self._device, afterwards=self._threads):
-            conditionings, latents = self._inputs(batch)
+            conditionings, latents, fitted = self._inputs(batch)
             change, window = change_of(batch[0])
             with self._generator(alone=change is not None and change.exclusive) as generator:
                 rows, fits = self._rows(batch, generator) if change else ([], ())
                 clock = time.perf_counter()
                 how = () if change is None else (change, rows, window)
                 made = generator.generate(conditionings, latents, *how)
-                return made, time.perf_counter() - clock, fits
+                return made, time.perf_counter() - clock, (*fitted, *fits)
 
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
@@ -384,25 +391,6 @@ def side_by_side(first: Generator, device: str) -> list[Generator]:
     return [first, *(first.clone() for _ in range(count - 1))]
 
 
-class Fitted:
-    """Methods fitted for each pair, so that all images of a pair need one fit.
-
-    To be used with one list of pairs; called by several threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._methods: dict[tuple[str, str], Method] = {}
-
-    def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
-        """The method for a job's pair."""
-        key = (job.method, job.pair.id)
-        with self._lock:
-            if key not in self._methods:
-                self._methods[key] = method.fit(others)
-            return self._methods[key]
-
-
 def conditioning(
     job: AnyJob,
     pairs: Sequence[Pair],
@@ -460,7 +448,7 @@ def steered(
         tokens=tokens(pair) if tokens and Need.TOKENS in method.needs else None,
     )
     if isinstance(method, LearningMethod):
-        method = (fitted or Fitted())(job, method, others)
+        method = method.fit(others) if fitted is None else fitted(job, method, others)
     made = method.condition(edit, job.alpha)
     if not isinstance(made, Conditioning) or made.shapes() != edit.source.shapes():
         raise ExtensionError(

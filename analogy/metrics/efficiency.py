@@ -31,6 +31,9 @@ Run = Callable[[], object]
 SAMPLING_INTERVAL_S = 0.005
 """Between two looks at a process's memory: a look takes some 20 microseconds."""
 
+CUDA = "cuda allocator"
+"""The kind of memory that is measured on a CUDA device."""
+
 SHORTEST_ENERGY_S = 0.1
 """codecarbon leaves out up to the last 0.05 s, and a CPU's load comes in ticks of 0.01 s."""
 
@@ -138,7 +141,7 @@ def peak_memory(run: Run, *, device: str) -> Memory:
         _synchronize(device)
         peak = torch.cuda.max_memory_allocated(device)
         reserved = torch.cuda.max_memory_reserved(device)
-        return Memory("cuda allocator", device, peak, before, peak - before, reserved, None)
+        return Memory(CUDA, device, peak, before, peak - before, reserved, None)
     if kind == "mps":
         name, read = "metal driver", torch.mps.driver_allocated_memory
     else:

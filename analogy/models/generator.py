@@ -252,13 +252,22 @@ def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
     The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
     a run reproducible image by image. A pair is known by its prompts, not by its id.
     """
-    return noise(shape, pair.source_prompt, pair.target_prompt, str(seed))
+    return drawn(shape, latents_seed(pair, seed))
+
+
+def latents_seed(pair: Pair, seed: int) -> int:
+    """The seed of torch's CPU generator with which the latents of pair and seed are drawn."""
+    return derived_seed(pair.source_prompt, pair.target_prompt, str(seed))
 
 
 def noise(shape: tuple[int, ...], *parts: str) -> Tensor:
-    """Standard normal values, float32 on the CPU, determined by ``text``."""
-    drawn = derived_seed(*parts)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(drawn))
+    """Standard normal values, float32 on the CPU, determined by ``parts``."""
+    return drawn(shape, derived_seed(*parts))
+
+
+def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal values, float32 on the CPU."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def derived_seed(*parts: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analogy.core.records import IMPORTED, WHOLE, is_imported
 from analogy.core.text import analogy_command, command_line
+from analogy.results.cost import MethodCost
 from analogy.results.model import Header, Results, Settings
 from analogy.settings.options import OPTIONS, csv_list
 
@@ -33,6 +34,7 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         *_sequential(results),
         ("generated", _rate(results.throughput.generate)),
         ("scored", _rate(results.throughput.score)),
+        *_cost(results.cost),
     ]
 
 
@@ -52,6 +54,24 @@ def _sequential(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def _cost(cost: MethodCost | None) -> list[tuple[str, str]]:
+    """What the method cost, as far as it was measured."""
+    found: list[tuple[str, str]] = []
+    if cost is None:
+        return found
+    if cost.seconds is not None:
+        text = f"{cost.seconds:.4f} s for an image, {cost.images:,} images timed"
+        if cost.ratio is not None:
+            text += f"; {cost.ratio:.2f} times an unsteered one ({cost.unsteered_seconds:.4f} s)"
+        found.append(("cost of the method", text))
+    if cost.fit is not None:
+        fit = f"{cost.fit.seconds:.1f} s, {cost.fit.images:,} images denoised"
+        found.append(("fit of the method", fit))
+    if cost.peak_bytes is not None:
+        found.append(("memory", f"{cost.peak_bytes / 2**20:,.0f} MiB at most ({cost.memory})"))
+    return found
+
+
 _ALWAYS = ("sequential", "order_seed")
 
 
@@ -66,11 +86,15 @@ def commands(header: Header) -> list[str]:
     config, model = header.config, header.subject.model
     if not is_imported(model):
         return [command(config)]
-    name = model.partition(IMPORTED)[0]
+    name, _, tool = model.partition(IMPORTED)
     judge = [f"--clip-model={config.text('clip_model')}"]
     weights = config.text("clip_pretrained")
     if weights is not None:
         judge.append(f"--clip-pretrained={weights}")
+    if tool == header.subject.method:  # of an export, whose jobs have pairs and judge
+        return [
+            analogy_command("import", "RUN", "MANIFEST"), analogy_command("score", "RUN", *judge)
+        ]  # fmt: skip
     of_images = [f"--model-name={name}", f"--pairs={config.text('pairs')}"]
     return [
         analogy_command("import", "RUN", "MANIFEST", *of_images, *judge),

@@ -12,11 +12,10 @@ from analogy.core.text import display_width, padded, printable, shortened
 from analogy.report.text_sequential import confidence, is_sequential, look
 from analogy.results.answer import answer_of
 from analogy.results.model import Analysis, CellFigures, Pool, Stop
-from analogy.statistics.values import ENOUGH_PAIRS, MIN_DECISIVE
+from analogy.statistics.values import ENOUGH_PAIRS
 
 if TYPE_CHECKING:
     from analogy.store.grid import Job
-    from analogy.studies.method_comparison import Difference, MethodComparison
 
 _NARROW, _WIDE = 10, 32
 """The least and greatest width of a table's first column; longer names are shortened."""
@@ -50,7 +49,7 @@ def figures_line(figures: Estimate, stop: Stop | None = None) -> str:
     """An estimate in one line. ``stop``: the look that it is of, in a sequential run."""
     return (
         f"mean margin {figures.mean:+.4f}, {confidence(stop)} CI "
-        f"{_interval(figures.ci_low, figures.ci_high)}, "
+        f"{interval(figures.ci_low, figures.ci_high)}, "
         f"p {figures.p:.3g}, success rate {figures.success_rate:.0%}, n {figures.n}"
     )
 
@@ -189,7 +188,7 @@ def reading_notes(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
     if naive is not None:
         yield from _wrapped(
             f"Items taken for independent, as the published study did: 95% CI "
-            f"{_interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
+            f"{interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
         )
 
 
@@ -220,7 +219,7 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
             continue
         yield (
             f"{name} {trend.n:>4} {trend.slope:>+8.4f} "
-            f"{_interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
+            f"{interval(trend.ci_low, trend.ci_high):>18} {trend.p:>8.2g} {trend.p_page:>8.2g}"
         )
 
 
@@ -244,9 +243,9 @@ def null_table(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
             continue
         more, own = null.advantage, null.margin
         row = f"{head} {own.mean:>+8.4f}"
-        row += f" {_interval(own.ci_low, own.ci_high):>18}" if wide else ""
+        row += f" {interval(own.ci_low, own.ci_high):>18}" if wide else ""
         row += f" {null.gain.mean:>+8.4f} {more.mean:>+9.4f}"
-        row += f" {_interval(more.ci_low, more.ci_high):>18}"
+        row += f" {interval(more.ci_low, more.ci_high):>18}"
         yield row + (f" {more.p:>8.2g}" if wide else "")
     succeeded = [each for each, null in cells if null.margin.verdict is Verdict.SUCCESS]
     if succeeded:
@@ -273,93 +272,12 @@ def target_table(analysis: Analysis) -> Iterator[str]:
             continue
         shares = [analysis.cells[Cell(category, alpha)].target_share for alpha in alphas]
         yield (
-            f"{name} {own.n:>4} {own.mean:>+8.4f} {_interval(own.ci_low, own.ci_high):>18} "
+            f"{name} {own.n:>4} {own.mean:>+8.4f} {interval(own.ci_low, own.ci_high):>18} "
             f"{own.success_rate:>5.0%}  {'':>10}"
             + "".join(f" {'-' if share is None else f'{share:.0%}':>5}" for share in shares)
         )
     yield "target: the target prompts' own images, what the model can do at best, and the"
     yield "cells' margins as shares of it, by alpha."
-
-
-def method_tables(found: MethodComparison) -> Iterator[str]:
-    """The ranking, every two methods compared, and their differences by alpha and category."""
-    ci = f"{confidence(found.stop)} CI"
-    yield (
-        f"{'method':<10} {'n':>4} {'margin':>8} {ci:>18} {'>0':>5}  {'verdict':<12}  "
-        "not told apart from"
-    )
-    for ranked in found.ranking:
-        margin = ranked.margin
-        head = f"{ranked.method:<10} {margin.n:>4}"
-        if margin.mean != margin.mean:
-            yield f"{head}  {margin.verdict}"
-            continue
-        yield (
-            f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
-            f"{margin.success_rate:>5.0%}  {margin.verdict:<12}  {', '.join(ranked.like) or '-'}"
-        )
-    if found.n_left_out:
-        left = f"{found.n_left_out} {'pair lacks' if found.n_left_out == 1 else 'pairs lack'}"
-        yield f"{left} images by one of the methods and are left out."
-    if found.n < MIN_DECISIVE:
-        yield (
-            f"{Verdict.TOO_FEW}: n {found.n}, and {MIN_DECISIVE} pairs or more tell methods apart."
-        )
-    yield ""
-    width = max(len("difference"), *(len(_two(one)) for one in found.overall))
-    of_look = "look's CI" if found.stop is not None else "95% CI"
-    yield f"{'difference':<{width}} {'n':>4} {'margin':>8} {of_look:>18} {'p':>8} {'Holm p':>8}"
-    for d in found.overall:
-        head = f"{_two(d):<{width}} {d.n:>4}"
-        if d.mean != d.mean:
-            yield f"{head}  {Verdict.INCOMPLETE}"
-            continue
-        yield (
-            f"{head} {d.mean:>+8.4f} {_interval(d.ci_low, d.ci_high):>18} {d.p:>8.2g} "
-            f"{d.p_holm:>8.2g}" + ("" if d.stop is None else f"  {look(d.stop)}")
-        )
-    yield (
-        "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is of "
-        f"the larger of this and the bootstrap's, for {found.family}."
-        if found.stop is None
-        else "A difference is of margins, pair by pair; p is two-sided, of the t-test. Holm's p is "
-        "here Bonferroni's, for all comparisons and all looks: below 0.05 the two are told apart."
-    )
-    for name, differences in (
-        ("at alpha", [(f"{d.alpha:g}", d) for d in found.alphas]),
-        ("category", [(str(d.category), d) for d in found.categories]),
-    ):
-        yield ""
-        columns = {column: first_column([column], 9) for column, _ in differences}
-        yield f"{name:<{width}}" + "".join(
-            f" {' ' * (most - display_width(shortened(column, most)))}{shortened(column, most)}"
-            for column, most in columns.items()
-        )
-        of_two: dict[str, list[str]] = {}
-        for column, d in differences:
-            of_two.setdefault(_two(d), []).append(f" {_marked(d):>{columns[column]}}")
-        for two, row in of_two.items():
-            yield f"{two:<{width}}" + "".join(row)
-    yield (
-        f"*: the {confidence(found.stop)} interval, of this difference by itself, lies on one side "
-        f"of 0. <{MIN_DECISIVE}: too few pairs."
-    )
-    if found.blind:
-        yield (
-            f"The judge does not see the true change in: {', '.join(found.blind)}. "
-            "Nothing is said about the methods there."
-        )
-
-
-def _two(difference: Difference) -> str:
-    return f"{difference.first} - {difference.second}"
-
-
-def _marked(difference: Difference) -> str:
-    if difference.n < MIN_DECISIVE:
-        return f"<{MIN_DECISIVE}"
-    is_one_sided = difference.ci_low > 0 or difference.ci_high < 0
-    return f"{difference.mean:+.4f}{'*' if is_one_sided else ' '}"
 
 
 class PublishedOverall(TypedDict):
@@ -460,19 +378,20 @@ def _row(
     if not wide:
         gained = "" if gain is None or is_lacking else f"{gain.mean:+.3f}"
         return (
-            f"{head} {margin.mean:>+6.3f} {_interval(margin.ci_low, margin.ci_high, 3):>16} "
+            f"{head} {margin.mean:>+6.3f} {interval(margin.ci_low, margin.ci_high, 3):>16} "
             f"{margin.success_rate:>4.0%} {gained:>6}  {verdict}"
         )
     if gain is None or is_lacking:
         gained = f"{'':>8} {'':>18}"
     else:
-        gained = f"{gain.mean:>+8.4f} {_interval(gain.ci_low, gain.ci_high):>18}"
+        gained = f"{gain.mean:>+8.4f} {interval(gain.ci_low, gain.ci_high):>18}"
     reached = "" if share is None else f"{share:.0%}"
     return (
-        f"{head} {margin.mean:>+8.4f} {_interval(margin.ci_low, margin.ci_high):>18} "
+        f"{head} {margin.mean:>+8.4f} {interval(margin.ci_low, margin.ci_high):>18} "
         f"{margin.p:>8.2g} {margin.success_rate:>5.0%} {gained} {reached:>7}  {verdict}"
     )
 
 
-def _interval(low: float, high: float, digits: int = 4) -> str:
+def interval(low: float, high: float, digits: int = 4) -> str:
+    """An interval as text."""
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -26,6 +26,7 @@ from analogy.core.records import (
     Window,
 )
 from analogy.grid_metrics import Described
+from analogy.results.cost import MethodCost
 
 RESULTS_VERSION = 2
 """The schema version that is written and read."""
@@ -472,8 +473,7 @@ class Results:
     """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
     :class:`analogy.studies.study.Study`. ``unknown``: pair id to the words that the embedded model,
     or judge, was not trained on. ``saved``: None unless the run was sequential.
-
-    ``peak_memory_bytes``: of a CUDA device, None elsewhere.
+    ``peak_memory_bytes``: of a CUDA device, None elsewhere. ``cost``: None if nothing was measured.
     """
 
     header: Header
@@ -486,6 +486,7 @@ class Results:
     unsteered: tuple[str, ...] = ()
     saved: Saved | None = None
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cost: MethodCost | None = None
 
     @property
     def unknown_words(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from analogy.core.strict_json import is_integer, parse
 from analogy.core.text import command_line
 from analogy.results import checks
 from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
+from analogy.results.cost import FitCost, MethodCost
 from analogy.results.figures import analysis_of, failures_of, quality_of
 from analogy.results.model import (
     RESULTS_NAME,
@@ -306,6 +307,7 @@ def _results(data: Object, path: Path | None) -> Results:
         unsteered=_ids(data.get("unsteered")),
         saved=_saved(data.get("sequential")),
         unknown=_unknown(data),
+        cost=_cost(data.get("cost")),
     )
 
 
@@ -326,6 +328,39 @@ def _unknown(data: Object) -> dict[str, tuple[str, ...]]:
     """Pair id to words, of the entries that are valid."""
     found = {pair: _ids(words) for pair, words in part(data, "unknown_words").items()}
     return {pair: words for pair, words in found.items() if words}
+
+
+def _cost(value: object) -> MethodCost | None:
+    """What the method cost; None if there is nothing, or it is invalid."""
+    if not isinstance(value, Mapping) or (images := checks.size(value.get("images"))) is None:
+        return None
+    memory, peak = checks.name(value.get("memory")), _memory(value.get("peak_memory_bytes"))
+    is_known = memory is not None and peak is not None
+    return MethodCost(
+        images,
+        _seconds(value.get("seconds_per_image")),
+        _seconds(value.get("unsteered_seconds_per_image")),
+        memory if is_known else None,
+        peak if is_known else None,
+        _fit_cost(value.get("fit")),
+    )
+
+
+def _fit_cost(value: object) -> FitCost | None:
+    if not isinstance(value, Mapping):
+        return None
+    seconds, images = _seconds(value.get("seconds")), checks.size(value.get("images"))
+    if seconds is None or images is None:
+        return None
+    return FitCost(
+        seconds, images, {name: _ids(digests) for name, digests in part(value, "inputs").items()}
+    )
+
+
+def _seconds(value: object) -> float | None:
+    """A time, or None."""
+    found = figure(value)
+    return found if found >= 0 else None
 
 
 def _memory(value: object) -> int | None:

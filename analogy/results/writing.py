@@ -8,8 +8,10 @@ from pathlib import Path
 
 from analogy.core.files import write_output
 from analogy.core.records import Estimate, plain
+from analogy.core.strict_json import Json
 from analogy.core.strict_json import encoded as encoded_json
 from analogy.results.answer import answer_of
+from analogy.results.cost import MethodCost
 from analogy.results.model import (
     RESULTS_VERSION,
     Analysis,
@@ -60,6 +62,7 @@ def to_json(results: Results) -> JsonObject:
         },
         "peak_memory_bytes": results.peak_memory_bytes,
         **({} if results.saved is None else {"sequential": _saved(results.saved)}),
+        **({} if results.cost is None else {"cost": cost_to_json(results.cost)}),
     }
 
 
@@ -200,6 +203,23 @@ def _pool(pool: Pool) -> JsonObject:
 
 def _lists(words: Mapping[str, tuple[str, ...]]) -> JsonObject:
     return {pair: list(of) for pair, of in words.items()}
+
+
+def cost_to_json(cost: MethodCost) -> dict[str, Json]:
+    """What a method cost; what was not measured is absent."""
+    figures = {
+        "seconds_per_image": cost.seconds,
+        "unsteered_seconds_per_image": cost.unsteered_seconds,
+        "ratio": cost.ratio,
+        "memory": cost.memory,
+        "peak_memory_bytes": cost.peak_bytes,
+    }
+    made: dict[str, Json] = {"images": cost.images}
+    made |= {name: value for name, value in figures.items() if value is not None}
+    if cost.fit is not None:
+        inputs = {category: list(digests) for category, digests in cost.fit.inputs.items()}
+        made["fit"] = {"seconds": cost.fit.seconds, "images": cost.fit.images, "inputs": inputs}
+    return made
 
 
 def _saved(saved: Saved) -> JsonObject:

@@ -48,6 +48,13 @@ CREATE TABLE IF NOT EXISTS commands (
 CREATE TABLE IF NOT EXISTS ceilings (command TEXT PRIMARY KEY, margins TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS unread (command TEXT PRIMARY KEY, pairs TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS comparisons (command TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS batches (
+    method TEXT, steer_from REAL NOT NULL, steer_until REAL NOT NULL, images INTEGER NOT NULL,
+    seconds REAL NOT NULL, memory TEXT, peak_bytes INTEGER, machine TEXT NOT NULL,
+    done TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS fits (
+    method TEXT NOT NULL, category TEXT NOT NULL, inputs TEXT NOT NULL, images INTEGER NOT NULL,
+    seconds REAL NOT NULL, done TEXT NOT NULL);
 """
 
 # Of the index in memory, where SQLite's own 2,000 KB are read anew for almost every key: the keys

@@ -29,11 +29,12 @@ from analogy.core.strict_json import Json
 from analogy.store.database import SCHEMA_VERSION
 from analogy.store.grid import Job, Subject, W, Wanted, digest
 from analogy.store.image_store import image_name
-from analogy.store.index import FailureRow, ImageRow, Scores, WorkRow
-from analogy.store.opening import OpenFolder, explained
+from analogy.store.index import BatchRow, FailureRow, ImageRow, Scores, WorkRow
+from analogy.store.opening import explained
+from analogy.store.work import WorkFolder
 
 
-class RunFolder(OpenFolder):
+class RunFolder(WorkFolder):
     """Images, scores and timings of a run. Opened for writing by one process at a time.
 
     ``read_only``: for readers, which need no right to write, and never wait. ``note`` says if the
@@ -89,13 +90,14 @@ class RunFolder(OpenFolder):
         peak_bytes: int | None = None,
         stage: str = "generate",
         worker: tuple[str, float] | None = None,
+        cost: BatchRow | None = None,
     ) -> None:
         """Write a batch of PNG files, generated in ``seconds``, and record them in the index.
 
         ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason, which
         is kept instead. ``peak_bytes``: the most memory of the device that was in use. ``stage``:
         the work that this is the outcome of. ``worker``: the name of the one among several that
-        did it, and the seconds of its own that it took.
+        did it, and the seconds of its own that it took. ``cost``: of a batch of one method.
         """
         made, failed = [], []
         for i, (each, data) in enumerate(zip(wanted, pngs, strict=True)):
@@ -106,7 +108,9 @@ class RunFolder(OpenFolder):
                 sha256 = self._images.write(each.key, data)
                 made.append(ImageRow(each.key, what, image_name(each.key), sha256))
         self._images.flush()
-        self._index.add_images(made, failed, WorkRow(stage, len(made), seconds, peak_bytes), worker)
+        self._index.add_images(
+            made, failed, WorkRow(stage, len(made), seconds, peak_bytes), worker, cost
+        )
 
     def read_image(self, wanted: Wanted) -> Images:
         """One image, uint8 HWC. Raises StoreError if the file is missing, changed or not PNG."""
@@ -254,34 +258,6 @@ class RunFolder(OpenFolder):
         keys = [each.key for each in wanted]
         have = self._index.metric(metric, keys)
         return {key: have[key] for key in keys if key in have}
-
-    @explained
-    def add_fit(self, method: str, images: int, seconds: float) -> None:
-        """Record the work of fitting a method: the images that it denoised, and its seconds."""
-        self._index.add_fit(method, images, seconds)
-
-    @explained
-    def fit_seconds(self, method: str) -> float | None:
-        """The seconds that fitting a method took, summed over workers; None if it was not fitted.
-
-        They are within the time of the images of ``generate``, too.
-        """
-        return self._index.fit_seconds(method)
-
-    @explained
-    def rate(self, stage: str) -> float | None:
-        """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
-        return self._index.rate(stage)
-
-    @explained
-    def worker_rates(self) -> dict[str, float]:
-        """Images per second of each worker; empty if there were fewer than two."""
-        return self._index.worker_rates()
-
-    @explained
-    def peak_memory(self) -> int | None:
-        """The peak memory of a device while generating, in bytes; None if not measured."""
-        return self._index.peak_memory()
 
 
 def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:

@@ -23,6 +23,9 @@ from analogy.store.database import Database, timestamp
 LOST = "lost: "
 _OF_IMAGES = ("scores", "features", "metrics")
 
+#: The longest time of a piece of work.
+MAX_SECONDS = 1e9
+
 # Keys that are looked up in one query; old versions of SQLite take 999 parameters.
 _LOOKED_UP = 500
 
@@ -53,14 +56,48 @@ class Scores(NamedTuple):
 
 
 class WorkRow(NamedTuple):
-    """A piece of work. ``stage``: generate, score, import, or ``fit:`` and a method's name;
-    ``peak_bytes``: of a CUDA device.
-    """
+    """A piece of work. ``stage``: generate, score or import; ``peak_bytes``: of a CUDA device."""
 
     stage: str
     images: int
     seconds: float
     peak_bytes: int | None = None
+
+
+class BatchRow(NamedTuple):
+    """What a batch cost whose images are all of one method and window, or all unsteered.
+
+    - ``method``: None for unsteered images; ``steer_from``, ``steer_until``: of the window;
+    - ``seconds``: of one worker, without fitting and writing;
+    - ``memory``: what ``peak_bytes`` was measured of
+      (:class:`~analogy.metrics.efficiency.Memory`); both are None if it was not measured;
+    - ``machine``: a digest of the machine: seconds of several machines are not comparable.
+    """
+
+    method: str | None
+    steer_from: float
+    steer_until: float
+    images: int
+    seconds: float
+    memory: str | None
+    peak_bytes: int | None
+    machine: str
+
+
+class FitWork(NamedTuple):
+    """The work of fitting a method.
+
+    - ``method``, ``category``: whose; ``inputs``: a digest of all that the category's fit depends
+      on;
+    - ``images``: denoised for it, and not decoded; 0 if what they show was known;
+    - ``seconds``: of one generator.
+    """
+
+    method: str
+    category: str
+    inputs: str
+    images: int
+    seconds: float
 
 
 class Index(Database):
@@ -110,10 +147,12 @@ class Index(Database):
         failed: Sequence[FailureRow],
         work: WorkRow,
         worker: tuple[str, float] | None,
+        cost: BatchRow | None = None,
     ) -> None:
         """Name images, and keep failures and the time that they took, in one transaction.
 
         ``worker``: the name of the one among several that made them, and its own seconds.
+        ``cost``: of a batch of one method.
         """
         now = timestamp()
         with self.db:
@@ -125,6 +164,10 @@ class Index(Database):
                 "REPLACE INTO failures VALUES (?, ?, ?, ?)", [(*row, now) for row in failed]
             )
             self._add_work(work)
+            if cost is not None:
+                self.db.execute(
+                    "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*cost, now)
+                )
             if worker is not None:
                 self.db.execute(
                     "INSERT INTO workers VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
@@ -229,17 +272,53 @@ class Index(Database):
 
     # --- work
 
-    def add_fit(self, method: str, images: int, seconds: float) -> None:
-        """Keep the work of fitting a method: the images that it denoised, and its seconds."""
+    def add_fit(self, fit: FitWork) -> None:
+        """Keep the work of fitting a method."""
         with self.db:
-            self._add_work(WorkRow(f"fit:{method}", images, seconds))
+            self.db.execute("INSERT INTO fits VALUES (?, ?, ?, ?, ?, ?)", (*fit, timestamp()))
 
-    def fit_seconds(self, method: str) -> float | None:
-        """The seconds that fitting a method took, of all workers; None if it was not fitted."""
-        (seconds,) = self.db.execute(
-            "SELECT SUM(seconds) FROM work WHERE stage = ?", (f"fit:{method}",)
-        ).fetchone()
-        return None if seconds is None else checked.number(seconds, "work.seconds", 0.0, math.inf)
+    def fits(self, method: str) -> list[FitWork]:
+        """The work of fitting a method: a row for each category and its inputs."""
+        if not self._has_table("fits"):
+            return []
+        found = self.db.execute(
+            "SELECT method, category, inputs, SUM(images), SUM(seconds) FROM fits "
+            "WHERE method = ? GROUP BY category, inputs ORDER BY MIN(rowid)",
+            (method,),
+        )
+        return [
+            FitWork(
+                method,
+                checked.name(category, "fits.category"),
+                checked.key(inputs, "fits.inputs"),
+                checked.count(images, "fits.images"),
+                checked.number(seconds, "fits.seconds", 0.0, MAX_SECONDS),
+            )
+            for _, category, inputs, images, seconds in found
+        ]
+
+    def batches(self, method: str | None, start: float, end: float) -> list[BatchRow]:
+        """What batches of one method and window cost, in their order; None: of unsteered images."""
+        if not self._has_table("batches"):
+            return []
+        found = self.db.execute(
+            "SELECT images, seconds, memory, peak_bytes, machine FROM batches "
+            "WHERE method IS ? AND steer_from = ? AND steer_until = ? ORDER BY rowid",
+            (method, start, end),
+        )
+        return [
+            BatchRow(
+                method,
+                start,
+                end,
+                checked.count(images, "batches.images"),
+                checked.number(seconds, "batches.seconds", 0.0, MAX_SECONDS),
+                None if memory is None else checked.name(memory, "batches.memory"),
+                None if peak is None else checked.count(peak, "batches.peak_bytes"),
+                checked.key(machine, "batches.machine"),
+            )
+            for images, seconds, memory, peak, machine in found
+        ]
 
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of a stage, None if there is none."""

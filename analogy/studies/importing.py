@@ -1,5 +1,8 @@
 """Imports images of other tools into a run folder; a manifest says which file is which image.
 
+Images of jobs that were exported come back under the jobs' own keys (:func:`bring_back`). Others
+are of a model that the user names (:func:`bring_in`).
+
 A manifest is CSV with a header, or JSON lines (``.jsonl``), with ``pair_id``, ``alpha``, ``seed``,
 ``file`` (relative to the manifest) and optionally ``method``. The images' model is the name that
 the user gives and a digest of all images, so they are never mixed with another model's.
@@ -13,7 +16,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +28,12 @@ from analogy.core.errors import AnalogyError
 from analogy.core.fields import ALPHA_LIMIT, MAX_SEED
 from analogy.core.files import read_regular
 from analogy.core.images import Images, read_image
-from analogy.core.records import IMPORTED, UNSTEERED, Pair, RunConfig
+from analogy.core.records import IMPORTED, UNSTEERED, Pair, RunConfig, is_imported
 from analogy.core.strict_json import Json
 from analogy.core.text import is_printable, lines_of
 from analogy.judges.base import FoundJudge
 from analogy.store.folder import RunFolder
-from analogy.store.grid import Job, digest
+from analogy.store.grid import Command, Job, digest
 from analogy.studies.study import Study
 
 MAX_FILE_BYTES = 64_000_000
@@ -52,7 +55,10 @@ class ManifestError(AnalogyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image: its pair, alpha and seed, its file, and its line in the manifest."""
+    """One image: its pair, alpha and seed, its file, and its line in the manifest.
+
+    ``key``: of the exported job that it is the image of; None if there is none.
+    """
 
     pair_id: str
     alpha: float
@@ -60,10 +66,14 @@ class ManifestRow:
     file: Path
     method: str
     line: int
+    key: str | None = None
 
 
-def read_manifest(path: Path) -> list[ManifestRow]:
-    """The manifest's entries, each (pair, alpha, seed) once and all of one method."""
+def read_manifest(path: Path, *, exported: bool = False) -> list[ManifestRow]:
+    """The manifest's entries, each (pair, alpha, seed) once and all of one method.
+
+    ``exported``: of exported jobs, of which any may be left.
+    """
     entries: dict[tuple[str, float, int], ManifestRow] = {}
     for line, row in _rows(path, _text(path)):
         entry = _entry(path, line, row)
@@ -73,7 +83,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
                 f"{path}, line {line}: expected each image once, got that of line {first.line}"
             )
     methods = {entry.method for entry in entries.values() if entry.alpha != UNSTEERED}
-    if len(methods) != 1:
+    if len(methods) != 1 and not (exported and entries):
         raise ManifestError(
             f"{path}: expected images of one method, at an alpha other than 0 among them, got "
             f"{', '.join(sorted(methods)) or 'none'}; one manifest for each method"
@@ -96,6 +106,7 @@ def _entry(path: Path, line: int, row: Any) -> ManifestRow:
         path.parent / check_name(file, f"{where}: file"),
         "imported" if method in (None, "") else check_name(method, f"{where}: method"),
         line,
+        None if row.get("key") in (None, "") else check_name(row["key"], f"{where}: key"),
     )
 
 
@@ -192,19 +203,78 @@ def bring_in(
         config, [pair for pair in pairs if pair.id in named],
         None, judge, folder, fingerprint=fingerprint, scheduler="imported",
     )  # fmt: skip
-    places = [(entry.pair_id, entry.alpha, entry.seed) for entry in entries]
-    files = dict(zip(places, zip(entries, sums, strict=True), strict=True))
-    jobs = [job for job in study.jobs() if _place(job) in files]
-    new = folder.without_image(jobs)
+    read = dict(zip(map(_place, entries), zip(entries, sums, strict=True), strict=True))
+    files = {job.key: (job, *read[place]) for job in study.jobs() if (place := _at(job)) in read}
+    new = _copied(folder, files, size)
+    study.record(None)
+    return study, new
+
+
+def bring_back(folder: RunFolder, entries: Sequence[ManifestRow]) -> tuple[Command, int]:
+    """Copy the images of exported jobs into the folder of their export, under the jobs' keys.
+
+    Returns the command that exported them and the number of new images. Every file is read before
+    any is copied. An image that is there already must be the same.
+    """
+    command, jobs = _exported(folder, entries)
+    files: dict[str, tuple[Job, ManifestRow, str]] = {}
+    for entry, job in zip(entries, jobs, strict=True):
+        image = _picture(entry, command.config.size, "as its job has it")
+        files[job.key] = (job, entry, _sum(image))
+    new = {job.key for job in folder.without_image(jobs)}
+    for job, entry, found in files.values():
+        if job.key not in new and _sum(folder.read_image(job)) != found:
+            raise ManifestError(
+                f"line {entry.line}: {entry.file}: expected the image that {folder.path} has of "
+                "this job already, got another; export the jobs into another folder (--run-dir), "
+                "or by another --method-name"
+            )
+    _copied(folder, files, command.config.size)
+    folder.record_command(command)
+    return command, len(new)
+
+
+def _exported(folder: RunFolder, entries: Sequence[ManifestRow]) -> tuple[Command, list[Job]]:
+    """The command of the folder that exported the entries' jobs, and the job of each entry."""
+    advice = "name the folder that 'analogy export' began, and the manifest that it wrote"
+    for command in folder.commands():
+        known = {job.key: job for job in command.jobs()} if is_imported(command.model) else {}
+        if not any(entry.key in known for entry in entries):
+            continue
+        jobs = []
+        for entry in entries:
+            job = known.get(entry.key or "")
+            if job is None or _at(job) != _place(entry):
+                raise ManifestError(
+                    f"line {entry.line}: expected a job that was exported from {folder.path}, with "
+                    f"its pair_id, alpha and seed, got the key {entry.key!r:.80}; {advice}"
+                )
+            jobs.append(job)
+        return command, jobs
+    raise ManifestError(
+        f"{folder.path}: expected a run folder that the manifest's jobs were exported from, got "
+        f"none of their keys in it; {advice}, or give --model-name for images of no export"
+    )
+
+
+def _copied(folder: RunFolder, files: Mapping[str, tuple[Job, ManifestRow, str]], size: int) -> int:
+    """Copy the images that the folder lacks; returns how many.
+
+    ``files``: key to the job, its entry, and the digest of its image.
+    """
+    new = folder.without_image(job for job, _, _ in files.values())
     for i in range(0, len(new), BATCH):
         batch = new[i : i + BATCH]
-        pictures = np.stack([_same_picture(*files[_place(job)], size) for job in batch])
+        pictures = np.stack([_same_picture(*files[job.key][1:], size) for job in batch])
         folder.add_images(batch, pictures, 0.0, stage="import")
-    study.record(None)
-    return study, len(new)
+    return len(new)
 
 
-def _place(job: Job) -> tuple[str, float, int]:
+def _place(entry: ManifestRow) -> tuple[str, float, int]:
+    return entry.pair_id, entry.alpha, entry.seed
+
+
+def _at(job: Job) -> tuple[str, float, int]:
     return job.pair.id, job.alpha, job.seed
 
 
@@ -223,8 +293,8 @@ def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
     return image
 
 
-def _picture(entry: ManifestRow, size: int) -> Images:
-    """A square RGB picture, of ``size`` unless that is 0."""
+def _picture(entry: ManifestRow, size: int, why: str = "as the first") -> Images:
+    """A square RGB picture, of ``size`` unless that is 0; ``why``: it has to be of this size."""
     try:
         image = read_image(entry.file)
     except ValueError as error:
@@ -233,7 +303,7 @@ def _picture(entry: ManifestRow, size: int) -> Images:
     if width != height or width > MAX_SIZE or size not in (0, width):
         raise ManifestError(
             f"line {entry.line}: {entry.file}: expected a square image of "
-            f"{f'{size} pixels a side, as the first' if size else f'at most {MAX_SIZE} pixels'}, "
+            f"{f'{size} pixels a side, {why}' if size else f'at most {MAX_SIZE} pixels'}, "
             f"got {width} x {height}"
         )
     return image

@@ -1,9 +1,11 @@
 """Compares steering methods on one grid: paired differences, and a ranking.
 
-All methods steer the same pairs from the same latents at the same strengths, so they are compared
-pair by pair: the difference of a pair's margins is free of the effects of the pair and its noise.
-Each pair enters with the mean of its items at the requested strengths. Alpha 0, unsteered, is the
-same image for every method and is left out.
+All methods steer the same pairs from the same latents, so they are compared pair by pair: the
+difference of a pair's margins is free of the effects of the pair and its noise. Where all methods
+have the same strengths, each pair enters with the mean of its items at them. Where a method has
+strengths of its own, alpha is another unit for each, and each pair enters with its item at the
+method's full strength: the largest that it declares, which is fixed before any image. No strength
+is chosen by its result. Alpha 0, unsteered, is the same image for every method and is left out.
 
 Every two methods are compared, so k methods give k (k - 1) / 2 tests. These overall differences are
 one family: their p are adjusted for it (Holm 1979), and only they decide whether two methods
@@ -14,7 +16,7 @@ comes from; their intervals and p are not adjusted.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 
@@ -24,7 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from analogy.core.records import SIGNIFICANCE, UNSTEERED, Estimate, Figures, Pair
 from analogy.core.strict_json import Json
+from analogy.results.cost import MethodCost
 from analogy.results.model import Stop
+from analogy.results.writing import cost_to_json
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test, resampled_together
 from analogy.statistics.estimates import DEFAULT_CONFIDENCE, pooled_estimate
 from analogy.statistics.multiplicity import holm
@@ -34,7 +38,7 @@ from analogy.studies.study import Study
 
 _NAN = float("nan")
 
-# All of the pairs at all strengths, at one strength, or those of one category at all strengths.
+# All of the pairs at all compared strengths, at one strength, or those of one category at all.
 Scope = tuple[str | None, float | None]
 _OVERALL: Scope = (None, None)
 
@@ -43,11 +47,11 @@ _OVERALL: Scope = (None, None)
 class Difference(Figures):
     """The margins of ``first`` minus those of ``second``, pair by pair.
 
-    ``category`` None: of all; ``alpha`` None: the mean over all strengths but 0. ``n``:
-    pairs. ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test;
-    ``p_holm``: the larger of both, adjusted for all overall differences, NaN for any other.
-    A figure that does not exist is NaN. ``stop``: the look that it is of, in a sequential run;
-    ``p_holm`` is then adjusted by Bonferroni, as the looks' levels are.
+    ``category`` None: of all; ``alpha`` None: at the strengths that are compared. ``n``: pairs.
+    ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test; ``p_holm``:
+    the larger of both, adjusted for all overall differences, NaN for any other. A figure that does
+    not exist is NaN. ``stop``: the look that it is of, in a sequential run; ``p_holm`` is then
+    adjusted by Bonferroni, as the looks' levels are.
     """
 
     first: str
@@ -71,7 +75,7 @@ class Difference(Figures):
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A method's place: its margin over all strengths, and the methods it is not told apart from.
+    """A method's place: its margin at the compared strengths, and what it is not told apart from.
 
     Not to be told apart is no proof of being equal, and holds for neighbours by twos: A and B may
     not be, nor B and C, and yet A and C be.
@@ -98,7 +102,9 @@ class MethodComparison:
     others. ``ranking``: the methods by their mean, the highest first; in a difference the first
     method is the one that ranks higher. ``blind``: the categories whose true change the judge does
     not see, where nothing is said about any method. ``stop``: in a sequential run the look that the
-    ranking and the differences by alpha and category are of; None in any other.
+    ranking and the differences by alpha and category are of; None in any other. ``costs``: of the
+    methods whose cost was measured. ``at``: each method's full strength, where methods have
+    different strengths and are compared at it; empty where all are compared at all strengths.
     """
 
     n: int
@@ -109,6 +115,8 @@ class MethodComparison:
     categories: tuple[Difference, ...]
     blind: tuple[str, ...] = ()
     stop: Stop | None = None
+    costs: Mapping[str, MethodCost] = field(default_factory=dict)
+    at: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -118,6 +126,7 @@ class MethodComparison:
 
     def to_dict(self) -> dict[str, Json]:
         """Plain values for JSON."""
+        costs = [{"method": name, **cost_to_json(cost)} for name, cost in self.costs.items()]
         return {
             "n": self.n,
             "n_left_out": self.n_left_out,
@@ -128,6 +137,8 @@ class MethodComparison:
             "categories": [_to_json(one) for one in self.categories],
             "blind": list(self.blind),
             **({} if self.stop is None else {"stop": self.stop.to_dict()}),
+            **({"at": dict(self.at)} if self.at else {}),
+            **({"costs": costs} if costs else {}),
         }
 
 
@@ -146,12 +157,14 @@ def compare_methods(
     """Every two methods compared, and all methods ranked.
 
     ``tables``: method to its items, as :meth:`Study.table` gives them: a row per pair, a column per
-    alpha, NaN where images are missing. Two methods or more, of the same pairs and alphas; anything
-    else is a ``ValueError``. A pair that lacks an item by any of the methods is left out of all.
+    alpha, NaN where images are missing. Two methods or more, of the same pairs; anything else is a
+    ``ValueError``. A pair that lacks an item by any of the methods is left out of all.
     """
     _check_tables(tables, pairs)
+    alphas = {name: [float(alpha) for alpha in table.columns] for name, table in tables.items()}
+    at = full_strengths(alphas)
     steered = {
-        name: table[[alpha for alpha in table.columns if float(alpha) != UNSTEERED]]
+        name: table[[at[name]] if at else [alpha for alpha in alphas[name] if alpha != UNSTEERED]]
         for name, table in tables.items()
     }
     first = next(iter(steered.values()))
@@ -160,7 +173,7 @@ def compare_methods(
     whole = {name: table[is_whole] for name, table in steered.items()}
     category = np.array([category_of[pair] for pair in first.index[is_whole]])
 
-    by_alpha: list[Scope] = [(None, float(alpha)) for alpha in first.columns]
+    by_alpha: list[Scope] = [] if at else [(None, float(alpha)) for alpha in first.columns]
     by_category: list[Scope] = [(name, None) for name in dict.fromkeys(category_of.values())]
     means = {
         scope: {name: _pair_means(table, category, scope) for name, table in whole.items()}
@@ -192,7 +205,18 @@ def compare_methods(
         alphas=tuple(parts[0]),
         categories=tuple(parts[1]),
         blind=tuple(blind),
+        at=at,
     )
+
+
+def full_strengths(alphas: Mapping[str, Collection[float]]) -> dict[str, float]:
+    """Each method's largest strength, of either sign; empty if all methods have the same ones.
+
+    ``alphas``: method to its strengths, of which one is not 0.
+    """
+    if len({frozenset(of) - {UNSTEERED} for of in alphas.values()}) == 1:
+        return {}
+    return {name: max(of, key=lambda alpha: (abs(alpha), alpha)) for name, of in alphas.items()}
 
 
 def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> list[Difference]:
@@ -219,18 +243,12 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> 
     if len(tables) < 2:
         raise ValueError(f"methods: expected two or more, got {', '.join(tables) or 'none'}")
     wanted = [pair.id for pair in pairs]
-    columns = next(iter(tables.values())).columns
-    if all(float(alpha) == UNSTEERED for alpha in columns):
-        raise ValueError("methods: expected a strength other than 0, got none")
     for name, table in tables.items():
+        if all(float(alpha) == UNSTEERED for alpha in table.columns):
+            raise ValueError(f"{name}: expected a strength other than 0, got none")
         if list(table.index) != wanted:
             raise ValueError(
                 f"{name}: expected a row for each of the {len(wanted)} pairs, in order"
-            )
-        if list(table.columns) != list(columns):
-            raise ValueError(
-                f"{name}: expected the other methods' alphas {list(columns)}, "
-                f"got {list(table.columns)}"
             )
 
 

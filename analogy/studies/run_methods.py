@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from analogy.generation.engine import Progress, no_progress
 from analogy.settings.request import RunRequest
+from analogy.steering.base import default_alphas
 from analogy.store.grid import Job, once
 from analogy.studies import sequential_methods
+from analogy.studies.cost import method_cost
 from analogy.studies.method_comparison import (
     MethodComparison,
     blind_categories,
@@ -18,15 +20,19 @@ from analogy.studies.sequential_methods import MethodsPlan
 from analogy.studies.study import Study
 
 
-def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
+def open_methods(
+    request: RunRequest, names: Sequence[str], *, own_alphas: bool = False
+) -> list[Study]:
     """A study for each of the methods, from one request; all in one run folder, which is open.
 
     ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
-    of the request's method. Raises what :meth:`Study.open` does.
+    of the request's method. ``own_alphas``: each method has its own default strengths, in place of
+    the request's. Raises what :meth:`Study.open` does.
     """
-    first = Study.open(replace(request, method=names[0]))
+    alphas = {name: default_alphas(name) if own_alphas else request.alphas for name in names}
+    first = Study.open(replace(request, method=names[0], alphas=alphas[names[0]]))
     try:
-        studies = [first, *(first.by(name) for name in names[1:])]
+        studies = [first, *(first.by(name, alphas[name]) for name in names[1:])]
         for study in studies:
             study.record(request.lora, is_comparison=True)
     except BaseException:
@@ -38,11 +44,13 @@ def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
 def all_jobs(studies: Sequence[Study]) -> list[Job]:
     """The jobs of all the methods; those of unsteered images, whose key has no method, once.
 
-    Of a sequential run those that are due by now.
+    Unsteered images come first: batches are then of one method, and their time is its cost. Of a
+    sequential run those that are due by now.
     """
     if studies[0].config.sequential:
         return MethodsPlan(studies).due()
-    return once(job for study in studies for job in study.jobs())
+    jobs = once(job for study in studies for job in study.jobs())
+    return sorted(jobs, key=lambda job: not job.is_unsteered)
 
 
 def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
@@ -58,9 +66,12 @@ def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> M
         while left := first.left(plan.due()):
             first.generate(left, progress)
             first.score(left)
-        return sequential_methods.compare(plan, first.config.alphas, blind)
-    jobs = all_jobs(studies)
-    first.generate(jobs, progress)
-    first.score(jobs)
-    tables = {study.config.method: study.table() for study in studies}
-    return compare_methods(tables, first.judged, blind=blind)
+        found = sequential_methods.compare(plan, blind)
+    else:
+        jobs = all_jobs(studies)
+        first.generate(jobs, progress)
+        first.score(jobs)
+        tables = {study.config.method: study.table() for study in studies}
+        found = compare_methods(tables, first.judged, blind=blind)
+    costs = {study.config.method: method_cost(first.folder, study.config) for study in studies}
+    return replace(found, costs={name: cost for name, cost in costs.items() if cost is not None})

@@ -23,6 +23,7 @@ from analogy.studies.method_comparison import (
     Ranked,
     Scope,
     difference,
+    full_strengths,
     like,
 )
 from analogy.studies.sequential import Margins, arranged
@@ -62,6 +63,9 @@ class MethodsPlan:
         self.pairs: tuple[Pair, ...] = tuple(
             pair for row in zip_longest(*ordered) for pair in row if pair is not None
         )
+        self.at = full_strengths(
+            {name: study.config.alphas for name, study in self._studies.items()}
+        )
         comparisons = len(studies) * (len(studies) - 1) // 2
         self.comparisons = comparisons
         self._design = Design.of(
@@ -89,18 +93,27 @@ class MethodsPlan:
             jobs += [
                 job
                 for job in study.grid.jobs(Role.STEERED)
-                if job.pair.id in pairs and job.seed in seeds
+                if job.pair.id in pairs and job.seed in seeds and job.alpha in self.alphas(name)
             ]
         return once(jobs)
 
+    def alphas(self, name: str) -> list[float]:
+        """The strengths at which a method is compared, ascending."""
+        return [self.at[name]] if self.at else sorted(self._studies[name].config.alphas)
+
     def _margins(self, study: Study) -> Margins:
         ids = {pair.id for pair in self.pairs}
-        jobs = [job for job in study.grid.jobs(Role.STEERED) if job.pair.id in ids]
+        alphas = self.alphas(study.config.method)
+        jobs = [
+            job
+            for job in study.grid.jobs(Role.STEERED)
+            if job.pair.id in ids and job.alpha in alphas
+        ]
         scores = study.folder.margins(jobs, study.judge.fingerprint)
-        return arranged(scores, self.pairs, study.config.seeds, sorted(study.config.alphas))
+        return arranged(scores, self.pairs, study.config.seeds, alphas)
 
 
-def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) -> MethodComparison:
+def compare(plan: MethodsPlan, blind: Sequence[str]) -> MethodComparison:
     """The comparison by the scores that exist now; incomplete where images of a look are missing.
 
     The overall differences are of the look at which each stopped. The ranking and the differences
@@ -112,13 +125,14 @@ def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) ->
     names = sorted(items, key=lambda name: -np.nan_to_num(items[name].mean(), nan=-np.inf))
     overall = [_overall(plan, state, two) for two in combinations(names, 2)]
     category = np.array([pair.category for pair in plan.pairs[: look.pairs]])
-    by_alpha: list[Scope] = [(None, alpha) for alpha in sorted(alphas)]
+    alphas = [] if plan.at else plan.alphas(names[0])
+    by_alpha: list[Scope] = [(None, alpha) for alpha in alphas]
     by_category: list[Scope] = [(name, None) for name in dict.fromkeys(category.tolist())]
 
     def part(scope: Scope) -> list[Difference]:
         name, alpha = scope
         rows = slice(None) if name is None else category == name
-        columns = slice(None) if alpha is None else [sorted(alphas).index(alpha)]
+        columns = slice(None) if alpha is None else [alphas.index(alpha)]
         of = {method: each[rows][:, columns].mean(axis=1) for method, each in items.items()}
         return [
             difference(two, of, scope, confidence=look.confidence, n_resamples=look.n_resamples)
@@ -135,6 +149,7 @@ def compare(plan: MethodsPlan, alphas: Sequence[float], blind: Sequence[str]) ->
         categories=tuple(each for scope in by_category for each in part(scope)),
         blind=tuple(blind),
         stop=stop_of(state.design, state.common),
+        at=plan.at,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ from analogy.studies import ceiling as ceilings
 from analogy.studies import sequential_analysis
 from analogy.studies.analysis import analyse, cell_figures, item_table, pool, with_seeds
 from analogy.studies.ceiling import CeilingError, GroundTruth
+from analogy.studies.cost import method_cost
 from analogy.studies.extension import base_of, check_extension
 from analogy.studies.gridwork import GridWork, failure_of
 from analogy.studies.provenance import scheduler_of
@@ -144,9 +145,12 @@ class Study(GridWork):
             scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
         )  # fmt: skip
 
-    def by(self, method: str) -> Study:
-        """The same study by another steering method, in the same open run folder."""
-        config = with_method(self.config, method)
+    def by(self, method: str, alphas: tuple[float, ...] | None = None) -> Study:
+        """The same study by another steering method, in the same open run folder.
+
+        ``alphas``: its strengths; None for the same.
+        """
+        config = with_method(replace(self.config, alphas=alphas or self.config.alphas), method)
         _refuse_pairs(config, self.pairs)
         left = () if self.model is None else _unsteered(self.model, self.pairs, method)
         return Study(
@@ -284,6 +288,7 @@ class Study(GridWork):
             ),
             peak_memory_bytes=self.folder.peak_memory(),
             saved=self.saved(),
+            cost=method_cost(self.folder, self.config),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )

@@ -20,6 +20,7 @@ from analogy.generation.engine import Setup
 from analogy.generation.execution import Execution, even_batches
 from analogy.generation.serial import Serial
 from analogy.judges.margin import margin
+from analogy.metrics.efficiency import Memory
 from analogy.models import memory
 from analogy.models.generator import Generator, latents_for
 from analogy.store.folder import RunFolder
@@ -209,7 +210,12 @@ def card(monkeypatch):
     monkeypatch.setattr(
         Generator, "drop_text_encoders", lambda self: calls.append(("encoders dropped",))
     )
-    monkeypatch.setattr(work.torch.cuda, "max_memory_allocated", lambda device: 9 * gib)
+
+    def measured(run, *, device):
+        run()
+        return Memory("cuda allocator", device, 9 * gib, 0, 9 * gib, None, None)
+
+    monkeypatch.setattr(work, "peak_memory", measured)
     return calls
 
 

@@ -136,7 +136,7 @@ def test_a_word_of_one_token_takes_the_words_direction_and_the_rest_is_left(make
     pool = study.execution._worker._pool
     [pair, _] = study.pairs
     jobs = [job for job in study.jobs() if job.pair == pair]
-    made, _ = pool._inputs(jobs)
+    made, *_ = pool._inputs(jobs)
     source, span = (each.states["prompt_embeds"] for each in made)
     assert (span != source).any(dim=-1).nonzero().flatten().tolist() == [2]
     encoded = pool.generators[0].encode([pair.source_word, pair.target_word])

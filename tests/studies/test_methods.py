@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from analogy import cli
 from analogy.core.errors import OptionError
 from analogy.core.records import Verdict
-from analogy.report.text import method_tables
+from analogy.report.text_methods import method_tables
 from analogy.settings import options
 from analogy.settings.options import parse_methods, parse_options
 from analogy.statistics.bootstrap import bootstrap_ci, bootstrap_test
@@ -168,10 +168,6 @@ def test_nothing_to_compare_is_said_as_that(tables, pairs):
     [
         (lambda t: t.pop("lerp") is None or t.pop("slerp"), "two or more, got word"),
         (lambda t: t.update(word=t["word"].iloc[::-1]), "word: expected a row for each"),
-        (
-            lambda t: t.update(word=t["word"][[0.0, 0.5]]),
-            r"word: expected the other methods' alphas",
-        ),
         (lambda t: t.update({m: f[[0.0]] for m, f in t.items()}), "a strength other than 0"),
     ],
 )
@@ -179,6 +175,33 @@ def test_tables_of_different_grids_are_refused(tables, pairs, change, said):
     change(tables)
     with pytest.raises(ValueError, match=said):
         compare_methods(tables, pairs)
+
+
+def test_methods_with_strengths_of_their_own_are_compared_at_the_full_one_of_each(pairs):
+    own = {
+        "lerp": table(pairs, seed=1),
+        "activation": table(pairs, seed=2, alphas=(0.0, 1.0, 2.0, 3.0)),
+        "slider": table(pairs, seed=3, alphas=(-2.0, -1.0, 0.0, 2.0)),
+    }
+    full = {"lerp": 1.0, "activation": 3.0, "slider": 2.0}
+    found = compare_methods(own, pairs)
+    assert dict(found.at) == full
+    assert found.alphas == ()
+    for one in found.overall:
+        first, second = (own[name][full[name]] for name in (one.first, one.second))
+        assert one.mean == pytest.approx(first.mean() - second.mean())
+        assert one.p == pytest.approx(scipy.stats.ttest_rel(first, second).pvalue)
+    best = max(own, key=lambda name: own[name][full[name]].mean())
+    assert found.ranking[0].method == best
+    assert found.ranking[0].margin.mean == pytest.approx(own[best][full[best]].mean())
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["at"] == full
+    text = "\n".join(method_tables(found))
+    assert "compared at the full strength of each, lerp 1, activation 3, slider 2" in text
+    assert "at alpha" not in text
+    own["activation"][1.0] = np.nan  # a strength that is not compared
+    assert compare_methods(own, pairs) == found
+    same = {"lerp": own["lerp"], "slerp": own["lerp"]}
+    assert compare_methods(same, pairs).at == {}
 
 
 @pytest.fixture
@@ -298,6 +321,25 @@ def test_the_verb_prints_the_tables_and_writes_them_as_json(tmp_path):
     assert data["overall"][0]["mean"] == 0.0
     alone = CliRunner().invoke(cli.app, [*verb, "--json", "-"])
     assert json.loads(alone.stdout)["ranking"] == data["ranking"]
+
+
+def test_each_method_has_its_own_alphas_unless_some_are_given(tmp_path):
+    grid = ["--categories", "color", "--limit", "2", "--seeds", "0", "--steps", "1",
+            "--dtype", "float32", "--run-dir", str(tmp_path / "run")]  # fmt: skip
+    verb = ["methods", "--methods", "lerp,prompt", *grid]
+    done = CliRunner().invoke(cli.app, [*verb, "--json", str(tmp_path / "m.json")])
+    assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "m.json").read_text())
+    assert data["strengths"] == {"lerp": [0.5, 0.8, 1.0], "prompt": [1.0]}
+    assert data["at"] == {"lerp": 1.0, "prompt": 1.0}
+    assert data["overall"][0]["mean"] == 0.0  # at alpha 1 the images are the same
+    assert data["alphas"] == []
+    assert "alphas    prompt: 1\n" in done.stdout
+    given = CliRunner().invoke(cli.app, [*verb, "--alphas", "0.5,1", "--json", "-"])
+    data = json.loads(given.stdout)
+    assert "at" not in data
+    assert data["config"]["alphas"] == [0.5, 1.0]
+    assert [one["alpha"] for one in data["alphas"]] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(

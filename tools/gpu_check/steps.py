@@ -21,6 +21,7 @@ from analogy.generation.engine import Setup
 from analogy.generation.worker import Worker
 from analogy.judges.open_clip import Judge, find_judge
 from analogy.metrics import psnr
+from analogy.metrics.efficiency import CUDA
 from analogy.models.folders import native_size
 from analogy.models.generator import Generator, latents_for
 from analogy.models.loading import load_pipeline
@@ -194,8 +195,8 @@ def memory_limit(check: Recorder) -> None:
     drawn = worker.generate(batch)
     check.add("seconds an image", (time.perf_counter() - start) / len(batch), "s")
     check.add("failed images", len(drawn.faults))
-    if drawn.peak_bytes is not None:
-        peak = drawn.peak_bytes / GIB
+    if drawn.memory is not None and drawn.memory.kind == CUDA:
+        peak = drawn.memory.peak_bytes / GIB
         check.add("peak memory", peak, "GiB")
         check.add("GiB left of 12", 12.0 - peak, bar=0.0)
 

@@ -23,7 +23,7 @@ from analogy.settings.pairs import load_pairs
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command
 from analogy.studies import repair as repair_module
-from analogy.studies.importing import bring_in, read_manifest
+from analogy.studies.importing import bring_back, bring_in, read_manifest
 from analogy.studies.study import Study, unread_pairs
 from analogy.studies.verify import Verified
 from analogy.studies.verify import verify as verify_folder
@@ -139,11 +139,17 @@ def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:
 
 
 def import_(
-    run: Path, manifest: Path, *, model_name: str, pairs: Path | None, clip_model: str,
+    run: Path, manifest: Path, *, model_name: str | None, pairs: Path | None, clip_model: str,
     clip_pretrained: str | None,
 ) -> None:  # fmt: skip
-    """Copy the images of a manifest into a run folder, and print how to score them."""
+    """Copy the images of a manifest into a run folder, and print how to score them.
+
+    ``model_name``: None for images of exported jobs, whose pairs and judge the folder has.
+    """
     folder: RunFolder | None = None
+    if model_name is None:
+        _bring_back(run, manifest)
+        return
     try:
         source = str(pairs or shipped("pairs.csv"))
         entries, known = read_manifest(manifest), load_pairs(source)
@@ -156,12 +162,32 @@ def import_(
     finally:
         if folder is not None:
             folder.close()
+    _show_imported(run, study.grid.model, new, len(entries), clip_model, clip_pretrained)
+
+
+def _bring_back(run: Path, manifest: Path) -> None:
+    """Copy the images of exported jobs."""
+    entries = read_manifest(manifest, exported=True)
+    RunFolder(run, read_only=True).close()  # none is made: the export has
+    folder = RunFolder(run)
+    try:
+        command, new = bring_back(folder, entries)
+    finally:
+        folder.close()
+    config = command.config
+    judge = (config.clip_model, config.clip_pretrained)
+    _show_imported(run, command.model, new, len(entries), *judge)
+
+
+def _show_imported(
+    run: Path, model: str, new: int, of: int, clip_model: str, clip_pretrained: str | None
+) -> None:
     of_judge = ["--clip-model", clip_model]
     if clip_pretrained is not None:
         of_judge += ["--clip-pretrained", clip_pretrained]
     lines = [
-        f"model     {study.grid.model}",
-        f"run       {run}: {new:,} images imported, {len(entries) - new:,} were already there",
+        f"model     {model}",
+        f"run       {run}: {new:,} images imported, {of - new:,} were already there",
         f"next      {analogy_command('score', run, *of_judge)}",
     ]
     show_lines(lines)

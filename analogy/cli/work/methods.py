@@ -9,6 +9,7 @@ from tqdm import tqdm
 from analogy.cli.base import refuse, show_lines, write
 from analogy.core.errors import AnalogyError, ExitCode
 from analogy.report import text
+from analogy.report.text_methods import cost_table, method_tables
 from analogy.results.writing import header_to_json
 from analogy.sessions.running import fault_code
 from analogy.sessions.summary import unread_lines
@@ -24,14 +25,19 @@ _OF_ONE = ("method", "method_version", "method_needs")
 """Settings of a run by one method."""
 
 
-def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> None:
-    """Generate and score by each of the methods, write and print the comparison."""
-    studies = open_methods(request, chosen)
+def methods(
+    request: RunRequest, chosen: Sequence[str], json: str | None, *, own_alphas: bool
+) -> None:
+    """Generate and score by each of the methods, write and print the comparison.
+
+    ``own_alphas``: each method has its own default strengths, in place of the request's.
+    """
+    studies = open_methods(request, chosen, own_alphas=own_alphas)
     study = studies[0]
     try:
         jobs = all_jobs(studies)
         left = len(study.folder.without_image(jobs))
-        show_lines([*_heading(study, chosen, left, len(jobs)), ""], json)
+        show_lines([*_heading(studies, left, len(jobs)), ""], json)
         study.prepare(jobs)
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
 
@@ -47,7 +53,9 @@ def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> Non
     finally:
         study.close()
     config = study.config
-    settings = {name: value for name, value in config.to_dict().items() if name not in _OF_ONE}
+    alphas = {each.config.method: list(each.config.alphas) for each in studies}
+    of_one = {*_OF_ONE, "alphas"} if found.at else _OF_ONE
+    settings = {name: value for name, value in config.to_dict().items() if name not in of_one}
     write(
         {
             **header,
@@ -55,29 +63,39 @@ def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> Non
             "exit_code": int(ExitCode.OK),
             "config": settings,
             "methods": list(chosen),
+            **({"strengths": alphas} if found.at else {}),
             **found.to_dict(),
         },
         json,
     )
     failed = text.failure_lines(failures)
-    show_lines([*failed, *text.method_tables(found)], json)
+    show_lines([*failed, *method_tables(found), "", *cost_table(found.costs)], json)
 
 
-def _heading(study: Study, chosen: Sequence[str], missing: int, n_jobs: int) -> Iterator[str]:
+def _listed(alphas: Sequence[float]) -> str:
+    return ", ".join(f"{alpha:g}" for alpha in alphas)
+
+
+def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[str]:
     """What is run, and how much of it is left to do."""
-    config = study.config
+    study, config = studies[0], studies[0].config
+    alphas = {each.config.method: each.config.alphas for each in studies}
+    one = len({*alphas.values()}) == 1
     yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
     yield (
         f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
-        f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "
+        f"{config.dtype} on {config.device}, "
+        f"alpha {_listed(config.alphas) if one else 'of each method'}, "
         f"seeds {', '.join(map(str, config.seeds))}"
     )
+    if not one:
+        yield from (f"alphas    {name}: {_listed(of)}" for name, of in alphas.items())
     yield f"run       {study.folder.path}"
     yield from unread_lines(study)
     if config.limit is not None:
         limit = f"limit     {config.limit} pairs per category: not the whole measurement"
-        if wide := [name for name in chosen if Need.OTHERS in METHODS.get(name).needs]:
+        if wide := [name for name in alphas if Need.OTHERS in METHODS.get(name).needs]:
             limit += f"; the method {', '.join(wide)} looks at no other pairs"
         yield limit
     yield f"images    {missing:,} to make, {n_jobs - missing:,} are there"

@@ -1,0 +1,111 @@
+"""Exports the jobs of a grid, whose images another tool makes and ``analogy import`` takes back.
+
+A job's key is in no other grid than this tool's: an imported image is never taken for one that the
+suite has made, nor for another tool's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from analogy.core.errors import OptionError
+from analogy.core.fields import check_name
+from analogy.core.records import IMPORTED, RunConfig
+from analogy.core.strict_json import Json
+from analogy.judges.base import FoundJudge, find_judge
+from analogy.models.generator import latents_seed
+from analogy.settings.request import RunRequest
+from analogy.steering.base import METHODS
+from analogy.store.folder import RunFolder, folder_name
+from analogy.store.grid import Command, Job, Sampling
+from analogy.studies.provenance import scheduler_of
+from analogy.studies.resolve import resolve
+from analogy.studies.sequential import chosen_pairs
+from analogy.studies.study import Study, unread_pairs
+
+
+def export_of_request(request: RunRequest, tool: str) -> Study:
+    """The study of a request whose steered and unsteered images the tool makes; loads no model.
+
+    Raises what :meth:`Study.open` does.
+    """
+    config, model, judge = resolve(request)
+    command = Command(
+        config, tuple(chosen_pairs(config)), model.fingerprint, judge.fingerprint,
+        scheduler_of(model.folder), request.lora,
+    )  # fmt: skip
+    return _opened(command, judge, tool, request.run_dir)
+
+
+def export_of_command(command: Command, tool: str, run_dir: str | None) -> Study:
+    """The study of an earlier command's grid whose images the tool makes; finds its judge."""
+    config = command.config
+    judge = find_judge(config.clip_model, config.clip_pretrained)
+    return _opened(command, judge, tool, run_dir)
+
+
+def _opened(command: Command, judge: FoundJudge, tool: str, run_dir: str | None) -> Study:
+    _check_tool(tool)
+    config = _of_tool(command.config, tool)
+    base = command.model.partition(IMPORTED)[0]
+    fingerprint = f"{base}{IMPORTED}{tool}"
+    subject = Sampling.of(config, command.scheduler).subject(fingerprint)
+    name = folder_name(subject, judge=judge.fingerprint)
+    unread = unread_pairs(judge, command.pairs)
+    folder = RunFolder(Path(run_dir or Path(".analogy") / "runs" / name))
+    try:
+        study = Study(
+            config, command.pairs, None, judge, folder, fingerprint=fingerprint,
+            scheduler=command.scheduler, unread=unread,
+        )  # fmt: skip
+        study.record(command.lora)
+    except BaseException:
+        folder.close()
+        raise
+    return study
+
+
+def _of_tool(config: RunConfig, tool: str) -> RunConfig:
+    """The configuration of a grid of steered and unsteered images by a tool, all of them."""
+    return replace(
+        config, method=tool, method_version="", method_needs=(), control=False, target=False,
+        sequential=False, order_seed=0, full_unsteered=False, futility=False, reserve=False,
+        device="cpu", batch_size=None, memory=None, engine="serial", num_workers=None,
+        ray_address=None,
+    )  # fmt: skip
+
+
+def _check_tool(tool: str) -> None:
+    check_name("method_name", tool)
+    if METHODS.is_builtin(tool):
+        raise OptionError(
+            place="--method-name", expected="a name of the tool's own", got=f"{tool!r}",
+            advice="which is a method of the suite; choose another name",
+        )  # fmt: skip
+
+
+def job_to_json(job: Job, study: Study) -> dict[str, Json]:
+    """A job for another tool: what its image shows, and how it is sampled."""
+    config, pair = study.config, job.pair
+    return {
+        "key": job.key,
+        "file": f"{job.key}.png",
+        "pair_id": pair.id,
+        "category": pair.category,
+        "source_word": pair.source_word,
+        "target_word": pair.target_word,
+        "source_prompt": pair.source_prompt,
+        "target_prompt": pair.target_prompt,
+        "method": job.method,
+        "alpha": job.alpha,
+        "seed": job.seed,
+        "noise_seed": latents_seed(pair, job.seed),
+        "model": config.model,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "size": config.size,
+        "dtype": config.dtype,
+        "steer_from": config.steer_from,
+        "steer_until": config.steer_until,
+    }
