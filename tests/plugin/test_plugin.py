@@ -111,7 +111,6 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "limit     2 pairs per category: not the whole measurement",
             "pairs     16 in 8 categories",
             "images    64 to make, 0 are there",
-            "*Name (time in *s) *Mean *Rounds*",
             "*= analogy steering =*",
             "category alpha    n margin           95% CI   >0   gain  verdict",
             "color *0    2 *unsteered",
@@ -127,6 +126,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "generated * images/s",
             "scored    * images/s",
             "results   results.json",
+            "*Name (time in *s) *Mean *Rounds*",
             "pool      " + whole["verdict"] + "* (published protocol: all strengths)",
             "answer    " + results["answer"]["text"],
         ]
