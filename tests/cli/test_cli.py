@@ -64,12 +64,14 @@ def test_nothing_regressed(run, file, old):
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert lines[0].split() == [
-        "category", "alpha", "n", "old", "new", "diff", "99%", "CI", "outcome",
+        "category", "alpha", "n", "new", "diff", "99%", "CI", "outcome",
     ]  # fmt: skip
     mean = f"{small(20)['color', 0.5].mean():+.4f}"
     assert lines[2].split() == [
-        "color", "0.5", "20", mean, mean, "+0.0000", "[+0.0000,", "+0.0000]", "equivalent",
+        "color", "0.5", "20", mean, "+0.0000", "[+0.0000,", "+0.0000]", "equivalent",
     ]  # fmt: skip
+    wide = run("compare", old, file("new.json", small(20), steps=9), "--wide").stdout
+    assert wide.splitlines()[2].split()[3:5] == [mean, mean]
     assert len(lines) == 2 + 4 + 1 + 1 + 7
     assert lines[-1] == (
         "conclusion  equal within the tolerance in 4 of 4 cells; all cells together: equal within "
@@ -95,7 +97,8 @@ def test_the_columns_stand_below_each_other(run, file):
 def test_a_regression_is_said_with_its_figures(run, file, old):
     result = run("compare", old, file("new.json", lower(small(20), "size", 0.2)))
     assert result.exit_code == 1
-    assert "regressed (success -> failure)" in result.stdout
+    wide = run("compare", old, file("new.json", lower(small(20), "size", 0.2)), "--wide")
+    assert "regressed (success -> failure)" in wide.stdout
     said = [line for line in result.stdout.splitlines() if line.startswith("regressed ")]
     assert [line.split(":")[0].split(None, 1)[1] for line in said] == [
         "size at alpha 0.5", "size at alpha 1", "overall",
