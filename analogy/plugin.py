@@ -460,26 +460,36 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         bench.study.close()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Print the table: category x alpha, 0 included, and all together; or how to continue."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int
+) -> Generator[None, None, None]:
+    """Print the table: category x alpha, 0 included, and all together; or how to continue.
+
+    Before what other plugins print, which may fail; the answer after it.
+    """
     config = terminalreporter.config
     bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)
     if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         for line in _unmeasured(config):
             terminalreporter.write_line(printable(line), red=True)
-    if bench is None:
-        return
-    if bench.lost is not None:
+    if bench is not None and bench.lost is not None:
         lost = printable(f"results   NOT written: {bench.lost}")
         terminalreporter.write_line(lost, red=True)
-    if exitstatus == pytest.ExitCode.INTERRUPTED:
+    if bench is not None and exitstatus == pytest.ExitCode.INTERRUPTED:
         terminalreporter.write_line(printable(summary.interrupted(bench)))
-    if analysis is None:
-        return
+    if bench is None or analysis is None:
+        return (yield)
     terminalreporter.section("analogy steering", sep="=")
     with calm():
-        lines = list(summary.summary(bench, analysis))
-    has_markup = config.get_terminal_writer().hasmarkup
+        _write_styled(terminalreporter, summary.summary(bench, analysis))
+    try:
+        return (yield)
+    finally:
+        _write_styled(terminalreporter, summary.closing(bench, analysis))
+
+
+def _write_styled(reporter: pytest.TerminalReporter, lines: Iterable[str]) -> None:
+    has_markup = reporter.config.get_terminal_writer().hasmarkup
     for line in map(printable, lines):
-        terminalreporter.write_line(styled(line) if has_markup else line)
+        reporter.write_line(styled(line) if has_markup else line)

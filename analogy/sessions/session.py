@@ -215,7 +215,10 @@ class Session:
                 self._total = self._total or left
             done = 0 if left is None or self._total is None else self._total - left
             self._bar = bar(self._total, done, room=self.room)
-        self._bar.update(count)
+            self._bar.n += count  # made before there was a bar
+            self._bar.refresh()
+        else:
+            self._bar.update(count)
         if self._bar.n == self._bar.total:
             self.close()
 

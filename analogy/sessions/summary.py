@@ -28,10 +28,7 @@ def interrupted(session: Session) -> str:
 
 
 def summary(session: Session, analysis: Analysis) -> Iterator[str]:
-    """The table (category x alpha, alpha 0 included, and the whole) and everything below it.
-
-    The last line is the answer.
-    """
+    """The table (category x alpha, alpha 0 included, and the whole) and what is below it."""
     study, wide = session.study, session.request.wide
     for lines in (
         text.verdict_table(analysis, session.known, wide=wide, marked=_marked(session)),
@@ -51,6 +48,10 @@ def summary(session: Session, analysis: Analysis) -> Iterator[str]:
         yield from block
         if block:
             yield ""
+
+
+def closing(session: Session, analysis: Analysis) -> Iterator[str]:
+    """The lines after the summary; the last one is the answer."""
     yield from text.answer_lines(analysis, session.unknown_words())
 
 

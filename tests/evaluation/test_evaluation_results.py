@@ -158,9 +158,18 @@ def test_the_terminal_has_all_within_100_columns(report, make_task):
 
 def test_large_figures_and_costs_fit_the_terminal_too(make_task, quick):
     task = make_task("efficiency", batch_size=1, country="DEU")
-    text = str(EvaluationAgent(task).compare("embedded", build("sd1")))
+    report = EvaluationAgent(task).compare("embedded", build("sd1"))
+    text = str(report)
     assert max(map(len, text.splitlines())) <= 100
     assert re.search(r"^parameters +8\.709 M +1\.192 M +-7\.517 M +- +1 +lower", text, re.MULTILINE)
+    # Settings of sampling that differ are flagged.
+    flagged = ", ".join(map(str, report.unequal))
+    assert "guidance (a 4, b 7.5)" in flagged
+    said = " ".join(text.split())
+    assert f"unequal: {flagged}: a difference may be due to this, and not to the models" in said
+    assert Report.from_json(report.to_json()).unequal == report.unequal
+    same = replace(report, unequal=())
+    assert "unequal" not in str(same) + same.to_json()
 
 
 @pytest.mark.parametrize(
@@ -179,18 +188,6 @@ def test_large_figures_and_costs_fit_the_terminal_too(make_task, quick):
 def test_an_interval_of_a_difference_has_a_verdict(low, high, n, higher_is_better, verdict):
     found = PairVerdict.of(low, high, n_prompts=n, higher_is_better=higher_is_better)
     assert found == verdict
-
-
-def test_settings_of_sampling_that_differ_are_flagged(make_task, quick, tmp_path):
-    task = make_task("efficiency", batch_size=1, country="DEU")
-    report = EvaluationAgent(task).compare("embedded", build("sd1"))
-    assert "size (a 64, b 16)" in map(str, report.unequal)
-    said = " ".join(str(report).split())
-    assert "size (a 64, b 16)" in said
-    assert "a difference may be due to this, and not to the models" in said
-    assert Report.from_json(report.to_json()).unequal == report.unequal
-    same = replace(report, unequal=())
-    assert "unequal" not in str(same) + same.to_json()
 
 
 def test_a_metric_that_is_not_there_is_asked_for_by_its_near_name(report):

@@ -216,7 +216,7 @@ def finished(whole, tmp_path, monkeypatch):
 
 def test_no_output_of_a_sequential_run_has_the_naive_interval(finished):
     """Neither by its name nor by its figures."""
-    ran = verb("run", *OPTIONS)
+    ran = verb("run", *OPTIONS, "--wide")
     assert ran.exit_code == 1, ran.output
     words = ran.output.replace("together the looks' intervals hold with 95%", "")
     assert "95%" not in words

@@ -10,7 +10,7 @@ from analogy.results.writing import to_json
 from analogy.sessions.findings import Finding
 from analogy.sessions.running import fault_code, finish, run_cases
 from analogy.sessions.session import Session
-from analogy.sessions.summary import heading, interrupted, summary
+from analogy.sessions.summary import closing, heading, interrupted, summary
 from analogy.settings.request import RunRequest
 
 
@@ -33,7 +33,7 @@ def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, ver
         ending = run_cases(session, began=begin, decided=tell if verbose else None)
         try:
             analysis, results = finish(session, ending)
-            lines = list(summary(session, analysis))
+            lines = [*summary(session, analysis), *closing(session, analysis)]
         except StoreError:
             if ending.fault is None:
                 raise
