@@ -30,7 +30,9 @@ def export(
     given: Collection[str],
     out: Annotated[
         Path,
-        option("--out", "-o", metavar="FILE", help="The file to write.", callback=checked_output),
+        option(
+            "--output", "-o", metavar="FILE", help="The file to write.", callback=checked_output
+        ),
     ],
     method_name: Annotated[
         str, option("--method-name", metavar="NAME", help="What the tool's method is called.")

@@ -102,7 +102,7 @@ def test_a_script_of_plain_diffusers_makes_the_suites_own_images(tmp_path, expor
     assert commands(results.header)[0].endswith("analogy import RUN MANIFEST")
     assert run("report", tmp_path / "run", "-o", tmp_path / "r.html").exit_code == 0
     again = run("compare", tmp_path / "run", tmp_path / "run")
-    assert again.exit_code == 0, again.output
+    assert "too_few" in again.stdout  # two pairs decide nothing
 
 
 def test_a_job_has_its_prompts_and_the_seed_of_its_noise(export):
