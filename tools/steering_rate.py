@@ -1,4 +1,4 @@
-"""The rate of steering by activations against unsteered images, on the same batch, side by side.
+"""The rate of interventions against unsteered images, on the same batch, side by side.
 
     python -m tools.steering_rate [--dtype float32] [--rounds 7]
 
@@ -21,6 +21,7 @@ from analogy.generation.worker import generator_of, texts
 from analogy.models.generator import latents_for
 from analogy.models.loading import load_pipeline
 from analogy.models.places import EMBEDDED, shipped
+from analogy.models.slider import slider
 from analogy.models.sources import find_pipeline
 from analogy.settings.pairs import load_pairs, select
 from analogy.steering.activation import activation
@@ -64,6 +65,7 @@ def main() -> None:
         "unsteered": side(lambda: generator.generate(conditionings, latents)),
         "activation": side(lambda: generator.generate(conditionings, latents, activation, rows)),
         "file": side(lambda: generator.generate(conditionings, latents, file, rows)),
+        "slider": side(lambda: generator.generate(conditionings, latents, slider, rows)),
     }
     for name in sides:
         sides[name](0)  # the first pass chooses kernels
@@ -71,7 +73,7 @@ def main() -> None:
     table = Table(
         [
             compare(name, rates, name, "unsteered", unit="images/s", bar=BAR)
-            for name in ("activation", "file")
+            for name in ("activation", "file", "slider")
         ],
         [f"{len(jobs)} images in a batch, 3 strengths, {given.dtype}, {given.rounds} rounds"],
     )
