@@ -60,7 +60,7 @@ def methods(request: RunRequest, chosen: Sequence[str], json: str | None) -> Non
     lines = [
         f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
-        f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
+        f"sampling  {study.sampling_text}, "
         f"{config.dtype} on {config.device}, alpha {', '.join(f'{a:g}' for a in config.alphas)}, "
         f"seeds {', '.join(map(str, config.seeds))}",
         f"run       {study.folder.path}",
