@@ -334,6 +334,7 @@ def scope_of(command: Command, is_finished: bool) -> Scope:
         method_version=config.method_version,
         sequential=Settings(config.to_dict()).sequential,
         window=config.window,
+        second_guidance=config.second_guidance,
     )
 
 

@@ -96,7 +96,7 @@ def sdxl() -> Any:
     )  # fmt: skip
 
 
-def sd3() -> Any:
+def sd3(layers: int = 1) -> Any:
     """Stable Diffusion 3 without its T5 encoder, as its makers allow."""
     return diffusers.StableDiffusion3Pipeline(
         vae=vae(shift_factor=0.06, scaling_factor=1.5),
@@ -104,7 +104,7 @@ def sd3() -> Any:
         text_encoder_2=text_encoder(CLIPTextModelWithProjection), tokenizer_2=tokenizer(),
         text_encoder_3=None, tokenizer_3=None,
         transformer=diffusers.SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8,
+            sample_size=16, patch_size=2, in_channels=4, num_layers=layers, attention_head_dim=8,
             num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32,
             pooled_projection_dim=64, out_channels=4, pos_embed_max_size=32,
         ),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import tiny
 import torch
 import transformers
+import zoo_more
 from tiny import text_encoder, tokenizer, unet, vae
 from zoo_parts import (
     CHAT,
@@ -462,6 +464,11 @@ def flux2() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def with_pag(components: dict[str, Any], layer: str) -> dict[str, Any]:
+    """The components of the perturbed-attention variant of a pipeline."""
+    return {**components, "pag_applied_layers": [layer]}
+
+
 #: The components of a pipeline, by the name of its class.
 ZOO: dict[str, Callable[[], dict[str, Any]]] = {
     "FluxPipeline": flux,
@@ -490,6 +497,23 @@ ZOO: dict[str, Callable[[], dict[str, Any]]] = {
     "BriaFiboPipeline": bria_fibo,
     "DreamLitePipeline": dreamlite,
     "Flux2Pipeline": flux2,
+    "Flux2KleinKVPipeline": flux2_klein,
+    "DreamLiteMobilePipeline": dreamlite,
+    "LongCatImagePipeline": zoo_more.long_cat,
+    "ErnieImagePipeline": zoo_more.ernie,
+    "PRXPipeline": zoo_more.prx,
+    "BriaFibo2Pipeline": zoo_more.bria_fibo2,
+    "QwenImage21Pipeline": zoo_more.qwen_image_21,
+    "StableDiffusionPAGPipeline": zoo_more.sd,
+    "StableDiffusionXLPAGPipeline": lambda: zoo_more.parts(tiny.sdxl()),
+    "StableDiffusion3PAGPipeline": lambda: with_pag(zoo_more.sd3(2), "blocks.1"),
+    "PixArtSigmaPAGPipeline": lambda: with_pag(pixart_sigma(), "blocks.1"),
+    "SanaPAGPipeline": lambda: with_pag(sana(), "transformer_blocks.0"),
+    "HunyuanDiTPAGPipeline": lambda: with_pag(hunyuan_dit(), "blocks.1"),
+    # These three are carried by families of their own.
+    "StableDiffusionPipeline": zoo_more.sd,
+    "StableDiffusionXLPipeline": lambda: zoo_more.parts(tiny.sdxl()),
+    "StableDiffusion3Pipeline": zoo_more.sd3,
 }
 
 
@@ -511,5 +535,8 @@ def build(name: str) -> Any:
                     weights.mul_(GAINS.get(name, 2.0))
                 if "caption_norm" in key:
                     weights.fill_(1.0)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()  # as from_pretrained does
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -103,10 +103,10 @@ def qwen25_vl(width: int = 16) -> Any:
     )).eval()  # fmt: skip
 
 
-def qwen3_vl(kind: Any) -> Any:
+def qwen3_vl(kind: Any, *, layers: int = 2) -> Any:
     return kind(transformers.Qwen3VLConfig(
         text_config={
-            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": layers,
             "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 384,
             "rope_scaling": {"mrope_section": [2, 1, 1], "rope_type": "default"},
         },

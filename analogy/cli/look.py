@@ -37,8 +37,8 @@ else:
 
 STEER_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
-    "alphas", "seeds", "method", "steps", "guidance", "size", "steer_from", "steer_until", "dtype",
-    "memory",
+    "alphas", "seeds", "method", "steps", "guidance", "second_guidance", "size",
+    "steer_from", "steer_until", "dtype", "memory",
 )  # fmt: skip
 
 

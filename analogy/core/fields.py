@@ -189,6 +189,7 @@ CHECKS: Mapping[str, Check] = {
     "seeds": each(_check_seed),
     "steps": _check_count,
     "guidance": _check_guidance,
+    "second_guidance": _check_guidance,
     "size": check_size,
     "dtype": one_of(DTYPES),
     "batch_size": _check_count,

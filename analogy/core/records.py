@@ -281,13 +281,13 @@ class Trend(Figures):
 
 _OPTIONAL = frozenset({
     "lora", "clip_pretrained", "ray_address", "categories", "batch_size", "num_workers", "memory",
-    "limit",
+    "limit", "second_guidance",
 })  # fmt: skip
 """The fields of a configuration that may be None."""
 
 _UNSAID = frozenset({
     "method_version", "method_needs", "steer_from", "steer_until", "sequential", "order_seed",
-    "full_unsteered", "futility", "reserve",
+    "full_unsteered", "futility", "reserve", "second_guidance",
 })  # fmt: skip
 """The fields of a configuration that are not written where they have their defaults."""
 
@@ -307,7 +307,8 @@ class RunConfig:
       built in, `method_version` and `method_needs` are what its images' keys depend on besides;
     - `steer_from`, `steer_until`: the part of the schedule in which images are steered, as shares
       of its steps (`window`);
-    - `steps`, `guidance`, `size` (pixels, height and width):
+    - `steps`, `guidance`, `second_guidance` (of a pipeline that has two; None for the pipeline's
+      default), `size` (pixels, height and width):
       how an image is sampled, by the model's own scheduler;
     - `control`: whether the null, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
@@ -355,6 +356,7 @@ class RunConfig:
     reserve: bool = False
     steer_from: float = WHOLE.start
     steer_until: float = WHOLE.end
+    second_guidance: float | None = None
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -367,6 +369,8 @@ class RunConfig:
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
         check_steps(self.steer_from, self.steer_until, self.window.steps(self.steps), self.steps)
         object.__setattr__(self, "guidance", float(self.guidance))
+        if self.second_guidance is not None:
+            object.__setattr__(self, "second_guidance", float(self.second_guidance))
         object.__setattr__(self, "steer_from", float(self.steer_from))
         object.__setattr__(self, "steer_until", float(self.steer_until))
         object.__setattr__(self, "method_needs", _needs(self.method_needs))

@@ -84,3 +84,9 @@ def lines_of(text: str) -> list[str]:
     """
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]
+
+
+def guidance_text(guidance: float, second: float | None, sets: str | None) -> str:
+    """The guidance scales of a run, for headers. ``sets``: what the first one sets, if unusual."""
+    text = f"guidance {guidance:g}" if sets is None else f"guidance {guidance:g} ({sets})"
+    return text if second is None else f"{text}, second guidance {second:g}"

@@ -41,8 +41,10 @@ from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import limit_memory
 from analogy.models.places import ModelSource
+from analogy.models.replay import lacking
 from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
+from analogy.models.untested import with_checked_family
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
 from analogy.store.image_store import image_name
@@ -303,11 +305,14 @@ def open_subject(given: Any, task: Task) -> Subject:
         if path.is_dir() and not (path / "model_index.json").is_file():
             return Folder(path, task)
         return Model(given, task)
-    if not FAMILIES.is_installed(type(given).__name__):
-        raise ModelError(
-            "model: expected a name, a folder of images, or a diffusers pipeline of the families "
-            f"supported ({', '.join(FAMILIES.names())}), got {type(given).__name__}"
-        )
+    name = type(given).__name__
+    if not FAMILIES.is_installed(name):
+        if lacking(name) is not None:
+            raise ModelError(
+                "model: expected a name, a folder of images, or a diffusers pipeline of the "
+                f"families supported ({', '.join(FAMILIES.names())}), got {name}"
+            )
+        with_checked_family(given)
     return Model(given, task)
 
 

@@ -196,6 +196,7 @@ def generator_of(pipeline: Any, config: RunConfig) -> Generator:
         pipeline,
         steps=config.steps,
         guidance=config.guidance,
+        second_guidance=config.second_guidance,
         size=config.size,
         batch_size=config.batch_size or most_at_once(config.device, config.size),
     )

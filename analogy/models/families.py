@@ -20,7 +20,7 @@ from analogy.core.errors import ModelError
 from analogy.core.registry import Registry
 from analogy.models.libraries import diffusers
 from analogy.models.networks import read_object
-from analogy.models.replay_table import ROWS
+from analogy.models.replay_table import CFG, ROWS, Knob
 from analogy.models.tokens import T5_TOKENS, Encoder
 from analogy.steering.conditioning import Conditioning
 
@@ -39,11 +39,15 @@ SCHEDULER = ("diffusers.*Scheduler",)
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How images are sampled: denoising steps, guidance scale, pixels a side."""
+    """How images are sampled: denoising steps, guidance scale, pixels a side.
+
+    ``second``: the scale of the family's second guidance, None for the pipeline's default.
+    """
 
     steps: int
     guidance: float
     size: int
+    second: float | None = None
 
 
 @runtime_checkable
@@ -129,10 +133,14 @@ class PipelineFamily:
 
     For pipelines that take a conditioning's tensors by their names, the negative prompt's with
     ``negative_`` before them, and guide if the scale is above 1. ``layout``: where each text
-    encoder's tokens are in the token states, for methods that steer single tokens.
+    encoder's tokens are in the token states, for methods that steer single tokens. ``knob``: what
+    the guidance scale is to the pipeline, None if it has no guidance; ``second_knob``: the same of
+    a second one.
     """
 
     layout: tuple[Encoder, ...] = ()
+    knob: Knob | None = CFG
+    second_knob: Knob | None = None
     pipeline: str
     denoiser: str = "unet"
     decoder: str = "vae"
@@ -367,9 +375,26 @@ FAMILIES: Registry[Family] = Registry(
 )
 
 
+_OWN_FAMILY = "_analogy_family"
+
+
+def with_family(pipeline: Any, family: Family) -> None:
+    """Have a pipeline and its copies carried by this family, whatever the name of its class."""
+    vars(pipeline)[_OWN_FAMILY] = family
+
+
 def family_of(pipeline: Any) -> Family:
     """The family of a loaded pipeline."""
-    return FAMILIES.get(type(pipeline).__name__)
+    own = vars(pipeline).get(_OWN_FAMILY)
+    return FAMILIES.get(type(pipeline).__name__) if own is None else own
+
+
+def knobs_of(family: Family) -> tuple[Knob | None, Knob | None]:
+    """What the guidance scale and the second one set in a family's pipelines, None for nothing.
+
+    A family of another package that does not say so guides by ``guidance_scale``.
+    """
+    return getattr(family, "knob", CFG), getattr(family, "second_knob", None)
 
 
 def stacked(

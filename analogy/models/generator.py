@@ -52,11 +52,13 @@ class Generator:
         guidance: float,
         size: int,
         batch_size: int = MOST_IMAGES,
+        second_guidance: float | None = None,
         empty: Conditioning | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._steps = steps
         self._guidance = guidance
+        self._second = second_guidance
         self._size = size
         self._family = family_of(pipeline)
         self._denoiser = getattr(pipeline, self._family.denoiser)
@@ -77,6 +79,7 @@ class Generator:
             guidance=self._guidance,
             size=self._size,
             batch_size=self.batch_size,
+            second_guidance=self._second,
             empty=self._empty,
         )
 
@@ -202,7 +205,7 @@ class Generator:
         change: Change | None = None,
     ) -> Tensor:
         """The pipeline itself, up to the latents that it would decode."""
-        sampling = Sampling(steps, self._guidance, self._size)
+        sampling = Sampling(steps, self._guidance, self._size, self._second)
         plain = [each for each in conditionings if isinstance(each, Conditioning)]
         if len(plain) == len(conditionings) and change is None:
             return self._family.denoise(self._pipeline, plain, self._empty, latents, sampling)

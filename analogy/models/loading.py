@@ -12,13 +12,18 @@ import torch
 from torch import nn
 
 from analogy.core.errors import ModelError
-from analogy.models.families import family_of
+from analogy.models.families import FAMILIES, family_of, with_family
 from analogy.models.folders import NETWORK, parts_of, weight_files
 from analogy.models.libraries import diffusers, diffusers_logging, transformers_logging
 from analogy.models.lora import fuse_lora
 from analogy.models.networks import check_converted, load_network, loading, refuse_odd_keys
 from analogy.models.places import ModelSource
+from analogy.models.replay import Replay
 from analogy.models.trust.pipelines import check_pipeline
+from analogy.models.untested import check_untested
+
+#: Modules of classes that transformers 5 has, and does not export.
+_DEEPER = {"T5GemmaEncoder": "transformers.models.t5gemma.modeling_t5gemma"}
 
 
 def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
@@ -68,7 +73,10 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
             if all(weights.ndim < 5 for weights in part.parameters()):  # none of a video's
                 part.to(memory_format=torch.channels_last)
     pipeline.to(device)
+    with_family(pipeline, family)
     _check_fit(pipeline, source.folder)
+    if isinstance(family, Replay) and not FAMILIES.is_installed(family.pipeline):
+        check_untested(pipeline, family)
     return pipeline
 
 
@@ -100,7 +108,7 @@ def _load_networks(
         if name in skipped or not NETWORK.fullmatch(name):
             continue
         with loading(source.folder / "model_index.json", f"a class of {library} for {name}"):
-            found = getattr(importlib.import_module(library), kind)
+            found = getattr(importlib.import_module(_DEEPER.get(kind, library)), kind)
         is_half = any(".fp16" in file.name for file in files if file.parent == folder)
         networks[name] = load_network(
             found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace, UnionType
 from typing import Any
 
@@ -37,7 +38,15 @@ from analogy.models.libraries import diffusers
 from analogy.models.memory import MemoryFullError, memory_said
 from analogy.models.networks import read_object, reason
 from analogy.models.recorded import TOKENS, Layout, layout_of
-from analogy.models.replay_table import NOT_CARRIED, ROWS, Row
+from analogy.models.replay_table import (
+    DISTILLED,
+    GUIDER,
+    NOT_CARRIED,
+    ROWS,
+    TRUE_CFG,
+    Knob,
+    Row,
+)
 from analogy.steering.conditioning import Conditioning
 
 #: Numbers of an image's starting noise; the sign of each is a bit of its generator's seed, since
@@ -53,6 +62,7 @@ _AS_ASKED: Mapping[str, object] = {
     "clean_caption": False,
     "enable_prompt_rewrite": False,
     "use_pe": False,
+    "render_text_images": False,
 }
 
 #: A guidance scale at which a pipeline encodes the negative prompt, too.
@@ -62,6 +72,8 @@ _GUIDED = 4.0
 _USUAL_SIZE = 1024
 
 _LAYOUT = "_analogy_layout"
+
+_ATTENTION = RLock()
 
 
 class _Interrupted(BaseException):
@@ -78,13 +90,15 @@ class Replay(PipelineFamily):
         if not hasattr(kind, "encode_prompt"):
             raise ModelError(
                 f"{pipeline}: expected a pipeline of diffusers {diffusers.__version__} with an "
-                f"encode_prompt: {lacking(pipeline)}"
+                f"encode_prompt: {lacking(pipeline) or 'it has none'}"
             )
         self._call = inspect.signature(kind.__call__).parameters
         self._encoding = inspect.signature(kind.encode_prompt).parameters
-        self.parts = {**_parts(kind), **row.parts}
+        self.parts = {**declared_parts(kind), **row.parts}
         self.denoiser = "transformer" if "transformer" in self.parts else "unet"
         self.decoder = row.decoder
+        self.knob, self.second_knob = row.guidance, row.second
+        self.load_options = dict.fromkeys(row.unloaded)
         if "safety_checker" in self.parts:
             self.load_options = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -120,7 +134,7 @@ class Replay(PipelineFamily):
 
     def _record(self, pipeline: Any, prompts: Sequence[str]) -> list[Any]:
         """What ``encode_prompt`` returns at each call, for these prompts and the negative one."""
-        twin = _twin(pipeline)
+        twin = twin_of(pipeline)
         own = twin.encode_prompt
         recorded: list[Any] = []
 
@@ -133,10 +147,11 @@ class Replay(PipelineFamily):
             raise _Interrupted
 
         vars(twin)["encode_prompt"] = encode_prompt
-        _replace(twin, self.denoiser, forward=stop)
-        sampling = Sampling(2, _GUIDED, self.size_of(pipeline))
+        second = _GUIDED if _is_needed(self.second_knob, getattr(pipeline, self.denoiser)) else None
+        sampling = Sampling(2, _GUIDED, self.size_of(pipeline), second)
         vars(twin).update(self.attributes(pipeline, sampling))
-        with suppress(_Interrupted):
+        with _kept_attention(pipeline, self.denoiser), suppress(_Interrupted):
+            _replace(twin, self.denoiser, forward=stop)
             self._run(twin, list(prompts), sampling)
         if not recorded:
             raise ModelError("its call asks its denoiser without a call of encode_prompt")
@@ -180,7 +195,7 @@ class Replay(PipelineFamily):
         sampling: Sampling,
     ) -> Tensor:  # fmt: skip
         """``returned``: what each call of ``encode_prompt`` is to return."""
-        twin = _twin(pipeline, scheduler=pipeline.scheduler)
+        twin = twin_of(pipeline, scheduler=pipeline.scheduler)
         answers = iter(returned)
 
         def encode_prompt(*_: Any, **__: Any) -> Any:
@@ -198,7 +213,7 @@ class Replay(PipelineFamily):
         vars(twin).update(self.attributes(pipeline, sampling))
         if self._row.asks_encoder and twin.text_encoder is None:  # it was dropped
             vars(twin)["text_encoder"] = SimpleNamespace(dtype=getattr(twin, self.denoiser).dtype)
-        with suppress(_Interrupted):
+        with _kept_attention(pipeline, self.denoiser), suppress(_Interrupted):
             self._run(twin, [PLACEHOLDER] * len(generators), sampling, generators)
         if not decoded:
             raise ModelError(
@@ -207,9 +222,10 @@ class Replay(PipelineFamily):
         return decoded[0]
 
     def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """As :meth:`Family.decode`; a decoder of videos gives one frame."""
+        """As :meth:`Family.decode`; of videos one frame, of RGBA images three channels."""
         images: Tensor = vae.decode(latents, **self._row.decoding).sample
         images = images[:, :, 0] if images.ndim == 5 else images
+        images = images[:, :3]  # without an alpha channel
         if tuple(images.shape[-2:]) != (size, size):
             raise ModelError(
                 f"{self.pipeline}: expected images of {size}x{size} pixels, got "
@@ -223,18 +239,20 @@ class Replay(PipelineFamily):
 
         Whoever gives its own call these, the prompt and a generator gets the suite's image.
         """
-        as_asked = {name: value for name, value in _AS_ASKED.items() if name in self._call}
-        negative: dict[str, Any] = {}
-        is_off = sampling.guidance <= (1.0 if self._row.guidance == "true_cfg_scale" else 0.0)
-        if self._needs_negative and not is_off:
-            negative["negative_prompt"] = ""
-        return {
-            self._row.guidance: sampling.guidance,
-            "num_inference_steps": sampling.steps,
-            **self._row.fixed,
-            **as_asked,
-            **negative,
-        }
+        made: dict[str, Any] = {"num_inference_steps": sampling.steps, **self._row.fixed}
+        guidance = max(sampling.guidance, self._row.least_guidance)
+        scales = ((self.knob, guidance), (self.second_knob, sampling.second))
+        is_guided = False
+        for knob, scale in scales:
+            if knob is None or scale is None:
+                continue
+            if knob != GUIDER:
+                made[knob.name] = scale
+            is_guided |= scale > (1.0 if knob == TRUE_CFG else 0.0) and knob.kind != DISTILLED
+        made |= {name: value for name, value in _AS_ASKED.items() if name in self._call}
+        if self._needs_negative and is_guided:
+            made["negative_prompt"] = ""
+        return made
 
     def attributes(self, pipeline: Any, sampling: Sampling) -> dict[str, Any]:
         """Attributes of the pipeline without which its call would not do what is asked for."""
@@ -243,11 +261,13 @@ class Replay(PipelineFamily):
             side = sampling.size
             is_latents = rule == "latents"
             made[name] = side // pipeline.vae_scale_factor if is_latents else [(side, side)]
-        for name in ("guider", "ocr_guider") if self._row.guider else ():
+        for name in ("guider", "ocr_guider") if self.knob == GUIDER else ():
             guider, guidance = getattr(pipeline, name), sampling.guidance
             if guider is not None:
                 changed = {"guidance_scale": guidance, "enabled": guidance > 1.0}
-                made[name] = type(guider).from_config({**guider.config, **changed})
+                # Without diffusers' own entries, which would set these two back.
+                own = {k: v for k, v in guider.config.items() if not k.startswith("_")}
+                made[name] = type(guider).from_config({**own, **changed})
         return made
 
     @property
@@ -300,15 +320,25 @@ class Replay(PipelineFamily):
         return side * scale if isinstance(side, int) and isinstance(scale, int) else _USUAL_SIZE
 
     def defaults(self) -> tuple[int, float]:
-        """Steps and guidance that the pipeline's call uses by itself."""
-        return self._default("num_inference_steps"), self._default(self._row.guidance)
+        """Steps and guidance that the pipeline's call uses by itself; 0 if it has no guidance."""
+        guidance = self._row.guidance_default
+        if guidance is None:
+            guidance = 0.0 if self.knob is None else self._default(self.knob.name)
+        return self._default("num_inference_steps"), guidance
 
     def _default(self, name: str) -> Any:
         found = self._call.get(name)
         return None if found is None else found.default
 
 
-def _twin(pipeline: Any, scheduler: Any = None) -> Any:
+def _is_needed(second: Knob | None, denoiser: Any) -> bool:
+    """True if a second guidance changes what a call encodes, or if the denoiser needs it."""
+    if second is None:
+        return False
+    return second.kind != DISTILLED or bool(denoiser.config.get("guidance_embeds"))
+
+
+def twin_of(pipeline: Any, scheduler: Any = None) -> Any:
     """A copy on the same networks, to be changed; with a new scheduler unless one is given."""
     twin = copy.copy(pipeline)
     own = pipeline.scheduler
@@ -322,6 +352,25 @@ def _replace(twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
     vars(part).update(methods)
     vars(twin)[name] = part
     return part
+
+
+@contextmanager
+def _kept_attention(pipeline: Any, denoiser: str) -> Iterator[None]:
+    """Leave the attention of a pipeline of perturbed-attention guidance as it was.
+
+    Its call replaces the processors of some layers, and restores them only at its end. Threads
+    share the layers, so that one call runs at a time.
+    """
+    if not hasattr(pipeline, "pag_attn_processors"):
+        yield
+        return
+    part = getattr(pipeline, denoiser)
+    with _ATTENTION:
+        before = dict(part.attn_processors)
+        try:
+            yield
+        finally:
+            part.set_attn_processor(before)
 
 
 def generator_of(noise: Tensor) -> torch.Generator:
@@ -346,7 +395,7 @@ def _named(pipeline: Any) -> Iterator[None]:
         raise ModelError(f"{name}: its prompts cannot be encoded: {reason(error)}") from error
 
 
-def _parts(kind: Any) -> dict[str, tuple[str, ...]]:
+def declared_parts(kind: Any) -> dict[str, tuple[str, ...]]:
     """The parts of a pipeline's class, each with the classes that its constructor declares."""
     found: dict[str, tuple[str, ...]] = {}
     for name, declared in typing.get_type_hints(kind.__init__).items():
@@ -387,12 +436,17 @@ def _names(kind: type) -> tuple[str, ...]:
     return (full,)
 
 
-def lacking(name: str) -> str:
-    """Why a pipeline of this name is not carried, for messages."""
+def lacking(name: str) -> str | None:
+    """Why a pipeline of this name is not carried, for messages; None if its class shows no reason.
+
+    Nothing is imported for the name but what diffusers itself exports.
+    """
     if name in NOT_CARRIED:
         return NOT_CARRIED[name]
     try:
         kind = getattr(diffusers, name if name.endswith("Pipeline") else "")
+        if not issubclass(kind, diffusers.DiffusionPipeline):
+            raise TypeError(name)
         call = inspect.signature(kind.__call__).parameters
     except Exception:  # whatever diffusers raises for a name, or for a class without its packages
         return "the diffusers that is installed has no such pipeline"
@@ -405,7 +459,15 @@ def lacking(name: str) -> str:
         return "it has no encode_prompt, whose tensors the suite steers"
     if "prompt" not in call:
         return "its call takes no prompt"
-    return "it is not among those that the suite is tested with"
+    if {"num_frames", "audio_length_in_s"} & call.keys():
+        return "it makes videos or sounds"
+    try:
+        parts = declared_parts(kind)
+    except Exception:  # a constructor may name types that are not installed
+        return "its constructor does not declare the classes of its parts"
+    if not {"transformer", "unet"} & parts.keys() or "vae" not in parts:
+        return "it has no part transformer or unet with a vae"
+    return None
 
 
 @cache

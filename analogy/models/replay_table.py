@@ -10,25 +10,55 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Knob:
+    """A guidance scale of a pipeline: the argument or part that has it, and what it does."""
+
+    name: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.kind}"
+
+
+CLASSIFIER_FREE = "classifier-free"
+#: A number that the denoiser is given, learned from classifier-free guidance.
+DISTILLED = "distilled"
+PERTURBED = "perturbed attention"
+
+CFG = Knob("guidance_scale", CLASSIFIER_FREE)
+TRUE_CFG = Knob("true_cfg_scale", CLASSIFIER_FREE)
+EMBEDDED_GUIDANCE = Knob("guidance_scale", DISTILLED)
+#: A component of the pipeline, and no argument of its call.
+GUIDER = Knob("guider", CLASSIFIER_FREE)
+PAG = Knob("pag_scale", PERTURBED)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """What a pipeline's class does not say of itself.
 
-    - ``guidance``: the argument of its call that ``--guidance`` sets;
-    - ``guider``: True if guidance is a component of the pipeline, ``guider``, besides;
+    - ``guidance``: what ``--guidance`` sets, None if the class has no guidance; ``second``: what
+      ``--second-guidance`` sets;
+    - ``least_guidance``: the smallest scale that its call takes, at which guidance is off;
+    - ``guidance_default``: where the signature of its call has none;
     - ``fixed``: further arguments of its call;
     - ``from_size``: attributes of the pipeline that decide an image's size, each with how it
       follows from the side: ``latents`` (the side in latents) or ``sizes`` (a list of sizes);
-    - ``parts``: the classes of a part, where its annotation names a base class;
+    - ``parts``: the classes of a part, where its annotation names a base class; ``unloaded``: parts
+      that its call never uses with the suite's arguments;
     - ``decoder`` and ``decoding``: the part that decodes latents, and arguments of its ``decode``;
     - ``is_single``: True if it makes one image at a time;
     - ``asks_encoder``: True if its call asks the text encoder for its dtype.
     """
 
-    guidance: str = "guidance_scale"
-    guider: bool = False
+    guidance: Knob | None = CFG
+    second: Knob | None = None
+    least_guidance: float = 0.0
+    guidance_default: float | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)
     from_size: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unloaded: tuple[str, ...] = ()
     decoder: str = "vae"
     decoding: Mapping[str, object] = field(default_factory=dict)
     is_single: bool = False
@@ -41,13 +71,22 @@ _LLAMA_TOKENIZER = (
     "transformers.LlamaTokenizer", "transformers.LlamaTokenizerFast",
 )  # fmt: skip
 
+_GEMMA_TOKENIZER = (
+    *_LLAMA_TOKENIZER, "transformers.GemmaTokenizer", "transformers.GemmaTokenizerFast",
+    "transformers.T5Tokenizer", "transformers.T5TokenizerFast",
+)  # fmt: skip
+
 #: By the name of the pipeline's class.
 ROWS: Mapping[str, Row] = {
-    "FluxPipeline": Row(),
-    "Flux2Pipeline": Row(parts={"tokenizer": ("transformers.PixtralProcessor",)}),
+    "FluxPipeline": Row(EMBEDDED_GUIDANCE, second=TRUE_CFG),
+    "Flux2Pipeline": Row(
+        EMBEDDED_GUIDANCE, parts={"tokenizer": ("transformers.PixtralProcessor",)}
+    ),
     "Flux2KleinPipeline": Row(),
+    "Flux2KleinKVPipeline": Row(None),
     "ChromaPipeline": Row(),
-    "QwenImagePipeline": Row(guidance="true_cfg_scale"),
+    "QwenImagePipeline": Row(TRUE_CFG, second=EMBEDDED_GUIDANCE),
+    "QwenImage21Pipeline": Row(TRUE_CFG),
     "ZImagePipeline": Row(
         parts={"text_encoder": ("transformers.Qwen3Model", "transformers.Qwen3ForCausalLM"),
                "tokenizer": _QWEN_TOKENIZER}
@@ -55,6 +94,7 @@ ROWS: Mapping[str, Row] = {
     "SanaPipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}),
     # Its intermediate timestep goes with two steps alone.
     "SanaSprintPipeline": Row(
+        EMBEDDED_GUIDANCE,
         parts={"text_encoder": ("transformers.Gemma2Model",)},
         fixed={"intermediate_timesteps": None},
     ),
@@ -69,29 +109,69 @@ ROWS: Mapping[str, Row] = {
     "CogView3PlusPipeline": Row(),
     "CogView4Pipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "HunyuanDiTPipeline": Row(),
-    "HunyuanImagePipeline": Row(guidance="distilled_guidance_scale", guider=True),
+    "HunyuanImagePipeline": Row(
+        GUIDER,
+        second=Knob("distilled_guidance_scale", DISTILLED),
+        guidance_default=3.5,  # AdaptiveProjectedMixGuidance's own
+    ),
     "Kandinsky3Pipeline": Row(decoder="movq", decoding={"force_not_quantize": True}),
     "Kandinsky5T2IPipeline": Row(from_size={"resolutions": "sizes"}),
     "OvisImagePipeline": Row(),
-    "LatentConsistencyModelPipeline": Row(),
+    "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE),
     "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "DreamLitePipeline": Row(
         parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
     ),
+    "DreamLiteMobilePipeline": Row(
+        None, parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
+    ),
+    "LongCatImagePipeline": Row(),
+    # Its parts that rewrite prompts are switched off.
+    "ErnieImagePipeline": Row(
+        parts={"tokenizer": _LLAMA_TOKENIZER, "pe_tokenizer": _LLAMA_TOKENIZER},
+        unloaded=("pe", "pe_tokenizer"),
+    ),
+    "PRXPipeline": Row(
+        least_guidance=1.0, parts={"tokenizer": _GEMMA_TOKENIZER}, is_single=True
+    ),
+    "BriaFibo2Pipeline": Row(),
+    "StableDiffusionPAGPipeline": Row(second=PAG),
+    "StableDiffusionXLPAGPipeline": Row(second=PAG),
+    "StableDiffusion3PAGPipeline": Row(second=PAG),
+    "PixArtSigmaPAGPipeline": Row(second=PAG),
+    "SanaPAGPipeline": Row(second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}),
+    "HunyuanDiTPAGPipeline": Row(second=PAG),
 }  # fmt: skip
 
 #: Pipelines from text to images that diffusers has and the suite does not carry, with the reason.
 NOT_CARRIED: Mapping[str, str] = {
-    "KolorsPipeline": "it needs the package sentencepiece, without which it could not be tested",
-    "PRXPipeline": "transformers 5 does not load its text encoder, T5GemmaEncoder, by its name",
+    "KolorsPipeline": (
+        "its tokenizer needs the package sentencepiece and its text encoder is a class of "
+        "diffusers' own with which the suite was not tested"
+    ),
+    "KolorsPAGPipeline": "as KolorsPipeline",
     "GlmImagePipeline": "an autoregressive stage reads the prompt besides its text encoder",
-    "ErnieImagePipeline": "its prompt rewriter reads the prompt besides its text encoder",
-    "LongCatImagePipeline": "its prompt rewriter reads the prompt besides its text encoder",
-    "IFPipeline": "its second stage is another pipeline",
+    "IFPipeline": "it denoises pixels, in three stages that are three pipelines",
+    "PRXPixelPipeline": "it denoises pixels: there is nothing to decode",
+    "Ideogram4Pipeline": (
+        "its encoding depends on the image's size and its guidance on a second denoiser"
+    ),
+    "Cosmos2TextToImagePipeline": (
+        "it runs only with a safety checker of the package cosmos_guardrail"
+    ),
+    "NucleusMoEImagePipeline": (
+        "its encoding has a mask for some prompts and none for others, depending on their length"
+    ),
+    "StableUnCLIPPipeline": "a prior reads the prompt besides its text encoder",
     "StableCascadePipeline": "its two stages are two denoisers",
+    "StableCascadePriorPipeline": "its two stages are two denoisers",
     "StableCascadeCombinedPipeline": "its two stages are two denoisers",
+    "WuerstchenCombinedPipeline": "its two stages are two denoisers",
+    "KandinskyCombinedPipeline": "a prior reads the prompt and gives image embeddings",
+    "KandinskyPipeline": "it needs image embeddings of another pipeline, its prior",
+    "KandinskyV22CombinedPipeline": "a prior reads the prompt and gives image embeddings",
     "KandinskyV22Pipeline": "it needs image embeddings of another pipeline, its prior",
     "OmniGenPipeline": "it has no encode_prompt: its transformer reads the prompt's tokens",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analogy.core.records import IMPORTED, WHOLE, is_imported
-from analogy.core.text import analogy_command, command_line
+from analogy.core.text import analogy_command, command_line, guidance_text
 from analogy.results.cost import MethodCost
 from analogy.results.model import Header, Results, Settings
 from analogy.settings.options import OPTIONS, csv_list
@@ -22,7 +22,9 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "sampling",
-            f"{subject.steps} steps, guidance {subject.guidance:g}, {subject.scheduler}, "
+            f"{subject.steps} steps, "
+            f"{guidance_text(subject.guidance, subject.second_guidance, found.guidance)}, "
+            f"{subject.scheduler}, "
             f"{header.measurement.size} px, {subject.dtype} on {subject.device}",
         ),
         ("suite", subject.suite),

@@ -23,7 +23,9 @@ from analogy.results.model import CellFigures, Header, Measurement, Results
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.values import MIN_DECISIVE
 
-SAMPLING = ("method", "method_version", "window", "steps", "guidance", "scheduler")
+SAMPLING = (
+    "method", "method_version", "window", "steps", "guidance", "second_guidance", "scheduler",
+)  # fmt: skip
 """What of a subject says how its images are made from its model."""
 
 

@@ -397,6 +397,8 @@ class Provenance:
 
     ``model``, ``judge``: fingerprints. ``ceiling``: a digest of ground truth that the user gave;
     None for the suite's own. ``python`` and ``time`` (ISO 8601): None in files that lack them.
+    ``guidance``: what the guidance scale sets in the pipeline, such as ``true_cfg_scale``, and the
+    kind of guidance; None for ``guidance_scale`` as classifier-free guidance.
     """
 
     suite: str
@@ -409,6 +411,7 @@ class Provenance:
     python: str | None = None
     time: str | None = None
     ceiling: str | None = None
+    guidance: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,6 +445,7 @@ class Subject:
     packages: Mapping[str, str]
     method_version: str = ""
     window: Window = WHOLE
+    second_guidance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,7 @@ def _provenance(data: Object) -> Provenance:
         python=checks.name(data.get("python")),
         time=checks.name(data.get("time")),
         ceiling=checks.name(data.get("ceiling")),
+        guidance=checks.name(data.get("guidance")),
     )
 
 
@@ -267,6 +268,9 @@ def _header_of(
             packages=provenance.packages,
             method_version=_method_version(config, place),
             window=_window(config, place),
+            second_guidance=at(config, place, "second_guidance", checks.guidance)
+            if "second_guidance" in config
+            else None,
         ),
         path=path,
     )

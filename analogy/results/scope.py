@@ -48,6 +48,7 @@ class Scope:
     method_version: str = ""
     sequential: Mapping[str, bool | int] = field(default_factory=dict)
     window: Window = WHOLE
+    second_guidance: float | None = None
 
     @property
     def digest(self) -> str:
@@ -72,7 +73,9 @@ class Scope:
             "ceiling",
         )  # fmt: skip
         version = {"method_version": self.method_version} if self.method_version else {}
-        return {**{name: getattr(self, name) for name in names}, **version, **self.window.to_dict()}
+        second = {} if self.second_guidance is None else {"second_guidance": self.second_guidance}
+        own = {name: getattr(self, name) for name in names}
+        return {**own, **version, **second, **self.window.to_dict()}
 
     @property
     def n_images(self) -> int:
@@ -152,6 +155,7 @@ def scope_of_results(results: Results) -> Scope:
         method_version=header.subject.method_version,
         sequential=header.config.sequential,
         window=header.subject.window,
+        second_guidance=header.subject.second_guidance,
     )
 
 

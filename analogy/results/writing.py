@@ -79,8 +79,10 @@ def header_to_json(header: Header) -> JsonObject:
 def provenance_to_json(provenance: Provenance) -> JsonObject:
     """The provenance of the figures."""
     ceiling = {} if provenance.ceiling is None else {"ceiling": provenance.ceiling}
+    guidance = {} if provenance.guidance is None else {"guidance": provenance.guidance}
     return {
         **ceiling,
+        **guidance,
         "suite": provenance.suite,
         "model": provenance.model,
         "judge": provenance.judge,

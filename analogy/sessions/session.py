@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from analogy.results.model import Results
 
 # What must equal the shipped baseline's before a run is compared with it by default.
-_OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "scheduler")
+_OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "second_guidance", "scheduler")
 
 
 class Session:

@@ -61,7 +61,7 @@ def heading(session: Session) -> Iterator[str]:
     yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
     yield (
-        f"steering  {run.steering}; {run.steps} steps, guidance {run.guidance:g}, {run.size} px, "
+        f"steering  {run.steering}; {study.sampling_text}, "
         f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
     )
     yield f"run       {study.folder.path}"

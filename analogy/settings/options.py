@@ -349,6 +349,9 @@ OPTIONS: tuple[Option, ...] = (
            f"{EMBEDDED_SAMPLING[1]} for the embedded model; else as for --steps]",
            parse=parse_number,
            metavar="SCALE"),
+    Option("--second-guidance", "scale of the other guidance of a pipeline that has two, such as "
+           "FLUX.1's true_cfg_scale (docs/models.md) [default: the pipeline's]",
+           parse=parse_number, metavar="SCALE"),
     Option("--size", "pixels a side [default: the size that the model was trained for]",
            parse=_integer(8), metavar="PIXELS"),
     Option("--steer-from", "where steering begins, as a share of the steps: 0.25 leaves the first "

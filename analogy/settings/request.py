@@ -48,8 +48,9 @@ class RunRequest:
     ``sequential``: each cell stops as soon as it is decided; ``order_seed``, ``full_unsteered``,
     ``futility`` and ``reserve`` change how (docs/sequential.md), and need it.
 
-    Sampling: ``steps``, ``guidance``, ``size`` (pixels a side); ``steer_from`` and ``steer_until``:
-    the part of the schedule in which images are steered, as shares of its steps.
+    Sampling: ``steps``, ``guidance``, ``second_guidance`` (of a pipeline that has two), ``size``
+    (pixels a side); ``steer_from`` and ``steer_until``: the part of the schedule in which images
+    are steered, as shares of its steps.
 
     Execution: ``batch_size``, ``memory`` (GiB of a CUDA device at most), ``engine``,
     ``num_workers``, ``ray_address``.
@@ -83,6 +84,7 @@ class RunRequest:
     target: bool = False
     steps: int | None = None
     guidance: float | None = None
+    second_guidance: float | None = None
     size: int | None = None
     steer_from: float = 0.0
     steer_until: float = 1.0

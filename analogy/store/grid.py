@@ -120,7 +120,7 @@ class Sampling:
     """How a model samples: what determines an image except the model, its text and its noise.
 
     ``size``: pixels a side; ``dtype``: a name of ``DTYPES``; ``scheduler``: its class and a digest
-    of its settings.
+    of its settings; ``second_guidance``: None for the pipeline's default.
     """
 
     steps: int
@@ -128,17 +128,24 @@ class Sampling:
     size: int
     dtype: str
     scheduler: str
+    second_guidance: float | None = None
 
     @classmethod
     def of(cls, config: RunConfig, scheduler: str) -> Sampling:
         """The sampling of a run."""
-        return cls(config.steps, config.guidance, config.size, config.dtype, scheduler)
+        return cls(
+            config.steps, config.guidance, config.size, config.dtype, scheduler,
+            config.second_guidance,
+        )  # fmt: skip
 
     def subject(self, model: str) -> Subject:
         """What determines an image except its text and its noise; ``model``: its fingerprint.
 
         Keys of images and names of run folders are digests of this and more.
         """
+        second: Subject = {}
+        if self.second_guidance is not None:
+            second = {"second_guidance": self.second_guidance}
         return {
             "model": model,
             "steps": self.steps,
@@ -146,6 +153,7 @@ class Sampling:
             "size": self.size,
             "dtype": self.dtype,
             "scheduler": self.scheduler,
+            **second,
         }
 
     def prompt_job(self, model: str, prompt: str, seed: int) -> PromptJob:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from analogy._version import __version__
 from analogy.core.records import Cell, Pair, RunConfig
+from analogy.core.text import guidance_text
 from analogy.generation.engine import Progress, Setup, no_progress
 from analogy.generation.execution import Execution
 from analogy.grid_metrics import GridMetric
@@ -23,7 +24,12 @@ from analogy.store.folder import RunFolder
 from analogy.store.grid import Grid, Job, Role, TrueMargins, content, digest, pairs_digest
 from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import GroundTruth
-from analogy.studies.provenance import own_commit, package_versions, scheduler_of
+from analogy.studies.provenance import (
+    own_commit,
+    package_versions,
+    scheduler_of,
+    unusual_guidance,
+)
 from analogy.studies.quality import Quality, Used
 from analogy.studies.sequential import SequentialPlan
 
@@ -64,6 +70,7 @@ class GridWork:
         if fingerprint is None or scheduler is None:
             raise TypeError("a study without a model needs its fingerprint and its scheduler")
         self.scheduler = scheduler
+        self._guidance = None if model is None else unusual_guidance(model.folder)
         self.execution = Execution(Setup(config, self.pairs, model, judge), folder)
         self.grid = Grid(config, fingerprint, scheduler, pairs)
         self.plan = SequentialPlan(self.grid, self.judged, self._margins, base)
@@ -76,6 +83,23 @@ class GridWork:
             judge.fingerprint,
             metrics,
         )
+
+    @property
+    def guidance(self) -> str | None:
+        """What the guidance scale sets, if that is not ``guidance_scale`` as classifier-free
+        guidance; of a model that is known from the run folder alone, what the folder has.
+        """
+        if self.model is not None:
+            return self._guidance
+        recorded = self.folder.provenance().get("guidance")
+        return recorded if isinstance(recorded, str) else None
+
+    @property
+    def sampling_text(self) -> str:
+        """Steps, guidance and size, for headers."""
+        config = self.config
+        guidance = guidance_text(config.guidance, config.second_guidance, self.guidance)
+        return f"{config.steps} steps, {guidance}, {config.size} px"
 
     @property
     def own_ceiling(self) -> TrueMargins | None:
@@ -222,6 +246,7 @@ class GridWork:
             python=sys.version.split()[0],
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             ceiling=None if own is None else digest(dict(own)),
+            guidance=self.guidance,
         )
 
 

@@ -8,7 +8,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from analogy.models.folders import scheduler_settings
+from analogy.models.families import knobs_of
+from analogy.models.folders import family_of_folder, scheduler_settings
+from analogy.models.replay_table import CFG
 from analogy.store.grid import digest
 
 PACKAGES = (
@@ -21,6 +23,16 @@ def scheduler_of(folder: Path) -> str:
     """The scheduler's class and a digest of its settings."""
     settings = scheduler_settings(folder)
     return f"{settings['_class_name']}/{digest(settings)[:8]}"
+
+
+def unusual_guidance(folder: Path) -> str | None:
+    """What the guidance scale sets in a model's pipeline; None for classifier-free guidance by
+    ``guidance_scale``.
+    """
+    knob, _ = knobs_of(family_of_folder(folder))
+    if knob is None:
+        return "none: the pipeline has no guidance"
+    return None if knob == CFG else str(knob)
 
 
 @cache

@@ -11,7 +11,8 @@ from analogy.core.errors import AnalogyError, FieldError, OptionError
 from analogy.core.records import RunConfig
 from analogy.judges.base import FoundJudge, find_judge
 from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
-from analogy.models.folders import native_size
+from analogy.models.families import Family, knobs_of
+from analogy.models.folders import family_of_folder, native_size
 from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
 from analogy.models.sources import find_pipeline
 from analogy.settings.request import RunRequest, option_error
@@ -52,6 +53,7 @@ def resolve(request: RunRequest) -> Resolved:
         )
     model = find_pipeline(name, dtype=dtype, offline=request.offline, lora=request.lora)
     steps, guidance = sampling(name, model.folder)
+    _check_guidance(request, family_of_folder(model.folder))
     try:
         config = RunConfig(
             model=name if request.lora is None else f"{name}+{request.lora}",
@@ -64,6 +66,7 @@ def resolve(request: RunRequest) -> Resolved:
             method=request.method,
             steps=steps if request.steps is None else request.steps,
             guidance=guidance if request.guidance is None else request.guidance,
+            second_guidance=request.second_guidance,
             size=request.size or native_size(model.folder),
             dtype=dtype,
             device=device,
@@ -99,6 +102,22 @@ def _check_method(request: RunRequest) -> None:
         raise option_error(error) from None
     except AnalogyError as error:
         raise OptionError(f"--method: {error}") from error
+
+
+def _check_guidance(request: RunRequest, family: Family) -> None:
+    """Raise ``OptionError`` for a guidance scale that the model's pipeline does not have."""
+    knob, second = knobs_of(family)
+    for flag, value, found in (
+        ("--guidance", request.guidance or None, knob),
+        ("--second-guidance", request.second_guidance, second),
+    ):
+        if value is not None and found is None:
+            raise OptionError(
+                place=flag,
+                expected=f"no such option, since {family.pipeline} has no such guidance",
+                got=f"{value:g}",
+                advice="leave it out",
+            )
 
 
 def _check_engine(request: RunRequest) -> None:

@@ -1,7 +1,8 @@
-"""Every pipeline class that is carried by replay, from a saved folder to images.
+"""Every pipeline class that is tested, from a saved folder to images.
 
-Tolerances: a pipeline's own image within 2/255; what depends on the batch within 2e-5 of the
-largest latent. An edit moves latents at least a hundred times as far.
+A pipeline's own image is reached, as 8-bit pixels, of which at most one in a hundred may be rounded
+to the next level. What depends on the batch is within 2e-5 of the largest latent; an edit
+moves latents at least a hundred times as far.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ import zoo
 
 from analogy.core.errors import ModelError
 from analogy.core.records import Pair
-from analogy.models.families import Sampling, family_of
+from analogy.models.families import FAMILIES, Family, Sampling, family_of
 from analogy.models.generator import Generator, latents_for
 from analogy.models.loading import load_pipeline
 from analogy.models.replay import Replay, generator_of
-from analogy.models.replay_table import ROWS
+from analogy.models.replay_table import DISTILLED, ROWS
 from analogy.models.sources import find_pipeline
 from analogy.steering.base import METHODS
 from analogy.steering.conditioning import Conditioning, Edit
 
-# diffusers' own, in Chroma.
-pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+# diffusers' own, in Chroma and PRX.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning"),
+]
 
 #: The classes that are tested by default: one or two of each kind of encoder and of latents.
 FAST = {
     "FluxPipeline", "ChromaPipeline", "ZImagePipeline", "PixArtSigmaPipeline", "QwenImagePipeline",
-    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelPipeline", "StableDiffusionXLPAGPipeline",
 }  # fmt: skip
 STEPS = 2
 #: What a batch may change, as a share of the largest latent. An edit moves latents by at least a
@@ -47,8 +51,9 @@ PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
 class Loaded:
     name: str
     pipeline: Any
-    family: Replay
+    family: Family
     size: int
+    built: Any
 
     def generator(self, guidance: float) -> Generator:
         return Generator(self.pipeline, steps=STEPS, guidance=guidance, size=self.size)
@@ -63,17 +68,18 @@ def loaded(request, tmp_path_factory) -> Loaded:
     if not hasattr(diffusers, request.param):
         pytest.skip(f"needs a diffusers that has {request.param}")
     folder = tmp_path_factory.mktemp("zoo") / request.param
-    zoo.build(request.param).save_pretrained(folder)
+    built = zoo.build(request.param)
+    built.save_pretrained(folder)
     source = find_pipeline(str(folder), dtype="float32")
     pipeline = load_pipeline(source, device="cpu", dtype="float32")
-    family = family_of(pipeline)
-    assert isinstance(family, Replay)
-    return Loaded(request.param, pipeline, family, zoo.SIZES.get(request.param, zoo.SIZE))
+    size = zoo.SIZES.get(request.param, zoo.SIZE)
+    return Loaded(request.param, pipeline, family_of(pipeline), size, built)
 
 
 def test_every_class_of_the_table_is_tested():
-    assert zoo.ZOO.keys() == ROWS.keys()
+    assert zoo.ZOO.keys() == FAMILIES.builtin.keys() >= ROWS.keys()
     assert zoo.ZOO.keys() > FAST
+    assert len(zoo.ZOO) >= 33
 
 
 def edit_of(encoded: dict[str, Conditioning]) -> Edit:
@@ -84,47 +90,62 @@ def edit_of(encoded: dict[str, Conditioning]) -> Edit:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("guidance", [3.0, 0.0])
-def test_a_class_is_carried(loaded, guidance):
+def test_a_class_is_carried(loaded):
     """Its own image at alpha 0; steered ones that differ, alike in any batch and at each call."""
+    encode = loaded.generator(GUIDED).encode
+    edit = edit_of(encode([PAIR.source_prompt, PAIR.target_prompt, "red", "blue"]))
+    guided = check_images(loaded, edit, GUIDED)
+    off = check_images(loaded, edit, 0.0)
+    knob = getattr(loaded.family, "knob", None)
+    # Of a distilled guidance the tiny networks may make nothing.
+    assert knob is None or knob.kind == DISTILLED or not np.array_equal(guided, off)
+
+    # Off is what the class itself calls off: no guidance at 1, or at 0 where it guides below 1.
+    if loaded.name not in {*GUIDED_BELOW_1, *UNGUIDED_IS_EMPTY} and knob is not None:
+        assert knob.kind == DISTILLED or np.array_equal(off, image_of(loaded, edit.source, 1.0))
+
+
+def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
+    """Check a class at one guidance scale; returns the source prompt's image."""
     family, size = loaded.family, loaded.size
     generator = loaded.generator(guidance)
     sampling = Sampling(STEPS, guidance, size)
-    edit = edit_of(generator.encode([PAIR.source_prompt, PAIR.target_prompt, "red", "blue"]))
     noise = torch.stack([latents_for(PAIR, seed, generator.latent_shape) for seed in (0, 1)])
 
-    # Alpha 0 is the image of the pipeline's own call.
-    image = generator.generate([edit.source], noise[:1]).images[0]
-    own = own_image(loaded, sampling, PAIR.source_prompt, noise[0])
-    assert image.shape == own.shape == (size, size, 3)
+    # Alpha 0 is the image of the pipeline's own call, and of the pipeline that was saved.
+    image = image_of(loaded, edit.source, guidance)
+    assert image.shape == (size, size, 3)
     assert image.std() > 1
-    assert np.abs(image / 255 - own).max() <= 2 / 255
+    for pipeline in (loaded.pipeline, loaded.built):
+        own = own_image(pipeline, family, sampling, PAIR.source_prompt, noise[0])
+        assert_same(image, own)
     # ... and alpha 1 of lerp is that of the target prompt.
     word, lerp = METHODS.get("word"), METHODS.get("lerp")
-    target = generator.generate([lerp.condition(edit, 1.0)], noise[:1]).images[0]
-    own = own_image(loaded, sampling, PAIR.target_prompt, noise[0])
-    assert np.abs(target / 255 - own).max() <= 2 / 255
+    target = image_of(loaded, lerp.condition(edit, 1.0), guidance)
+    own = own_image(loaded.pipeline, family, sampling, PAIR.target_prompt, noise[0])
+    assert_same(target, own)
 
     # A batch of several numbers of tokens, with another seed's image among them.
     conditionings = [
         word.condition(edit, 0.0), word.condition(edit, 1.0), lerp.condition(edit, 0.5),
-        lerp.condition(edit, 1.0), edit.source, word.condition(edit, 1e-5),
+        lerp.condition(edit, 1.0), edit.source, word.condition(edit, 1e-3),
     ]  # fmt: skip
     places = noise[[0, 0, 0, 0, 1, 0]]
 
     def denoised(chosen: slice) -> torch.Tensor:
         with torch.inference_mode():
+            empty = family.empty(loaded.pipeline)
             return family.denoise(
-                loaded.pipeline, conditionings[chosen], edit.source, places[chosen], sampling
+                loaded.pipeline, conditionings[chosen], empty, places[chosen], sampling
             )
 
     together = denoised(slice(None))
     assert torch.isfinite(together).all()
-    assert torch.equal(together, denoised(slice(None)))
+    alone = denoised(slice(2, 3))
+    assert torch.equal(alone, denoised(slice(2, 3)))
     scale = together.abs().max().item()
-    by_batch = max(
-        (denoised(slice(i, i + 1))[0] - together[i]).abs().max().item() / scale for i in (0, 2, 4)
-    )
+    pairs = ((alone[0], together[2]), (denoised(slice(4, 5))[0], together[4]))
+    by_batch = max((a - b).abs().max().item() / scale for a, b in pairs)
     assert by_batch <= TOLERANCE
 
     # What steering moves, and that it begins where the source is.
@@ -133,28 +154,54 @@ def test_a_class_is_carried(loaded, guidance):
         assert max(moved[1:4]) == 0.0
     else:
         assert min(moved[1:4]) >= RATIO * max(by_batch, ROUNDING), (by_batch, moved)
-        assert moved[5] <= min(moved[1:4]) / 10
+        assert moved[5] <= max(moved[1], moved[3]) / 20
     assert moved[4] > 0.1  # the other seed's
+    return image
 
 
+def assert_same(image: Any, other: Any) -> None:
+    """Equal but for values that a float's last digit rounds to the next level."""
+    difference = np.abs(image.astype(int) - other)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 0.01
+
+
+#: A scale at which every pipeline with guidance guides.
+GUIDED = 3.0
+#: Pipelines that guide at any scale above 0.
+GUIDED_BELOW_1 = {"ZImagePipeline", "Krea2Pipeline"}
 #: Pipelines whose guidance scale multiplies the prompt's prediction even below 1: at 0 they draw
 #: the negative prompt's image.
 UNGUIDED_IS_EMPTY = {"DreamLitePipeline"}
 
 
-def own_image(loaded: Loaded, sampling: Sampling, prompt: str, noise: torch.Tensor) -> Any:
-    """The image that diffusers draws by itself, float (size, size, 3) of 0..1."""
-    pipeline, family = loaded.pipeline, loaded.family
-    vars(pipeline).update(family.attributes(pipeline, sampling))
+def image_of(loaded: Loaded, made: Conditioning, guidance: float) -> Any:
+    """The suite's image of a conditioning, uint8 (size, size, 3)."""
+    generator = loaded.generator(guidance)
+    noise = latents_for(PAIR, 0, generator.latent_shape)
+    return generator.generate([made], noise[None]).images[0]
+
+
+def own_image(
+    pipeline: Any, family: Family, sampling: Sampling, prompt: str, noise: torch.Tensor
+) -> Any:
+    """The image that diffusers draws by itself, uint8 (size, size, 3)."""
+    given: dict[str, Any] = {"latents": noise[None].clone()}
+    if isinstance(family, Replay):
+        vars(pipeline).update(family.attributes(pipeline, sampling))
+        given = {"generator": generator_of(noise)}
+    given |= {"num_inference_steps": sampling.steps, **family.arguments(sampling)}
     made = pipeline(
-        prompt=prompt, generator=generator_of(noise), height=sampling.size, width=sampling.size,
-        output_type="np", return_dict=False, **family.arguments(sampling),
+        prompt=prompt, height=sampling.size, width=sampling.size, output_type="np",
+        return_dict=False, **given,
     )  # fmt: skip
-    return np.asarray(made[0])[0]
+    return (np.asarray(made[0])[0, :, :, :3] * 255).round().astype(np.uint8)
 
 
 def test_a_size_that_a_pipeline_rounds_is_refused(loaded):
     """An image of another size than was asked for would be scored as it is."""
+    if not isinstance(loaded.family, Replay):
+        pytest.skip("its family gives the pipeline latents of the size that was asked for")
     vae = getattr(loaded.pipeline, loaded.family.decoder)
     generator = loaded.generator(3.0)
     source = generator.encode([PAIR.source_prompt])[PAIR.source_prompt]

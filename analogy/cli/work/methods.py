@@ -72,10 +72,6 @@ def methods(
     show_lines([*failed, *method_tables(found), "", *cost_table(found.costs)], json)
 
 
-def _listed(alphas: Sequence[float]) -> str:
-    return ", ".join(f"{alpha:g}" for alpha in alphas)
-
-
 def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[str]:
     """What is run, and how much of it is left to do."""
     study, config = studies[0], studies[0].config
@@ -84,7 +80,7 @@ def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[st
     yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
     yield (
-        f"sampling  {config.steps} steps, guidance {config.guidance:g}, {config.size} px, "
+        f"sampling  {study.sampling_text}, "
         f"{config.dtype} on {config.device}, "
         f"alpha {_listed(config.alphas) if one else 'of each method'}, "
         f"seeds {', '.join(map(str, config.seeds))}"
@@ -99,3 +95,7 @@ def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[st
             limit += f"; the method {', '.join(wide)} looks at no other pairs"
         yield limit
     yield f"images    {missing:,} to make, {n_jobs - missing:,} are there"
+
+
+def _listed(alphas: Sequence[float]) -> str:
+    return ", ".join(f"{alpha:g}" for alpha in alphas)

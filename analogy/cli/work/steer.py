@@ -54,7 +54,7 @@ def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> No
         f"model     {study.grid.model}",
         f"judge     {study.judge.fingerprint}",
         f"steering  {config.steering}, {pair.source_word} -> {pair.target_word}; "
-        f"{config.steps} steps, guidance {config.guidance:g}, {config.size} px, {config.dtype} on "
+        f"{study.sampling_text}, {config.dtype} on "
         f"{config.device}",
         f"prompts   {pair.source_prompt} -> {pair.target_prompt}",
         *([f"unknown   {unknown_note(words, model=config.model)}: no margin is of these words"]

@@ -9,8 +9,7 @@ from typing import Any
 
 from analogy.core.errors import ModelError
 from analogy.core.strict_json import Json
-from analogy.models.families import FAMILIES, Family
-from analogy.models.replay import lacking
+from analogy.models.families import Family
 from analogy.models.trust.rules import (
     CONFIGURATIONS,
     NO_CODE,
@@ -26,6 +25,7 @@ from analogy.models.trust.rules import (
     refuse_pickled_part,
     sentence,
 )
+from analogy.models.untested import family_named
 
 
 def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
@@ -43,12 +43,10 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
         )
     if not isinstance(name, str):
         refuse(file, "_class_name", name, f"the name of a pipeline. {sentence(NO_CODE)}")
-    if not FAMILIES.is_installed(name):  # the index is a stranger's: nothing is imported for it
-        raise ModelError(
-            f"{folder}: expected a pipeline of the families supported "
-            f"({', '.join(FAMILIES.names())}), got {name}: {lacking(name)}"
-        )
-    family = FAMILIES.get(name)
+    try:  # the index is a stranger's: nothing is imported for it but what is installed
+        family = family_named(name)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
     for part, value in index.items():
         if part in family.parts:
             if value != [None, None]:
