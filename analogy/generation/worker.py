@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
@@ -22,13 +23,14 @@ from analogy.core.images import ImageError, Images, from_png, to_png
 from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.registry import ExtensionError
 from analogy.generation.engine import Capacity, FitWork, GeneratedBatch, ScoredBatch, Setup
-from analogy.generation.fitting import Learning
+from analogy.generation.fitting import MOST_PAIRS, Learning, Recent
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
 from analogy.judges.margin import cosine
 from analogy.judges.open_clip import Features
 from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
+from analogy.models.texts import Texts
 from analogy.steering.base import (
     METHODS,
     Intervention,
@@ -43,8 +45,7 @@ from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
 from analogy.store.grid import AnyJob, Job, PromptJob, W
 
-#: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
-#: encodes its own.
+#: Texts that are all encoded before the first image. Of more, each batch encodes its own.
 MOST_TEXTS = 4096
 
 
@@ -161,7 +162,10 @@ class Worker:
         def inputs(jobs: Sequence[AnyJob]) -> tuple[list[Conditioning | Course], Tensor]:
             texts_of_jobs = encoded.of(jobs)
             given = (setup.pairs, texts_of_jobs, fitted, encoded.tokens)
-            conditionings = [conditioning(job, *given) for job in jobs]
+            # Images of several seeds share one, which takes 30 MB of a large model.
+            alike = [replace(job, seed=0, key="") for job in jobs]
+            made = {each: conditioning(each, *given) for each in dict.fromkeys(alike)}
+            conditionings = [made[each] for each in alike]
             return conditionings, torch.stack([starting_noise(job, shape) for job in jobs])
 
         def rows(
@@ -215,7 +219,7 @@ class Encoded:
         self._generator = generator
         self._setup = setup
         self._lock = Lock()  # a tokenizer's padding is state that threads would share
-        self._all: dict[str, Conditioning] | None = None
+        self._all: Texts | None = None
         self._word_reader = generator.word_reader()
         given = [*texts(setup.pairs), *setup.prompts]
         device = setup.config.device
@@ -387,20 +391,20 @@ def side_by_side(first: Generator, device: str) -> list[Generator]:
 class Fitted:
     """Methods fitted for each pair, so that all images of a pair need one fit.
 
-    To be used with one list of pairs; called by several threads.
+    Those of the pairs that were used last are kept. To be used with one list of pairs; called by
+    several threads.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._methods: dict[tuple[str, str], Method] = {}
+        self._methods: Recent[tuple[str, str], Method] = Recent(MOST_PAIRS)
 
     def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
         """The method for a job's pair."""
         key = (job.method, job.pair.id)
         with self._lock:
-            if key not in self._methods:
-                self._methods[key] = method.fit(others)
-            return self._methods[key]
+            found = self._methods.get(key)
+            return self._methods.put(key, method.fit(others)) if found is None else found
 
 
 def conditioning(
@@ -445,7 +449,7 @@ def steered(
     others: tuple[Words, ...] = ()
     if Need.OTHERS in method.needs:
         others = tuple(
-            Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
+            Words(o.source_word, o.target_word, o.source_prompt, o.target_prompt, encoded)
             for o in pairs
             if o.category == pair.category and o.id != pair.id
         )

@@ -130,9 +130,13 @@ class PipelineFamily:
     For pipelines that take a conditioning's tensors by their names, the negative prompt's with
     ``negative_`` before them, and guide if the scale is above 1. ``layout``: where each text
     encoder's tokens are in the token states, for methods that steer single tokens.
+    ``hides_masked``: True if what masked tokens hold has no effect on images, so that only the
+    other tokens are kept. ``prompts_at_once``: prompts that are encoded together.
     """
 
     layout: tuple[Encoder, ...] = ()
+    hides_masked = False
+    prompts_at_once = 64
     pipeline: str
     denoiser: str = "unet"
     decoder: str = "vae"

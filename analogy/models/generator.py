@@ -17,8 +17,8 @@ from analogy.core.images import Images, faults, from_unit
 from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
-from analogy.models.recorded import aligned
 from analogy.models.stepping import Change, Stepped
+from analogy.models.texts import Texts
 from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention, ObservingMethod, Row
 from analogy.steering.conditioning import Conditioning
@@ -90,15 +90,16 @@ class Generator:
         self._denoise_in_parts.at_once = images
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, Conditioning]:
-        """Each distinct prompt's conditioning, encoded once, float32 on the CPU."""
-        distinct = list(dict.fromkeys(prompts))
-        encoded: dict[str, Conditioning] = {}
-        for i in range(0, len(distinct), batch_size):
-            chunk = distinct[i : i + batch_size]
-            for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
-                encoded[prompt] = made.kept()
-        return aligned(encoded) if encoded else encoded
+    def encode(self, prompts: Sequence[str], *, batch_size: int | None = None) -> Texts:
+        """Each distinct prompt's conditioning, encoded once."""
+        family, distinct = self._family, list(dict.fromkeys(prompts))
+        at_once = batch_size or getattr(family, "prompts_at_once", 64)
+        encoded = Texts(hides_masked=getattr(family, "hides_masked", False))
+        for i in range(0, len(distinct), at_once):
+            chunk = distinct[i : i + at_once]
+            for prompt, made in zip(chunk, family.encode(self._pipeline, chunk), strict=True):
+                encoded.add(prompt, made)
+        return encoded
 
     def word_reader(self) -> WordReader:
         """What finds the tokens of words. Made before the text encoders are dropped."""

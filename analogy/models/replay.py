@@ -71,6 +71,8 @@ class _Interrupted(BaseException):
 class Replay(PipelineFamily):
     """The family of a pipeline's class, by its name and its :class:`Row`."""
 
+    prompts_at_once = 1
+
     def __init__(self, pipeline: str, row: Row) -> None:
         self.pipeline = pipeline
         self._row = row
@@ -85,6 +87,7 @@ class Replay(PipelineFamily):
         self.parts = {**_parts(kind), **row.parts}
         self.denoiser = "transformer" if "transformer" in self.parts else "unet"
         self.decoder = row.decoder
+        self.hides_masked = row.hides_masked
         if "safety_checker" in self.parts:
             self.load_options = {"safety_checker": None, "requires_safety_checker": False}
 
