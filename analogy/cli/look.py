@@ -36,7 +36,7 @@ else:
 STEER_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "alphas", "seeds", "method", "steps", "guidance", "size", "steer_from", "steer_until", "dtype",
-    "memory",
+    "quantize", "offload", "memory",
 )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ else:
 METHODS_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "size",
-    "steer_from", "steer_until", "dtype", "limit", "sequential", "order_seed",
+    "steer_from", "steer_until", "dtype", "quantize", "offload", "limit", "sequential",
+    "order_seed",
     "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir", "ceiling",
 )  # fmt: skip
 

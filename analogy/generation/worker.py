@@ -185,7 +185,10 @@ class Worker:
             )
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
-        return generator_of(load_pipeline(model, device=config.device, dtype=config.dtype), config)
+        pipeline = load_pipeline(
+            model, device=config.device, dtype=config.dtype, offload=config.offload
+        )
+        return generator_of(pipeline, config)
 
 
 def generator_of(pipeline: Any, config: RunConfig) -> Generator:
@@ -223,7 +226,8 @@ class Encoded:
         self._word_reader = generator.word_reader()
         given = [*texts(setup.pairs), *setup.prompts]
         device = setup.config.device
-        if len(set(given)) <= MOST_TEXTS:
+        # Text encoders that are offloaded cannot encode while another thread denoises.
+        if len(set(given)) <= MOST_TEXTS or setup.config.offload is not None:
             with one_thread(device), no_truncation_warnings():
                 self._all = generator.encode(given)
             if device != "cpu" and not is_shared:

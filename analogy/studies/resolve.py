@@ -13,6 +13,7 @@ from analogy.judges.base import FoundJudge, find_judge
 from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_dtype, sampling
 from analogy.models.folders import native_size
 from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
+from analogy.models.quantization import check_device_for
 from analogy.models.sources import find_pipeline
 from analogy.settings.request import RunRequest, option_error
 from analogy.steering.base import METHODS, Identity, check_alphas, with_method
@@ -50,7 +51,10 @@ def resolve(request: RunRequest) -> Resolved:
             got=repr(request.clip_dtype),
             advice="leave it out",
         )
-    model = find_pipeline(name, dtype=dtype, offline=request.offline, lora=request.lora)
+    check_device_for(device, quantize=request.quantize, offload=request.offload)
+    model = find_pipeline(
+        name, dtype=dtype, offline=request.offline, lora=request.lora, quantize=request.quantize
+    )
     steps, guidance = sampling(name, model.folder)
     try:
         config = RunConfig(
@@ -76,6 +80,8 @@ def resolve(request: RunRequest) -> Resolved:
             control=request.control,
             target=request.target or request.report is not None,
             lora=request.lora,
+            quantize=request.quantize,
+            offload=request.offload,
             sequential=request.sequential,
             order_seed=request.order_seed,
             full_unsteered=request.full_unsteered,
