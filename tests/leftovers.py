@@ -34,10 +34,14 @@ def state_of(pipeline: Any) -> State:
             found[f"{place}: adapters"] = repr(
                 [getattr(module, each, None) for each in ("scaling", "_active_adapter", "merged")]
             )
+        is_offloaded = hasattr(component, "_hf_hook") or hasattr(component, "_diffusers_hook")
         is_denoiser = part in ("unet", "transformer")
         for name, weight in component.named_parameters() if is_denoiser else ():
+            if weight.is_meta:  # offloaded: it has values while its layer is at work
+                continue
             length = weight.detach().float().norm().item()
-            found[f"{part}.{name}: weights"] = (weight.data_ptr(), length)
+            place = 0 if is_offloaded else weight.data_ptr()  # offloading moves weights
+            found[f"{part}.{name}: weights"] = (place, length)
     return found
 
 

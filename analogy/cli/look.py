@@ -38,7 +38,7 @@ else:
 STEER_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "alphas", "seeds", "method", "steps", "guidance", "second_guidance", "size",
-    "steer_from", "steer_until", "dtype", "memory",
+    "steer_from", "steer_until", "dtype", "quantize", "offload", "memory",
 )  # fmt: skip
 
 

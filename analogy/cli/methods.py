@@ -23,7 +23,8 @@ DEFAULT_METHODS = tuple(name for name in METHODS.builtin if name != "slider")
 METHODS_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "second_guidance", "size",
-    "steer_from", "steer_until", "dtype", "limit", "sequential", "order_seed",
+    "steer_from", "steer_until", "dtype", "quantize", "offload", "limit", "sequential",
+    "order_seed",
     "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir", "ceiling",
 )  # fmt: skip
 

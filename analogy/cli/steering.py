@@ -23,7 +23,7 @@ else:
 
 FIT_OPTIONS = (
     "gpu", "device", "offline", "model", "lora", "pairs", "categories", "limit", "steps", "size",
-    "dtype",
+    "dtype", "quantize", "offload",
 )  # fmt: skip
 
 steering_app = Commands(no_args_is_help=True, help="Make steering files.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from analogy.core.errors import FieldError
@@ -17,6 +18,12 @@ ALPHA_LIMIT = 5.0
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the number formats a model may compute in."""
+
+OFFLOADS = ("model", "sequential", "group")
+"""How a model's networks may be kept on the CPU until they are at work, by diffusers' names."""
+
+QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit", "torchao_int8", "torchao_float8")
+"""How a model's weights may be quantized: a package and a number format."""
 
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
@@ -155,7 +162,11 @@ def one_of(names: tuple[str, ...]) -> Check:
 
     def check(name: str, value: Any) -> None:
         if value not in names:
-            raise FieldError(place=name, expected=f"one of {', '.join(names)}", got=repr(value))
+            near = get_close_matches(str(value), names, n=1)
+            raise FieldError(
+                place=name, expected=f"one of {', '.join(names)}", got=repr(value),
+                advice=f"did you mean {near[0]!r}?" if near else None,
+            )  # fmt: skip
 
     return check
 
@@ -192,6 +203,8 @@ CHECKS: Mapping[str, Check] = {
     "second_guidance": _check_guidance,
     "size": check_size,
     "dtype": one_of(DTYPES),
+    "quantize": one_of(QUANTIZATIONS),
+    "offload": one_of(OFFLOADS),
     "batch_size": _check_count,
     "num_workers": _check_count,
     "memory": _check_memory,

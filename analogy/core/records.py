@@ -281,13 +281,13 @@ class Trend(Figures):
 
 _OPTIONAL = frozenset({
     "lora", "clip_pretrained", "ray_address", "categories", "batch_size", "num_workers", "memory",
-    "limit", "second_guidance",
+    "limit", "second_guidance", "quantize", "offload",
 })  # fmt: skip
 """The fields of a configuration that may be None."""
 
 _UNSAID = frozenset({
     "method_version", "method_needs", "steer_from", "steer_until", "sequential", "order_seed",
-    "full_unsteered", "futility", "reserve", "second_guidance",
+    "full_unsteered", "futility", "reserve", "second_guidance", "quantize", "offload",
 })  # fmt: skip
 """The fields of a configuration that are not written where they have their defaults."""
 
@@ -313,7 +313,9 @@ class RunConfig:
     - `control`: whether the null, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as fit), `memory`
-      (GiB of a CUDA device at most, None for all that is free): how it is computed;
+      (GiB of a CUDA device at most, None for all that is free), `offload` (one of `OFFLOADS`):
+      how it is computed; `quantize` (one of `QUANTIZATIONS`): how the model's weights are
+      quantized, which its fingerprint says;
     - `sequential`: whether each cell stops as soon as it is decided; then `order_seed` gives the
       random order of the pairs, `full_unsteered` makes unsteered images as long as a cell of their
       category is open, `futility` stops cells without a chance, and `reserve` keeps error for one
@@ -357,6 +359,8 @@ class RunConfig:
     steer_from: float = WHOLE.start
     steer_until: float = WHOLE.end
     second_guidance: float | None = None
+    quantize: str | None = None
+    offload: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():

@@ -40,6 +40,7 @@ from analogy.models.folders import native_size
 from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import limit_memory
+from analogy.models.placement import computing_place
 from analogy.models.places import ModelSource
 from analogy.models.replay import lacking
 from analogy.models.samplings import CARD_SAMPLING
@@ -113,7 +114,10 @@ class Model:
         if isinstance(given, (str, PathLike)):
             dtype = task.dtype or native_dtype(task.device)
             name = str(given)
-            self.source = find_pipeline(name, dtype=dtype, offline=task.offline, lora=lora)
+            quantize, offload = task.config.quantize, task.config.offload
+            self.source = find_pipeline(
+                name, dtype=dtype, offline=task.offline, lora=lora, quantize=quantize
+            )
             folder = self.source.folder
             self.fingerprint = self.source.fingerprint
             self.scheduler = scheduler_of(folder)
@@ -133,8 +137,9 @@ class Model:
             self.scheduler = _settings(given.scheduler)
             steps, guidance = _sampling_of(given, family)
             size = family.size_of(given)
-            device = str(denoiser.device)
-            dtype = str(denoiser.dtype).removeprefix("torch.")
+            place = computing_place(given, denoiser)
+            device, dtype = str(place[0]), str(place[1]).removeprefix("torch.")
+            quantize = offload = None
         self.config: RunConfig = replace(
             task.config,
             steps=steps if task.steps is None else task.steps,
@@ -144,6 +149,8 @@ class Model:
             dtype=dtype,
             model=name,
             lora=lora,
+            quantize=quantize,
+            offload=offload,
         )
         self.settings = {
             name: getattr(self.config, name)
@@ -250,7 +257,9 @@ class Model:
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
         if self.source is not None:
-            return load_pipeline(self.source, device=config.device, dtype=config.dtype)
+            return load_pipeline(
+                self.source, device=config.device, dtype=config.dtype, offload=config.offload
+            )
         pipeline = copy.copy(self._live)
         scheduler = pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config)

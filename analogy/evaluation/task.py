@@ -28,6 +28,7 @@ from analogy.metrics.efficiency import check_device
 from analogy.metrics.features import Encoder, FeatureModel, model_name
 from analogy.metrics.inception import Inception
 from analogy.models.places import EMBEDDED, go_offline
+from analogy.models.quantization import check_device_for
 from analogy.steering.base import METHODS, with_method
 
 RUNS = Path(".analogy") / "evaluations"
@@ -52,8 +53,9 @@ class Task:
       `size` (None: the model's own), of models named or given as files. A live pipeline stays on
       its device and in its dtype;
     - `engine`: what generates, ``serial``, ``ray`` with `num_workers` and `ray_address`, or one of
-      another package; `memory`: the most of a CUDA device to use, in GiB. They are as the options
-      of a run (docs/performance.md);
+      another package; `memory`: the most of a CUDA device to use, in GiB; `quantize`, `offload`: of
+      models named or given as files. They are as the options of a run (docs/performance.md,
+      docs/models.md);
     - `seed`: of the bootstrap; `country`: for energy and carbon, such as ``DEU``;
     - `run_dir`: where images are kept, in a folder for each model and its settings;
     - `offline`: a file that is not on this machine is an error, and no network is asked.
@@ -77,6 +79,8 @@ class Task:
         dtype: str | None = None,
         batch_size: int | None = None,
         memory: float | None = None,
+        quantize: str | None = None,
+        offload: str | None = None,
         engine: str = "serial",
         num_workers: int | None = None,
         ray_address: str | None = None,
@@ -114,11 +118,14 @@ class Task:
             device=device,
             batch_size=batch_size,
             memory=memory,
+            quantize=quantize,
+            offload=offload,
             engine=engine,
             num_workers=num_workers,
             ray_address=ray_address,
             limit=None,
         )
+        check_device_for(device, quantize=quantize, offload=offload)
         self.config = with_method(self.config, method)
         self.dtype, self.steps, self.guidance, self.size = dtype, steps, guidance, size
         self.device = device

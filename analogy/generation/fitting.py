@@ -173,26 +173,27 @@ def fit_inputs(setup: Setup, method: Method, category: str) -> str:
 class Fitted:
     """Methods fitted for each pair, so that all images of a pair need one fit.
 
-    Called by several threads.
+    Those of the pairs that were used last are kept. Called by several threads.
     """
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._lock = Lock()
-        self._methods: dict[tuple[str, str], Method] = {}
+        self._methods: Recent[tuple[str, str], Method] = Recent(MOST_PAIRS)
         self._work: list[FitWork] = []
 
     def __call__(self, job: Job, method: LearningMethod, others: tuple[Words, ...]) -> Method:
         """The method for a job's pair."""
         key, category = (job.method, job.pair.id), job.pair.category
         with self._lock:
-            if key not in self._methods:
+            found = self._methods.get(key)
+            if found is None:
                 clock = time.perf_counter()
-                self._methods[key] = method.fit(others)
+                found = self._methods.put(key, method.fit(others))
                 seconds = time.perf_counter() - clock
                 inputs = fit_inputs(self._setup, method, category)
                 self._work.append(FitWork(job.method, category, inputs, 0, seconds))
-            return self._methods[key]
+            return found
 
     def taken(self) -> tuple[FitWork, ...]:
         """The work since this was last asked for."""

@@ -104,7 +104,9 @@ def found_here(setup: Setup, address: str) -> Setup:
         and found(
             model,
             model.places,
-            lambda: find_pipeline(config.base_model, dtype=config.dtype, lora=config.lora),
+            lambda: find_pipeline(
+                config.base_model, dtype=config.dtype, lora=config.lora, quantize=config.quantize
+            ),
         ),
         judge=judge and found(judge, judge.places, lambda: find_this_judge(judge.dtype)),
     )

@@ -41,7 +41,9 @@ def fit_steering(setup: Setup, progress: Progress = no_progress) -> Steering:
         f"{config.steps} steps, {config.size} px, {config.dtype}"
     )
     with memory_said("fitting"), one_thread(config.device), no_truncation_warnings():
-        pipeline = load_pipeline(model, device=config.device, dtype=config.dtype)
+        pipeline = load_pipeline(
+            model, device=config.device, dtype=config.dtype, offload=config.offload
+        )
         generator = generator_of(pipeline, config)
         encoded = generator.encode(texts(setup.pairs))
         return steering_of(setup.pairs, generator, encoded, about=about, progress=progress)

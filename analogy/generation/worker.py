@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
@@ -30,6 +31,7 @@ from analogy.metrics.efficiency import peak_memory
 from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
+from analogy.models.texts import Texts
 from analogy.steering.base import (
     METHODS,
     Intervention,
@@ -44,8 +46,7 @@ from analogy.store.folder import stacked
 from analogy.store.grid import AnyJob, Job, PromptJob, W
 from analogy.store.index import FitWork
 
-#: Texts that are all encoded before the first image; of SDXL they are 2.5 GB. Of more, each batch
-#: encodes its own.
+#: Texts that are all encoded before the first image. Of more, each batch encodes its own.
 MOST_TEXTS = 4096
 
 
@@ -166,7 +167,10 @@ class Worker:
         def inputs(jobs: Sequence[AnyJob]) -> BatchInputs:
             texts_of_jobs = encoded.of(jobs)
             given = (setup.pairs, texts_of_jobs, fitted, encoded.tokens)
-            conditionings = [conditioning(job, *given) for job in jobs]
+            # Images of several seeds share one, which takes 30 MB of a large model.
+            alike = [replace(job, seed=0, key="") for job in jobs]
+            made = {each: conditioning(each, *given) for each in dict.fromkeys(alike)}
+            conditionings = [made[each] for each in alike]
             latents = torch.stack([starting_noise(job, shape) for job in jobs])
             return conditionings, latents, fitted.taken()
 
@@ -187,7 +191,10 @@ class Worker:
             )
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
-        return generator_of(load_pipeline(model, device=config.device, dtype=config.dtype), config)
+        pipeline = load_pipeline(
+            model, device=config.device, dtype=config.dtype, offload=config.offload
+        )
+        return generator_of(pipeline, config)
 
 
 def generator_of(pipeline: Any, config: RunConfig) -> Generator:
@@ -222,11 +229,12 @@ class Encoded:
         self._generator = generator
         self._setup = setup
         self._lock = Lock()  # a tokenizer's padding is state that threads would share
-        self._all: dict[str, Conditioning] | None = None
+        self._all: Texts | None = None
         self._word_reader = generator.word_reader()
         given = [*texts(setup.pairs), *setup.prompts]
         device = setup.config.device
-        if len(set(given)) <= MOST_TEXTS:
+        # Text encoders that are offloaded cannot encode while another thread denoises.
+        if len(set(given)) <= MOST_TEXTS or setup.config.offload is not None:
             with one_thread(device), no_truncation_warnings():
                 self._all = generator.encode(given)
             if device != "cpu" and not is_shared:
@@ -434,7 +442,7 @@ def steered(
     others: tuple[Words, ...] = ()
     if Need.OTHERS in method.needs:
         others = tuple(
-            Words(o.source_word, o.target_word, encoded[o.source_prompt], encoded[o.target_prompt])
+            Words(o.source_word, o.target_word, o.source_prompt, o.target_prompt, encoded)
             for o in pairs
             if o.category == pair.category and o.id != pair.id
         )

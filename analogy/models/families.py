@@ -20,6 +20,7 @@ from analogy.core.errors import ModelError
 from analogy.core.registry import Registry
 from analogy.models.libraries import diffusers
 from analogy.models.networks import read_object
+from analogy.models.placement import computing_place
 from analogy.models.replay_table import CFG, ROWS, Knob
 from analogy.models.tokens import T5_TOKENS, Encoder
 from analogy.steering.conditioning import Conditioning
@@ -135,12 +136,15 @@ class PipelineFamily:
     ``negative_`` before them, and guide if the scale is above 1. ``layout``: where each text
     encoder's tokens are in the token states, for methods that steer single tokens. ``knob``: what
     the guidance scale is to the pipeline, None if it has no guidance; ``second_knob``: the same of
-    a second one.
+    a second one. ``hides_masked``: True if what masked tokens hold has no effect on images, so
+    that only the other tokens are kept. ``prompts_at_once``: prompts that are encoded together.
     """
 
     layout: tuple[Encoder, ...] = ()
     knob: Knob | None = CFG
     second_knob: Knob | None = None
+    hides_masked = False
+    prompts_at_once = 64
     pipeline: str
     denoiser: str = "unet"
     decoder: str = "vae"
@@ -164,8 +168,7 @@ class PipelineFamily:
         sampling: Sampling,
     ) -> Tensor:
         """As :meth:`Family.denoise`, by the pipeline itself."""
-        denoiser = getattr(pipeline, self.denoiser)
-        place = (denoiser.device, denoiser.dtype)
+        place = computing_place(pipeline, getattr(pipeline, self.denoiser))
         given = stacked(conditionings, *place)
         if self.is_guided(sampling.guidance):
             for name, tensor in stacked([empty], *place).items():
@@ -264,14 +267,14 @@ class SDXL(PipelineFamily):
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """As :meth:`Family.encode`."""
         states, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), device=pipeline.device, do_classifier_free_guidance=False
+            list(prompts), device=pipeline._execution_device, do_classifier_free_guidance=False
         )
         return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
 
     def empty(self, pipeline: Any) -> Conditioning:
         """As :meth:`Family.empty`."""
         _, states, _, pooled = pipeline.encode_prompt(
-            "", device=pipeline.device, do_classifier_free_guidance=True
+            "", device=pipeline._execution_device, do_classifier_free_guidance=True
         )
         return _with_pooled(states[0], pooled[0])
 
@@ -297,13 +300,15 @@ class SD(PipelineFamily):
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """As :meth:`Family.encode`."""
         states, _ = pipeline.encode_prompt(
-            list(prompts), pipeline.device, 1, do_classifier_free_guidance=False
+            list(prompts), pipeline._execution_device, 1, do_classifier_free_guidance=False
         )
         return [Conditioning({"prompt_embeds": each}) for each in states]
 
     def empty(self, pipeline: Any) -> Conditioning:
         """As :meth:`Family.empty`."""
-        _, states = pipeline.encode_prompt("", pipeline.device, 1, do_classifier_free_guidance=True)
+        _, states = pipeline.encode_prompt(
+            "", pipeline._execution_device, 1, do_classifier_free_guidance=True
+        )
         return Conditioning({"prompt_embeds": states[0]})
 
 
@@ -339,14 +344,18 @@ class SD3(PipelineFamily):
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """As :meth:`Family.encode`; the other encoders' prompts are None: the same one."""
         states, _, pooled, _ = pipeline.encode_prompt(
-            list(prompts), None, None, device=pipeline.device, do_classifier_free_guidance=False
+            list(prompts),
+            None,
+            None,
+            device=pipeline._execution_device,
+            do_classifier_free_guidance=False,
         )
         return [_with_pooled(*both) for both in zip(states, pooled, strict=True)]
 
     def empty(self, pipeline: Any) -> Conditioning:
         """As :meth:`Family.empty`."""
         _, states, _, pooled = pipeline.encode_prompt(
-            "", None, None, device=pipeline.device, do_classifier_free_guidance=True
+            "", None, None, device=pipeline._execution_device, do_classifier_free_guidance=True
         )
         return _with_pooled(states[0], pooled[0])
 

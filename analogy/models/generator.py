@@ -17,8 +17,9 @@ from analogy.core.images import Images, faults, from_unit
 from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
-from analogy.models.recorded import aligned
+from analogy.models.placement import computing_place, not_offloaded
 from analogy.models.stepping import Change, Stepped
+from analogy.models.texts import Texts
 from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention, ObservingMethod, Row
 from analogy.steering.conditioning import Conditioning
@@ -93,15 +94,16 @@ class Generator:
         self._denoise_in_parts.at_once = images
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], *, batch_size: int = 64) -> dict[str, Conditioning]:
-        """Each distinct prompt's conditioning, encoded once, float32 on the CPU."""
-        distinct = list(dict.fromkeys(prompts))
-        encoded: dict[str, Conditioning] = {}
-        for i in range(0, len(distinct), batch_size):
-            chunk = distinct[i : i + batch_size]
-            for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
-                encoded[prompt] = made.kept()
-        return aligned(encoded) if encoded else encoded
+    def encode(self, prompts: Sequence[str], *, batch_size: int | None = None) -> Texts:
+        """Each distinct prompt's conditioning, encoded once."""
+        family, distinct = self._family, list(dict.fromkeys(prompts))
+        at_once: int = batch_size or getattr(family, "prompts_at_once", 64)
+        encoded = Texts(hides_masked=getattr(family, "hides_masked", False))
+        for i in range(0, len(distinct), at_once):
+            chunk = distinct[i : i + at_once]
+            for prompt, made in zip(chunk, family.encode(self._pipeline, chunk), strict=True):
+                encoded.add(prompt, made)
+        return encoded
 
     def word_reader(self) -> WordReader:
         """What finds the tokens of words. Made before the text encoders are dropped."""
@@ -116,6 +118,7 @@ class Generator:
         for name in self._pipeline.components:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
+        self._pipeline.maybe_free_model_hooks()  # offloading has them, too
 
     @torch.inference_mode()
     def observe(
@@ -165,6 +168,7 @@ class Generator:
                 return self._denoise(*given)
 
         final = torch.cat(self._denoise_in_parts(denoised, n))
+        self._pipeline.maybe_free_model_hooks()  # an offloaded denoiser makes room for the decoder
         try:
             decoded = torch.cat(self._decode_in_parts(lambda part: self._decode(final[part]), n))
         except MemoryFullError:
@@ -186,16 +190,18 @@ class Generator:
         return Generated(from_unit(decoded.nan_to_num()), found)
 
     def peak_memory(self, n: int) -> int:
-        """Peak bytes of its CUDA device while generating ``n`` images at once, with the model."""
-        place = self._denoiser.device
+        """Peak bytes of its CUDA device while denoising ``n`` images at once, with the model.
+
+        Of an offloaded model what is on the device then. Decoding has batches of its own.
+        """
+        device, _ = computing_place(self._pipeline, self._denoiser)
         latents = torch.randn(n, *self.latent_shape)
 
         @torch.inference_mode()
         def work() -> None:
-            final = self._denoise([self._empty] * n, latents, min(self._steps, 2))
-            self._decode_in_parts(lambda part: self._decode(final[part]), n)
+            self._denoise([self._empty] * n, latents, min(self._steps, 2))
 
-        return peak(str(place), work)
+        return peak(str(device), work)
 
     def _denoise(
         self,
@@ -242,7 +248,9 @@ class Generator:
     @cached_property
     def _vae_float32(self) -> Any:
         """A new copy, because other threads may use the pipeline's."""
-        return copy.deepcopy(getattr(self._pipeline, self._family.decoder)).float()
+        decoder = getattr(self._pipeline, self._family.decoder)
+        device, _ = computing_place(self._pipeline, self._denoiser)
+        return copy.deepcopy(not_offloaded(decoder)).float().to(device)
 
     @torch.inference_mode()
     def _empty_prompt(self) -> Conditioning:

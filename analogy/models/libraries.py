@@ -6,7 +6,7 @@ tokenizers alone do without some of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analogy.core.deferred import deferred
 
@@ -28,6 +28,8 @@ else:
     transformers = deferred("transformers")
     transformers_logging = deferred("transformers.utils.logging")
 
+torchao: Any = deferred("torchao.quantization")  # not always installed
+
 __all__ = [
     "diffusers",
     "diffusers_logging",
@@ -35,6 +37,7 @@ __all__ = [
     "peft_tuners",
     "single_file_model",
     "single_file_utils",
+    "torchao",
     "transformers",
     "transformers_logging",
 ]

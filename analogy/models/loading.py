@@ -17,7 +17,9 @@ from analogy.models.folders import NETWORK, parts_of, weight_files
 from analogy.models.libraries import diffusers, diffusers_logging, transformers_logging
 from analogy.models.lora import fuse_lora
 from analogy.models.networks import check_converted, load_network, loading, refuse_odd_keys
+from analogy.models.placement import place
 from analogy.models.places import ModelSource
+from analogy.models.quantization import quantization_of
 from analogy.models.replay import Replay
 from analogy.models.trust.pipelines import check_pipeline
 from analogy.models.untested import check_untested
@@ -26,8 +28,13 @@ from analogy.models.untested import check_untested
 _DEEPER = {"T5GemmaEncoder": "transformers.models.t5gemma.modeling_t5gemma"}
 
 
-def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
+def load_pipeline(
+    source: ModelSource, *, device: str, dtype: str, offload: str | None = None
+) -> Any:
     """The pipeline on its device, in its dtype, with its LoRA fused, ready and silent.
+
+    ``offload``: how its networks are kept on the CPU until they are at work, one of
+    :data:`~analogy.core.fields.OFFLOADS`; None to keep all on the device.
 
     Only safetensors are loaded, and only files that :func:`find_pipeline` found. Half-precision
     files are used where the folder has them, unless it has float32 and that is asked for.
@@ -69,10 +76,11 @@ def load_pipeline(source: ModelSource, *, device: str, dtype: str) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if device.startswith("cuda"):
         # The layout that a card's convolutions are fastest in.
-        for part in (getattr(pipeline, family.denoiser), getattr(pipeline, family.decoder)):
+        names = [family.decoder] if source.quantize else [family.denoiser, family.decoder]
+        for part in (getattr(pipeline, name) for name in names):
             if all(weights.ndim < 5 for weights in part.parameters()):  # none of a video's
                 part.to(memory_format=torch.channels_last)
-    pipeline.to(device)
+    place(pipeline, device, decoder=family.decoder, offload=offload)
     with_family(pipeline, family)
     _check_fit(pipeline, source.folder)
     if isinstance(family, Replay) and not FAMILIES.is_installed(family.pipeline):
@@ -108,11 +116,13 @@ def _load_networks(
         if name in skipped or not NETWORK.fullmatch(name):
             continue
         with loading(source.folder / "model_index.json", f"a class of {library} for {name}"):
-            found = getattr(importlib.import_module(_DEEPER.get(kind, library)), kind)
+            module = importlib.import_module(_DEEPER.get(kind, library))
+            found = getattr(module, kind)
         is_half = any(".fp16" in file.name for file in files if file.parent == folder)
         networks[name] = load_network(
-            found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None
-        )
+            found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None,
+            quantization=quantization_of(source, name, module, dtype=dtype),
+        )  # fmt: skip
     return networks
 
 

@@ -144,15 +144,20 @@ def check_weights(folder: Path, files: Iterable[Path]) -> None:
                 )
 
 
-def load_network(kind: Any, folder: Path, *, dtype: torch.dtype, variant: str | None) -> nn.Module:
+def load_network(
+    kind: Any, folder: Path, *, dtype: torch.dtype, variant: str | None, quantization: Any = None
+) -> nn.Module:
     """A part of a pipeline, by diffusers or transformers, with each of its weights from its files.
 
+    ``quantization``: the library's configuration of how they are quantized; None if they are not.
     Raises :class:`ModelError` for keys that are missing, unexpected or of another shape.
     """
     options: dict[str, Any] = {"torch_dtype": dtype}
     if issubclass(kind, transformers.PreTrainedModel):
         # Without this it says which keys do not fit in a log alone.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     with loading(folder, f"a {kind.__name__} in the format of save_pretrained"), quiet_libraries():
         network, found = kind.from_pretrained(
             folder,

@@ -22,14 +22,15 @@ class ModelSource:
     ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
     weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
     hex>`` over all configuration and weight files for a folder and over the file for a file, with
-    ``+configuration@sha256:<16 hex>`` of the folder that configures a file, and
-    ``+<lora>@sha256:<16 hex>`` for a LoRA.
+    ``+configuration@sha256:<16 hex>`` of the folder that configures a file,
+    ``+<lora>@sha256:<16 hex>`` for a LoRA, and ``+<name>`` of a quantization, ``quantize``.
     """
 
     folder: Path
     fingerprint: str
     file: Path | None = None
     lora: Path | None = None
+    quantize: str | None = None
 
     @property
     def places(self) -> list[Path]:

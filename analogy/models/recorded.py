@@ -152,28 +152,27 @@ def _of_tokens(leaf: Leaf, tensor: Tensor, count: int) -> Tensor:
     return tensor.narrow(leaf.tokens, 0, count)
 
 
-def aligned(conditionings: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
-    """The same conditionings with equal shapes, which steering methods need.
+def longest(
+    shapes: Mapping[str, tuple[int, ...]], more: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The larger size along each axis of each tensor of ``more``; ``shapes`` may be empty."""
+    return {name: tuple(map(max, shapes.get(name, one), one)) for name, one in more.items()}
+
+
+def aligned(made: Conditioning, shapes: Mapping[str, tuple[int, ...]]) -> Conditioning:
+    """A conditioning with the shapes that all have, which steering methods need.
 
     Where a prompt has fewer tokens than another its states are continued by the mean of its own
     tokens, and what it carries by zeros. A pipeline is never given these: what a conditioning
     carries as ``tokens`` says how many of them are the source prompt's.
     """
-    shapes = [each.shapes() for each in conditionings.values()]
-    if all(shape == shapes[0] for shape in shapes):
-        return dict(conditionings)
-    longest = {
-        name: tuple(map(max, zip(*(shape[name] for shape in shapes), strict=True)))
-        for name in shapes[0]
-    }
-    return {
-        text: Conditioning(
-            {name: _continued(t, longest[name][-2]) for name, t in each.states.items()},
-            each.pooled,
-            {name: _widened(t, longest[name]) for name, t in each.carried.items()},
-        )
-        for text, each in conditionings.items()
-    }
+    if made.shapes() == shapes:
+        return made
+    return Conditioning(
+        {name: _continued(t, shapes[name][-2]) for name, t in made.states.items()},
+        made.pooled,
+        {name: _widened(t, shapes[name]) for name, t in made.carried.items()},
+    )
 
 
 def _continued(states: Tensor, tokens: int) -> Tensor:

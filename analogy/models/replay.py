@@ -83,6 +83,8 @@ class _Interrupted(BaseException):
 class Replay(PipelineFamily):
     """The family of a pipeline's class, by its name and its :class:`Row`."""
 
+    prompts_at_once = 1
+
     def __init__(self, pipeline: str, row: Row) -> None:
         self.pipeline = pipeline
         self._row = row
@@ -99,6 +101,7 @@ class Replay(PipelineFamily):
         self.decoder = row.decoder
         self.knob, self.second_knob = row.guidance, row.second
         self.load_options = dict.fromkeys(row.unloaded)
+        self.hides_masked = row.hides_masked
         if "safety_checker" in self.parts:
             self.load_options = {"safety_checker": None, "requires_safety_checker": False}
 

@@ -48,7 +48,9 @@ class Row:
       that its call never uses with the suite's arguments;
     - ``decoder`` and ``decoding``: the part that decodes latents, and arguments of its ``decode``;
     - ``is_single``: True if it makes one image at a time;
-    - ``asks_encoder``: True if its call asks the text encoder for its dtype.
+    - ``asks_encoder``: True if its call asks the text encoder for its dtype;
+    - ``hides_masked``: True if what masked tokens hold has no effect on images, so that only the
+      other tokens are kept. Not given for pipelines that mask next to none.
     """
 
     guidance: Knob | None = CFG
@@ -63,6 +65,7 @@ class Row:
     decoding: Mapping[str, object] = field(default_factory=dict)
     is_single: bool = False
     asks_encoder: bool = False
+    hides_masked: bool = False
 
 
 _QWEN_TOKENIZER = ("transformers.Qwen2Tokenizer", "transformers.Qwen2TokenizerFast")
@@ -91,17 +94,19 @@ ROWS: Mapping[str, Row] = {
         parts={"text_encoder": ("transformers.Qwen3Model", "transformers.Qwen3ForCausalLM"),
                "tokenizer": _QWEN_TOKENIZER}
     ),
-    "SanaPipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}),
+    "SanaPipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True),
     # Its intermediate timestep goes with two steps alone.
     "SanaSprintPipeline": Row(
         EMBEDDED_GUIDANCE,
         parts={"text_encoder": ("transformers.Gemma2Model",)},
-        fixed={"intermediate_timesteps": None},
+        fixed={"intermediate_timesteps": None}, hides_masked=True,
     ),
-    "PixArtAlphaPipeline": Row(),
-    "PixArtSigmaPipeline": Row(),
+    "PixArtAlphaPipeline": Row(hides_masked=True),
+    "PixArtSigmaPipeline": Row(hides_masked=True),
     "LuminaPipeline": Row(parts={"text_encoder": ("transformers.GemmaModel",)}),
-    "Lumina2Pipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}),
+    "Lumina2Pipeline": Row(
+        parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True
+    ),
     "AuraFlowPipeline": Row(),
     "HiDreamImagePipeline": Row(
         from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER}
@@ -113,12 +118,13 @@ ROWS: Mapping[str, Row] = {
         GUIDER,
         second=Knob("distilled_guidance_scale", DISTILLED),
         guidance_default=3.5,  # AdaptiveProjectedMixGuidance's own
+        hides_masked=True,
     ),
     "Kandinsky3Pipeline": Row(decoder="movq", decoding={"force_not_quantize": True}),
     "Kandinsky5T2IPipeline": Row(from_size={"resolutions": "sizes"}),
     "OvisImagePipeline": Row(),
     "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE),
-    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
+    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}, hides_masked=True),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "DreamLitePipeline": Row(

@@ -37,18 +37,25 @@ from analogy.models.places import (
     listing,
     shipped,
 )
+from analogy.models.quantization import with_quantization
 from analogy.models.trust.pipelines import check_pipeline, read_index
 from analogy.models.trust.rules import pickled, refuse_pickles
 
 
 def find_pipeline(
-    model: str, *, dtype: str, offline: bool = False, lora: str | None = None
+    model: str,
+    *,
+    dtype: str,
+    offline: bool = False,
+    lora: str | None = None,
+    quantize: str | None = None,
 ) -> ModelSource:
     """The files of a diffusers pipeline, downloaded if ``model`` is a hub id.
 
     ``dtype`` decides whether half-precision weights are fetched where both exist. ``offline``:
     what is not on this machine is a :class:`ModelError` that names the command that fetches it.
-    ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id.
+    ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id. ``quantize``: one of
+    :data:`~analogy.core.fields.QUANTIZATIONS`.
     """
     path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model)).absolute()
     if path.is_dir():
@@ -58,7 +65,9 @@ def find_pipeline(
     else:
         source = _hub_source(model, dtype=dtype, offline=offline)
     _check_parts(source, dtype=dtype)
-    return source if lora is None else with_lora(source, lora, offline=offline)
+    if lora is not None:
+        source = with_lora(source, lora, offline=offline)
+    return source if quantize is None else with_quantization(source, quantize, dtype=dtype)
 
 
 def _check_parts(source: ModelSource, *, dtype: str) -> None:

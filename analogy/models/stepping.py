@@ -19,6 +19,7 @@ from torch import Tensor
 from analogy.core.errors import ModelError
 from analogy.core.records import Window
 from analogy.models.families import stacked
+from analogy.models.placement import computing_place
 from analogy.steering.conditioning import Conditioning
 from analogy.steering.course import Course
 
@@ -80,7 +81,8 @@ class Stepped:
         self._courses = {
             i: each for i, each in enumerate(conditionings) if isinstance(each, Course)
         }
-        place = (self._denoiser.device, self._denoiser.dtype)
+        place = computing_place(pipeline, self._denoiser)
+        self._device = place[0]
         self._source = stacked(self.given, *place)
         self._steered = stacked(
             [each.steered if isinstance(each, Course) else each for each in conditionings], *place
@@ -154,8 +156,8 @@ class Stepped:
                 "choose a method that steers the conditioning"
             )
         rows, [first] = len(place.tensor), place.starts
-        where = torch.tensor([first + i for i in added], device=self._denoiser.device)
-        chosen = torch.tensor(added, device=self._denoiser.device)
+        where = torch.tensor([first + i for i in added], device=self._device)
+        chosen = torch.tensor(added, device=self._device)
 
         def own(path: Path, leaf: Tensor) -> Tensor:
             if path in places:

@@ -15,7 +15,7 @@ from typing import Any
 
 from analogy.core.engines import ENGINES
 from analogy.core.errors import AnalogyError, FieldError, OptionError
-from analogy.core.fields import DTYPES
+from analogy.core.fields import DTYPES, OFFLOADS, QUANTIZATIONS
 from analogy.core.records import Limit
 from analogy.core.registry import Registry
 from analogy.grid_metrics import DEFAULT, grid_names
@@ -362,6 +362,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("--dtype", f"the generator's number format: {', '.join(DTYPES)} [default: the fastest "
            "on the device: float16 on CUDA]", parse=_one_of(DTYPES), metavar="NAME",
            choices=DTYPES),
+    Option("--quantize", "load the denoiser and the text encoders with rounded weights: "
+           f"{', '.join(QUANTIZATIONS)} (docs/models.md)", parse=_one_of(QUANTIZATIONS),
+           metavar="NAME", choices=QUANTIZATIONS),
+    Option("--offload", "keep networks on the CPU until they are at work: model (whole networks), "
+           "group or sequential (layers); for models that are larger than the device's memory",
+           parse=_one_of(OFFLOADS), metavar="NAME", choices=OFFLOADS),
     Option("--limit", "only the first N pairs of each category; every result says so",
            parse=_integer(1), metavar="N"),
     Option("--sequential", "look at each cell after 16, 30, ... pairs in a random order and stop "

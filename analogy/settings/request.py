@@ -38,8 +38,8 @@ class RunRequest:
     """The options of a run. None means the default of the device or the model.
 
     Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
-    ``model``, ``lora``, ``dtype``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``;
-    ``ceiling``: the file of its margins on ground truth.
+    ``model``, ``lora``, ``dtype``, ``quantize``, ``offload``; the judge: ``clip_model``,
+    ``clip_pretrained``, ``clip_dtype``; ``ceiling``: the file of its margins on ground truth.
 
     Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
     name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
@@ -89,6 +89,8 @@ class RunRequest:
     steer_from: float = 0.0
     steer_until: float = 1.0
     dtype: str | None = None
+    quantize: str | None = None
+    offload: str | None = None
     limit: int | None = None
     sequential: bool = False
     order_seed: int = 0

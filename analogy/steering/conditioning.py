@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -81,17 +81,47 @@ class Conditioning:
         mine, theirs = ({**each.states, **each.pooled} for each in (self, other))
         return all(torch.allclose(mine[name], theirs[name], atol=atol) for name in mine)
 
+    def changed(self, change: Callable[[str, Tensor], Tensor]) -> Conditioning:
+        """Each tensor, what is carried too, as ``change`` gives it for its name and itself."""
+        return replace(
+            self,
+            states={name: change(name, tensor) for name, tensor in self.states.items()},
+            pooled={name: change(name, tensor) for name, tensor in self.pooled.items()},
+            carried={name: change(name, tensor) for name, tensor in self.carried.items()},
+        )
+
     def kept(self) -> Conditioning:
-        """A copy on the CPU, with the steered tensors in float32."""
-        copied = self.map(lambda tensor: tensor.float().cpu().clone())
-        carried = {name: tensor.cpu().clone() for name, tensor in self.carried.items()}
-        return Conditioning(copied.states, copied.pooled, carried)
+        """A copy on the CPU, of the same types."""
+        return self.changed(lambda _, tensor: tensor.cpu().clone())
+
+    def float32(self) -> Conditioning:
+        """The same with the steered tensors in float32, as methods are given them."""
+        steered = (*self.states.values(), *self.pooled.values())
+        if all(tensor.dtype == torch.float32 for tensor in steered):
+            return self
+        return self.map(Tensor.float)
 
 
-def mean(values: Sequence[Conditioning]) -> Conditioning:
-    """The mean of one conditioning or more."""
-    first, *rest = values
-    return first.map(lambda *each: torch.stack(each).mean(0), *rest)
+#: Conditionings of a running sum whose sum begins anew: the order in which torch adds up the mean
+#: of a stacked tensor of fewer than 256, so that the mean is that one bit for bit.
+_SUMMED = 16
+
+
+def mean(values: Iterable[Conditioning]) -> Conditioning:
+    """The mean of one conditioning or more; one after another, so that no two need memory."""
+    total: Conditioning | None = None
+    part: Conditioning | None = None
+    count = 0
+    for each in values:
+        part = each if part is None else part.map(torch.add, each)
+        count += 1
+        if count % _SUMMED == 0:
+            total, part = part if total is None else total.map(torch.add, part), None
+    if part is not None:
+        total = part if total is None else total.map(torch.add, part)
+    if total is None:
+        raise ValueError("mean: expected one conditioning or more, got none")
+    return total.map(lambda tensor: tensor / count)
 
 
 def _check_alike(one: Conditioning, other: Conditioning) -> None:
@@ -107,12 +137,27 @@ def _check_alike(one: Conditioning, other: Conditioning) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A word pair, encoded: each word alone as a prompt, and each of the pair's prompts."""
+    """A pair's two words, and its two prompts as texts.
+
+    ``encoded``: gives a text's conditioning, which may be read from a file each time: keep none of
+    many pairs.
+    """
 
     source_word: str
     target_word: str
-    source: Conditioning
-    target: Conditioning
+    source_prompt: str
+    target_prompt: str
+    encoded: Mapping[str, Conditioning]
+
+    @property
+    def source(self) -> Conditioning:
+        """The source prompt's conditioning."""
+        return self.encoded[self.source_prompt]
+
+    @property
+    def target(self) -> Conditioning:
+        """The target prompt's conditioning."""
+        return self.encoded[self.target_prompt]
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,14 +69,16 @@ def category(edit: Edit, alpha: float) -> Conditioning:
 
 def category_direction(edit: Edit) -> Conditioning:
     """The direction that :func:`category` adds."""
-    prompts = [(folded(other.source_word), other.source) for other in edit.others]
-    prompts += [(folded(other.target_word), other.target) for other in edit.others]
+    said = [(folded(o.source_word), o.encoded, o.source_prompt) for o in edit.others]
+    said += [(folded(o.target_word), o.encoded, o.target_prompt) for o in edit.others]
     source, target = (
-        [encoded for said, encoded in prompts if said == name] for name in map(folded, edit.words)
+        [(encoded, text) for word, encoded, text in said if word == name]
+        for name in map(folded, edit.words)
     )
     if source and target:
-        return mean(target).minus(mean(source))
-    return mean([other.target.minus(other.source) for other in edit.others])
+        end, start = (mean(encoded[text] for encoded, text in side) for side in (target, source))
+        return end.minus(start)
+    return mean(other.target.minus(other.source) for other in edit.others)
 
 
 @steering_method(Need.WORDS)

@@ -239,7 +239,9 @@ def _model(command: Command, confirmed: Confirmed, *, offline: bool) -> ModelSou
         names.append(recorded)
     model = None
     for name, lora in names:
-        model = find_pipeline(name, dtype=dtype, offline=offline, lora=lora)
+        model = find_pipeline(
+            name, dtype=dtype, offline=offline, lora=lora, quantize=command.config.quantize
+        )
         if model.fingerprint == command.model:
             return model
     return model if recorded in names else None

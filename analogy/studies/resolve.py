@@ -14,6 +14,7 @@ from analogy.models.defaults import DEFAULT_GPU_CLIP, DEFAULT_GPU_MODEL, native_
 from analogy.models.families import Family, knobs_of
 from analogy.models.folders import family_of_folder, native_size
 from analogy.models.places import EMBEDDED, ModelSource, go_offline, shipped
+from analogy.models.quantization import check_device_for
 from analogy.models.sources import find_pipeline
 from analogy.settings.request import RunRequest, option_error
 from analogy.steering.base import METHODS, Identity, check_alphas, with_method
@@ -51,7 +52,10 @@ def resolve(request: RunRequest) -> Resolved:
             got=repr(request.clip_dtype),
             advice="leave it out",
         )
-    model = find_pipeline(name, dtype=dtype, offline=request.offline, lora=request.lora)
+    check_device_for(device, quantize=request.quantize, offload=request.offload)
+    model = find_pipeline(
+        name, dtype=dtype, offline=request.offline, lora=request.lora, quantize=request.quantize
+    )
     steps, guidance = sampling(name, model.folder)
     _check_guidance(request, family_of_folder(model.folder))
     try:
@@ -79,6 +83,8 @@ def resolve(request: RunRequest) -> Resolved:
             control=request.control,
             target=request.target or request.report is not None,
             lora=request.lora,
+            quantize=request.quantize,
+            offload=request.offload,
             sequential=request.sequential,
             order_seed=request.order_seed,
             full_unsteered=request.full_unsteered,

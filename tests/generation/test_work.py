@@ -10,6 +10,7 @@ import torch
 from analogy.generation import worker as work
 from analogy.generation.engine import Setup
 from analogy.generation.worker import Worker, _seed_of, steered, texts
+from analogy.models import texts as texts_module
 from analogy.models.generator import Generator
 from analogy.steering import words
 from analogy.steering.base import Need, steering_method
@@ -128,3 +129,16 @@ def test_prompts_that_are_too_many_to_keep_are_encoded_with_their_batch(
         [work.from_png(png).astype(int) for png in drawn.pngs if png] for drawn in (kept, again)
     ]
     assert all(abs(a - b).max() <= 1 for a, b in zip(*pixels, strict=True))
+
+
+@pytest.mark.parametrize("method", ["word", "category"])
+def test_images_are_the_same_with_a_budget_of_memory(make_worker, jobs_of, monkeypatch, method):
+    """Nearly all texts are read from a file, by several threads."""
+    batch = jobs_of(method=method)[3:7]
+    whole = make_worker(method=method).generate(batch)
+    monkeypatch.setattr(texts_module, "MOST_BYTES", 100_000)
+    encode, made = Generator.encode, []
+    monkeypatch.setattr(Generator, "encode", lambda *given: made.append(encode(*given)) or made[-1])
+    drawn = make_worker(method=method).generate(batch)
+    assert drawn.pngs == whole.pngs
+    assert 0 < made[0].bytes_in_memory <= 100_000 < made[0].bytes_in_file

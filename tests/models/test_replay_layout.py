@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from analogy.core.errors import ModelError
-from analogy.models.recorded import TOKENS, Role, aligned, layout_of
+from analogy.models.recorded import TOKENS, Role, aligned, layout_of, longest
 from analogy.models.replay import generator_of
 from analogy.steering.conditioning import Conditioning
 
@@ -91,7 +91,8 @@ def test_states_have_their_tokens_before_the_last_axis(layout):
 def test_aligned_prompts_are_returned_with_their_own_tokens(layout):
     """What is added for steering never reaches the pipeline; the source decides the tokens."""
     own = {text: layout.conditioning(record([text])) for text in PAIR}
-    both = aligned(own)
+    shapes = longest(*(each.shapes() for each in own.values()))
+    both = {text: aligned(each, shapes) for text, each in own.items()}
     assert both[PAIR[0]].shapes() == both[PAIR[1]].shapes()
     short, long = (both[text] for text in PAIR)
     assert torch.equal(short.states["0.0"][3:], states(PAIR[0]).mean(0).expand(2, 3))
@@ -108,8 +109,9 @@ def test_aligned_prompts_are_returned_with_their_own_tokens(layout):
 
 
 def test_equal_shapes_are_left_as_they_are():
-    given = {text: Conditioning({"a": torch.ones(3, 2) * i}) for i, text in enumerate("xy")}
-    assert all(aligned(given)[text] is given[text] for text in given)
+    given = Conditioning({"a": torch.ones(3, 2)})
+    assert longest({}, given.shapes()) == given.shapes()
+    assert aligned(given, longest(given.shapes(), {"a": (2, 2)})) is given
 
 
 def test_types_are_those_of_the_encoder():
@@ -118,9 +120,13 @@ def test_types_are_those_of_the_encoder():
 
     layout = layout_of(halves, is_single=False)
     kept = layout.conditioning(halves([PAIR[0]])).kept()
-    assert kept.states["0"].dtype == torch.float32
-    assert layout.returned([kept])[0].dtype == torch.bfloat16
-    assert torch.equal(layout.returned([kept])[0], halves([PAIR[0]])[0])
+    assert kept.states["0"].dtype == torch.bfloat16
+    steered = kept.float32()
+    assert steered.states["0"].dtype == torch.float32
+    assert steered.float32() is steered
+    for given in (kept, steered):
+        assert layout.returned([given])[0].dtype == torch.bfloat16
+        assert torch.equal(layout.returned([given])[0], halves([PAIR[0]])[0])
 
 
 def test_a_pipeline_of_one_prompt_is_single():

@@ -21,7 +21,7 @@ from analogy.steering.base import (
     check_alphas,
     default_alphas,
 )
-from analogy.steering.conditioning import Conditioning, Edit, Span, Words, WordTokens
+from analogy.steering.conditioning import Conditioning, Edit, Span, Words, WordTokens, mean
 from analogy.steering.words import word_direction
 
 TOKENS, DIM, POOLED = 3, 4, 5
@@ -52,9 +52,16 @@ def conditionings():
     )
 
 
+def encoded_words(
+    source_word: str, target_word: str, source: Conditioning, target: Conditioning
+) -> Words:
+    encoded = {"the source": source, "the target": target}
+    return Words(source_word, target_word, "the source", "the target", encoded)
+
+
 def words():
     name = st.sampled_from(["red", "blue", "green"])
-    return st.builds(Words, name, name, conditionings(), conditionings())
+    return st.builds(encoded_words, name, name, conditionings(), conditionings())
 
 
 edits = st.builds(
@@ -78,7 +85,7 @@ def drawn(seed: int = 0, **changes) -> Edit:
             torch.randn(TOKENS, DIM, generator=generator), torch.randn(POOLED, generator=generator)
         )
 
-    others = tuple(Words("green", "pink", conditioning(), conditioning()) for _ in range(3))
+    others = tuple(encoded_words("green", "pink", conditioning(), conditioning()) for _ in range(3))
     edit = Edit(
         source=conditioning(),
         target=conditioning(),
@@ -212,7 +219,10 @@ def test_every_tensor_is_steered_and_a_mask_is_carried(method):
                             {"mask": mask})  # fmt: skip
 
     edit = drawn()
-    others = tuple(replace(o, source=wider(o.source), target=wider(o.target)) for o in edit.others)
+    others = tuple(
+        encoded_words(o.source_word, o.target_word, wider(o.source), wider(o.target))
+        for o in edit.others
+    )
     names = ("source", "target", "source_word", "target_word")
     wide = replace(edit, others=others, **{name: wider(getattr(edit, name)) for name in names})
     made, alone = steer(method, wide, 0.5), steer(method, edit, 0.5)
@@ -342,7 +352,9 @@ def test_exchanging_the_words_is_steering_backwards(edit, alpha):
 
 
 def other(source_word: str, target_word: str, source: float, target: float) -> Words:
-    return Words(source_word, target_word, constant(source, source), constant(target, -target))
+    return encoded_words(
+        source_word, target_word, constant(source, source), constant(target, -target)
+    )
 
 
 def test_category_goes_between_the_means_where_both_words_recur():
@@ -356,6 +368,15 @@ def test_category_goes_between_the_means_where_both_words_recur():
     )
     # Mean of blue, (10), minus mean of red, (1 + 3) / 2; pooled: 10 minus (1 - 3) / 2.
     assert_same_bits(steer("category", edit, 1.0), constant(8.0, 11.0))
+
+
+@pytest.mark.parametrize("n", [1, 16, 17, 49, 98])
+def test_a_mean_is_that_of_the_stacked_tensors_bit_for_bit(n):
+    generator = torch.Generator().manual_seed(n)
+    drawn = [torch.randn(2, 32, 64, generator=generator) for _ in range(n)]
+    made = mean(both(states, states[0, 0]) for states in drawn)
+    stacked = torch.stack(drawn).mean(0)
+    assert_same_bits(made, both(stacked, stacked[0, 0]))
 
 
 def test_category_minds_no_letter_case_where_words_recur():
