@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
+from typing import TypeAlias
+from urllib.parse import quote, urlencode
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from analogy.core.errors import StoreError
 from analogy.core.files import check_own, write_atomically
 from analogy.core.images import Images, to_png
 from analogy.core.records import Pair, is_imported
+from analogy.results.kept import folder_of
 from analogy.results.model import Analysis, Results
 from analogy.store.folder import RunFolder
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, pairs_digest
@@ -86,6 +88,10 @@ class Gallery:
             for image in row
             if image.problem
         ]
+
+
+BaselineRows: TypeAlias = Mapping[tuple[str, int], Sequence[GalleryImage | None]]
+"""Pair id and seed to images."""
 
 
 def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
@@ -179,6 +185,34 @@ def _filled(strip: Strip, alphas: Sequence[float]) -> Strip:
 def anchor(pair_id: str) -> str:
     """A pair's id as the fragment of a link."""
     return "pair-" + quote(pair_id, safe="", errors="backslashreplace")
+
+
+def baseline_rows(baseline: Results, images: Gallery) -> BaselineRows:
+    """The baseline's images of the pairs and seeds of a gallery, if they are in its run folder.
+
+    The results must have been read from a file in that folder. A row has the columns of the
+    gallery's row of the same pair and seed, with None where the baseline has no image.
+    """
+    path = baseline.header.path
+    before = gallery(baseline, None if path is None else folder_of(path))
+    found = {
+        (strip.pair.id, seed): {(one.alpha, one.is_target): one for one in row if one.src}
+        for strip in before.strips
+        for seed, row in strip.rows
+    }
+    return {
+        (strip.pair.id, seed): tuple(old.get((one.alpha, one.is_target)) for one in row)
+        for strip in images.strips
+        for seed, row in strip.rows
+        if (old := found.get((strip.pair.id, seed)))
+    }
+
+
+def in_gallery(category: str | None = None, alpha: float | None = None) -> str:
+    """A link to the gallery with the pairs of a category, ordered by the margin at an alpha."""
+    chosen = {"category": category, "alpha": None if alpha is None else str(alpha)}
+    query = urlencode({name: value for name, value in chosen.items() if value is not None})
+    return f"#gallery?{query}" if query else "#gallery"
 
 
 def data_uri(image: Images) -> tuple[str, int, int]:
