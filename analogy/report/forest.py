@@ -84,7 +84,7 @@ def comparison_forest(comparison: Comparison, *, has_confidence: bool) -> Forest
         for change, row in zip(comparison.all_changes, found, strict=True)
     ]
     axis = _axis(f"this run {MINUS} baseline", found)
-    return Forest("differences", "Against the baseline", (axis,), tuple(rows), "outcome")
+    return Forest("differences", "Differences from the baseline", (axis,), tuple(rows), "outcome")
 
 
 def _scale(rows: Sequence[Row]) -> tuple[float, float]:

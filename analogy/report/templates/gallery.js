@@ -10,10 +10,13 @@
   let found = strips;
   let page = 0;
 
-  // Images are in the page when their pair has been shown, and not before.
+  // The images of a pair are elements of the page once it has been shown, and text before.
   const build = (strip) => {
-    const template = strip.querySelector("template");
-    if (template) template.replaceWith(template.content);
+    const text = strip.querySelector("noscript");
+    if (!text) return;
+    const template = document.createElement("template");
+    template.innerHTML = text.textContent;
+    text.replaceWith(template.content);
   };
   const draw = () => {
     const pages = Math.max(Math.ceil(found.length / PAGE), 1);
