@@ -195,7 +195,7 @@ def test_a_comparison_names_what_regressed(study):
 def test_text_of_users_is_shown_as_text(make_study):
     category = f"<b>$x$ {MARKUP}</b>"
     pairs = [
-        Pair(f"{MARKUP}\"'{i}", category, "</template><i>", "b", f"{MARKUP} {i}", f"</script> {i}")
+        Pair(f"{MARKUP}\"'{i}", category, "</noscript><i>", "b", f"{MARKUP} {i}", f"</script> {i}")
         for i in range(6)
     ]
     study = make_study(pairs=pairs)
