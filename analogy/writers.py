@@ -27,6 +27,7 @@ class Context:
 
     - ``folder``: the run folder, which has the images;
     - ``comparison``: of the results with the baseline, None without one;
+    - ``baseline``: the baseline's results, None without one;
     - ``full_images``: True if images should be put beside the file as they are; a writer without
       images ignores it.
     """
@@ -34,6 +35,7 @@ class Context:
     folder: Path
     comparison: Comparison | None = None
     full_images: bool = False
+    baseline: Results | None = None
 
 
 @runtime_checkable

@@ -10,8 +10,15 @@ from numpy.typing import NDArray
 
 from analogy.core.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.grid_metrics import shown_metrics
-from analogy.report.numbers import confidence, interval, number, symbol, verdict_name
-from analogy.report.plots import Decided, Row, short
+from analogy.report.numbers import (
+    WithInterval,
+    confidence,
+    interval,
+    number,
+    symbol,
+    verdict_name,
+)
+from analogy.report.plots import Decided, Limits, Point, Row, short
 from analogy.results.comparison import Comparison
 from analogy.results.model import Analysis, Ceiling, CellFigures, Results, Stop
 
@@ -204,6 +211,16 @@ def _margins(figures: Sequence[CellFigures]) -> NDArray[np.float64]:
     return np.array(values, dtype=float).reshape(len(pairs), len(figures))
 
 
+def margin_limits(of: Sequence[Responses]) -> Limits:
+    """The lowest and highest margin of several categories, so that their plots share an axis."""
+    found = [0.0]
+    for each in of:
+        found += each.margins[~np.isnan(each.margins)].tolist()
+        ends = [end for row in each.rows for end in (row.mean, row.low, row.high)]
+        found += [value for value in (*ends, each.ceiling_mean) if value is not None]
+    return min(found), max(found)
+
+
 # --- preservation
 
 
@@ -213,20 +230,25 @@ def preservation(results: Results) -> dict[str, str]:
     return {metric.name: metric.axis for metric in shown if metric.unchanged is not None}
 
 
-def trade_off_series(
-    results: Results, metric: str
-) -> Mapping[str, Sequence[tuple[float, float, float]]]:
-    """The input of `plots.trade_off`: (preservation, gain, alpha) by category, where measured.
+def trade_off_series(results: Results, metric: str) -> Mapping[str, Sequence[Point]]:
+    """The input of `plots.trade_off`: category to its points, where both figures exist.
 
     ``metric``: the name of a metric of quality.
     """
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     measured = sorted(results.quality.cells.items(), key=lambda one: one[0].alpha)
     for cell, metrics in measured:
         figures = results.analysis.cells.get(cell)
         if metric not in metrics or figures is None or figures.gain is None:
             continue
-        kept, gain = number(metrics[metric].mean), number(figures.gain.mean)
-        if kept is not None and gain is not None:
-            series.setdefault(cell.category, []).append((kept, gain, cell.alpha))
+        of, gain = metrics[metric], figures.gain
+        kept, mean = number(of.mean), number(gain.mean)
+        if kept is not None and mean is not None:
+            point = Point(cell.alpha, kept, mean, _ends(of), _ends(gain))
+            series.setdefault(cell.category, []).append(point)
     return series
+
+
+def _ends(figures: WithInterval) -> tuple[float, float] | None:
+    low, high = number(figures.ci_low), number(figures.ci_high)
+    return None if low is None or high is None else (low, high)

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
+from typing import TypeAlias
+from urllib.parse import quote, urlencode
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from analogy.core.errors import StoreError
 from analogy.core.files import check_own, write_atomically
 from analogy.core.images import Images, to_png
 from analogy.core.records import Pair, is_imported
+from analogy.results.kept import folder_of
 from analogy.results.model import Analysis, Results
 from analogy.store.folder import RunFolder
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, pairs_digest
@@ -86,6 +88,10 @@ class Gallery:
             for image in row
             if image.problem
         ]
+
+
+BaselineRows: TypeAlias = Mapping[tuple[str, int], Sequence[GalleryImage | None]]
+"""Pair id and seed to images."""
 
 
 def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
@@ -181,23 +187,49 @@ def anchor(pair_id: str) -> str:
     return "pair-" + quote(pair_id, safe="", errors="backslashreplace")
 
 
+def baseline_rows(baseline: Results, images: Gallery) -> BaselineRows:
+    """The baseline's images of the pairs and seeds of a gallery, if they are in its run folder.
+
+    The results must have been read from a file in that folder. A row has the columns of the
+    gallery's row of the same pair and seed, with None where the baseline has no image.
+    """
+    path = baseline.header.path
+    before = gallery(baseline, None if path is None else folder_of(path))
+    found = {
+        (strip.pair.id, seed): {(one.alpha, one.is_target): one for one in row if one.src}
+        for strip in before.strips
+        for seed, row in strip.rows
+    }
+    return {
+        (strip.pair.id, seed): tuple(old.get((one.alpha, one.is_target)) for one in row)
+        for strip in images.strips
+        for seed, row in strip.rows
+        if (old := found.get((strip.pair.id, seed)))
+    }
+
+
+def in_gallery(category: str | None = None, alpha: float | None = None) -> str:
+    """A link to the gallery with the pairs of a category, ordered by the margin at an alpha."""
+    chosen = {"category": category, "alpha": None if alpha is None else str(alpha)}
+    query = urlencode({name: value for name, value in chosen.items() if value is not None})
+    return f"#gallery?{query}" if query else "#gallery"
+
+
 def data_uri(image: Images) -> tuple[str, int, int]:
     """An image as a ``data:`` URI, with its width and height.
 
-    Up to 64 pixels a side its own pixels as JPEG at quality 90 without subsampled colours: the
-    full embedded grid takes 13 MB so at 38 dB, where lossless WebP would take 32. Larger ones as
-    WebP at 128 pixels.
+    WebP: up to 64 pixels a side its own pixels at quality 95, 37 dB for the embedded model's; the
+    page of its full grid and its target prompts' images, 6,000 in all, then has 13 MB. Larger ones
+    at 128 pixels and quality 75.
     """
     picture, stream = Image.fromarray(image), io.BytesIO()
-    if max(picture.size) <= OWN_SIZE:
-        kind = "jpeg"
-        picture.save(stream, "JPEG", quality=90, subsampling=0, optimize=True)
-    else:
-        kind = "webp"
+    quality = 95
+    if max(picture.size) > OWN_SIZE:
+        quality = 75
         picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        picture.save(stream, "WEBP", quality=75)
+    picture.save(stream, "WEBP", quality=quality)
     text = base64.b64encode(stream.getvalue()).decode("ascii")
-    return f"data:image/{kind};base64,{text}", *picture.size
+    return f"data:image/webp;base64,{text}", *picture.size
 
 
 def _items(analysis: Analysis) -> dict[tuple[str, str], dict[float, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,19 @@ from analogy.report import plots
 from analogy.report.answer import answer, facts, may_conclude, may_not_conclude
 from analogy.report.figures import (
     Responses,
-    comparison_rows,
     decided_rows,
-    forest_rows,
+    margin_limits,
     preservation,
     responses,
     trade_off_series,
     verdict_map,
 )
-from analogy.report.gallery import gallery
+from analogy.report.forest import cells_forest, comparison_forest
+from analogy.report.gallery import baseline_rows, gallery, in_gallery
 from analogy.report.glossary import report_terms
 from analogy.report.looks import is_sequential, variance_said
+from analogy.report.medians import medians
 from analogy.report.numbers import (
-    MINUS,
     SYMBOLS,
     interval,
     interval_name,
@@ -54,9 +54,12 @@ from analogy.results.model import Analysis, Pool, Results, TargetFigures
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot, its description for screen readers, and its caption."""
+    """A plot, its width in pixels at which its text is readable, its description for screen
+    readers, and its caption.
+    """
 
     svg: Markup
+    width: float
     alt: str
     caption: str = ""
 
@@ -78,17 +81,21 @@ def write_report(
     *,
     folder: Path | None = None,
     comparison: Comparison | None = None,
+    baseline: Results | None = None,
     full_images: bool = False,
 ) -> None:
     """Write the report of ``results`` to ``path``, atomically.
 
     ``folder``: their run folder, None for a report without images; ``comparison``: with a
-    baseline, as a section of its own. ``full_images``: the images as they are, in a folder beside
-    the page that its thumbnails link to.
+    baseline, as a section of its own; ``baseline``: its results, whose images are then shown, too,
+    if they were read from their run folder. ``full_images``: the images as they are, in a folder
+    beside the page that its thumbnails link to.
     """
     check_output(path)
     beside = path.with_name(f"{path.stem}_images") if full_images else None
-    page = render(results, folder=folder, comparison=comparison, full_images=beside)
+    page = render(
+        results, folder=folder, comparison=comparison, baseline=baseline, full_images=beside
+    )
     write_output(path, page.encode("utf-8", "backslashreplace"))
 
 
@@ -97,6 +104,7 @@ def render(
     *,
     folder: Path | None = None,
     comparison: Comparison | None = None,
+    baseline: Results | None = None,
     full_images: Path | None = None,
 ) -> str:
     """The report as HTML; see :func:`write_report`. The same arguments give the same text."""
@@ -111,7 +119,7 @@ def render(
     )
     environment.filters.update(
         signed=signed, percent=percent, interval=interval, symbol=symbol, words=words,
-        interval_name=interval_name,
+        interval_name=interval_name, fingerprint=_name,
     )  # fmt: skip
     script = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -120,6 +128,7 @@ def render(
         script_digest=digest,
         header=header,
         verdict=str(answer_of(analysis).verdict),
+        date=(header.provenance.time or "").partition("T")[0],
         answer=answer(results),
         facts=facts(results),
         may=may_conclude(results),
@@ -131,16 +140,19 @@ def render(
         is_sequential=is_sequential(results),
         variance=variance_said(results),
         decided=_decided(results) if is_sequential(results) else None,
-        forests=_forests(analysis, is_sequential(results)),
-        categories=[_card(analysis, name) for name in header.categories],
+        forest=cells_forest(analysis),
+        categories=_cards(analysis, header.categories),
         trade_offs=_trade_offs(results),
         comparison=comparison,
         outcomes={} if comparison is None else _outcomes(comparison),
-        comparison_plot=None
+        differences=None
         if comparison is None
-        else _comparison_plot(comparison, is_sequential(results)),
+        else comparison_forest(comparison, has_confidence=is_sequential(results)),
         tables=tables(results, images, comparison),
         gallery=images,
+        medians=list(medians(images.strips, header.categories)),
+        before={} if baseline is None else baseline_rows(baseline, images),
+        in_gallery=in_gallery,
         verdicts={tuple(cell): str(of.margin.verdict) for cell, of in analysis.cells.items()},
         facts_of_run=provenance(results),
         commands=commands(header),
@@ -152,29 +164,7 @@ def render(
 def _plot(
     width: float, height: float, draw: Callable[[Axes], object], alt: str, caption: str = ""
 ) -> Plot:
-    return Plot(Markup(plots.svg(width, height, draw)), alt, caption)
-
-
-def _forests(analysis: Analysis, is_sequential: bool) -> list[Plot]:
-    """Margins and gains of all cells with their intervals."""
-    made = []
-    for name, title in (("margin", "Margin"), ("gain", "Gain over alpha 0")):
-        rows = forest_rows(analysis, name)
-        said = "; ".join(
-            f"{row.label} {signed(row.mean)}{f' ({row.confidence})' if row.confidence else ''}, "
-            f"{words(row.verdict)}"
-            for row in rows
-        )
-        what = "interval of its look" if is_sequential else "95% interval"
-        made.append(
-            _plot(
-                320, 44 + 13.5 * len(rows), partial(plots.forest, rows=rows, label=name),
-                f"{title} of each cell with its {what}: {said}.",
-                f"{title}: mean over pairs and {what}"
-                + (", at the confidence beside it" if is_sequential else ""),
-            )
-        )  # fmt: skip
-    return made
+    return Plot(Markup(plots.svg(width, height, draw)), width, alt, caption)
 
 
 def _decided(results: Results) -> Plot:
@@ -194,22 +184,28 @@ def _decided(results: Results) -> Plot:
     )  # fmt: skip
 
 
-def _card(analysis: Analysis, name: str) -> Card:
+def _cards(analysis: Analysis, names: Sequence[str]) -> list[Card]:
+    """The categories by themselves, their plots with the same axis of margins."""
+    found = [responses(analysis, name) for name in names]
+    limits = margin_limits(found)
+    return [_card(analysis, name, of, limits) for name, of in zip(names, found, strict=True)]
+
+
+def _card(analysis: Analysis, name: str, of: Responses, limits: plots.Limits) -> Card:
     """A category's dose-response, the items' distribution, the pool and the ceiling."""
-    of = responses(analysis, name)
     said = ", ".join(f"{row.label}: {signed(row.mean)}" for row in of.rows)
     dose = partial(plots.dose_response, alphas=of.alphas, margins=of.margins, rows=of.rows,
-                   ceiling=of.ceiling_mean)  # fmt: skip
-    spread = partial(plots.distribution, alphas=of.alphas, margins=of.margins)
+                   ceiling=of.ceiling_mean, limits=limits)  # fmt: skip
+    spread = partial(plots.distribution, alphas=of.alphas, margins=of.margins, limits=limits)
     return Card(
         name=name,
         pool=analysis.categories.get(name),
         responses=of,
         target=analysis.targets.get(name),
         plots=(
-            _plot(230, 160, dose, f"Dose-response of {name}, mean margin by alpha: {said}; thin "
+            _plot(270, 190, dose, f"Dose-response of {name}, mean margin by alpha: {said}; thin "
                   "lines are single pairs."),
-            _plot(230, 160, spread, f"Distribution of the {len(of.margins)} pairs' margins of "
+            _plot(270, 190, spread, f"Distribution of the {len(of.margins)} pairs' margins of "
                   f"{name} at each alpha; means: {said}."),
         ),
     )  # fmt: skip
@@ -222,12 +218,12 @@ def _trade_offs(results: Results) -> list[Plot]:
         series = trade_off_series(results, metric)
         if series:
             said = "; ".join(
-                f"{name}: " + ", ".join(f"alpha {a:g} gain {signed(y)} {metric} {x:.2f}"
-                                        for x, y, a in points)
+                f"{name}: " + ", ".join(f"alpha {p.alpha:g} gain {signed(p.gain)} {metric} "
+                                        f"{p.kept:.2f}" for p in points)
                 for name, points in series.items()
             )  # fmt: skip
             draw = partial(plots.trade_off, series=series, label=label)
-            made.append(_plot(400, 300, draw, f"Gain against preservation. {said}."))
+            made.append(_plot(920, 420, draw, f"Gain against preservation. {said}."))
     return made
 
 
@@ -236,14 +232,6 @@ def _outcomes(comparison: Comparison) -> dict[str, int]:
     return {words(outcome): counts[outcome] for outcome in Outcome if counts[outcome]}
 
 
-def _comparison_plot(comparison: Comparison, is_sequential: bool) -> Plot:
-    rows = comparison_rows(comparison, has_confidence=is_sequential)
-    said = "; ".join(f"{row.label} {signed(row.mean)}, {row.verdict}" for row in rows)
-    draw = partial(plots.forest, rows=rows, label=f"this run {MINUS} baseline")
-    return _plot(
-        400, 44 + 13.5 * len(rows), draw,
-        f"Difference of margins, this run minus the baseline: {said}.",
-        "Mean difference over pairs and its interval, at the confidence beside it"
-        if is_sequential
-        else "Mean difference over pairs; the intervals hold together with 95%",
-    )  # fmt: skip
+def _name(fingerprint: str) -> str:
+    """A model's name without the digest of its files."""
+    return fingerprint.partition("@")[0]

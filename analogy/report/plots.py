@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +26,12 @@ from analogy.core.text import printable
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#767f89"
 INK, FAINT = "#1b1f24", "#d5dae0"
 
+#: A hue for each of up to eight categories.
+HUES = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#e69f00", "#7b4fb5", "#8c6d31")
+
+SIZE = 11.0
+"""Of all text, in points: a page shows a plot at its own size or larger."""
+
 #: Colours of verdicts and of a comparison's outcomes, each with the marker that says the same.
 MARKS: Mapping[str, tuple[str, str]] = {
     "success": (BLUE, "o"), "improved": (BLUE, "o"),
@@ -38,11 +44,12 @@ OTHER_MARK = (GREY, "D")
 _VARIABLES = {
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", GREY: "var(--grey)",
     INK: "var(--ink)", FAINT: "var(--line)",
+    **{hue: f"var(--hue-{i})" for i, hue in enumerate(HUES) if i > 2},
 }  # fmt: skip
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "analogy", "text.parse_math": False,
-    "font.family": "sans-serif", "font.size": 9.0, "axes.unicode_minus": True,
+    "font.family": "sans-serif", "font.size": SIZE, "axes.unicode_minus": True,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.edgecolor": GREY, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7,
@@ -81,6 +88,21 @@ class Decided:
     looks: int = 0
     pairs: int = 0
     seeds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A cell's gain and how much of the image is left, each with its interval or None."""
+
+    alpha: float
+    kept: float
+    gain: float
+    kept_interval: tuple[float, float] | None = None
+    gain_interval: tuple[float, float] | None = None
+
+
+Limits: TypeAlias = tuple[float, float]
+"""The lowest and the highest value of an axis."""
 
 
 def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
@@ -122,14 +144,14 @@ def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
     for i, row in enumerate(rows):
         if row.mean is None:
             ax.annotate(row.verdict, (0.5, i), xycoords=("axes fraction", "data"), ha="center",
-                        va="center", color=GREY, fontsize=7.5)  # fmt: skip
+                        va="center", color=GREY)  # fmt: skip
             continue
         color, marker = MARKS.get(row.verdict, OTHER_MARK)
         if row.low is not None and row.high is not None:
             ax.plot([row.low, row.high], [i, i], color=color, solid_capstyle="butt")
             if row.confidence:
                 ax.annotate(row.confidence, (1.01, i), xycoords=("axes fraction", "data"),
-                            va="center", fontsize=7)  # fmt: skip
+                            va="center")  # fmt: skip
         ax.plot(row.mean, i, marker, color=color, markersize=4.5, markeredgewidth=0)
     ax.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -149,10 +171,12 @@ def dose_response(
     rows: Sequence[Row],
     *,
     ceiling: float | None = None,
+    limits: Limits | None = None,
 ) -> Axes:
     """The mean margin at each alpha with its interval; behind it every pair's own line.
 
     ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: one per alpha.
+    ``limits``: of the margins' axis, where several plots share it.
     """
     lines = [np.column_stack([alphas, line]) for line in margins]
     ax.add_collection(LineCollection(lines, colors=GREY, linewidths=0.5, alpha=0.35))
@@ -164,13 +188,15 @@ def dose_response(
             ax.plot([alpha, alpha], [row.low, row.high], color=BLUE, solid_capstyle="butt")
             if row.confidence:
                 ax.annotate(row.confidence, (alpha, row.high), (0, 2), textcoords="offset points",
-                            ha="center", va="bottom", rotation=90, fontsize=6.5)  # fmt: skip
+                            ha="center", va="bottom", rotation=90)  # fmt: skip
     if ceiling is not None:
         ax.axhline(ceiling, color=GREEN, linestyle="--", linewidth=1)
-        ax.annotate("ceiling", (0.02, ceiling), xycoords=("axes fraction", "data"), va="bottom",
-                    fontsize=8)  # fmt: skip
+        ax.annotate("ceiling", (0.02, ceiling), xycoords=("axes fraction", "data"), va="bottom")
     ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.autoscale_view()
+    if limits is not None:
+        room = 0.05 * (limits[1] - limits[0]) or 1.0
+        ax.set_ylim(limits[0] - room, limits[1] + room)
     ax.set_xticks(list(alphas), [f"{alpha:g}" for alpha in alphas])
     ax.set_xlabel("alpha")
     ax.set_ylabel(_MARGIN)
@@ -178,14 +204,20 @@ def dose_response(
 
 
 def distribution(
-    ax: Axes, alphas: Sequence[float], margins: NDArray[np.float64], *, bins: int = 24
+    ax: Axes,
+    alphas: Sequence[float],
+    margins: NDArray[np.float64],
+    *,
+    bins: int = 24,
+    limits: Limits | None = None,
 ) -> Axes:
     """A histogram of the items' margins at each alpha, the first on top; a tick is the mean.
 
-    ``margins``: ``(pairs, alphas)``, NaN where an item is missing.
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``limits``: of the margins'
+    axis, where several plots share it.
     """
     there = margins[~np.isnan(margins)]
-    low, high = (there.min(), there.max()) if there.size else (-1.0, 1.0)
+    low, high = limits or ((there.min(), there.max()) if there.size else (-1.0, 1.0))
     edges = np.linspace(min(low, 0.0), max(high, 0.0, low + 1e-6), bins + 1)
     counts = [np.histogram(column[~np.isnan(column)], edges)[0] for column in margins.T]
     most = max((int(count.max()) for count in counts), default=0) or 1
@@ -215,7 +247,7 @@ def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
     for i, row in enumerate(rows):
         if not row.look:
             ax.annotate(row.verdict, (0.5, i), xycoords=("axes fraction", "data"), ha="center",
-                        va="center", color=GREY, fontsize=7.5)  # fmt: skip
+                        va="center", color=GREY)  # fmt: skip
             continue
         color, marker = MARKS.get(row.verdict, OTHER_MARK)
         ax.plot([0.5, row.look], [i, i], color=color, linewidth=4, alpha=0.45,
@@ -225,7 +257,7 @@ def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
         ax.plot(left, [i] * len(left), ".", color=GREY, markersize=3, markeredgewidth=0)
         images = row.pairs * row.seeds
         ax.annotate(f"{images:,} image{'' if images == 1 else 's'}", (1.01, i),
-                    xycoords=("axes fraction", "data"), va="center", fontsize=7)  # fmt: skip
+                    xycoords=("axes fraction", "data"), va="center")  # fmt: skip
     ax.set_xticks(range(1, most + 1), [_look_name(look, rows) for look in range(1, most + 1)])
     ax.set_xlim(0.5, most + 0.25)
     ax.set_yticks(range(len(rows)), [row.label for row in rows])
@@ -246,25 +278,29 @@ def _look_name(look: int, rows: Sequence[Decided]) -> str:
     return f"{look}\n{pairs} pairs x {seeds} seed{'' if seeds == 1 else 's'}"
 
 
-def trade_off(
-    ax: Axes, series: Mapping[str, Sequence[tuple[float, float, float]]], *, label: str
-) -> Axes:
-    """Gain against how much of the image is left: a line per category.
+def trade_off(ax: Axes, series: Mapping[str, Sequence[Point]], *, label: str) -> Axes:
+    """Gain against how much of the image is left: a line, a hue and a marker per category.
 
-    ``series``: category to ``(preservation, gain, alpha)``, ascending in alpha.
+    ``series``: category to its points, ascending in alpha; larger markers are larger alphas.
     """
     for i, points in enumerate(series.values()):
-        x, y, alphas = zip(*points, strict=True)
-        ax.plot(x, y, color=GREY, linewidth=0.8, linestyle=("-", "--", ":", "-.")[i % 4])
-        sizes = [3 + 5 * j / max(len(alphas) - 1, 1) for j in range(len(alphas))]
-        ax.scatter(x, y, np.square(sizes), color=BLUE, alpha=0.8, linewidths=0, zorder=2)
+        hue, marker = HUES[i % len(HUES)], "osD^vPX*"[i % 8]
+        x, y = [point.kept for point in points], [point.gain for point in points]
+        ax.plot(x, y, color=hue, linewidth=1.2, linestyle=("-", "--", ":")[i // len(HUES) % 3])
+        ax.errorbar(
+            x, y, xerr=_errors(x, [point.kept_interval for point in points]),
+            yerr=_errors(y, [point.gain_interval for point in points]),
+            fmt="none", ecolor=hue, elinewidth=0.9, alpha=0.6,
+        )  # fmt: skip
+        sizes = [4 + 4 * j / max(len(points) - 1, 1) for j in range(len(points))]
+        ax.scatter(x, y, np.square(sizes), marker=marker, color=hue, linewidths=0, zorder=2)
     ax.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     ax.margins(x=0.15)
     ax.grid(color=FAINT, linewidth=0.5)
     ax.set_axisbelow(True)
     ax.set_xlabel(label)
     ax.set_ylabel("gain")
-    _name_ends(ax, {name: [point[:2] for point in points] for name, points in series.items()})
+    _name_ends(ax, {name: [(p.kept, p.gain) for p in points] for name, points in series.items()})
     return ax
 
 
@@ -312,7 +348,7 @@ def strip(
             said = "no image" if image is None else "not scored"
             if margin is not None:
                 said = f"{margin:+.3f}".replace("-", "\N{MINUS SIGN}")
-            ax.text(j + 0.5, 1.2 * i + 0.97, said, ha="center", va="top", fontsize=8)
+            ax.text(j + 0.5, 1.2 * i + 0.97, said, ha="center", va="top")
     ax.set_xlim(0, len(alphas))
     ax.set_ylim(1.2 * len(rows), 0)
     ax.set_aspect("equal")
@@ -322,8 +358,15 @@ def strip(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     lines = map(printable, title.split("\n"))
-    ax.set_title("\n".join(lines), fontsize=9, parse_math=False)
+    ax.set_title("\n".join(lines), fontsize=SIZE, parse_math=False)
     return ax
+
+
+def _errors(values: Sequence[float], intervals: Sequence[Limits | None]) -> NDArray[np.float64]:
+    """Lengths of error bars below and above, ``(2, points)``; 0 without an interval."""
+    ends = [(0.0, 0.0) if of is None else (at - of[0], of[1] - at)
+            for at, of in zip(values, intervals, strict=True)]  # fmt: skip
+    return np.maximum(np.array(ends, dtype=float).reshape(-1, 2).T, 0.0)
 
 
 def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
@@ -334,19 +377,19 @@ def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
 
     taken = [(x - 3, y - 3, x + 3, y + 3) for xy in lines.values() for x, y in points_of(xy)]
     for name, xy in zip(map(short, lines), lines.values(), strict=True):
-        width, height = 4.7 * len(name), 9.0
+        width, height = 6.0 * len(name), 12.0
         [(x, y)] = points_of(xy[-1:])
         boxes = {}
         for dx, dy in ((-1, 0), (1, 0), (0, 1), (0, -1)):  # left, right, above, below
-            center = x + dx * (7 + width / 2), y + dy * 10
+            center = x + dx * (7 + width / 2), y + dy * 12
             boxes[dx, dy] = (center[0] - width / 2, center[1] - height / 2,
                              center[0] + width / 2, center[1] + height / 2)  # fmt: skip
         free = [at for at, box in boxes.items() if not any(_overlap(box, one) for one in taken)]
         dx, dy = free[0] if free else (-1, 0)
         taken.append(boxes[dx, dy])
         side = {-1: "right", 0: "center", 1: "left"}[dx]
-        ax.annotate(name, xy[-1], (7 * dx, 10 * dy), textcoords="offset points",
-                    ha=side, va="center", fontsize=8)  # fmt: skip
+        ax.annotate(name, xy[-1], (7 * dx, 12 * dy), textcoords="offset points",
+                    ha=side, va="center")  # fmt: skip
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -29,7 +29,8 @@ def write_outputs(session: Session, results: Results, *, shows_results: bool = T
         session.stays = kept.put(written, session.results)
     named = outputs(request)
     is_shown = any(flag != "--results" for flag, _ in named)
-    context = Context(folder, _comparison(session, written) if is_shown else None)
+    comparison = _comparison(session, written) if is_shown else None
+    context = Context(folder, comparison, baseline=session.baseline)
     for _, output in named:
         write(output, written, context)
     if session.update is not None:

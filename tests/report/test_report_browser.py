@@ -5,44 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 
 import pytest
 from extras import extra
+from PIL import Image
 from reported import draw_results, margin
 
 from analogy.core.records import Pair
 
 write_report = extra("analogy.report.html", of="matplotlib").write_report
-selenium = extra("selenium")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="needs Chromium and its driver: apt-get install chromium chromium-driver",
-)
-
+extra("selenium")
 WORDS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "brown", "black", "white")
 NASTY = "<script>document.title = 'run'</script><img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """One browser for all tests; it keeps a log of its console and of the network."""
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = Chrome(options=options, service=Service(DRIVER))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture
@@ -84,6 +58,23 @@ def shown(browser):
         "return [...document.querySelectorAll('.strip')].filter(s => s.offsetParent)"
         ".map(s => decodeURIComponent(s.id.slice(5)))"
     )
+
+
+def found(browser):
+    """The ids of the pairs on all pages of the gallery, which is left at the last one."""
+    return browser.execute_script(
+        "const ids = [], pager = document.getElementById('pager');"
+        "const next = pager.querySelector('[data-step=\\'1\\']');"
+        "for (;;) {"
+        "  for (const s of document.querySelectorAll('.strip')) ids.push(s.id);"
+        "  if (pager.hidden || next.disabled) return ids.map(i => decodeURIComponent(i.slice(5)));"
+        "  next.click();"
+        "}"
+    )
+
+
+def turn_page(browser):
+    browser.execute_script("document.querySelector('#pager [data-step=\\'1\\']').click()")
 
 
 def choose(browser, name, value):
@@ -140,25 +131,25 @@ def test_text_of_users_runs_nothing(opened):
 def test_filters_leave_what_was_asked_for(opened, study):
     browser = opened()
     pairs = {pair.id: pair for pair in study.pairs}
-    assert sorted(shown(browser)) == sorted(pairs)
+    assert sorted(found(browser)) == sorted(pairs)
     choose(browser, "category", NASTY)
-    assert sorted(shown(browser)) == sorted(i for i, p in pairs.items() if p.category == NASTY)
+    assert sorted(found(browser)) == sorted(i for i, p in pairs.items() if p.category == NASTY)
     choose(browser, "category", "")
     choose(browser, "alpha", "0.5")
     choose(browser, "sign", "neg")
-    assert sorted(shown(browser)) == sorted(i for i in pairs if item(study, i, 0.5) <= 0)
-    assert 0 < len(shown(browser)) < 60
+    assert sorted(found(browser)) == sorted(i for i in pairs if item(study, i, 0.5) <= 0)
+    assert 0 < len(found(browser)) < 60
     choose(browser, "sign", "")
     choose(browser, "word", " PURPLE ")
     purple = [i for i, p in pairs.items() if "purple" in (p.source_word, p.target_word)]
-    assert sorted(shown(browser)) == sorted(purple)
+    assert sorted(found(browser)) == sorted(purple)
     assert browser.find_element("id", "count").text == f"{len(purple)} of 60 pairs"
     choose(browser, "word", "")
     choose(browser, "verdict", "success")
     succeeded = [c for c in study.categories if str(study.cell(c, 0.5).margin.verdict) == "success"]
-    assert sorted(shown(browser)) == sorted(i for i, p in pairs.items() if p.category in succeeded)
+    assert sorted(found(browser)) == sorted(i for i, p in pairs.items() if p.category in succeeded)
     choose(browser, "word", "no such word")
-    assert shown(browser) == []
+    assert found(browser) == []
     assert browser.find_element("id", "nothing").is_displayed()
 
 
@@ -166,27 +157,100 @@ def test_the_order_is_by_the_margin_at_the_alpha(opened, study):
     browser = opened()
     for order, sign in (("best", -1), ("worst", 1)):
         choose(browser, "order", order)
-        margins = [item(study, pair, 1.0) for pair in shown(browser)]
+        margins = [item(study, pair, 1.0) for pair in found(browser)]
         assert len(margins) == 60
         assert margins == sorted(margins, key=lambda m, sign=sign: sign * m)
     choose(browser, "order", "")
-    assert shown(browser) == [pair.id for pair in study.pairs]
+    assert found(browser) == [pair.id for pair in study.pairs]
 
 
-def test_images_are_there_where_one_looks_and_only_there(opened):
+def test_a_page_of_the_gallery_has_the_images_of_its_pairs_and_no_others(opened, study):
     browser = opened()
-    assert browser.execute_script("return document.images.length") < 60
-    for end in ("first", "last"):
-        browser.execute_script(
-            f"document.querySelector('.strip:{end}-child').scrollIntoView({{behavior: 'instant'}})"
-        )
+    for page in (range(12), range(12, 24)):
+        assert shown(browser) == [study.pairs[i].id for i in page]
         settle(browser)
-        count = "return document.querySelectorAll('.strip:%s-child img').length"
-        other = "last" if end == "first" else "first"
-        assert browser.execute_script(count % end) == 4
-        assert browser.execute_script(count % other) == 0
-    widths = "return [...document.images].map(i => [i.complete, i.naturalWidth])"
-    assert {tuple(one) for one in browser.execute_script(widths)} == {(True, 64)}
+        images = (
+            "return [...document.querySelectorAll('#strips img')]"
+            ".map(i => [i.complete, i.naturalWidth])"
+        )
+        assert browser.execute_script(images) == [[True, 64]] * 4 * 12
+        turn_page(browser)
+    assert browser.current_url.endswith("#gallery?page=3")
+
+
+def test_the_address_has_filters_order_and_page(opened, study):
+    browser = opened()
+    choose(browser, "category", NASTY)
+    choose(browser, "order", "worst")
+    turn_page(browser)
+    before, address = shown(browser), browser.current_url
+    assert len(before) == 12
+    browser.get("about:blank")
+    browser.get(address)
+    assert shown(browser) == before
+    assert browser.execute_script("return document.activeElement.textContent") == "Gallery"
+    browser.execute_script("location.hash = '#gallery?category=no+such&alpha=7'")
+    settle(browser)
+    assert browser.find_element("id", "count").text == "60 of 60 pairs"
+
+
+@pytest.mark.parametrize(
+    "place", [".heat tbody tr:nth-child(2) td:nth-child(3)", "#forest tbody tr:nth-child(3)"]
+)
+def test_a_click_on_the_map_or_a_row_of_the_forest_shows_its_pairs(opened, study, place):
+    browser = opened()
+    browser.execute_script(
+        "const place = document.querySelector(arguments[0]);"
+        "place.scrollIntoView({behavior: 'instant', block: 'center'});"
+        "const box = place.lastElementChild.getBoundingClientRect();"
+        "document.elementFromPoint(box.x + 5, box.y + 5).click()",
+        place,
+    )
+    settle(browser)
+    chosen = browser.execute_script("return Object.fromEntries(new FormData(document.forms[0]))")
+    assert (chosen["category"], chosen["alpha"]) == (NASTY, "0.5")
+    top = "return document.getElementById('gallery').getBoundingClientRect().top"
+    assert 0 <= browser.execute_script(top) < 200
+    assert set(found(browser)) == {p.id for p in study.pairs if p.category == NASTY}
+
+
+def test_the_median_comes_first_where_it_is_asked_for(opened, study):
+    browser = opened()
+    choose(browser, "category", "color")
+    choose(browser, "order", "median")
+    margins = [item(study, pair, 1.0) for pair in found(browser)]
+    middle = sorted(margins)[(len(margins) - 1) // 2]
+    distances = [abs(margin - middle) for margin in margins]
+    assert len(margins) == 30
+    assert distances == sorted(distances)
+
+
+def test_two_images_are_compared(opened):
+    browser = opened()
+    browser.execute_script("document.querySelectorAll('#strips .shot')[2].click()")
+    viewer = browser.find_element("id", "viewer")
+    first, second, view = viewer.find_elements("tag name", "select")
+    choice = "return arguments[0].selectedOptions[0].text"
+    assert browser.execute_script(choice, first).endswith("alpha 0, seed 0")
+    assert browser.execute_script(choice, second).endswith("alpha 1, seed 0")
+
+    def brightest(of, by):
+        for control, value in ((second, of), (view, by)):
+            browser.execute_script(
+                "arguments[0].value = arguments[1];"
+                "arguments[0].dispatchEvent(new Event('input'))", control, value,
+            )  # fmt: skip
+        settle(browser)
+        with Image.open(
+            io.BytesIO(viewer.find_element("class name", "stage").screenshot_as_png)
+        ) as image:
+            return max(high for _, high in image.convert("RGB").getextrema())
+
+    assert brightest("0", "difference") == 0
+    assert brightest("2", "difference") > 50
+    assert brightest("2", "side") > 50
+    browser.execute_script("arguments[0].querySelector('button').click()", viewer)
+    assert not viewer.is_displayed()
 
 
 def test_a_link_leads_to_its_pair_and_arrow_keys_go_on(opened, study):
@@ -200,7 +264,7 @@ def test_a_link_leads_to_its_pair_and_arrow_keys_go_on(opened, study):
     assert browser.execute_script(focused) == name
     top = "return document.activeElement.getBoundingClientRect().top"
     assert 0 <= browser.execute_script(top) < 200
-    order = shown(browser)
+    order = [pair.id for pair in study.pairs]
     here = order.index(name)
     for key, step in ((Keys.ARROW_RIGHT, 1), (Keys.ARROW_RIGHT, 2), (Keys.ARROW_LEFT, 1)):
         press(browser, key)
@@ -270,13 +334,12 @@ def test_a_table_sorts_by_a_click_and_is_saved_as_csv(opened, study):
     }
 
 
-def test_paper_has_the_first_pairs_with_their_images(opened, study):
+def test_paper_has_a_page_of_pairs_in_their_order(opened, study):
     browser = opened()
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert shown(browser) == [pair.id for pair in study.pairs[:12]]
     built = (
-        "return [...document.querySelectorAll('.strip')].filter(s => s.offsetParent)"
-        ".map(s => s.querySelectorAll('img').length)"
+        "return [...document.querySelectorAll('.strip')].map(s => s.querySelectorAll('img').length)"
     )
     assert browser.execute_script(built) == [4] * 12
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

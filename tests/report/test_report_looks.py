@@ -26,6 +26,7 @@ from analogy.studies.study import Study
 plots = extra("analogy.report.plots", of="matplotlib")
 provenance = extra("analogy.report.provenance", of="matplotlib")
 html = extra("analogy.report.html", of="matplotlib")
+figures_module = extra("analogy.report.figures", of="matplotlib")
 
 LAST, FIRST = Cell("color", 0.5), Cell("color", 1.0)
 """A cell that is undecided at all looks, and one that is decided at the first."""
@@ -164,9 +165,9 @@ def test_a_full_run_says_nothing_of_looks(make_study):
 
 def test_a_plot_says_the_confidence_beside_each_interval(results):
     ax = plots.Figure().add_subplot()
-    plots.forest(ax, html.forest_rows(results.analysis, "margin"))
+    plots.forest(ax, figures_module.forest_rows(results.analysis, "margin"))
     assert [note.get_text() for note in ax.texts] == ["95.4%", "99.86%", "99.86%", "99.86%"]
-    of = html.responses(results.analysis, "color")
+    of = figures_module.responses(results.analysis, "color")
     ax = plots.Figure().add_subplot()
     plots.dose_response(ax, of.alphas, of.margins, of.rows)
     assert [note.get_text() for note in ax.texts] == ["99.86%", "95.4%", "99.86%"]
@@ -260,7 +261,7 @@ def test_the_chart_of_looks_is_described_and_drawn(results, page):
     )
     assert "color 1 success at look 1 of 3, 16 pairs with 1 seed each" in frame["aria-label"]
     ax = plots.Figure().add_subplot()
-    plots.decisions(ax, html.decided_rows(results))
+    plots.decisions(ax, figures_module.decided_rows(results))
     ends = [
         line.get_xydata().tolist() for line in ax.lines if line.get_marker() not in ("None", ".")
     ]

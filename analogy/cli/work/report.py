@@ -30,8 +30,9 @@ def report(run: Path, output: Path | None, *, baseline: Path | None, full_images
     try:
         results = read(run)
         this_run = replace(results, header=replace(results.header, path=None))
-        comparison = None if baseline is None else comparisons.compare(read(baseline), this_run)
-        context = Context(folder, comparison, full_images)
+        old = None if baseline is None else read(baseline)
+        comparison = None if old is None else comparisons.compare(old, this_run)
+        context = Context(folder, comparison, full_images, old)
         write_output(Output(str(output), writer), results, context)
     except NotComparableError as error:
         refuse(ExitCode.NOT_COMPARABLE, error)

@@ -29,6 +29,7 @@ class HtmlReport:
             path,
             folder=context.folder,
             comparison=context.comparison,
+            baseline=context.baseline,
             full_images=context.full_images,
         )
 
