@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +29,20 @@ from analogy.settings.request import RunRequest
 if TYPE_CHECKING:
     from analogy.models import memory
     from analogy.results.model import Analysis
-    from analogy.sessions import findings, outputs, summary
+    from analogy.sessions import findings, outputs, plan_text, summary
+    from analogy.sessions import plan as plans
     from analogy.sessions import session as sessions
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session
     from analogy.store.grid import Job
+    from analogy.studies.study import Study
 else:  # torch, which a session without a case of the suite should not wait for
     memory = deferred("analogy.models.memory")
     findings = deferred("analogy.sessions.findings")
     outputs = deferred("analogy.sessions.outputs")
+    plan_text = deferred("analogy.sessions.plan_text")
+    plans = deferred("analogy.sessions.plan")
     sessions = deferred("analogy.sessions.session")
     summary = deferred("analogy.sessions.summary")
 
@@ -80,6 +85,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--perf",
         action="store_true",
         help="run the cases marked perf, which compare throughput with a usual loop (minutes)",
+    )
+    group.addoption(
+        "--plan",
+        action="store_true",
+        dest="analogy_plan",
+        help="run nothing; say what the collected cases would take, and what a smaller run would "
+        "do, as 'analogy plan' does",
     )
 
 
@@ -227,20 +239,41 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
         for line in summary.unread_lines(session.study):
             if reporter is not None:  # -p no:terminal
                 reporter.write_line(f"\n{line}")
-    for item in request.session.items:
-        callspec = getattr(item, "callspec", None)
-        params = {} if callspec is None else callspec.params
-        if "cell" in params:
-            session.planned[params["cell"]] = None
-        elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
-            study = session.study
-            session.planned |= {
-                Cell(c, a): None for c in study.categories for a in study.config.alphas
-            }
+    session.planned |= dict.fromkeys(_planned(request.session.items, session.study))
     _prepare(session)
     config.stash[_SESSION] = session
     yield session
     session.close()
+
+
+def _planned(items: Iterable[pytest.Item], study: Study) -> list[Cell]:
+    """The cells of these cases, each once."""
+    cells: dict[Cell, None] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        params = {} if callspec is None else callspec.params
+        if "cell" in params:
+            cells[params["cell"]] = None
+        elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
+            cells |= {Cell(c, a): None for c in study.categories for a in study.config.alphas}
+    return list(cells)
+
+
+def _say_plan(session: pytest.Session) -> None:
+    """Print what the collected cases would take, and have pytest run none of them."""
+    config = session.config
+    config.option.collectonly = True
+    cases = [item for item in session.items if _asks_for_bench(item)]
+    try:
+        with calm_and_shown(config), uncaptured(config):
+            made = plans.make_plan(config.stash[_REQUEST], cells=partial(_planned, cases))
+    except AnalogyError as error:
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:  # -p no:terminal
+        reporter.section("plan", sep="=")
+        for line in plan_text.plan_lines(made):
+            reporter.write_line(printable(line))
 
 
 def _open(config: pytest.Config) -> Session:
@@ -368,7 +401,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """The verdicts are complete: no warning of a later hook may change the outcome."""
+    """Run the cases, or with ``--plan`` none. Then the verdicts are complete: no warning of a later
+    hook may change the outcome.
+    """
+    if session.config.option.analogy_plan and not session.testsfailed:
+        _say_plan(session)
     try:
         return (yield)
     finally:

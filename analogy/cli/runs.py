@@ -1,4 +1,4 @@
-"""The command ``run``: what ``pytest benchmarks`` does, in the same run folder, without pytest."""
+"""The commands ``run``, what ``pytest benchmarks`` does without pytest, and ``plan``."""
 
 from __future__ import annotations
 
@@ -34,3 +34,28 @@ def run(
     lost, 130 interrupted.
     """
     work.run(request, strict=strict, json=json)
+
+
+@app.command(rich_help_panel=GENERATING)
+@with_options()
+def plan(
+    request: RunRequest,
+    measure: Annotated[
+        bool | None,
+        option(
+            "--measure/--no-measure",
+            help="Whether a few images are made to measure the time [default: only if no earlier "
+            "run of this machine says it].",
+        ),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Say what 'run' with the same options would take, and what a smaller run would do.
+
+    Images to make and already there, time, memory, disk and downloads; and for fewer pairs and
+    seeds, the cells that would be decided with a power of 80%. Nothing is downloaded, and nothing
+    is written to the run folder.
+
+    Exit code: 0 planned, 2 wrong usage, 4 the run folder cannot be read.
+    """
+    work.plan(request, measures=measure, json=json)

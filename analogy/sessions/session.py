@@ -16,11 +16,14 @@ from analogy.core.records import Cell, Limit, Pair
 from analogy.grid_metrics import Absent
 from analogy.judges.base import FeatureEncoder
 from analogy.metrics import Lpips
+from analogy.report.numbers import duration
 from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
+from analogy.sessions.forecast import Forecast, notice
 from analogy.settings.request import RunRequest
+from analogy.store.grid import once
 from analogy.studies.quality import References, no_features
 from analogy.studies.study import Study
 from analogy.world.drawings import drawings
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 # What must equal the shipped baseline's before a run is compared with it by default.
 _OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "scheduler")
+
+# Without tqdm's own time left, which knows nothing of scoring.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Session:
@@ -75,6 +81,8 @@ class Session:
         self.kept: Kept | None = None
         self.stays: str | None = None
         self._bar: tqdm[Any] | None = None
+        self._forecast: Forecast | None = None
+        self._is_noticed = False
         self._lpips: Lpips | Absent | None = None
         self._references: References | Absent | None = None
 
@@ -115,8 +123,10 @@ class Session:
 
         Raises what :meth:`Study.prepare` does.
         """
-        jobs = {job.key: job for cell in self.planned for job in self.study.cell_jobs(*cell)}
-        self.study.prepare(list(jobs.values()))
+        jobs = once(job for cell in self.planned for job in self.study.cell_jobs(*cell))
+        self.study.prepare(jobs)
+        if not self.study.config.sequential:
+            self._forecast = Forecast(self.study, jobs)
         if self.request.lpips_weights is not None:
             self._lpips = self._load_lpips()
 
@@ -171,23 +181,33 @@ class Session:
         if not self.study.config.sequential:
             yield from (self.study.cell_jobs(*cell) for cell in self.planned)
 
-    def report(self, count: int) -> None:
-        """Advance the progress bar; its total is the missing images of all planned cells.
+    def report(self, count: int, *, shows_bar: bool = True) -> None:
+        """Count generated images, with the time that is left on the progress bar if there is one.
 
-        Of a sequential run no total is known.
+        A run that will take long says so once, in two lines on stderr. Of a sequential run neither
+        its total nor its time is known.
         """
+        forecast = self._forecast
+        if forecast is not None:
+            forecast.add(count)
+        if shows_bar:
+            self._advance(count)
+        if forecast is not None and not self._is_noticed and forecast.is_known:
+            self._is_noticed = True
+            for line in notice(forecast):
+                tqdm.write(line, file=sys.stderr)
+
+    def _advance(self, count: int) -> None:
+        forecast = self._forecast
         if self._bar is None:
-            study = self.study
-            left = None
-            if not study.config.sequential:
-                jobs = {
-                    job.key: job for cell in self.planned for job in study.cell_jobs(*cell)
-                }.values()
-                left = len(study.missing(jobs)) + count
             is_terminal = sys.stderr.isatty()
             self._bar = tqdm(
-                total=left, desc="generating", unit="img", mininterval=0.5 if is_terminal else 30.0
-            )
+                total=None if forecast is None else forecast.total, desc="generating", unit="img",
+                mininterval=0.5 if is_terminal else 30.0,
+                bar_format=None if forecast is None else _BAR,
+            )  # fmt: skip
+        if forecast is not None and (left := forecast.seconds) is not None:
+            self._bar.set_postfix_str(f"{duration(left)} left", refresh=False)
         self._bar.update(count)
         if self._bar.n == self._bar.total:
             self.close()

@@ -1,4 +1,4 @@
-"""What ``run`` does."""
+"""What ``run`` and ``plan`` do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import typer
 from analogy.cli.base import refuse, say, show_lines, write
 from analogy.core.errors import ExitCode, StoreError
 from analogy.results.writing import to_json
+from analogy.sessions.plan import make_plan
+from analogy.sessions.plan_text import plan_lines
 from analogy.sessions.running import fault_code, finish, run_cases
 from analogy.sessions.session import Session
 from analogy.sessions.summary import interrupted, summary
@@ -39,3 +41,10 @@ def run(request: RunRequest, *, strict: bool, json: str | None) -> None:
     if ending.lost is not None:
         refuse(ExitCode.UNREADABLE, f"results NOT written: {ending.lost}")
     raise typer.Exit(ending.code)
+
+
+def plan(request: RunRequest, *, measures: bool | None, json: str | None) -> None:
+    """Write and print the plan of a run."""
+    made = make_plan(request, measures=measures)
+    write(made.to_dict(), json)
+    show_lines(plan_lines(made), json)
