@@ -1,6 +1,7 @@
 """The pytest plugin: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
 
-Loaded by the root ``conftest.py``; elsewhere by ``pytest -p analogy.plugin``. Slow imports are made
+Loaded by the root ``conftest.py``. From an installed wheel: ``pytest -p analogy.plugin --pyargs
+analogy.benchmarks``. Slow imports are made
 only when a benchmark needs the study.
 """
 
@@ -22,7 +23,8 @@ from analogy.core.records import UNSTEERED, Cell
 from analogy.core.text import printable
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
 from analogy.sessions.selection import BASELINE, bars, chosen_pairs
-from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.config_file import CONFIG_HELP, read_settings
+from analogy.settings.options import OPTIONS, parse_options, parse_path
 from analogy.settings.pairs import PairsWarning, categories
 from analogy.settings.request import RunRequest
 
@@ -53,8 +55,8 @@ _XDIST = (
 _REFUSED = "analogy_refused"
 """The key of a pytest-xdist worker's output that says that it refused the session."""
 
-_CASES = Path(__file__).resolve().parents[1] / "benchmarks"
-"""The suite's own cases, in a checkout."""
+_CASES = tuple(Path(__file__).resolve().parents[up] / "benchmarks" for up in (0, 1))
+"""The suite's own cases: in an installed wheel, and in a checkout."""
 
 _REQUEST = pytest.StashKey[RunRequest]()
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -76,11 +78,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(
             option.flag,
             dest=option.name,
-            default=option.default,
+            default=None,  # so that a file of settings can have another
             metavar=option.metavar,
             help=option.help + shown,
         )
 
+    group.addoption("--config", dest="analogy_config", metavar="FILE.toml", help=CONFIG_HELP)
     group.addoption(
         "--perf",
         action="store_true",
@@ -134,7 +137,7 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A library's warning is no error while the suite's own cases are imported, either."""
-    if not collector.path.is_relative_to(_CASES):
+    if not any(collector.path.is_relative_to(place) for place in _CASES):
         return (yield)
     with calm():
         return (yield)
@@ -198,7 +201,9 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.filterwarnings("default", category=PytestBenchmarkWarning)
     try:
         with calm():
-            request = config.stash[_REQUEST] = parse_options(config.getoption)
+            file = config.getoption("analogy_config")
+            settings = None if file is None else read_settings(Path(parse_path(file)))
+            request = config.stash[_REQUEST] = parse_options(config.getoption, settings)
             if request.pairs or request.categories:
                 chosen_pairs(request)
     except OptionError as error:

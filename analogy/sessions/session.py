@@ -100,7 +100,7 @@ class Session:
         requirements.check_files(request)
         study = Study.open(request, pairs)
         try:
-            requirements.check_run_folder(study)
+            requirements.prepare_run_folder(study, request)
             requirements.check_gates(study, request)
             return _with_baseline(study, request, is_strict=is_strict)
         except BaseException:
