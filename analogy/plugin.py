@@ -1,6 +1,7 @@
 """The pytest plugin: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
 
-Loaded by the root ``conftest.py``; elsewhere by ``pytest -p analogy.plugin``. Slow imports are made
+Loaded by the root ``conftest.py``. From an installed wheel: ``pytest -p analogy.plugin --pyargs
+analogy.benchmarks``. Slow imports are made
 only when a benchmark needs the study.
 """
 
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +26,28 @@ from analogy.results.answer import answer_of
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
 from analogy.sessions.progress import beside_dots, uncaptured
 from analogy.sessions.selection import BASELINE, bars, chosen_pairs
-from analogy.settings.options import OPTIONS, parse_options
+from analogy.settings.config_file import CONFIG_HELP, read_settings
+from analogy.settings.options import OPTIONS, parse_options, parse_path
 from analogy.settings.pairs import PairsWarning, categories
 from analogy.settings.request import RunRequest
 
 if TYPE_CHECKING:
     from analogy.models import memory
     from analogy.results.model import Analysis
-    from analogy.sessions import findings, outputs, summary
+    from analogy.sessions import findings, outputs, plan_text, summary
+    from analogy.sessions import plan as plans
     from analogy.sessions import session as sessions
     from analogy.sessions.cases import Case
     from analogy.sessions.findings import Finding
     from analogy.sessions.session import Session
     from analogy.store.grid import Job
+    from analogy.studies.study import Study
 else:  # torch, which a session without a case of the suite should not wait for
     memory = deferred("analogy.models.memory")
     findings = deferred("analogy.sessions.findings")
     outputs = deferred("analogy.sessions.outputs")
+    plan_text = deferred("analogy.sessions.plan_text")
+    plans = deferred("analogy.sessions.plan")
     sessions = deferred("analogy.sessions.session")
     summary = deferred("analogy.sessions.summary")
 
@@ -54,8 +61,8 @@ _COLUMNS = ("mean", "rounds")
 _REFUSED = "analogy_refused"
 """The key of a pytest-xdist worker's output that says that it refused the session."""
 
-_CASES = Path(__file__).resolve().parents[1] / "benchmarks"
-"""The suite's own cases, in a checkout."""
+_CASES = tuple(Path(__file__).resolve().parents[up] / "benchmarks" for up in (0, 1))
+"""The suite's own cases: in an installed wheel, and in a checkout."""
 
 _REQUEST = pytest.StashKey[RunRequest]()
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -79,15 +86,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(
             option.flag,
             dest=option.name,
-            default=option.default,
+            default=None,  # so that a file of settings can have another
             metavar=option.metavar,
             help=option.help + shown,
         )
 
+    group.addoption("--config", dest="analogy_config", metavar="FILE.toml", help=CONFIG_HELP)
     group.addoption(
         "--perf",
         action="store_true",
         help="run the cases marked perf, which compare throughput with a usual loop (minutes)",
+    )
+    group.addoption(
+        "--plan",
+        action="store_true",
+        dest="analogy_plan",
+        help="run nothing; say what the collected cases would take, and what a smaller run would "
+        "do, as 'analogy plan' does",
     )
 
 
@@ -130,7 +145,7 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A library's warning is no error while the suite's own cases are imported, either."""
-    if not collector.path.is_relative_to(_CASES):
+    if not any(collector.path.is_relative_to(place) for place in _CASES):
         return (yield)
     with calm():
         return (yield)
@@ -209,7 +224,9 @@ def pytest_configure(config: pytest.Config) -> None:
         warnings.filterwarnings("default", category=PytestBenchmarkWarning)
     try:
         with calm():
-            request = config.stash[_REQUEST] = parse_options(config.getoption)
+            file = config.getoption("analogy_config")
+            settings = None if file is None else read_settings(Path(parse_path(file)))
+            request = config.stash[_REQUEST] = parse_options(config.getoption, settings)
             if request.pairs or request.categories:
                 chosen_pairs(request)
     except OptionError as error:
@@ -245,16 +262,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
     """The session with its study, opened at the first case that uses it."""
     config = request.config
     session = _open(config)
-    for item in request.session.items:
-        callspec = getattr(item, "callspec", None)
-        params = {} if callspec is None else callspec.params
-        if "cell" in params:
-            session.planned[params["cell"]] = None
-        elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
-            study = session.study
-            session.planned |= {
-                Cell(c, a): None for c in study.categories for a in study.config.alphas
-            }
+    session.planned |= dict.fromkeys(_planned(request.session.items, session.study))
     _show_heading(session, config)
     _prepare(session)
     config.stash[_SESSION] = session
@@ -266,6 +274,36 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
             found = answer_of(session.study.analysis(), session.unknown_words())
             record("answer", found.text)
     session.close()
+
+
+def _planned(items: Iterable[pytest.Item], study: Study) -> list[Cell]:
+    """The cells of these cases, each once."""
+    cells: dict[Cell, None] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        params = {} if callspec is None else callspec.params
+        if "cell" in params:
+            cells[params["cell"]] = None
+        elif "bench" in getattr(item, "fixturenames", ()) and not {"category"} & set(params):
+            cells |= {Cell(c, a): None for c in study.categories for a in study.config.alphas}
+    return list(cells)
+
+
+def _say_plan(session: pytest.Session) -> None:
+    """Print what the collected cases would take, and have pytest run none of them."""
+    config = session.config
+    config.option.collectonly = True
+    cases = [item for item in session.items if _asks_for_bench(item)]
+    try:
+        with calm_and_shown(config), uncaptured(config):
+            made = plans.make_plan(config.stash[_REQUEST], cells=partial(_planned, cases))
+    except AnalogyError as error:
+        pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:  # -p no:terminal
+        reporter.section("plan", sep="=")
+        for line in plan_text.plan_lines(made):
+            reporter.write_line(printable(line))
 
 
 def _open(config: pytest.Config) -> Session:
@@ -410,7 +448,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """The verdicts are complete: no warning of a later hook may change the outcome."""
+    """Run the cases, or with ``--plan`` none. Then the verdicts are complete: no warning of a later
+    hook may change the outcome.
+    """
+    if session.config.option.analogy_plan and not session.testsfailed:
+        _say_plan(session)
     try:
         return (yield)
     finally:

@@ -26,6 +26,7 @@ from analogy.core.strict_json import encoded
 from analogy.core.text import printable
 from analogy.report.styled import has_style, styled
 from analogy.results import kept
+from analogy.settings.config_file import CONFIG_HELP, read_settings
 from analogy.settings.options import OPTIONS, Option, parse_options, parse_path
 from analogy.settings.pairs import PairsWarning
 
@@ -192,6 +193,27 @@ Json = Annotated[
     ),
 ]
 """The parameter ``json`` of commands that print a table; JSON on stdout moves it to stderr."""
+
+
+def _settings(context: typer.Context, value: str | None) -> str | None:
+    """Have the options of a file be the defaults of this command; typer calls this first."""
+    if value is None or context.resilient_parsing:
+        return value
+    try:
+        context.default_map = {**(context.default_map or {}), **read_settings(Path(value))}
+    except OptionError as error:
+        refuse(ExitCode.USAGE, error)
+    return value
+
+
+Config = Annotated[
+    str | None,
+    option(
+        metavar="FILE.toml", help=f"{CONFIG_HELP[0].upper()}{CONFIG_HELP[1:]}.", parser=a_path,
+        callback=_settings, is_eager=True,
+    ),
+]  # fmt: skip
+"""The parameter ``config`` of commands that have all options of the table."""
 
 
 def main() -> None:

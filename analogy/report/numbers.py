@@ -85,6 +85,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def size(n: float) -> str:
+    """Bytes in the unit in which they are a few: ``640 kB``, ``1.2 GB``."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6)):
+        if n >= one:
+            return f"{n / one:.1f} {unit}" if n < 10 * one else f"{n / one:,.0f} {unit}"
+    return f"{n / 1e3:.0f} kB"
+
+
 def verdict_name(verdict: Verdict | None) -> str:
     """A verdict as in `SYMBOLS`; ``unsteered`` for figures without one."""
     return "unsteered" if verdict is None else verdict.value

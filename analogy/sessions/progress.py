@@ -16,7 +16,9 @@ from analogy.core.text import display_width
 _PATIENCE = 30.0
 """Seconds between two lines where there is no terminal."""
 
-_SHORT = "{n_fmt}/{total_fmt} images, {remaining} left"
+# Without tqdm's own time left, which knows nothing of scoring.
+_LONG = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+_SHORT = "{n_fmt}/{total_fmt} images{postfix}"
 """What fits beside dots."""
 
 
@@ -73,7 +75,7 @@ def bar(total: int | None, done: int, *, room: int | None) -> tqdm[Any]:
         mininterval=0.5 if is_terminal else _PATIENCE,
     )  # fmt: skip
     if room is None:
-        return made(desc="generating")
+        return made(desc="generating", bar_format=None if total is None else _LONG)
     if is_terminal:
         return made(file=Beside(sys.stderr), bar_format=f" {_SHORT}", ncols=room)
     return made(file=Lines(sys.stderr), bar_format=f"generating: {_SHORT}")

@@ -15,6 +15,7 @@ from analogy.metrics import Lpips
 from analogy.models.places import EMBEDDED
 from analogy.results.kept import prepare
 from analogy.results.model import RESULTS_NAME
+from analogy.settings.config_file import keep_settings
 from analogy.settings.request import RunRequest
 from analogy.statistics.values import MIN_DECISIVE
 from analogy.studies.study import Study
@@ -50,10 +51,14 @@ def check_files(request: RunRequest) -> None:
     _check_quality(request)
 
 
-def check_run_folder(study: Study) -> None:
-    """Raise ``StoreError`` if results cannot be written into the run folder."""
+def prepare_run_folder(study: Study, request: RunRequest) -> None:
+    """Keep the settings in the run folder, and make a place for its results.
+
+    Raises ``StoreError`` if they cannot be written there.
+    """
     try:
         prepare(study.folder.path)
+        keep_settings(study.folder.path, request, study.config)
     except OSError as error:
         raise StoreError(
             f"run folder {study.folder.path}: expected a place for its results ({error}); choose "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from analogy.core.errors import AnalogyError, ExitCode, ModelError
-from analogy.generation.engine import Progress, no_progress
+from analogy.generation.engine import Progress
 from analogy.models.memory import memory_said
 from analogy.results.model import Analysis, Results
 from analogy.sessions import cases
@@ -102,6 +103,6 @@ def finish(
 def _measure(session: Session, jobs: Sequence[Job]) -> None:
     """Generate and score the missing images, with a progress bar on a terminal."""
     study = session.study
-    progress: Progress = session.report if sys.stderr.isatty() else no_progress
+    progress: Progress = partial(session.report, shows_bar=sys.stderr.isatty())
     study.generate(jobs, progress, ahead=session.ahead())
     study.score(jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,12 @@ from analogy.core.records import Cell, Limit, Pair
 from analogy.grid_metrics import Absent
 from analogy.judges.base import FeatureEncoder
 from analogy.metrics import Lpips
+from analogy.report.numbers import duration
 from analogy.results import baseline as baselines
 from analogy.results import comparison
 from analogy.results.reading import read
 from analogy.sessions import requirements
+from analogy.sessions.forecast import Forecast, notice
 from analogy.sessions.progress import bar
 from analogy.settings.request import RunRequest
 from analogy.store.grid import Job, once
@@ -79,7 +82,8 @@ class Session:
         self.stays: str | None = None
         self.room: int | None = None
         self._bar: tqdm[Any] | None = None
-        self._total: int | None = None
+        self._forecast: Forecast | None = None
+        self._is_noticed = False
         self._lpips: Lpips | Absent | None = None
         self._references: References | Absent | None = None
 
@@ -97,7 +101,7 @@ class Session:
         requirements.check_files(request)
         study = Study.open(request, pairs)
         try:
-            requirements.check_run_folder(study)
+            requirements.prepare_run_folder(study, request)
             requirements.check_gates(study, request)
             return _with_baseline(study, request, is_strict=is_strict)
         except BaseException:
@@ -120,7 +124,10 @@ class Session:
 
         Raises what :meth:`Study.prepare` does.
         """
-        self.study.prepare(self.jobs())
+        jobs = self.jobs()
+        self.study.prepare(jobs)
+        if not self.study.config.sequential:
+            self._forecast = Forecast(self.study, jobs)
         if self.request.lpips_weights is not None:
             self._lpips = self._load_lpips()
 
@@ -203,22 +210,30 @@ class Session:
         if not self.study.config.sequential:
             yield from (self.study.cell_jobs(*cell) for cell in self.planned)
 
-    def report(self, count: int) -> None:
-        """Advance the progress bar; its total is the missing images of all planned cells.
+    def report(self, count: int, *, shows_bar: bool = True) -> None:
+        """Count generated images, with the time that is left on the progress bar if there is one.
 
-        Of a sequential run no total is known.
+        A run that will take long says so once, in two lines on stderr. Of a sequential run neither
+        its total nor its time is known.
         """
+        forecast = self._forecast
+        if forecast is not None:
+            forecast.add(count)
+        if shows_bar:
+            self._advance(count)
+        if forecast is not None and not self._is_noticed and forecast.is_known:
+            self._is_noticed = True
+            for line in notice(forecast):
+                tqdm.write(line, file=sys.stderr)
+
+    def _advance(self, count: int) -> None:
+        forecast = self._forecast
         if self._bar is None:
-            left = None
-            if not self.study.config.sequential:
-                left = len(self.study.missing(self.jobs())) + count
-                self._total = self._total or left
-            done = 0 if left is None or self._total is None else self._total - left
-            self._bar = bar(self._total, done, room=self.room)
-            self._bar.n += count  # made before there was a bar
-            self._bar.refresh()
-        else:
-            self._bar.update(count)
+            total, done = (None, 0) if forecast is None else (forecast.total, forecast.tried)
+            self._bar = bar(total, max(done - count, 0), room=self.room)
+        if forecast is not None and (left := forecast.seconds) is not None:
+            self._bar.set_postfix_str(f"{duration(left)} left", refresh=False)
+        self._bar.update(count)
         if self._bar.n == self._bar.total:
             self.close()
 

@@ -14,6 +14,7 @@ from analogy.report.text_sequential import looks_table
 from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
+from analogy.settings.config_file import CONFIG_NAME, settings_line
 from analogy.settings.pairs import named
 from analogy.studies.study import Study
 from analogy.world.known import unknown_note
@@ -65,6 +66,8 @@ def heading(session: Session) -> Iterator[str]:
         f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
     )
     yield f"run       {study.folder.path}"
+    given = settings_line(session.request)
+    yield f"settings  {given or 'the defaults'}; all in {study.folder.path / CONFIG_NAME}"
     if study.folder.note:
         yield f"note      {study.folder.note}"
     yield f"baseline  {session.note}"

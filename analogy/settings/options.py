@@ -8,7 +8,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -429,15 +429,20 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 
-def parse_options(get: Callable[[str], Any]) -> RunRequest:
+def parse_options(
+    get: Callable[[str], Any], settings: Mapping[str, str | bool] | None = None
+) -> RunRequest:
     """The request of all options.
 
-    ``get`` gives an option's raw text (or bool) by its name, None for the default. Raises
+    ``get`` gives an option's raw text (or bool) by its name, None (or false) for the default.
+    ``settings``: by option's key the text (or bool) of options that ``get`` leaves out. Raises
     ``OptionError``, which names the option and what is allowed.
     """
     values: dict[str, Any] = {}
     for option in OPTIONS:
         raw = get(option.name)
+        if settings is not None and raw in (None, False):
+            raw = settings.get(option.key)
         if isinstance(raw, str) and option.parse is not None:
             try:
                 raw = option.parse(raw)

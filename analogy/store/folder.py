@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 
@@ -41,6 +42,20 @@ class RunFolder(WorkFolder):
     lock was taken over from a process that died. Whatever the disk or the index refuses is a
     :class:`StoreError`.
     """
+
+    @explained
+    def n_images(self) -> int:
+        """The number of images that the index has."""
+        return self._index.n_images()
+
+    @explained
+    def n_bytes(self, part: str = "") -> int:
+        """The size of all files in the folder, or in a ``part`` of it such as ``images``."""
+        return sum(
+            os.lstat(os.path.join(place, name)).st_size
+            for place, _, names in os.walk(self.path / part)
+            for name in names
+        )
 
     @explained
     def without_image(self, wanted: Iterable[W]) -> list[W]:

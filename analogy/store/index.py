@@ -124,6 +124,11 @@ class Index(Database):
         found: tuple[str, str] | None = self.db.execute(query, (key,)).fetchone()
         return found
 
+    def n_images(self) -> int:
+        """The number of images."""
+        count: int = self.db.execute("SELECT COUNT(*) FROM images").fetchone()[0]
+        return count
+
     def with_image(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that have an image."""
         return {key for (key,) in self._rows_of(keys, "SELECT key FROM images WHERE")}
@@ -319,6 +324,16 @@ class Index(Database):
             )
             for images, seconds, memory, peak, machine in found
         ]
+
+    def work(self, stage: str) -> tuple[int, float]:
+        """The images and seconds of all recorded work of a stage; both 0 if there is none."""
+        images, seconds = self.db.execute(
+            "SELECT SUM(images), SUM(seconds) FROM work WHERE stage = ?", (stage,)
+        ).fetchone()
+        return (
+            checked.count(images or 0, "work.images"),
+            checked.number(seconds or 0.0, "work.seconds", 0.0, math.inf),
+        )
 
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of a stage, None if there is none."""

@@ -23,7 +23,7 @@ from analogy.store.index import ImageRow, Index
 
 #: What the suite writes at the top of a run folder.
 _OWN_FILES = re.compile(
-    r"index\.sqlite(-wal|-shm|-journal)?|writer\.(lock|json)|results(-[\w.-]+)?\.json|metadata\.jsonl"
+    r"index\.sqlite(-wal|-shm|-journal)?|writer\.(lock|json)|results(-[\w.-]+)?\.json|metadata\.jsonl|run\.toml"
 )
 _OWN_FOLDERS = ("images", "results")
 

@@ -26,6 +26,11 @@ class WorkFolder(OpenFolder):
         return self._index.batches(method, window.start, window.end)
 
     @explained
+    def work(self, stage: str) -> tuple[int, float]:
+        """The images and seconds of all recorded work of ``generate`` or ``score``."""
+        return self._index.work(stage)
+
+    @explained
     def rate(self, stage: str) -> float | None:
         """Images per second over all recorded work of ``generate`` or ``score``, None if none."""
         return self._index.rate(stage)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from analogy.core.errors import OptionError
 from analogy.core.records import Cell, Pair, RunConfig
 from analogy.core.text import command_line
-from analogy.grid_metrics import chosen_metrics
+from analogy.grid_metrics import GridMetric, chosen_metrics
 from analogy.judges.base import FoundJudge
 from analogy.judges.open_clip import JudgeSource
 from analogy.models.places import ModelSource
@@ -48,6 +49,9 @@ from analogy.studies.resolve import check_device, resolve
 from analogy.studies.sequential import chosen_pairs
 from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
 
+RUNS = Path(".analogy", "runs")
+"""The folder of run folders unless a run names its own."""
+
 
 class Study(GridWork):
     """One configuration over its pairs, in its run folder.
@@ -73,34 +77,50 @@ class Study(GridWork):
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
-        metrics = chosen_metrics(request.metrics)
-        config, model, judge = resolve(request)
-        if pairs is None:
-            pairs = chosen_pairs(config)
-        _refuse_pairs(config, pairs)
-        unread = unread_pairs(judge, pairs)
-        left = _unsteered(model, pairs, config.method)
-        truth = _ground_truth(request.ceiling, judge)
-        scheduler = scheduler_of(model.folder)
-        subject = Sampling.of(config, scheduler).subject(model.fingerprint)
-        # One folder for all runs that can share images: more pairs, alphas or methods extend it.
-        name = folder_name(subject, judge=judge.fingerprint)
-        folder = RunFolder(Path(request.run_dir or Path(".analogy") / "runs" / name))
-        command = Command(
-            config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora
-        )
+        found = _find(request, pairs)
+        folder = RunFolder(found.path)
         try:
-            if config.sequential:
-                check_extension(folder, command)
-            study = cls(
-                config, pairs, model, judge, folder, truth, unread=unread, unsteered=left,
-                metrics=metrics, base=base_of(folder, command),
-            )  # fmt: skip
+            if found.command.config.sequential:
+                check_extension(folder, found.command)
+            study = cls._of(found, folder)
             study.record(request.lora)
         except BaseException:
             folder.close()
             raise
         return study
+
+    @classmethod
+    @contextmanager
+    def preview(cls, request: RunRequest, scratch: Path) -> Iterator[tuple[Study, Path]]:
+        """The study of a request and the path of its run folder, to which nothing is written.
+
+        A run folder that exists is read. For one that does not, the study has an empty folder in
+        ``scratch``. Raises what :meth:`open` does.
+        """
+        found = _find(request, None)
+        exists = (found.path / "index.sqlite").is_file()
+        path = found.path if exists else scratch / "empty"
+        folder = RunFolder(path, read_only=exists)
+        try:
+            yield cls._of(found, folder), found.path
+        finally:
+            folder.close()
+
+    @classmethod
+    def _of(cls, found: _Found, folder: RunFolder) -> Study:
+        command = found.command
+        return cls(
+            command.config, command.pairs, found.model, found.judge, folder, found.truth,
+            unread=command.unread, unsteered=found.unsteered, metrics=found.metrics,
+            base=base_of(folder, command),
+        )  # fmt: skip
+
+    def within(self, folder: RunFolder) -> Study:
+        """The same study in another run folder."""
+        return Study(
+            self.config, self.pairs, self.model, self.judge, folder, self.truth,
+            unread=self.unread, unsteered=self.unsteered, metrics=self.quality.metrics,
+        )  # fmt: skip
 
     @classmethod
     def reopen(
@@ -292,6 +312,44 @@ class Study(GridWork):
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a request resolves to on this machine: its command, its files, and its run folder.
+
+    ``unsteered``: as of :class:`Study`.
+    """
+
+    command: Command
+    model: ModelSource
+    judge: FoundJudge
+    truth: GroundTruth | None
+    unsteered: Sequence[str]
+    metrics: Sequence[GridMetric]
+    path: Path
+
+
+def _find(request: RunRequest, pairs: Sequence[Pair] | None) -> _Found:
+    """Resolve a request. ``pairs``: these instead of a file's. Raises as :meth:`Study.open`."""
+    metrics = chosen_metrics(request.metrics)
+    config, model, judge = resolve(request)
+    if pairs is None:
+        pairs = chosen_pairs(config)
+    _refuse_pairs(config, pairs)
+    unread = unread_pairs(judge, pairs)
+    left = _unsteered(model, pairs, config.method)
+    truth = _ground_truth(request.ceiling, judge)
+    scheduler = scheduler_of(model.folder)
+    subject = Sampling.of(config, scheduler).subject(model.fingerprint)
+    # One folder for all runs that can share images: more pairs, alphas or methods extend it.
+    name = folder_name(subject, judge=judge.fingerprint)
+    command = Command(
+        config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora,
+        unread=tuple(unread),
+    )  # fmt: skip
+    path = Path(request.run_dir or RUNS / name)
+    return _Found(command, model, judge, truth, left, metrics, path)
 
 
 def _refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:

@@ -75,7 +75,7 @@ def expected(**given):
 
 def test_run_has_every_option_of_pytest_and_little_else(values):
     found = flags("run")
-    own = {"--strict", "--json", "--help", "-h"}
+    own = {"--strict", "--config", "--json", "--help", "-h"}
     assert set(found) - own == {each.flag for each in OPTIONS}
     for each in OPTIONS:
         assert unescaped(found[each.flag].help) == each.help
@@ -212,7 +212,7 @@ def words_of(text):
     "arguments",
     [
         ["run"], ["steer"], ["compare"], ["baseline"], ["report"], ["verify"], ["score"],
-        ["import"], ["pairs"], ["pairs", "check"], ["models"],
+        ["import"], ["pairs"], ["pairs", "check"], ["models"], ["plan"], ["runs"], ["site"],
     ],
 )  # fmt: skip
 def test_every_verb_has_a_help_and_the_documentation_an_example(arguments):

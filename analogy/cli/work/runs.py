@@ -1,17 +1,24 @@
-"""What ``run`` does."""
+"""What ``run``, ``plan`` and ``runs`` do."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
 from analogy.cli.base import refuse, say, show_lines, write
 from analogy.core.errors import ExitCode, StoreError
+from analogy.report.overview import OVERVIEW_VERSION, Entry, overview, overview_lines
 from analogy.results.writing import to_json
 from analogy.sessions.findings import Finding
+from analogy.sessions.plan import make_plan
+from analogy.sessions.plan_text import plan_lines
 from analogy.sessions.running import fault_code, finish, run_cases
 from analogy.sessions.session import Session
 from analogy.sessions.summary import closing, heading, interrupted, summary
 from analogy.settings.request import RunRequest
+from analogy.studies.study import RUNS
 
 
 def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, verbose: bool) -> None:
@@ -52,3 +59,29 @@ def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, ver
     if ending.lost is not None:
         refuse(ExitCode.UNREADABLE, f"results NOT written: {ending.lost}")
     raise typer.Exit(ending.code)
+
+
+def plan(request: RunRequest, *, measures: bool | None, json: str | None) -> None:
+    """Write and print the plan of a run."""
+    made = make_plan(request, measures=measures)
+    write(made.to_dict(), json)
+    show_lines(plan_lines(made), json)
+
+
+def runs(folders: Sequence[Path] | None, *, json: str | None) -> None:
+    """Write and print the list of runs."""
+    entries = found_runs(folders)
+    write(
+        {"schema_version": OVERVIEW_VERSION, "runs": [entry.to_dict() for entry in entries]}, json
+    )
+    show_lines(overview_lines(entries), json)
+
+
+def found_runs(folders: Sequence[Path] | None) -> list[Entry]:
+    """The runs in these folders, or in the default place; none at all ends the command."""
+    places = folders or [RUNS]
+    entries = overview(places)
+    if not entries:
+        names = ", ".join(map(str, places))
+        refuse(ExitCode.USAGE, f"{names}: expected run folders, got none; name their folder")
+    return entries

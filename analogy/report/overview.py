@@ -1,0 +1,173 @@
+"""The runs of this machine: a line for each measurement in each run folder."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analogy.core.errors import AnalogyError, StoreError
+from analogy.core.strict_json import Json
+from analogy.core.text import padded, shortened
+from analogy.report.answer import answer
+from analogy.report.numbers import size
+from analogy.results import kept
+from analogy.results.model import RESULTS_NAME, Results
+from analogy.store.finding import run_folders
+from analogy.store.folder import RunFolder
+from analogy.studies.extension import jobs_of
+
+OVERVIEW_VERSION = 1
+"""The schema version of a list of runs as JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A measurement in a run folder.
+
+    - ``results``, ``file``: its results and their file; None if the run has written none yet;
+    - ``model``, ``judge``: names without fingerprints; ``pairs``: their number;
+    - ``done``: the share of its items that have all their images, or without results, of its
+      images that exist; 0..1;
+    - ``n_bytes``: of the whole folder; ``date``: ISO 8601, of the results or the latest command;
+    - ``fault``: why the folder cannot be read; all else is then empty.
+    """
+
+    folder: Path
+    file: Path | None = None
+    results: Results | None = None
+    model: str = ""
+    method: str = ""
+    judge: str = ""
+    pairs: int = 0
+    done: float = 0.0
+    n_bytes: int = 0
+    date: str = ""
+    fault: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The answer to the suite's question in a sentence, or why there is none."""
+        if self.fault is not None:
+            return self.fault
+        return "No results yet." if self.results is None else answer(self.results)
+
+    def to_dict(self) -> dict[str, Json]:
+        """Plain values for JSON."""
+        return {
+            "folder": str(self.folder),
+            "results": None if self.file is None else str(self.file),
+            "model": self.model,
+            "method": self.method,
+            "judge": self.judge,
+            "pairs": self.pairs,
+            "done": self.done,
+            "answer": None if self.results is None else self.answer,
+            "bytes": self.n_bytes,
+            "date": self.date or None,
+            "fault": self.fault,
+        }
+
+
+def overview(places: Iterable[Path]) -> list[Entry]:
+    """The measurements in the run folders at or below these places, the latest run first.
+
+    Those of one run folder are together, first the one that it shows. A folder that cannot be read
+    is an entry that says why.
+    """
+    runs = [_entries(folder) for folder in run_folders(places)]
+    runs.sort(key=lambda entries: entries[0].date, reverse=True)
+    return [entry for entries in runs for entry in entries]
+
+
+def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
+    """A table of at most 80 columns: a line for each entry, and its answer below it."""
+    columns = ("model", "method", "judge", "pairs", "done", "size", "date")
+    yield _row(*columns)
+    folder = None
+    for entry in entries:
+        if entry.folder != folder:
+            yield ""
+            yield str(entry.folder)
+            folder = entry.folder
+        if entry.fault is None:
+            yield _row(
+                entry.model, entry.method, entry.judge, f"{entry.pairs:,}", f"{entry.done:.0%}",
+                size(entry.n_bytes), entry.date[:10],
+            )  # fmt: skip
+        yield from _wrapped(entry.answer)
+
+
+def _row(
+    model: str, method: str, judge: str, pairs: str, done: str, n_bytes: str, date: str
+) -> str:
+    names = [
+        padded(shortened(name, width), width)
+        for name, width in ((model, 18), (method, 12), (judge, 14))
+    ]
+    return f"{' '.join(names)} {pairs:>5} {done:>5} {n_bytes:>7} {date:<10}".rstrip()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="  ")
+
+
+def _entries(folder: Path) -> list[Entry]:
+    try:
+        store = RunFolder(folder, read_only=True)
+    except StoreError as error:
+        return [Entry(folder=folder, fault=str(error))]
+    try:
+        shown = kept.found(folder / RESULTS_NAME)
+        if shown is None:
+            return [_without_results(store)]
+        others, _ = kept.others(folder, shown)
+        n_bytes = store.n_bytes()
+        return [_entry(folder, one, n_bytes) for one in (shown, *others)]
+    except AnalogyError as error:
+        return [Entry(folder=folder, fault=str(error))]
+    finally:
+        store.close()
+
+
+def _entry(folder: Path, one: kept.Measured, n_bytes: int) -> Entry:
+    results, analysis = one.results, one.results.analysis
+    header = results.header
+    margins = [each.margin for of in (analysis.cells, analysis.unsteered) for each in of.values()]
+    of = sum(margin.n for margin in margins)
+    return Entry(
+        folder=folder,
+        file=one.path,
+        results=results,
+        model=_named(header.subject.model),
+        method=header.subject.method,
+        judge=_named(header.measurement.judge),
+        pairs=one.scope.n_pairs,
+        done=sum(margin.n_items for margin in margins) / of if of else 0.0,
+        n_bytes=n_bytes,
+        date=header.provenance.time or "",
+    )
+
+
+def _without_results(store: RunFolder) -> Entry:
+    commands = store.commands()
+    if not commands:
+        return Entry(folder=store.path, fault="No command ran here.")
+    command = commands[0]
+    jobs = jobs_of(command, store)
+    time = store.provenance().get("time")
+    return Entry(
+        folder=store.path,
+        model=_named(command.model),
+        method=command.config.method,
+        judge=_named(command.judge),
+        pairs=len(command.pairs),
+        done=1 - len(store.without_image(jobs)) / len(jobs) if jobs else 0.0,
+        n_bytes=store.n_bytes(),
+        date=time if isinstance(time, str) else "",
+    )
+
+
+def _named(fingerprint: str) -> str:
+    return fingerprint.partition("@")[0]

@@ -1,0 +1,220 @@
+"""A static site of runs: an index with leaderboards, each run's report, and comparisons of two.
+
+Nothing on its pages is fetched, and no server is needed. Whatever comes from a run's files is
+escaped by Jinja2.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from analogy._version import __version__
+from analogy.core.errors import AnalogyError
+from analogy.core.files import write_output
+from analogy.core.strict_json import Json, encoded, parse
+from analogy.report.boards import Board, boards
+from analogy.report.html import write_report
+from analogy.report.numbers import counted, interval, percent, signed, size, words
+from analogy.report.overview import Entry
+from analogy.results import comparison
+from analogy.results.changes import Comparison
+from analogy.results.model import Results
+
+MOST_RUNS = 200
+"""At most so many measurements are on a site, the latest ones."""
+
+MOST_COMPARISONS = 200
+"""At most so many comparisons have a page, those of the latest runs."""
+
+RECORD = "site.json"
+"""The record of a site in its folder: the reports that are there, and what each is of."""
+
+# What the page says of two runs: a number >= 0 is the place of a reason.
+_COMPARED, _NOT_SHOWN = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class SitePaths:
+    """The pages of a run, relative to the site: its report; None without results."""
+
+    id: str
+    report: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: pages of runs anew and in all, and comparisons; ``faults`` by folder."""
+
+    reports: int
+    runs: int
+    comparisons: int
+    faults: tuple[str, ...]
+
+
+def write_site(
+    entries: Sequence[Entry], site: Path, *, most_comparisons: int = MOST_COMPARISONS
+) -> Written:
+    """Write the site of these runs into the folder ``site``.
+
+    A report whose results have not changed since the site was last written is not made again.
+    Raises ``OSError`` if a file cannot be written. A run whose report cannot be made is listed
+    without one, with the reason in ``faults``.
+    """
+    entries = entries[:MOST_RUNS]
+    paths = [_paths(entry) for entry in entries]
+    before, now = _record(site), {}
+    faults: list[str] = []
+    made = 0
+    for i, (entry, own) in enumerate(zip(entries, paths, strict=True)):
+        if own.report is None or entry.results is None or entry.file is None:
+            continue
+        digest = hashlib.sha256(__version__.encode() + entry.file.read_bytes()).hexdigest()
+        if before.get(own.report) != digest or not (site / own.report).is_file():
+            try:
+                write_report(entry.results, site / own.report, folder=entry.folder)
+            except AnalogyError as error:
+                faults.append(f"{entry.folder}: {error}")
+                paths[i] = SitePaths(own.id, None)
+                continue
+            made += 1
+        now[own.report] = digest
+    environment = _environment()
+    outcomes, reasons, compared = _compared(entries, most_comparisons)
+    for (i, j), found in compared.items():
+        page = environment.get_template("site_compare.html").render(
+            old=entries[i], new=entries[j], old_paths=paths[i], new_paths=paths[j],
+            comparison=found, outcomes=_outcomes(found),
+        )  # fmt: skip
+        _write(site / _compare_page(paths[i], paths[j]), page)
+    script = environment.get_template("site.js").render()
+    data: dict[str, Json] = {
+        "ids": [own.id for own in paths],
+        "outcomes": outcomes,
+        "reasons": reasons,
+        "most": most_comparisons,
+    }
+    page = environment.get_template("site.html").render(
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=data, entries=entries, paths=paths, boards=_grouped(boards(entries)),
+        dates=[_date(entry) for entry in entries],
+        compare_page=lambda i, j: _compare_page(paths[min(i, j)], paths[max(i, j)])
+        if (min(i, j), max(i, j)) in compared else None,
+    )  # fmt: skip
+    _write(site / "index.html", page)
+    write_output(site / RECORD, encoded({"suite": __version__, "reports": now}))
+    return Written(made, len(entries), len(compared), tuple(faults))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("analogy.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        signed=signed, interval=interval, percent=percent, size=size, words=words, counted=counted
+    )
+    return environment
+
+
+def _write(path: Path, page: str) -> None:
+    write_output(path, page.encode("utf-8", "backslashreplace"))
+
+
+def _record(site: Path) -> dict[str, str]:
+    """The reports of the site as it was last written; empty if there is no record of it."""
+    try:
+        reports = parse((site / RECORD).read_text("utf-8"))["reports"]
+        return {str(name): str(digest) for name, digest in reports.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _paths(entry: Entry) -> SitePaths:
+    """A run's pages are named for its folder and its measurement, the same at every writing."""
+    what = f"{entry.folder.resolve()}\0{entry.file and entry.file.name}"
+    digest = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.folder.name)[:40].strip("-") or "run"
+    own = f"{name}-{digest}"
+    return SitePaths(own, None if entry.results is None else f"runs/{own}.html")
+
+
+def _compare_page(old: SitePaths, new: SitePaths) -> str:
+    return f"compare/{old.id}--{new.id}.html"
+
+
+def _date(entry: Entry) -> str:
+    try:
+        return datetime.fromisoformat(entry.date).strftime("%Y-%m-%d")
+    except ValueError:
+        return ""
+
+
+def _compared(
+    entries: Sequence[Entry], most: int
+) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Comparison]]:
+    """What is known of each two runs, the reasons why two cannot be compared, and comparisons.
+
+    The first is a list for each run, of its outcome with each run before it: the place of a reason,
+    ``_COMPARED`` or ``_NOT_SHOWN``. The run that comes first in the list, the later one, is the
+    baseline's side if it is the one with more categories.
+    """
+    outcomes: list[list[int]] = [[_NOT_SHOWN] * i for i in range(len(entries))]
+    reasons: dict[str, int] = {}
+    compared: dict[tuple[int, int], Comparison] = {}
+    for i, j in combinations(range(len(entries)), 2):
+        reason, sides = _sides(entries[i].results, entries[j].results)
+        if sides is None:
+            outcomes[j][i] = reasons.setdefault(reason, len(reasons))
+        elif len(compared) < most:
+            compared[i, j] = comparison.compare(*sides)
+            outcomes[j][i] = _COMPARED
+    return outcomes, list(reasons), compared
+
+
+def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results, Results] | None]:
+    """The baseline and the run that is compared with it, or the reason why there are none."""
+    if new is None or old is None:
+        return "one of them has no results yet", None
+    differences = comparison.measurement_differences(old.header, new.header)
+    if not differences:
+        return "", (old, new)
+    if not comparison.measurement_differences(new.header, old.header):
+        return "", (new, old)
+    return "; ".join(differences), None
+
+
+def _outcomes(found: Comparison) -> str:
+    """How many cells became worse, better or neither, in words."""
+    counts: dict[str, int] = {}
+    for change in found.changes:
+        counts[words(change.outcome)] = counts.get(words(change.outcome), 0) + 1
+    return ", ".join(f"{name} in {count}" for name, count in counts.items())
+
+
+def _grouped(found: Sequence[Board]) -> list[list[Board]]:
+    """Boards that differ in their judge alone, together."""
+    groups: list[list[Board]] = []
+    for board in found:
+        for group in groups:
+            if _but_judge(group[0]) == _but_judge(board):
+                group.append(board)
+                break
+        else:
+            groups.append([board])
+    return groups
+
+
+def _but_judge(board: Board) -> tuple[object, ...]:
+    of = board.measurement
+    return of.size, of.seeds, of.alphas, of.limit, dict(of.pairs)

@@ -1,0 +1,98 @@
+"""Smaller designs of a run: what fewer pairs and fewer seeds would detect, from a known spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analogy.core.records import Figures
+from analogy.statistics.power import min_detectable, pairs_needed
+from analogy.statistics.values import MIN_DECISIVE
+from analogy.statistics.variances import variances
+
+MIN_PAIRS = 10
+"""With fewer pairs a cell's mean and spread are too uncertain to plan with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The margins of one cell as they were measured: their mean and variance components.
+
+    `mean`: of all images; `between`: the variance between pairs; `within`: between the seeds of a
+    pair, 0 if there was one seed, whose part is then in `between`.
+    """
+
+    mean: float
+    between: float
+    within: float
+
+    @classmethod
+    def of(cls, margins: ArrayLike) -> Spread | None:
+        """From margins, shape (pairs, seeds); None for fewer than `MIN_PAIRS` complete pairs."""
+        table = np.asarray(margins, dtype=np.float64)
+        table = table[~np.isnan(table).any(axis=1)]
+        if len(table) < MIN_PAIRS:
+            return None
+        mean = float(table.mean())
+        if table.shape[1] < 2:
+            return cls(mean, float(table.var(ddof=1)), 0.0)
+        found = variances(table)
+        return cls(mean, found.between, found.within)
+
+    def sd(self, seeds: int) -> float:
+        """The standard deviation of a pair's mean over so many seeds."""
+        return float(np.sqrt(self.between + self.within / seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Design(Figures):
+    """A number of pairs in each category, and of seeds, with what they would detect.
+
+    - `detectable`: the true mean margin that a cell of the median spread shows as a success with
+      the power of 80%;
+    - `decided`: the cells, `of` all whose spread is known, that are decided either way with that
+      power if their true means are those measured.
+    """
+
+    pairs: int
+    seeds: int
+    detectable: float
+    decided: int
+    of: int
+
+
+def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Design, ...]:
+    """The design of so many pairs and seeds, first, and smaller ones, the largest first.
+
+    The smaller ones have a half and a quarter of the pairs, or as many as the cells need that the
+    first design decides; and the same seeds or one. Empty without spreads.
+    """
+    if not spreads:
+        return ()
+    chosen = [(pairs, seeds)]
+    for some in dict.fromkeys((seeds, 1)):
+        needed = [need for need in _needs(spreads, some) if need <= pairs]
+        sizes = {pairs, pairs // 2, pairs // 4, max(needed, default=pairs)}
+        chosen += [(n, some) for n in sorted(sizes, reverse=True) if n >= MIN_DECISIVE]
+    return tuple(_design(spreads, *size) for size in dict.fromkeys(chosen))
+
+
+def _design(spreads: Sequence[Spread], pairs: int, seeds: int) -> Design:
+    return Design(
+        pairs=pairs,
+        seeds=seeds,
+        detectable=min_detectable(float(np.median([each.sd(seeds) for each in spreads])), pairs),
+        decided=sum(need <= pairs for need in _needs(spreads, seeds)),
+        of=len(spreads),
+    )
+
+
+def _needs(spreads: Sequence[Spread], seeds: int) -> Iterator[int]:
+    """The pairs that each cell needs; cells without an effect are left out."""
+    for each in spreads:
+        need = pairs_needed(each.mean, each.sd(seeds))
+        if need is not None:
+            yield need
