@@ -124,7 +124,7 @@ ROWS: Mapping[str, Row] = {
     "Kandinsky5T2IPipeline": Row(from_size={"resolutions": "sizes"}),
     "OvisImagePipeline": Row(),
     "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE),
-    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}, hides_masked=True),
+    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "DreamLitePipeline": Row(
