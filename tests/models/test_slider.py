@@ -176,7 +176,7 @@ def test_it_is_the_lora_in_the_weights(family, file, batch, images):
     assert apart(images[3], own) <= 1
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0])
+@pytest.mark.parametrize("scale", [0.5])
 def test_other_formats_give_the_same_image(
     family, state, tiny_generator, batch, rows, images, tmp_path, scale
 ):
@@ -215,10 +215,10 @@ def test_alpha_0_is_the_unsteered_image_bit_for_bit(
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_generator, batch, method, rows, images):
-    for chosen in ([0], [3, 1]):
-        given = [batch[0][i] for i in chosen], batch[1][chosen]
-        made = tiny_generator.generate(*given, method, [rows[i] for i in chosen]).images
-        assert apart(made, images[chosen]) <= 1
+    chosen = [3, 1]
+    given = [batch[0][i] for i in chosen], batch[1][chosen]
+    made = tiny_generator.generate(*given, method, [rows[i] for i in chosen]).images
+    assert apart(made, images[chosen]) <= 1
 
 
 def test_strengths_and_categories_share_a_batch(method, config):
@@ -446,19 +446,19 @@ def test_a_shipped_slider_moves_the_image_to_that_of_the_target_prompt(generator
         )
 
 
-def test_it_goes_with_a_lora_in_the_base_models_weights(
-    family, file, batch, rows, method, tmp_path
-):
+def test_it_goes_with_a_lora_in_the_base_models_weights(tmp_path):
     """As --lora fuses it: the two LoRAs' sum."""
-    pipeline = built(family)
-    other = tmp_path / "style.safetensors"
-    save(adapter(pipeline, MODULES[family][:2], seed=7), other)
-    fuse_lora(pipeline, other)
-    ours = generator_of(pipeline).generate(*batch, method, rows).images
-    theirs = built(family)
-    for each, scale in ((other, 1.0), (file, ALPHAS[0])):
+    base, mine = tmp_path / "base.safetensors", tmp_path / "mine.safetensors"
+    ours, theirs = tiny.build("sdxl"), tiny.build("sdxl")
+    for seed, each in enumerate((base, mine)):
+        save(adapter(ours, MODULES["sdxl"][seed : seed + 2], seed), each)
         theirs.load_lora_weights(each)
-        theirs.fuse_lora(lora_scale=scale)
+        theirs.fuse_lora(lora_scale=1.0)
         theirs.unload_lora_weights()
-    made = generator_of(theirs).generate([batch[0][0]], batch[1][:1]).images[0]
-    assert apart(ours[0], made) <= 1
+    fuse_lora(ours, base)
+    generator = generator_of(ours)
+    given = inputs(generator, PAIRS[:1])
+    change = METHODS.get(f"slider:{mine}"), [Row(PAIRS[0], 1.0)]
+    made = generator.generate(*given, *change).images
+    assert apart(made, generator_of(theirs).generate(*given).images) <= 1
+    assert apart(made, generator.generate(*given).images) > 2
