@@ -27,7 +27,7 @@ from analogy.settings.request import RunRequest
 from analogy.statistics.designs import MIN_PAIRS, Design, Spread, designs
 from analogy.statistics.items import seed_margins
 from analogy.store.grid import Job, Role, once
-from analogy.studies.study import Study
+from analogy.studies.study import Study, preview
 
 PLAN_VERSION = 1
 """The schema version of a plan as JSON."""
@@ -136,7 +136,7 @@ def make_plan(
     with tempfile.TemporaryDirectory(prefix="analogy-plan-") as scratch:
         place = Path(scratch)
         try:
-            with Study.preview(replace(request, offline=True), place) as (study, path):
+            with preview(replace(request, offline=True), place) as (study, path):
                 mine = None if cells is None else cells(study)
                 return plan_of(study, path, place, measures=measures, cells=mine)
         except ModelError as error:

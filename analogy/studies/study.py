@@ -82,7 +82,7 @@ class Study(GridWork):
         try:
             if found.command.config.sequential:
                 check_extension(folder, found.command)
-            study = cls._of(found, folder)
+            study = cls.of(found, folder)
             study.record(request.lora)
         except BaseException:
             folder.close()
@@ -90,24 +90,8 @@ class Study(GridWork):
         return study
 
     @classmethod
-    @contextmanager
-    def preview(cls, request: RunRequest, scratch: Path) -> Iterator[tuple[Study, Path]]:
-        """The study of a request and the path of its run folder, to which nothing is written.
-
-        A run folder that exists is read. For one that does not, the study has an empty folder in
-        ``scratch``. Raises what :meth:`open` does.
-        """
-        found = _find(request, None)
-        exists = (found.path / "index.sqlite").is_file()
-        path = found.path if exists else scratch / "empty"
-        folder = RunFolder(path, read_only=exists)
-        try:
-            yield cls._of(found, folder), found.path
-        finally:
-            folder.close()
-
-    @classmethod
-    def _of(cls, found: _Found, folder: RunFolder) -> Study:
+    def of(cls, found: Found, folder: RunFolder) -> Study:
+        """What a request resolved to, in a run folder."""
         command = found.command
         return cls(
             command.config, command.pairs, found.model, found.judge, folder, found.truth,
@@ -315,7 +299,7 @@ class Study(GridWork):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What a request resolves to on this machine: its command, its files, and its run folder.
 
     ``unsteered``: as of :class:`Study`.
@@ -330,7 +314,7 @@ class _Found:
     path: Path
 
 
-def _find(request: RunRequest, pairs: Sequence[Pair] | None) -> _Found:
+def _find(request: RunRequest, pairs: Sequence[Pair] | None) -> Found:
     """Resolve a request. ``pairs``: these instead of a file's. Raises as :meth:`Study.open`."""
     metrics = chosen_metrics(request.metrics)
     config, model, judge = resolve(request)
@@ -349,7 +333,23 @@ def _find(request: RunRequest, pairs: Sequence[Pair] | None) -> _Found:
         unread=tuple(unread),
     )  # fmt: skip
     path = Path(request.run_dir or RUNS / name)
-    return _Found(command, model, judge, truth, left, metrics, path)
+    return Found(command, model, judge, truth, left, metrics, path)
+
+
+@contextmanager
+def preview(request: RunRequest, scratch: Path) -> Iterator[tuple[Study, Path]]:
+    """The study of a request and the path of its run folder, to which nothing is written.
+
+    A run folder that exists is read. For one that does not, the study has an empty folder in
+    ``scratch``. Raises what :meth:`Study.open` does.
+    """
+    found = _find(request, None)
+    exists = (found.path / "index.sqlite").is_file()
+    folder = RunFolder(found.path if exists else scratch / "empty", read_only=exists)
+    try:
+        yield Study.of(found, folder), found.path
+    finally:
+        folder.close()
 
 
 def _refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:

@@ -22,7 +22,7 @@ from analogy.sessions import plan as plans
 from analogy.sessions import rates, running
 from analogy.sessions.forecast import Forecast
 from analogy.sessions.session import Session
-from analogy.studies.study import Study
+from analogy.studies import study
 
 pytest_plugins = ["pytester"]
 
@@ -75,7 +75,7 @@ def clock(monkeypatch):
 def preview(tmp_path):
     """Make the study of a request as a plan has it."""
     request = looks.request(tmp_path, **GRID)
-    with Study.preview(request, tmp_path / "scratch") as found:
+    with study.preview(request, tmp_path / "scratch") as found:
         yield found
 
 
@@ -86,8 +86,8 @@ def files_of(path: Path) -> dict[Path, bytes]:
 
 
 def test_a_round_of_batches_is_measured_and_goes_nowhere(clock, preview, tmp_path):
-    study, path = preview
-    found = rates.measured(study, study.jobs(), tmp_path, clock=clock.perf_counter)
+    planned, path = preview
+    found = rates.measured(planned, planned.jobs(), tmp_path, clock=clock.perf_counter)
     assert found.images == 8
     assert 1 / 2.2 <= found.generate <= 1 / 1.8
     assert found.score == pytest.approx(5.0)

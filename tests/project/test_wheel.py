@@ -1,0 +1,59 @@
+"""The suite from an installed wheel, in an empty folder without a network: the same cases."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from cases import ROOT
+from extras import extra
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("--limit=2", "--categories=color", "--seeds=0", "--alphas=1", "--steps=2")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Runs a command with the wheel on its path, and nothing of the checkout."""
+    extra("hatchling", "dev")
+    path = tmp_path_factory.mktemp("wheel")
+    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target")
+    made = subprocess.run(
+        [sys.executable, "-c", build, str(path)], cwd=ROOT, check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    wheel = path / made.stdout.strip().splitlines()[-1]
+    subprocess.run([*pip, str(path / "site"), str(wheel)], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(path / "site"), "HF_HUB_OFFLINE": "1"}
+    empty = path / "empty"
+    empty.mkdir()
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=empty, env=environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run.folder = empty
+    return run
+
+
+def test_a_run_and_the_cases_share_a_folder(installed):
+    said = installed("analogy", "run", *SMALL)
+    assert "color" in said
+    (index,) = (installed.folder / ".analogy" / "runs").glob("*/index.sqlite")
+    before = len(list(index.parent.rglob("*.png")))
+    assert before == 4
+    said = installed(
+        "pytest", "-p", "analogy.plugin", "-p", "no:cacheprovider", "--pyargs",
+        "analogy.benchmarks", "-k", "not calibration", f"--config={index.parent / 'run.toml'}",
+    )  # fmt: skip
+    assert len(list(index.parent.rglob("*.png"))) == before
+    assert re.search(r"\d+ (passed|skipped|xfailed)", said)
