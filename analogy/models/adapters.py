@@ -77,7 +77,8 @@ def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
     for name, module in getattr(twin, part).named_modules():
         if not isinstance(module, peft_tuners.BaseTunerLayer):
             continue
-        own = [key for key, _ in module.named_parameters() if f".{_NAME}" in key]
+        layer: Any = module  # peft's classes of it have no common type
+        own = [key for key, _ in layer.named_parameters() if f".{_NAME}" in key]
         if not own:
             continue
         if sorted(own) != [f"lora_A.{_NAME}.weight", f"lora_B.{_NAME}.weight"]:
@@ -85,8 +86,8 @@ def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
                 f"{what}: expected a plain LoRA, whose strength is a factor, got "
                 f"{', '.join(own)} of the module {name}; choose one without DoRA and biases"
             )
-        down, up = module.lora_A[_NAME], module.lora_B[_NAME]
-        found[name] = LowRank(down, up, float(module.scaling[_NAME]))
+        down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
+        found[name] = LowRank(down, up, float(layer.scaling[_NAME]))
     return found
 
 
