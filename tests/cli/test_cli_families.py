@@ -17,7 +17,7 @@ WAY = (
     "ChromaPipeline", "StableDiffusion3Pipeline", "PixArtSigmaPipeline", "Lumina2Pipeline",
     "HiDreamImagePipeline",
 )  # fmt: skip
-PAIRS = """pair_id,category,source_word,target_word,source_prompt,target_prompt
+PAIRS = """id,category,source_word,target_word,source_prompt,target_prompt
 c1,color,red,blue,a red car,a blue car
 c2,color,green,red,a green cup,a red cup
 c3,color,blue,green,a blue hat,a green hat
