@@ -291,7 +291,7 @@ def _verdict(mean: _Mean, higher_is_better: bool | None) -> PairVerdict | None:
 
 def _unequal(a: Subject, b: Subject) -> tuple[Unequal, ...]:
     """The settings of sampling that differ; none for a folder, whose settings are not known."""
-    found = (Unequal(n, a.settings[n], b.settings[n]) for n in SAMPLED
+    found = (Unequal(n, float(a.settings[n]), float(b.settings[n])) for n in SAMPLED
              if n in a.settings and n in b.settings)  # fmt: skip
     return tuple(one for one in found if one.a != one.b)
 

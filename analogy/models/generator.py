@@ -97,7 +97,7 @@ class Generator:
     def encode(self, prompts: Sequence[str], *, batch_size: int | None = None) -> Texts:
         """Each distinct prompt's conditioning, encoded once."""
         family, distinct = self._family, list(dict.fromkeys(prompts))
-        at_once: int = batch_size or getattr(family, "prompts_at_once", 64)
+        at_once = batch_size or int(getattr(family, "prompts_at_once", 64))
         encoded = Texts(hides_masked=getattr(family, "hides_masked", False))
         for i in range(0, len(distinct), at_once):
             chunk = distinct[i : i + at_once]

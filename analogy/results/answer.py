@@ -147,7 +147,10 @@ def answer_of(analysis: Analysis, unknown: Iterable[str] = ()) -> Answer:
             return tuple(c.category for c in here if cells[c].margin.verdict in verdicts)
 
         return AtStrength(
-            alpha, *(those(verdict) for verdict in _DECIDED),
+            alpha,
+            success=those(Verdict.SUCCESS),
+            failure=those(Verdict.FAILURE),
+            inconclusive=those(Verdict.INCONCLUSIVE),
             undecided=those(*_NOTHING),
             not_after_holm=tuple(cell.category for cell in here if cell in lost),
         )  # fmt: skip

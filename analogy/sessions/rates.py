@@ -119,7 +119,7 @@ def measured(
         if rest:
             own.generate(first)
             own.score(first)
-        fit = folder.fit_seconds(study.config.method) or 0.0
+        fit = _fit_seconds(own)
         batch = _spread(rest or first, capacity.batch_size * capacity.at_once)
         start = clock()
         own.generate(batch)
@@ -127,7 +127,7 @@ def measured(
         start = clock()
         own.score(batch)
         scoring = clock() - start
-        later = (folder.fit_seconds(study.config.method) or 0.0) - fit
+        later = (_fit_seconds(own)) - fit
         return Rates(
             generate=len(batch) / max(seconds - later, 1e-9),
             score=len(batch) / max(scoring, 1e-9),
@@ -146,6 +146,11 @@ def _spread(jobs: Sequence[Job], most: int) -> list[Job]:
     """At most so many jobs, evenly from all of them, so that each kind has its share."""
     n = min(most, len(jobs))
     return [jobs[i * len(jobs) // n] for i in range(n)]
+
+
+def _fit_seconds(study: Study) -> float:
+    """The seconds that fitting the study's method took in its folder."""
+    return sum(fit.seconds for fit in study.folder.fits(study.config.method))
 
 
 def _peak_of_this_process() -> int:
