@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -38,15 +37,14 @@ from analogy.report.looks import is_sequential, variance_said
 from analogy.report.medians import medians
 from analogy.report.numbers import (
     SYMBOLS,
-    interval,
     interval_name,
-    percent,
     signed,
     symbol,
     words,
 )
 from analogy.report.provenance import commands, provenance
 from analogy.report.tables import tables
+from analogy.report.templating import environment
 from analogy.results.answer import answer_of
 from analogy.results.comparison import Comparison, Outcome
 from analogy.results.model import Analysis, Pool, Results, TargetFigures
@@ -110,20 +108,10 @@ def render(
     """The report as HTML; see :func:`write_report`. The same arguments give the same text."""
     header, analysis = results.header, results.analysis
     images = gallery(results, folder, full_images)
-    environment = Environment(
-        loader=PackageLoader("analogy.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        signed=signed, percent=percent, interval=interval, symbol=symbol, words=words,
-        interval_name=interval_name, fingerprint=_name,
-    )  # fmt: skip
-    script = environment.get_template("report.js").render()
+    templates = environment(symbol=symbol, interval_name=interval_name, fingerprint=_name)
+    script = templates.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    return templates.get_template("report.html").render(
         script=Markup(script),
         script_digest=digest,
         header=header,

@@ -15,7 +15,6 @@ from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analogy._version import __version__
@@ -24,8 +23,8 @@ from analogy.core.files import write_output
 from analogy.core.strict_json import Json, encoded, parse
 from analogy.report.boards import Board, boards
 from analogy.report.html import write_report
-from analogy.report.numbers import counted, interval, percent, signed, size, words
 from analogy.report.overview import Entry
+from analogy.report.templating import environment
 from analogy.results import comparison
 from analogy.results.changes import Comparison
 from analogy.results.model import Results
@@ -88,22 +87,22 @@ def write_site(
                 continue
             made += 1
         now[own.report] = digest
-    environment = _environment()
+    templates = environment()
     outcomes, reasons, compared = _compared(entries, most_comparisons)
     for (i, j), found in compared.items():
-        page = environment.get_template("site_compare.html").render(
+        page = templates.get_template("site_compare.html").render(
             old=entries[i], new=entries[j], old_paths=paths[i], new_paths=paths[j],
-            comparison=found, outcomes=_outcomes(found),
+            comparison=found,
         )  # fmt: skip
         _write(site / _compare_page(paths[i], paths[j]), page)
-    script = environment.get_template("site.js").render()
+    script = templates.get_template("site.js").render()
     data: dict[str, Json] = {
         "ids": [own.id for own in paths],
         "outcomes": outcomes,
         "reasons": reasons,
         "most": most_comparisons,
     }
-    page = environment.get_template("site.html").render(
+    page = templates.get_template("site.html").render(
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data, entries=entries, paths=paths, boards=_grouped(boards(entries)),
@@ -114,17 +113,6 @@ def write_site(
     _write(site / "index.html", page)
     write_output(site / RECORD, encoded({"suite": __version__, "reports": now}))
     return Written(made, len(entries), len(compared), tuple(faults))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("analogy.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(
-        signed=signed, interval=interval, percent=percent, size=size, words=words, counted=counted
-    )
-    return environment
 
 
 def _write(path: Path, page: str) -> None:
@@ -192,14 +180,6 @@ def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results
     if not comparison.measurement_differences(new.header, old.header):
         return "", (new, old)
     return "; ".join(differences), None
-
-
-def _outcomes(found: Comparison) -> str:
-    """How many cells became worse, better or neither, in words."""
-    counts: dict[str, int] = {}
-    for change in found.changes:
-        counts[words(change.outcome)] = counts.get(words(change.outcome), 0) + 1
-    return ", ".join(f"{name} in {count}" for name, count in counts.items())
 
 
 def _grouped(found: Sequence[Board]) -> list[list[Board]]:
