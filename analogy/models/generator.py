@@ -17,7 +17,6 @@ from analogy.core.images import Images, faults, from_unit
 from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
-from analogy.models.recorded import aligned
 from analogy.models.stepping import Change, Stepped
 from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention, ObservingMethod, Row
@@ -98,7 +97,7 @@ class Generator:
             chunk = distinct[i : i + batch_size]
             for prompt, made in zip(chunk, self._family.encode(self._pipeline, chunk), strict=True):
                 encoded[prompt] = made.kept()
-        return aligned(encoded) if encoded else encoded
+        return encoded
 
     def word_reader(self) -> WordReader:
         """What finds the tokens of words. Made before the text encoders are dropped."""

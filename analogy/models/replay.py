@@ -17,7 +17,8 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace, UnionType
 from typing import Any
@@ -36,6 +37,7 @@ from analogy.models.families import (
 from analogy.models.libraries import diffusers
 from analogy.models.memory import MemoryFullError, memory_said
 from analogy.models.networks import read_object, reason
+from analogy.models.reading import Given, PromptReader, decoders_of, listening
 from analogy.models.recorded import TOKENS, Layout, layout_of
 from analogy.models.replay_table import NOT_CARRIED, ROWS, Row
 from analogy.steering.conditioning import Conditioning
@@ -61,7 +63,7 @@ _GUIDED = 4.0
 #: Pixels a side where neither the call nor the configuration says.
 _USUAL_SIZE = 1024
 
-_LAYOUT = "_analogy_layout"
+_LAYOUT, _READER = "_analogy_layout", "_analogy_reader"
 
 
 class _Interrupted(BaseException):
@@ -85,6 +87,7 @@ class Replay(PipelineFamily):
         self.parts = {**_parts(kind), **row.parts}
         self.denoiser = "transformer" if "transformer" in self.parts else "unet"
         self.decoder = row.decoder
+        self.counted = row.counted
         if "safety_checker" in self.parts:
             self.load_options = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -95,9 +98,12 @@ class Replay(PipelineFamily):
 
         Raises ``ModelError`` if the pipeline does not encode as others do.
         """
-        layout = self._layout(pipeline)
+        reader, found = _reader(self, pipeline), []
         with _named(pipeline):
-            return [layout.conditioning(self._record(pipeline, [text])) for text in prompts]
+            for text in prompts:
+                made, given = encoded(self, pipeline, text)
+                found.append(replace(made, readings=reader(text, made, given)))
+        return found
 
     def empty(self, pipeline: Any) -> Conditioning:
         """The conditioning of an empty prompt.
@@ -118,8 +124,13 @@ class Replay(PipelineFamily):
         assert isinstance(found, Layout)
         return found
 
-    def _record(self, pipeline: Any, prompts: Sequence[str]) -> list[Any]:
-        """What ``encode_prompt`` returns at each call, for these prompts and the negative one."""
+    def _record(
+        self, pipeline: Any, prompts: Sequence[str], given: list[Given] | None = None
+    ) -> list[Any]:
+        """What ``encode_prompt`` returns at each call, for these prompts and the negative one.
+
+        ``given``: a list to which is added what the text encoders are given.
+        """
         twin = _twin(pipeline)
         own = twin.encode_prompt
         recorded: list[Any] = []
@@ -134,6 +145,9 @@ class Replay(PipelineFamily):
 
         vars(twin)["encode_prompt"] = encode_prompt
         _replace(twin, self.denoiser, forward=stop)
+        if given is not None:
+            for name, forward in listening(pipeline, given).items():
+                _replace(twin, name, forward=forward)
         sampling = Sampling(2, _GUIDED, self.size_of(pipeline))
         vars(twin).update(self.attributes(pipeline, sampling))
         with suppress(_Interrupted):
@@ -306,6 +320,27 @@ class Replay(PipelineFamily):
     def _default(self, name: str) -> Any:
         found = self._call.get(name)
         return None if found is None else found.default
+
+
+def encoded(family: Replay, pipeline: Any, text: str) -> tuple[Conditioning, list[Given]]:
+    """A text's conditioning, and what the text encoders were given for it."""
+    given: list[Given] = []
+    calls = family._record(pipeline, [text], given)
+    return family._layout(pipeline).conditioning(calls), given
+
+
+def _reader(family: Replay, pipeline: Any) -> PromptReader:
+    """Made at the first use, and kept as the layout is."""
+    found = vars(pipeline).get(_READER)
+    if found is None:
+        leaves = family._layout(pipeline).leaves()
+        growing = {leaf.name for leaf in leaves if leaf.tokens is not None}
+        encode = partial(encoded, family, pipeline)
+        with _named(pipeline):
+            found = PromptReader(decoders_of(pipeline), family._row.encoders, growing, encode)
+        vars(pipeline)[_READER] = found
+    assert isinstance(found, PromptReader)
+    return found
 
 
 def _twin(pipeline: Any, scheduler: Any = None) -> Any:

@@ -21,7 +21,10 @@ class Row:
     - ``parts``: the classes of a part, where its annotation names a base class;
     - ``decoder`` and ``decoding``: the part that decodes latents, and arguments of its ``decode``;
     - ``is_single``: True if it makes one image at a time;
-    - ``asks_encoder``: True if its call asks the text encoder for its dtype.
+    - ``asks_encoder``: True if its call asks the text encoder for its dtype;
+    - ``counted``: the tokenizers whose number of tokens for a prompt decides the length, mask or
+      zeros of its conditioning; empty if all prompts have the same, None for all tokenizers;
+    - ``encoders``: the text encoder of token states by their name, where lengths do not tell.
     """
 
     guidance: str = "guidance_scale"
@@ -33,6 +36,8 @@ class Row:
     decoding: Mapping[str, object] = field(default_factory=dict)
     is_single: bool = False
     asks_encoder: bool = False
+    counted: tuple[str, ...] | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 _QWEN_TOKENIZER = ("transformers.Qwen2Tokenizer", "transformers.Qwen2TokenizerFast")
@@ -43,9 +48,9 @@ _LLAMA_TOKENIZER = (
 
 #: By the name of the pipeline's class.
 ROWS: Mapping[str, Row] = {
-    "FluxPipeline": Row(),
-    "Flux2Pipeline": Row(parts={"tokenizer": ("transformers.PixtralProcessor",)}),
-    "Flux2KleinPipeline": Row(),
+    "FluxPipeline": Row(counted=()),
+    "Flux2Pipeline": Row(parts={"tokenizer": ("transformers.PixtralProcessor",)}, counted=()),
+    "Flux2KleinPipeline": Row(counted=()),
     "ChromaPipeline": Row(),
     "QwenImagePipeline": Row(guidance="true_cfg_scale"),
     "ZImagePipeline": Row(
@@ -64,16 +69,21 @@ ROWS: Mapping[str, Row] = {
     "Lumina2Pipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}),
     "AuraFlowPipeline": Row(),
     "HiDreamImagePipeline": Row(
-        from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER}
+        from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER},
+        counted=(), encoders={"0.0": "text_encoder_3", "0.2": "text_encoder_4"},
     ),
-    "CogView3PlusPipeline": Row(),
+    "CogView3PlusPipeline": Row(counted=()),
     "CogView4Pipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "HunyuanDiTPipeline": Row(),
-    "HunyuanImagePipeline": Row(guidance="distilled_guidance_scale", guider=True),
+    "HunyuanImagePipeline": Row(
+        guidance="distilled_guidance_scale", guider=True, counted=("tokenizer",)
+    ),
     "Kandinsky3Pipeline": Row(decoder="movq", decoding={"force_not_quantize": True}),
-    "Kandinsky5T2IPipeline": Row(from_size={"resolutions": "sizes"}),
+    "Kandinsky5T2IPipeline": Row(
+        from_size={"resolutions": "sizes"}, counted=("tokenizer",)
+    ),
     "OvisImagePipeline": Row(),
-    "LatentConsistencyModelPipeline": Row(),
+    "LatentConsistencyModelPipeline": Row(counted=()),
     "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
