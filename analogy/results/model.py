@@ -469,7 +469,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
+    """A run's results. ``unread``, ``unsteered``, ``uneven``: ids of pairs, as of
     :class:`analogy.studies.study.Study`. ``saved``: None unless the run was sequential.
 
     ``peak_memory_bytes``: of a CUDA device, None elsewhere.
@@ -483,4 +483,5 @@ class Results:
     peak_memory_bytes: int | None = None
     unread: tuple[str, ...] = ()
     unsteered: tuple[str, ...] = ()
+    uneven: tuple[str, ...] = ()
     saved: Saved | None = None

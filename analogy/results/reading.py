@@ -304,6 +304,7 @@ def _results(data: Object, path: Path | None) -> Results:
         peak_memory_bytes=_memory(data.get("peak_memory_bytes")),
         unread=_ids(data.get("unread")),
         unsteered=_ids(data.get("unsteered")),
+        uneven=_ids(data.get("uneven")),
         saved=_saved(data.get("sequential")),
     )
 

@@ -24,7 +24,7 @@ def open_methods(request: RunRequest, names: Sequence[str]) -> list[Study]:
     ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
     of the request's method. Raises what :meth:`Study.open` does.
     """
-    first = Study.open(replace(request, method=names[0]))
+    first = Study.open(replace(request, method=names[0]), methods=names)
     try:
         studies = [first, *(first.by(name) for name in names[1:])]
         for study in studies:
