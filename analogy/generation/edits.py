@@ -60,9 +60,14 @@ def edit_of(
             )
             for other in others
         ),
-        seed=derived_seed(pair.source_prompt, pair.target_prompt),  # each pair's own
+        seed=seed_of(pair),
         tokens=_tokens(pair, encoded, tokens) if Need.TOKENS in method.needs else None,
     )
+
+
+def seed_of(pair: Pair) -> int:
+    """The seed of the null's direction: each pair's own."""
+    return derived_seed(pair.source_prompt, pair.target_prompt)
 
 
 def onto(

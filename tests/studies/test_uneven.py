@@ -82,14 +82,15 @@ def test_a_run_counts_and_names_them(request_of):
     assert any("uneven    1 of 5 pairs" in line and "(c-2)" in line for line in unread_lines(study))
     path = study.folder.path
     study.close()
-    with RunFolder(path, read_only=True) as folder:
-        [command] = folder.commands()
-        assert command.uneven == ("c-2",)
-        again = Study.reopen(folder, command)
-        assert again.results().uneven == ("c-2",)
-        written = to_json(again.results())
-        assert written["uneven"] == ["c-2"]
-        assert from_json(written).uneven == ("c-2",)
+    folder = RunFolder(path, read_only=True)
+    [command] = folder.commands()
+    assert command.uneven == ("c-2",)
+    again = Study.reopen(folder, command).results()
+    folder.close()
+    assert again.uneven == ("c-2",)
+    written = to_json(again)
+    assert written["uneven"] == ["c-2"]
+    assert from_json(written).uneven == ("c-2",)
 
 
 @pytest.mark.filterwarnings("ignore::analogy.settings.pairs.UnevenPairsWarning")
