@@ -72,15 +72,15 @@ class Option:
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and judge": (
         "gpu", "device", "offline", "model", "lora", "dtype", "clip_model", "clip_pretrained",
-        "clip_dtype",
+        "clip_dtype", "quantize",
     ),
     "Pairs and method": (
         "pairs", "categories", "limit", "method", "alphas", "seeds", "control", "target", "steps",
-        "guidance", "size", "steer_from", "steer_until",
+        "guidance", "second_guidance", "size", "steer_from", "steer_until",
     ),
     "Stopping early": ("sequential", "order_seed", "full_unsteered", "futility", "reserve"),
     "Execution": (
-        "batch_size", "memory", "engine", "num_workers", "ray_address", "run_dir",
+        "batch_size", "memory", "offload", "engine", "num_workers", "ray_address", "run_dir",
     ),
     "Judgement": (
         "metrics", "limits", "baseline", "tolerance", "update_baseline", "inconclusive",

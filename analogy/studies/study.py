@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analogy.core.errors import OptionError
-from analogy.core.records import Cell, Pair, RunConfig
+from analogy.core.records import Cell, Pair, RunConfig, Window
 from analogy.core.text import command_line
 from analogy.grid_metrics import chosen_metrics
 from analogy.judges.base import FoundJudge
@@ -30,10 +30,17 @@ from analogy.results.model import (
 from analogy.results.reading import header_of
 from analogy.results.writing import provenance_to_json
 from analogy.settings.options import csv_list, parse_device
-from analogy.settings.pairs import UnreadPairsWarning, categories, named
+from analogy.settings.pairs import UnevenPairsWarning, UnreadPairsWarning, categories, named
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins, seed_margins
-from analogy.steering.base import METHODS, Identity, Need, SelectiveMethod, with_method
+from analogy.steering.base import (
+    METHODS,
+    Identity,
+    Need,
+    SelectiveMethod,
+    mixes_prompts,
+    with_method,
+)
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
 from analogy.studies import ceiling as ceilings
@@ -46,7 +53,13 @@ from analogy.studies.gridwork import GridWork, failure_of
 from analogy.studies.provenance import scheduler_of
 from analogy.studies.resolve import check_device, resolve
 from analogy.studies.sequential import chosen_pairs
-from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
+from analogy.studies.tokenizers import (
+    read_by_judge,
+    readers_of,
+    same_to_judge,
+    uneven_pairs,
+    unsteered,
+)
 
 
 class Study(GridWork):
@@ -62,14 +75,21 @@ class Study(GridWork):
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
     for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
     figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
-    generator's text encoders read as one what it steers between.
+    generator's text encoders read as one what it steers between. ``uneven``: ids of pairs that were
+    chosen and are left out (:func:`left_out`): they are none of ``pairs``.
     """
 
     @classmethod
-    def open(cls, request: RunRequest, pairs: Sequence[Pair] | None = None) -> Study:
+    def open(
+        cls,
+        request: RunRequest,
+        pairs: Sequence[Pair] | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> Study:
         """From a request. Loads the pairs and verifies the models' files; loads no model.
 
-        ``pairs``: these instead of a file's.
+        ``pairs``: these instead of a file's; ``methods``: those that are compared on them, by
+        default the request's.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
@@ -77,6 +97,8 @@ class Study(GridWork):
         config, model, judge = resolve(request)
         if pairs is None:
             pairs = chosen_pairs(config)
+        uneven = left_out(model, pairs, methods or [config.method], config.window)
+        pairs = [pair for pair in pairs if pair.id not in uneven]
         _refuse_pairs(config, pairs)
         unread = unread_pairs(judge, pairs)
         left = _unsteered(model, pairs, config.method)
@@ -87,14 +109,15 @@ class Study(GridWork):
         name = folder_name(subject, judge=judge.fingerprint)
         folder = RunFolder(Path(request.run_dir or Path(".analogy") / "runs" / name))
         command = Command(
-            config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora
-        )
+            config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora,
+            uneven=uneven,
+        )  # fmt: skip
         try:
             if config.sequential:
                 check_extension(folder, command)
             study = cls(
                 config, pairs, model, judge, folder, truth, unread=unread, unsteered=left,
-                metrics=metrics, base=base_of(folder, command),
+                uneven=uneven, metrics=metrics, base=base_of(folder, command),
             )  # fmt: skip
             study.record(request.lora)
         except BaseException:
@@ -142,7 +165,8 @@ class Study(GridWork):
             unread = command.unread if judge.fingerprint == command.judge else ()
         return cls(
             config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
-            scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
+            scheduler=command.scheduler, unread=unread, uneven=command.uneven,
+            base=base_of(folder, command),
         )  # fmt: skip
 
     def by(self, method: str, alphas: tuple[float, ...] | None = None) -> Study:
@@ -156,7 +180,7 @@ class Study(GridWork):
         return Study(
             config, self.pairs, self.model, self.judge, self.folder, self.truth,
             fingerprint=self.grid.model, scheduler=self.scheduler, unread=self.unread,
-            unsteered=left, metrics=self.quality.metrics,
+            unsteered=left, uneven=self.uneven, metrics=self.quality.metrics,
         )  # fmt: skip
 
     def record(self, lora: str | None, *, is_comparison: bool = False) -> None:
@@ -176,6 +200,7 @@ class Study(GridWork):
                 self.own_ceiling,
                 tuple(pair.id for pair in self.pairs if pair.id in self.unread),
                 is_comparison,
+                self.uneven,
             )
         )
 
@@ -291,6 +316,7 @@ class Study(GridWork):
             cost=method_cost(self.folder, self.config),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
+            uneven=self.uneven,
         )
 
 
@@ -338,6 +364,35 @@ def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
         stacklevel=3,
     )
     return [pair.id for pair in same]
+
+
+def left_out(
+    model: ModelSource, pairs: Sequence[Pair], methods: Sequence[str], window: Window
+) -> tuple[str, ...]:
+    """The ids of the pairs that a run leaves out, since their prompts have different numbers of
+    tokens and one of its methods mixes the two prompts' conditionings.
+
+    Between tensors or masks of different lengths there is no curve. Warns of them; raises
+    ``OptionError`` if they are all pairs of a category.
+    """
+    mixing = [name for name in methods if mixes_prompts(METHODS.get(name), window)]
+    uneven = uneven_pairs(model.folder, pairs) if mixing else []
+    if not uneven:
+        return ()
+    why = (
+        f"the prompts of {len(uneven):,} of {len(pairs):,} pairs have different numbers of tokens "
+        f"({named(uneven)}), and in this model {csv_list(mixing)} needs equal ones"
+    )
+    kept = {pair.id for pair in pairs} - {pair.id for pair in uneven}
+    empty = [name for name in categories(uneven) if not _any_of(name, pairs, kept)]
+    if empty:
+        raise OptionError(
+            f"{why}: no pair is left of {csv_list(empty)}; leave it out with --categories, choose "
+            "prompts of equal numbers, or a method that does not mix the two prompts: word, span, "
+            "category or prompt"
+        )
+    warnings.warn(f"{why}; they are left out", UnevenPairsWarning, stacklevel=3)
+    return tuple(pair.id for pair in uneven)
 
 
 def _any_of(category: str, pairs: Sequence[Pair], ids: Collection[str]) -> bool:
