@@ -119,14 +119,14 @@ def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
         own = own_image(pipeline, family, sampling, PAIR.source_prompt, noise[0])
         assert_same(image, own)
     # ... and alpha 1 of lerp is that of the target prompt.
-    word, lerp, random = (METHODS.get(name) for name in ("word", "lerp", "random"))
+    word, lerp = METHODS.get("word"), METHODS.get("lerp")
     target = image_of(loaded, lerp.condition(edit, 1.0), guidance)
     own = own_image(loaded.pipeline, family, sampling, PAIR.target_prompt, noise[0])
     assert_same(target, own)
 
     # A batch of several numbers of tokens, with another seed's image among them.
     conditionings = [
-        word.condition(edit, 0.0), word.condition(edit, 1.0), random.condition(edit, 1.0),
+        word.condition(edit, 0.0), word.condition(edit, 1.0), word.condition(edit, -1.0),
         lerp.condition(edit, 1.0), edit.source, word.condition(edit, 1e-3),
     ]  # fmt: skip
     places = noise[[0, 0, 0, 0, 1, 0]]
@@ -217,6 +217,8 @@ def test_images_change_steadily_with_alpha(loaded):
 
 
 def test_the_tokens_of_a_word_spell_it(loaded):
+    if not isinstance(loaded.family, Replay):
+        pytest.skip("its words are found by the tokenizers' offsets")
     continuity.check_words(loaded.pipeline, loaded.family)
 
 
