@@ -40,7 +40,9 @@ class Need(StrEnum):
     """What a steering method uses besides the source prompt."""
 
     TARGET = "target"
-    """The target prompt."""
+    """The target prompt, mixed with the source prompt."""
+    TARGET_ALONE = "target alone"
+    """The target prompt in the place of the source prompt."""
     WORDS = "words"
     """The pair's two words, each encoded alone."""
     OTHERS = "others"

@@ -33,6 +33,7 @@ from analogy.generation.engine import Progress, Setup, no_progress
 from analogy.generation.execution import Execution
 from analogy.generation.worker import Worker, fit_batch_size, generator_of
 from analogy.metrics.efficiency import size_on_disk
+from analogy.models.declared import lacking
 from analogy.models.defaults import native_dtype, sampling
 from analogy.models.families import FAMILIES, Family, family_of
 from analogy.models.fingerprints import file_fingerprint
@@ -42,7 +43,6 @@ from analogy.models.loading import load_pipeline
 from analogy.models.memory import limit_memory
 from analogy.models.placement import computing_place
 from analogy.models.places import ModelSource
-from analogy.models.replay import lacking
 from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
 from analogy.models.untested import with_checked_family

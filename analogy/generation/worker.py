@@ -22,13 +22,14 @@ from analogy.core.errors import ModelError, StoreError
 from analogy.core.images import ImageError, Images, from_png, to_png
 from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.registry import ExtensionError
+from analogy.generation.edits import TokensOf, check_lengths, edit_of
 from analogy.generation.engine import Capacity, GeneratedBatch, ScoredBatch, Setup
 from analogy.generation.fitting import Fitted, Learning
 from analogy.judges.base import FeatureEncoder, FoundJudge, Judge
 from analogy.judges.margin import cosine
 from analogy.judges.open_clip import Features
 from analogy.metrics.efficiency import peak_memory
-from analogy.models.generator import Generated, Generator, derived_seed, latents_for, noise
+from analogy.models.generator import Generated, Generator, latents_for, noise
 from analogy.models.loading import load_pipeline
 from analogy.models.memory import InParts, budget, fitting, limit_memory, most_at_once
 from analogy.models.texts import Texts
@@ -39,11 +40,12 @@ from analogy.steering.base import (
     Need,
     Row,
     intervention,
+    mixes_prompts,
 )
-from analogy.steering.conditioning import Conditioning, Edit, Words, WordTokens
+from analogy.steering.conditioning import Conditioning, WordTokens
 from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
-from analogy.store.grid import AnyJob, Job, PromptJob, W
+from analogy.store.grid import TARGET_ALPHA, AnyJob, Job, PromptJob, W
 from analogy.store.index import FitWork
 
 #: Texts that are all encoded before the first image. Of more, each batch encodes its own.
@@ -52,9 +54,6 @@ MOST_TEXTS = 4096
 
 BatchInputs: TypeAlias = tuple[list[Conditioning | Course], Tensor, tuple[FitWork, ...]]
 """Conditionings of a batch, its latents, and what was fitted for them."""
-
-TokensOf: TypeAlias = Callable[[Pair], WordTokens]
-"""Finds which tokens are a pair's words."""
 
 
 class Worker:
@@ -439,27 +438,18 @@ def steered(
     if job.is_unsteered:
         return encoded[pair.source_prompt]
     method = METHODS.get(job.method)
-    others: tuple[Words, ...] = ()
+    others: list[Pair] = []
     if Need.OTHERS in method.needs:
-        others = tuple(
-            Words(o.source_word, o.target_word, o.source_prompt, o.target_prompt, encoded)
-            for o in pairs
-            if o.category == pair.category and o.id != pair.id
-        )
-    edit = Edit(
-        source=encoded[pair.source_prompt],
-        target=encoded[pair.target_prompt],
-        words=(pair.source_word, pair.target_word),
-        source_word=encoded[pair.source_word],
-        target_word=encoded[pair.target_word],
-        others=others,
-        seed=_seed_of(pair),
-        tokens=tokens(pair) if tokens and Need.TOKENS in method.needs else None,
-    )
+        others = [o for o in pairs if o.category == pair.category and o.id != pair.id]
+    edit = edit_of(pair, method, others, encoded, tokens)
+    if job.alpha != TARGET_ALPHA and mixes_prompts(method, job.window):
+        check_lengths(pair, method, edit)
     if isinstance(method, LearningMethod):
-        method = method.fit(others) if fitted is None else fitted(job, method, others)
+        method = method.fit(edit.others) if fitted is None else fitted(job, method, edit.others)
     made = method.condition(edit, job.alpha)
-    if not isinstance(made, Conditioning) or made.shapes() != edit.source.shapes():
+    if not isinstance(made, Conditioning) or made.shapes() not in (
+        edit.source.shapes(), edit.target.shapes()
+    ):  # fmt: skip
         raise ExtensionError(
             place=f"method {method.name}",
             expected=f"a conditioning of the source's shapes, {edit.source.shapes()}",
@@ -479,8 +469,3 @@ def texts(pairs: Iterable[Pair]) -> list[str]:
         for p in pairs
         for text in (p.source_prompt, p.target_prompt, p.source_word, p.target_word)
     ]
-
-
-def _seed_of(pair: Pair) -> int:
-    """The seed of the null's direction: each pair's own."""
-    return derived_seed(pair.source_prompt, pair.target_prompt)

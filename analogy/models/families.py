@@ -129,6 +129,17 @@ class Family(Protocol):
         ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """A family whose conditionings are as long as their prompts, or have masks of that length.
+
+    - ``counted``: the tokenizers whose number of tokens decides it: names of the pipeline's parts,
+      None for all of them; empty if it is the same for every prompt.
+    """
+
+    counted: tuple[str, ...] | None
+
+
 class PipelineFamily:
     """A :class:`Family` but for its parts and :meth:`encode` and :meth:`empty`.
 

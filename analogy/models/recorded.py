@@ -7,14 +7,13 @@ of another length show what depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from analogy.core.errors import ModelError
 from analogy.steering.conditioning import Conditioning
@@ -54,7 +53,8 @@ class Leaf:
 
     - ``batch``: the axis of the prompts, or how else it holds several;
     - ``tokens``: the axis that grows with the prompt, of one prompt's tensor; None if none does;
-    - ``value``: the tensor of one prompt, of its type, on its device.
+    - ``value``: the tensor of one prompt, of its type, on its device;
+    - ``has_zeros``: True if shorter prompts have more tokens of zeros, which are padding.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Leaf:
     batch: int | Batch
     tokens: int | None
     value: Tensor
+    has_zeros: bool = False
 
     def of_one(self, value: Tensor) -> Tensor:
         """One prompt's tensor, without the batch axis."""
@@ -98,6 +99,14 @@ class Layout:
             leaf.batch is Batch.ALIKE and leaf.role is not Role.FIXED for leaf in self.leaves()
         )
 
+    @property
+    def has_lengths(self) -> bool:
+        """True if the shape, a mask or the zeros of an encoded prompt depend on its token count."""
+        return any(
+            leaf.tokens is not None or leaf.has_zeros or leaf.role is Role.CARRIED
+            for leaf in self.leaves()
+        )
+
     def conditioning(self, calls: Sequence[Any]) -> Conditioning:
         """The conditioning of one prompt, as it was recorded. What is fixed is not in it.
 
@@ -123,19 +132,18 @@ class Layout:
             found[Role.STATES],
             found[Role.POOLED],
             {**found[Role.CARRIED], TOKENS: torch.tensor(tokens)},
+            has_length=self.has_lengths,
         )
 
     def returned(self, conditionings: Sequence[Conditioning]) -> list[Any]:
         """What each call returns for these conditionings, which have the same tokens."""
-        tokens = iter(conditionings[0].carried[TOKENS].tolist())
         tensors = [each.tensors() for each in conditionings]
         made: dict[str, Any] = {}
         for leaf in self.leaves():
             if leaf.role is Role.FIXED:
                 made[leaf.name] = leaf.together([leaf.of_one(leaf.value)] * len(conditionings))
                 continue
-            count = next(tokens)
-            own = [_of_tokens(leaf, each[leaf.name], count) for each in tensors]
+            own = [_as_recorded(leaf, each[leaf.name]) for each in tensors]
             made[leaf.name] = leaf.together([each.to(leaf.value) for each in own])
         return [
             _mapped(call, lambda value: made[value.name] if isinstance(value, Leaf) else value)
@@ -143,47 +151,11 @@ class Layout:
         ]
 
 
-def _of_tokens(leaf: Leaf, tensor: Tensor, count: int) -> Tensor:
-    """One prompt's own tensor of a leaf, without the tokens that :func:`aligned` added."""
-    if leaf.tokens is None:
+def _as_recorded(leaf: Leaf, tensor: Tensor) -> Tensor:
+    """One prompt's tensor with its axis of tokens where the pipeline has it."""
+    if leaf.role is not Role.STATES or leaf.tokens is None:
         return tensor
-    if leaf.role is Role.STATES:
-        return tensor.narrow(-2, 0, count).movedim(-2, leaf.tokens)
-    return tensor.narrow(leaf.tokens, 0, count)
-
-
-def longest(
-    shapes: Mapping[str, tuple[int, ...]], more: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """The larger size along each axis of each tensor of ``more``; ``shapes`` may be empty."""
-    return {name: tuple(map(max, shapes.get(name, one), one)) for name, one in more.items()}
-
-
-def aligned(made: Conditioning, shapes: Mapping[str, tuple[int, ...]]) -> Conditioning:
-    """A conditioning with the shapes that all have, which steering methods need.
-
-    Where a prompt has fewer tokens than another its states are continued by the mean of its own
-    tokens, and what it carries by zeros. A pipeline is never given these: what a conditioning
-    carries as ``tokens`` says how many of them are the source prompt's.
-    """
-    if made.shapes() == shapes:
-        return made
-    return Conditioning(
-        {name: _continued(t, shapes[name][-2]) for name, t in made.states.items()},
-        made.pooled,
-        {name: _widened(t, shapes[name]) for name, t in made.carried.items()},
-    )
-
-
-def _continued(states: Tensor, tokens: int) -> Tensor:
-    more = tokens - states.shape[-2]
-    rows = states.mean(dim=-2, keepdim=True).expand(*states.shape[:-2], more, states.shape[-1])
-    return torch.cat([states, rows], dim=-2)
-
-
-def _widened(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    margins = [side for n, most in zip(tensor.shape, shape, strict=True) for side in (most - n, 0)]
-    return pad(tensor, margins[::-1])
+    return tensor.movedim(-2, leaf.tokens)
 
 
 def layout_of(record: Callable[[Sequence[str]], Sequence[Any]], *, is_single: bool) -> Layout:
@@ -239,7 +211,14 @@ def _leaf(name: str, once: Tensor, twice: Tensor | None, other: Tensor, longer: 
             f"expected {name} to grow with the prompt along one axis, got {tuple(one.shape)} and "
             f"{tuple(long.shape)}"
         )
-    return Leaf(name, _role(one, like, long, grown), batch, grown[0] if grown else None, once)
+    role, tokens = _role(one, like, long, grown), grown[0] if grown else None
+    has_zeros = role is Role.STATES and not grown and _zeros(one) != _zeros(long)
+    return Leaf(name, role, batch, tokens, once, has_zeros)
+
+
+def _zeros(states: Tensor) -> int:
+    """The number of tokens of zeros."""
+    return int((states == 0).all(dim=-1).sum())
 
 
 def _batch(name: str, once: Tensor, twice: Tensor) -> int | Batch:

@@ -14,34 +14,29 @@ from __future__ import annotations
 
 import copy
 import inspect
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from threading import RLock
-from types import SimpleNamespace, UnionType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from analogy.core.errors import ModelError
-from analogy.models.families import (
-    CLIP_IMAGE_ENCODER,
-    CLIP_IMAGE_PROCESSOR,
-    SCHEDULER,
-    PipelineFamily,
-    Sampling,
-)
+from analogy.models.declared import declared_parts, lacking
+from analogy.models.families import PipelineFamily, Sampling
 from analogy.models.libraries import diffusers
 from analogy.models.memory import MemoryFullError, memory_said
 from analogy.models.networks import read_object, reason
+from analogy.models.reading import Given, PromptReader, decoders_of, listening
 from analogy.models.recorded import TOKENS, Layout, layout_of
 from analogy.models.replay_table import (
     DISTILLED,
     GUIDER,
-    NOT_CARRIED,
     ROWS,
     TRUE_CFG,
     Knob,
@@ -71,7 +66,7 @@ _GUIDED = 4.0
 #: Pixels a side where neither the call nor the configuration says.
 _USUAL_SIZE = 1024
 
-_LAYOUT = "_analogy_layout"
+_LAYOUT, _READER = "_analogy_layout", "_analogy_reader"
 
 _ATTENTION = RLock()
 
@@ -102,6 +97,7 @@ class Replay(PipelineFamily):
         self.knob, self.second_knob = row.guidance, row.second
         self.load_options = dict.fromkeys(row.unloaded)
         self.hides_masked = row.hides_masked
+        self.counted = row.counted
         if "safety_checker" in self.parts:
             self.load_options = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -112,9 +108,12 @@ class Replay(PipelineFamily):
 
         Raises ``ModelError`` if the pipeline does not encode as others do.
         """
-        layout = self._layout(pipeline)
+        reader, found = _reader(self, pipeline), []
         with _named(pipeline):
-            return [layout.conditioning(self._record(pipeline, [text])) for text in prompts]
+            for text in prompts:
+                made, given = encoded(self, pipeline, text)
+                found.append(replace(made, readings=reader(text, made, given)))
+        return found
 
     def empty(self, pipeline: Any) -> Conditioning:
         """The conditioning of an empty prompt.
@@ -135,8 +134,13 @@ class Replay(PipelineFamily):
         assert isinstance(found, Layout)
         return found
 
-    def _record(self, pipeline: Any, prompts: Sequence[str]) -> list[Any]:
-        """What ``encode_prompt`` returns at each call, for these prompts and the negative one."""
+    def _record(
+        self, pipeline: Any, prompts: Sequence[str], given: list[Given] | None = None
+    ) -> list[Any]:
+        """What ``encode_prompt`` returns at each call, for these prompts and the negative one.
+
+        ``given``: a list to which is added what the text encoders are given.
+        """
         twin = twin_of(pipeline)
         own = twin.encode_prompt
         recorded: list[Any] = []
@@ -150,6 +154,9 @@ class Replay(PipelineFamily):
             raise _Interrupted
 
         vars(twin)["encode_prompt"] = encode_prompt
+        if given is not None:
+            for name, forward in listening(pipeline, given).items():
+                _replace(twin, name, forward=forward)
         second = _GUIDED if _is_needed(self.second_knob, getattr(pipeline, self.denoiser)) else None
         sampling = Sampling(2, _GUIDED, self.size_of(pipeline), second)
         vars(twin).update(self.attributes(pipeline, sampling))
@@ -341,6 +348,27 @@ def _is_needed(second: Knob | None, denoiser: Any) -> bool:
     return second.kind != DISTILLED or bool(denoiser.config.get("guidance_embeds"))
 
 
+def encoded(family: Replay, pipeline: Any, text: str) -> tuple[Conditioning, list[Given]]:
+    """A text's conditioning, and what the text encoders were given for it."""
+    given: list[Given] = []
+    calls = family._record(pipeline, [text], given)
+    return family._layout(pipeline).conditioning(calls), given
+
+
+def _reader(family: Replay, pipeline: Any) -> PromptReader:
+    """Made at the first use, and kept as the layout is."""
+    found = vars(pipeline).get(_READER)
+    if found is None:
+        leaves = family._layout(pipeline).leaves()
+        growing = {leaf.name for leaf in leaves if leaf.tokens is not None}
+        encode = partial(encoded, family, pipeline)
+        with _named(pipeline):
+            found = PromptReader(decoders_of(pipeline), family._row.encoders, growing, encode)
+        vars(pipeline)[_READER] = found
+    assert isinstance(found, PromptReader)
+    return found
+
+
 def twin_of(pipeline: Any, scheduler: Any = None) -> Any:
     """A copy on the same networks, to be changed; with a new scheduler unless one is given."""
     twin = copy.copy(pipeline)
@@ -396,81 +424,6 @@ def _named(pipeline: Any) -> Iterator[None]:
         raise
     except Exception as error:  # libraries raise whatever they stumble on
         raise ModelError(f"{name}: its prompts cannot be encoded: {reason(error)}") from error
-
-
-def declared_parts(kind: Any) -> dict[str, tuple[str, ...]]:
-    """The parts of a pipeline's class, each with the classes that its constructor declares."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, declared in typing.get_type_hints(kind.__init__).items():
-        kinds = [
-            each
-            for each in _flattened(declared)
-            if isinstance(each, type) and each.__module__.partition(".")[0] in _LIBRARIES
-        ]
-        if name == "scheduler":
-            found[name] = SCHEDULER
-        elif kinds:
-            found[name] = tuple(dict.fromkeys(same for each in kinds for same in _names(each)))
-    return found
-
-
-_LIBRARIES = ("diffusers", "transformers")
-
-
-def _flattened(declared: Any) -> list[Any]:
-    """The members of a union, or the type itself."""
-    if typing.get_origin(declared) in (typing.Union, UnionType):
-        return [kind for each in typing.get_args(declared) for kind in _flattened(each)]
-    return [declared]
-
-
-def _names(kind: type) -> tuple[str, ...]:
-    """``library.Class`` of a class, and of those that read the same files."""
-    name = kind.__name__
-    if name == "StableDiffusionSafetyChecker":
-        return ("stable_diffusion.StableDiffusionSafetyChecker",)
-    if name == "CLIPVisionModelWithProjection":
-        return CLIP_IMAGE_ENCODER
-    if name.startswith("CLIPImageProcessor"):
-        return CLIP_IMAGE_PROCESSOR
-    full = f"{kind.__module__.partition('.')[0]}.{name}"
-    if name.endswith(("Tokenizer", "TokenizerFast")):
-        return (full.removesuffix("Fast"), f"{full.removesuffix('Fast')}Fast")
-    return (full,)
-
-
-def lacking(name: str) -> str | None:
-    """Why a pipeline of this name is not carried, for messages; None if its class shows no reason.
-
-    Nothing is imported for the name but what diffusers itself exports.
-    """
-    if name in NOT_CARRIED:
-        return NOT_CARRIED[name]
-    try:
-        kind = getattr(diffusers, name if name.endswith("Pipeline") else "")
-        if not issubclass(kind, diffusers.DiffusionPipeline):
-            raise TypeError(name)
-        call = inspect.signature(kind.__call__).parameters
-    except Exception:  # whatever diffusers raises for a name, or for a class without its packages
-        return "the diffusers that is installed has no such pipeline"
-    needed = [
-        each for each in call if "image" in each and call[each].default is inspect.Parameter.empty
-    ]
-    if needed:
-        return f"it needs an input image ({needed[0]})"
-    if not hasattr(kind, "encode_prompt"):
-        return "it has no encode_prompt, whose tensors the suite steers"
-    if "prompt" not in call:
-        return "its call takes no prompt"
-    if {"num_frames", "audio_length_in_s"} & call.keys():
-        return "it makes videos or sounds"
-    try:
-        parts = declared_parts(kind)
-    except Exception:  # a constructor may name types that are not installed
-        return "its constructor does not declare the classes of its parts"
-    if not {"transformer", "unet"} & parts.keys() or "vae" not in parts:
-        return "it has no part transformer or unet with a vae"
-    return None
 
 
 @cache

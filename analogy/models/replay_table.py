@@ -50,7 +50,10 @@ class Row:
     - ``is_single``: True if it makes one image at a time;
     - ``asks_encoder``: True if its call asks the text encoder for its dtype;
     - ``hides_masked``: True if what masked tokens hold has no effect on images, so that only the
-      other tokens are kept. Not given for pipelines that mask next to none.
+      other tokens are kept. Not given for pipelines that mask next to none;
+    - ``counted``: the tokenizers whose number of tokens for a prompt decides the length, mask or
+      zeros of its conditioning; empty if all prompts have the same, None for all tokenizers;
+    - ``encoders``: the text encoder of token states by their name, where lengths do not tell.
     """
 
     guidance: Knob | None = CFG
@@ -66,6 +69,8 @@ class Row:
     is_single: bool = False
     asks_encoder: bool = False
     hides_masked: bool = False
+    counted: tuple[str, ...] | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 _QWEN_TOKENIZER = ("transformers.Qwen2Tokenizer", "transformers.Qwen2TokenizerFast")
@@ -81,15 +86,15 @@ _GEMMA_TOKENIZER = (
 
 #: By the name of the pipeline's class.
 ROWS: Mapping[str, Row] = {
-    "FluxPipeline": Row(EMBEDDED_GUIDANCE, second=TRUE_CFG),
+    "FluxPipeline": Row(EMBEDDED_GUIDANCE, second=TRUE_CFG, counted=()),
     "Flux2Pipeline": Row(
-        EMBEDDED_GUIDANCE, parts={"tokenizer": ("transformers.PixtralProcessor",)}
+        EMBEDDED_GUIDANCE, parts={"tokenizer": ("transformers.PixtralProcessor",)}, counted=()
     ),
-    "Flux2KleinPipeline": Row(),
-    "Flux2KleinKVPipeline": Row(None),
+    "Flux2KleinPipeline": Row(counted=()),
+    "Flux2KleinKVPipeline": Row(None, counted=()),
     "ChromaPipeline": Row(),
     "QwenImagePipeline": Row(TRUE_CFG, second=EMBEDDED_GUIDANCE),
-    "QwenImage21Pipeline": Row(TRUE_CFG),
+    "QwenImage21Pipeline": Row(TRUE_CFG, counted=("processor",)),
     "ZImagePipeline": Row(
         parts={"text_encoder": ("transformers.Qwen3Model", "transformers.Qwen3ForCausalLM"),
                "tokenizer": _QWEN_TOKENIZER}
@@ -109,21 +114,24 @@ ROWS: Mapping[str, Row] = {
     ),
     "AuraFlowPipeline": Row(),
     "HiDreamImagePipeline": Row(
-        from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER}
+        from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER},
+        counted=(), encoders={"0.0": "text_encoder_3", "0.2": "text_encoder_4"},
     ),
-    "CogView3PlusPipeline": Row(),
+    "CogView3PlusPipeline": Row(counted=()),
     "CogView4Pipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "HunyuanDiTPipeline": Row(),
     "HunyuanImagePipeline": Row(
         GUIDER,
         second=Knob("distilled_guidance_scale", DISTILLED),
         guidance_default=3.5,  # AdaptiveProjectedMixGuidance's own
-        hides_masked=True,
+        hides_masked=True, counted=("tokenizer",),
     ),
     "Kandinsky3Pipeline": Row(decoder="movq", decoding={"force_not_quantize": True}),
-    "Kandinsky5T2IPipeline": Row(from_size={"resolutions": "sizes"}),
+    "Kandinsky5T2IPipeline": Row(
+        from_size={"resolutions": "sizes"}, counted=("tokenizer",)
+    ),
     "OvisImagePipeline": Row(),
-    "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE),
+    "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE, counted=()),
     "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
@@ -133,7 +141,7 @@ ROWS: Mapping[str, Row] = {
     "DreamLiteMobilePipeline": Row(
         None, parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
     ),
-    "LongCatImagePipeline": Row(),
+    "LongCatImagePipeline": Row(counted=()),
     # Its parts that rewrite prompts are switched off.
     "ErnieImagePipeline": Row(
         parts={"tokenizer": _LLAMA_TOKENIZER, "pe_tokenizer": _LLAMA_TOKENIZER},
@@ -142,10 +150,12 @@ ROWS: Mapping[str, Row] = {
     "PRXPipeline": Row(
         least_guidance=1.0, parts={"tokenizer": _GEMMA_TOKENIZER}, is_single=True
     ),
-    "BriaFibo2Pipeline": Row(),
-    "StableDiffusionPAGPipeline": Row(second=PAG),
-    "StableDiffusionXLPAGPipeline": Row(second=PAG),
-    "StableDiffusion3PAGPipeline": Row(second=PAG),
+    "BriaFibo2Pipeline": Row(counted=("processor",)),
+    "StableDiffusionPAGPipeline": Row(second=PAG, counted=()),
+    "StableDiffusionXLPAGPipeline": Row(
+        second=PAG, counted=(), encoders={"0.0": "text_encoder"}  # both read the same tokens
+    ),
+    "StableDiffusion3PAGPipeline": Row(second=PAG, counted=()),
     "PixArtSigmaPAGPipeline": Row(second=PAG),
     "SanaPAGPipeline": Row(second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}),
     "HunyuanDiTPAGPipeline": Row(second=PAG),

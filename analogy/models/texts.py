@@ -14,7 +14,6 @@ from torch import Tensor
 
 from analogy.core.errors import StoreError
 from analogy.models.memory import GIB
-from analogy.models.recorded import aligned, longest
 from analogy.steering.conditioning import Conditioning
 
 #: Bytes of conditioning that a process keeps in memory: all 909 texts of the suite's 400 pairs for
@@ -35,7 +34,7 @@ class _Filed:
 
 
 class Texts(Mapping[str, Conditioning]):
-    """The conditioning of each text, on the CPU, with equal shapes for all texts.
+    """The conditioning of each text, on the CPU.
 
     Tensors are kept in the types of the text encoders. What is steered is given in float32, in
     which methods compute: a copy at each request, if it is kept in another type. The first texts
@@ -51,7 +50,6 @@ class Texts(Mapping[str, Conditioning]):
         self._budget = MOST_BYTES if budget is None else budget
         self._kept: dict[str, Conditioning | _Filed] = {}
         self._masks: Mapping[str, str] = {}
-        self._longest: Mapping[str, tuple[int, ...]] = {}
         self._file: IO[bytes] | None = None
         self._lock = Lock()
         self.bytes_in_memory = 0
@@ -64,7 +62,6 @@ class Texts(Mapping[str, Conditioning]):
         """
         if self._hides_masked and not self._kept:
             self._masks = _masks(made)
-        self._longest = longest(self._longest, made.shapes())
         made = _without_masked(made, self._masks).kept()
         size = sum(tensor.nbytes for tensor in made.tensors().values())
         if self._file is None and self.bytes_in_memory + size <= self._budget:
@@ -76,7 +73,7 @@ class Texts(Mapping[str, Conditioning]):
     def __getitem__(self, text: str) -> Conditioning:
         kept = self._kept[text]
         made = self._read(kept) if isinstance(kept, _Filed) else kept
-        return aligned(_with_masked(made.float32(), self._masks), self._longest)
+        return _with_masked(made.float32(), self._masks)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)

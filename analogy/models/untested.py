@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from analogy.core.errors import ModelError
+from analogy.models.declared import declared_parts, lacking
 from analogy.models.families import FAMILIES, Family, Sampling, with_family
 from analogy.models.libraries import diffusers
 from analogy.models.memory import MemoryFullError
 from analogy.models.networks import reason
 from analogy.models.recorded import PROBES
-from analogy.models.replay import SEED_BITS, Replay, declared_parts, generator_of, lacking, twin_of
+from analogy.models.replay import SEED_BITS, Replay, generator_of, twin_of
 from analogy.models.replay_table import CFG, EMBEDDED_GUIDANCE, ROWS, TRUE_CFG, Row
 
 #: Pixels a side of the images of the check; the first that the pipeline's own call takes, else its

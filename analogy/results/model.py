@@ -229,9 +229,8 @@ class Pool:
 class Analysis:
     """All figures of margins, in the order of the run's categories and ascending alphas.
 
-    ``cells`` has every category at every alpha but 0, which ``unsteered`` has by category.
-    ``targets``: by category; empty where not asked for. ``categories``, ``alphas``: pools, which
-    results of earlier suites may lack.
+    ``cells`` has all alphas but 0, which is in ``unsteered``. ``targets``: empty where not asked
+    for. ``categories``, ``alphas``: pools, which results of earlier suites may lack.
     """
 
     cells: Mapping[Cell, CellFigures]
@@ -274,9 +273,8 @@ class Mean(Figures):
 
 @dataclass(frozen=True, slots=True)
 class Distance(Figures):
-    """A metric of all ``n`` images at one alpha against ``n_references`` reference images.
-
-    ``name`` says by whose features.
+    """A metric of all ``n`` images at one alpha against ``n_references`` reference images, by the
+    features that ``name`` says.
     """
 
     name: str
@@ -291,8 +289,7 @@ class QualityFigures:
 
     ``lpips``: the network's fingerprint, or why LPIPS was not measured. ``references``: what the
     reference images are, or why there are none. None where a file has neither. ``metrics``: those
-    that were measured, empty for the default ones. ``features``: why the judge gives no features of
-    images; None if it does.
+    measured, empty for the default ones. ``features``: why the judge gives none; None if it does.
     """
 
     cells: Mapping[Cell, Mapping[str, Mean]] = field(default_factory=dict)
@@ -474,7 +471,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run's results. ``unread``, ``unsteered``: ids of pairs, as of
+    """A run's results. ``unread``, ``unsteered``, ``uneven``: ids of pairs, as of
     :class:`analogy.studies.study.Study`. ``unknown``: pair id to the words that the embedded model,
     or judge, was not trained on. ``saved``: None unless the run was sequential.
     ``peak_memory_bytes``: of a CUDA device, None elsewhere. ``cost``: None if nothing was measured.
@@ -488,6 +485,7 @@ class Results:
     peak_memory_bytes: int | None = None
     unread: tuple[str, ...] = ()
     unsteered: tuple[str, ...] = ()
+    uneven: tuple[str, ...] = ()
     saved: Saved | None = None
     unknown: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cost: MethodCost | None = None

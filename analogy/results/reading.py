@@ -309,6 +309,7 @@ def _results(data: Object, path: Path | None) -> Results:
         peak_memory_bytes=_memory(data.get("peak_memory_bytes")),
         unread=_ids(data.get("unread")),
         unsteered=_ids(data.get("unsteered")),
+        uneven=_ids(data.get("uneven")),
         saved=_saved(data.get("sequential")),
         unknown=_unknown(data),
         cost=_cost(data.get("cost")),

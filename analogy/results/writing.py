@@ -46,7 +46,11 @@ def encoded(results: Results) -> bytes:
 
 def to_json(results: Results) -> JsonObject:
     """The whole results file as plain values, null for a figure that does not exist."""
-    lacking = {"unread": list(results.unread), "unsteered": list(results.unsteered)}
+    lacking = {
+        "unread": list(results.unread),
+        "unsteered": list(results.unsteered),
+        "uneven": list(results.uneven),
+    }
     return {
         **header_to_json(results.header),
         **{name: ids for name, ids in lacking.items() if ids},

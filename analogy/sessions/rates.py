@@ -16,7 +16,8 @@ from analogy.store.finding import run_folders
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command, Job
 from analogy.store.image_store import FOLDER as IMAGES
-from analogy.studies.study import RUNS, Study
+from analogy.studies.finding import RUNS
+from analogy.studies.study import Study
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from analogy.results import comparison
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
 from analogy.settings.config_file import CONFIG_NAME, settings_line
-from analogy.settings.pairs import named
+from analogy.settings.pairs import named, named_ids
 from analogy.studies.study import Study
 from analogy.world.known import unknown_note
 
@@ -130,6 +130,12 @@ def unread_lines(study: Study) -> Iterator[str]:
         pairs = [pair for pair in study.pairs if pair.id in ids]
         if pairs:
             yield f"{name:<9} {len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
+    if study.uneven:
+        yield (
+            f"uneven    {len(study.uneven):,} of {len(study.pairs) + len(study.uneven):,} pairs: "
+            "left out, since their prompts have different numbers of tokens "
+            f"({named_ids(study.uneven)})"
+        )
 
 
 def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:

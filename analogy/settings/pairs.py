@@ -73,6 +73,10 @@ class UnreadPairsWarning(PairsWarning):
     """A judge or a generator reads two texts of a pair as one."""
 
 
+class UnevenPairsWarning(PairsWarning):
+    """Pairs are left out: their prompts have different numbers of tokens."""
+
+
 def load_pairs(path: str | Path) -> list[Pair]:
     """Read a CSV file of word pairs, in the file's order.
 
@@ -136,8 +140,13 @@ def differing_note(differing: Sequence[Pair], count: int) -> str:
 
 def named(pairs: Sequence[Pair]) -> str:
     """The ids of these pairs, or the first of many."""
-    ids = [pair.id if len(pair.id) <= 40 else f"{pair.id[:39]}…" for pair in pairs[:MAX_NAMED]]
-    more = len(pairs) - len(ids)
+    return named_ids([pair.id for pair in pairs])
+
+
+def named_ids(given: Sequence[str]) -> str:
+    """These ids, or the first of many."""
+    ids = [each if len(each) <= 40 else f"{each[:39]}…" for each in given[:MAX_NAMED]]
+    more = len(given) - len(ids)
     return ", ".join(ids) + (f" and {more:,} more" if more else "")
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from analogy.core.errors import FieldError
 from analogy.core.fields import ALPHA_LIMIT
+from analogy.core.records import WHOLE, Pair, RunConfig, Window
 from analogy.core.records import Need as Need  # part of what a method is
-from analogy.core.records import Pair, RunConfig
 from analogy.core.registry import ExtensionError, Registry
 
 if TYPE_CHECKING:
@@ -272,6 +272,15 @@ def check_alphas(method: Method, alphas: Collection[float]) -> None:
                 expected=f"strengths of {low:g} to {high:g}, which the method {method.name} takes",
                 got=f"{alpha:g}",
             )
+
+
+def mixes_prompts(method: Method, window: Window) -> bool:
+    """True if a method's images are made of both prompts, so that their lengths must be equal.
+
+    ``window``: the part of the schedule with the target prompt.
+    """
+    needs = method.needs
+    return Need.TARGET in needs or (Need.TARGET_ALONE in needs and window != WHOLE)
 
 
 def intervention(name: str, alpha: float) -> Intervention | None:

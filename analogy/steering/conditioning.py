@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Which tokens of a prompt's token states are which part of the text that was encoded.
+
+    - ``text``: each token of the prompt itself, as its position along axis -2 and the characters of
+      the prompt that it covers, from the first to before the last;
+    - ``tail``: positions of what a template puts after the prompt, such as an end token;
+    - ``padding``: positions of padding.
+
+    What is left comes before the prompt: a template's head.
+    """
+
+    text: tuple[tuple[int, int, int], ...]
+    tail: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+
+    def tokens(self, places: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
+        """Positions of the prompt's tokens within these places in it, from character to character.
+
+        Without places those of all its tokens.
+        """
+        return tuple(
+            at
+            for at, start, end in self.text
+            if places is None or any(start < last and end > first for first, last in places)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +46,11 @@ class Conditioning:
 
     - ``states``: token states, each ``(..., tokens, dim)``;
     - ``pooled``: pooled vectors, each ``(dim,)``; a family may have none;
-    - ``carried``: what belongs to the prompt and is not steered, such as masks: any shape and type.
+    - ``carried``: what belongs to the prompt and is not steered, such as masks: any shape and type;
+    - ``readings``: of states by name, which of their tokens are which part of the prompt; empty
+      where that is not known;
+    - ``has_length``: True if the shapes, masks or zeros of a model's conditionings differ between
+      prompts of different token counts.
 
     Raises ``ValueError`` for tensors of another shape, and for a name that occurs twice.
     """
@@ -26,6 +58,8 @@ class Conditioning:
     states: Mapping[str, Tensor]
     pooled: Mapping[str, Tensor] = field(default_factory=dict)
     carried: Mapping[str, Tensor] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    has_length: bool = False
 
     def __post_init__(self) -> None:
         shapes = self.shapes()
@@ -54,16 +88,16 @@ class Conditioning:
         """
         for other in others:
             _check_alike(self, other)
-        return Conditioning(
-            {
+        return replace(
+            self,
+            states={
                 name: change(tensor, *(other.states[name] for other in others))
                 for name, tensor in self.states.items()
             },
-            {
+            pooled={
                 name: change(tensor, *(other.pooled[name] for other in others))
                 for name, tensor in self.pooled.items()
             },
-            self.carried,
         )
 
     def plus(self, other: Conditioning, alpha: float) -> Conditioning:
@@ -100,6 +134,20 @@ class Conditioning:
         if all(tensor.dtype == torch.float32 for tensor in steered):
             return self
         return self.map(Tensor.float)
+
+    def has_length_of(self, other: Conditioning) -> bool:
+        """True if both have tensors of the same shapes, the same masks and the same padding."""
+        return (
+            self.shapes() == other.shapes()
+            and all(
+                torch.equal(tensor, other.carried[name]) for name, tensor in self.carried.items()
+            )
+            and all(
+                reading.padding == other.readings[name].padding
+                for name, reading in self.readings.items()
+                if name in other.readings
+            )
+        )
 
 
 #: Conditionings of a running sum whose sum begins anew: the order in which torch adds up the mean

@@ -29,7 +29,7 @@ def slerp(edit: Edit, alpha: float) -> Conditioning:
 
 
 @steering_method(
-    Need.TARGET, default_alphas=BUILTIN_ALPHAS["prompt"], alpha_limits=(0.0, ALPHA_LIMIT)
+    Need.TARGET_ALONE, default_alphas=BUILTIN_ALPHAS["prompt"], alpha_limits=(0.0, ALPHA_LIMIT)
 )
 def prompt(edit: Edit, alpha: float) -> Conditioning:
     """The target prompt itself at every alpha above 0: the plain baseline (AxBench, Wu et al. 2025,

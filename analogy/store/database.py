@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS commands (
     judge TEXT NOT NULL, scheduler TEXT NOT NULL, lora TEXT, done TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS ceilings (command TEXT PRIMARY KEY, margins TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS unread (command TEXT PRIMARY KEY, pairs TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uneven (command TEXT PRIMARY KEY, pairs TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS comparisons (command TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS batches (
     method TEXT, steer_from REAL NOT NULL, steer_until REAL NOT NULL, images INTEGER NOT NULL,
@@ -143,9 +144,10 @@ class Database:
             )
             if margins is not None:
                 self.db.execute("REPLACE INTO ceilings VALUES (?, ?)", (name, margins))
-            if command.unread:
-                ids = json.dumps(command.unread, ensure_ascii=False)
-                self.db.execute("REPLACE INTO unread VALUES (?, ?)", (name, ids))
+            for table, pair_ids in (("unread", command.unread), ("uneven", command.uneven)):
+                if pair_ids:
+                    ids = json.dumps(pair_ids, ensure_ascii=False)
+                    self.db.execute(f"REPLACE INTO {table} VALUES (?, ?)", (name, ids))
             if command.is_comparison:
                 self.db.execute("REPLACE INTO comparisons VALUES (?)", (name,))
             else:
@@ -162,9 +164,7 @@ class Database:
         ceilings = {}
         if self._has_table("ceilings"):
             ceilings = dict(self.db.execute("SELECT command, margins FROM ceilings"))
-        unread = {}
-        if self._has_table("unread"):
-            unread = dict(self.db.execute("SELECT command, pairs FROM unread"))
+        ids = {table: self._ids(table) for table in ("unread", "uneven")}
         comparisons = set()
         if self._has_table("comparisons"):
             comparisons = {name for (name,) in self.db.execute("SELECT command FROM comparisons")}
@@ -182,11 +182,25 @@ class Database:
                 checked.name(scheduler, "commands.scheduler"),
                 None if lora is None else checked.text(lora, "commands.lora"),
                 None if name not in ceilings else _true_margins(ceilings[name]),
-                () if name not in unread else _ids(unread[name]),
+                ids["unread"].get(name, ()),
                 name in comparisons,
+                ids["uneven"].get(name, ()),
             )
             for name, config, pairs, model, judge, scheduler, lora in found
         ]
+
+    def _ids(self, table: str) -> dict[str, tuple[str, ...]]:
+        """By command, the ids of pairs in one of the tables of them.
+
+        Raises DamageError if it is anything else.
+        """
+        if not self._has_table(table):
+            return {}
+        place = f"{table}.pairs"
+        return {
+            name: tuple(checked.text(one, place) for one in checked.json(ids, place, list))
+            for name, ids in self.db.execute(f"SELECT command, pairs FROM {table}")
+        }
 
     # --- images
 
@@ -198,12 +212,6 @@ class Database:
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise checked.DamageError(found)
-
-
-def _ids(value: Any) -> tuple[str, ...]:
-    """Ids of pairs as the index keeps them. Raises DamageError if it is anything else."""
-    place = "unread.pairs"
-    return tuple(checked.text(one, place) for one in checked.json(value, place, list))
 
 
 def _true_margins(value: Any) -> TrueMargins:

@@ -321,7 +321,9 @@ class Command:
       where they are the suite's own;
     - ``unread``: the ids of the pairs whose prompts the judge reads as one, of which no figure is;
     - ``is_comparison``: whether its method was one of several that were compared. A sequential
-      comparison has looks of its own.
+      comparison has looks of its own;
+    - ``uneven``: the ids of pairs that were chosen and left out, since the method has no curve
+      between prompts of different token counts.
     """
 
     config: RunConfig
@@ -333,6 +335,7 @@ class Command:
     ceiling: TrueMargins | None = None
     unread: tuple[str, ...] = ()
     is_comparison: bool = False
+    uneven: tuple[str, ...] = ()
 
     @cached_property
     def grid(self) -> Grid:

@@ -19,10 +19,11 @@ from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS
 from analogy.store.folder import RunFolder, folder_name
 from analogy.store.grid import Command, Job, Sampling
+from analogy.studies.finding import unread_pairs
 from analogy.studies.provenance import scheduler_of
 from analogy.studies.resolve import resolve
 from analogy.studies.sequential import chosen_pairs
-from analogy.studies.study import Study, unread_pairs
+from analogy.studies.study import Study
 
 
 def export_of_request(request: RunRequest, tool: str) -> Study:

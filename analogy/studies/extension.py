@@ -103,7 +103,9 @@ def _study(command: Command) -> Command:
         full_unsteered=False, device="cpu", batch_size=None, memory=None, engine="serial",
         num_workers=None, ray_address=None, control=False, target=False,
     )  # fmt: skip
-    return replace(command, config=config, pairs=(), ceiling=None, unread=(), is_comparison=False)
+    return replace(
+        command, config=config, pairs=(), ceiling=None, unread=(), is_comparison=False, uneven=()
+    )
 
 
 def _ids(command: Command, category: str) -> frozenset[str]:

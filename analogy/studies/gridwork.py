@@ -50,6 +50,7 @@ class GridWork:
         scheduler: str | None = None,
         unread: Collection[str] = (),
         unsteered: Collection[str] = (),
+        uneven: Sequence[str] = (),
         metrics: Sequence[GridMetric] | None = None,
         base: Mapping[str, Collection[str]] | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class GridWork:
         self.pairs = list(pairs)
         self.unread = frozenset(unread)
         self.unsteered = frozenset(unsteered)
+        self.uneven = tuple(uneven)
         self.judged = [pair for pair in self.pairs if pair.id not in self.unread]
         self.model = model
         self.judge = judge

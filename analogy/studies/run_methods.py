@@ -30,7 +30,7 @@ def open_methods(
     the request's. Raises what :meth:`Study.open` does.
     """
     alphas = {name: default_alphas(name) if own_alphas else request.alphas for name in names}
-    first = Study.open(replace(request, method=names[0], alphas=alphas[names[0]]))
+    first = Study.open(replace(request, method=names[0], alphas=alphas[names[0]]), methods=names)
     try:
         studies = [first, *(first.by(name, alphas[name]) for name in names[1:])]
         for study in studies:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analogy.core.errors import OptionError
-from analogy.core.records import Cell, Pair, RunConfig
-from analogy.core.text import command_line
-from analogy.grid_metrics import GridMetric, chosen_metrics
+from analogy.core.records import Cell, Pair
 from analogy.judges.base import FoundJudge
 from analogy.judges.open_clip import JudgeSource
 from analogy.models.places import ModelSource
@@ -30,27 +26,23 @@ from analogy.results.model import (
 )
 from analogy.results.reading import header_of
 from analogy.results.writing import provenance_to_json
-from analogy.settings.options import csv_list, parse_device
-from analogy.settings.pairs import UnreadPairsWarning, categories, named
+from analogy.settings.options import parse_device
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins, seed_margins
-from analogy.steering.base import METHODS, Identity, Need, SelectiveMethod, with_method
-from analogy.store.folder import RunFolder, folder_name
-from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, Sampling
+from analogy.steering.base import (
+    with_method,
+)
+from analogy.store.folder import RunFolder
+from analogy.store.grid import TARGET_ALPHA, Command, Job, Role
 from analogy.studies import ceiling as ceilings
 from analogy.studies import sequential_analysis
 from analogy.studies.analysis import analyse, cell_figures, item_table, pool, with_seeds
-from analogy.studies.ceiling import CeilingError, GroundTruth
+from analogy.studies.ceiling import GroundTruth
 from analogy.studies.cost import method_cost
 from analogy.studies.extension import base_of, check_extension
+from analogy.studies.finding import Found, find, ground_truth, refuse_pairs, unsteered_pairs
 from analogy.studies.gridwork import GridWork, failure_of
-from analogy.studies.provenance import scheduler_of
-from analogy.studies.resolve import check_device, resolve
-from analogy.studies.sequential import chosen_pairs
-from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
-
-RUNS = Path(".analogy", "runs")
-"""The folder of run folders unless a run names its own."""
+from analogy.studies.resolve import check_device
 
 
 class Study(GridWork):
@@ -66,18 +58,25 @@ class Study(GridWork):
     ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
     for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
     figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
-    generator's text encoders read as one what it steers between.
+    generator's text encoders read as one what it steers between. ``uneven``: ids of pairs that were
+    chosen and are left out (:func:`left_out`): they are none of ``pairs``.
     """
 
     @classmethod
-    def open(cls, request: RunRequest, pairs: Sequence[Pair] | None = None) -> Study:
+    def open(
+        cls,
+        request: RunRequest,
+        pairs: Sequence[Pair] | None = None,
+        methods: Sequence[str] | None = None,
+    ) -> Study:
         """From a request. Loads the pairs and verifies the models' files; loads no model.
 
-        ``pairs``: these instead of a file's.
+        ``pairs``: these instead of a file's; ``methods``: those that are compared on them, by
+        default the request's.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
-        found = _find(request, pairs)
+        found = find(request, pairs, methods)
         folder = RunFolder(found.path)
         try:
             if found.command.config.sequential:
@@ -95,8 +94,8 @@ class Study(GridWork):
         command = found.command
         return cls(
             command.config, command.pairs, found.model, found.judge, folder, found.truth,
-            unread=command.unread, unsteered=found.unsteered, metrics=found.metrics,
-            base=base_of(folder, command),
+            unread=command.unread, unsteered=found.unsteered, uneven=command.uneven,
+            metrics=found.metrics, base=base_of(folder, command),
         )  # fmt: skip
 
     def within(self, folder: RunFolder) -> Study:
@@ -141,12 +140,13 @@ class Study(GridWork):
                 folder.path / "index.sqlite", command.judge, command.ceiling
             )
         else:
-            truth = _ground_truth(None, judge)
+            truth = ground_truth(None, judge)
         if unread is None:
             unread = command.unread if judge.fingerprint == command.judge else ()
         return cls(
             config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
-            scheduler=command.scheduler, unread=unread, base=base_of(folder, command),
+            scheduler=command.scheduler, unread=unread, uneven=command.uneven,
+            base=base_of(folder, command),
         )  # fmt: skip
 
     def by(self, method: str, alphas: tuple[float, ...] | None = None) -> Study:
@@ -155,12 +155,12 @@ class Study(GridWork):
         ``alphas``: its strengths; None for the same.
         """
         config = with_method(replace(self.config, alphas=alphas or self.config.alphas), method)
-        _refuse_pairs(config, self.pairs)
-        left = () if self.model is None else _unsteered(self.model, self.pairs, method)
+        refuse_pairs(config, self.pairs)
+        left = () if self.model is None else unsteered_pairs(self.model, self.pairs, method)
         return Study(
             config, self.pairs, self.model, self.judge, self.folder, self.truth,
             fingerprint=self.grid.model, scheduler=self.scheduler, unread=self.unread,
-            unsteered=left, metrics=self.quality.metrics,
+            unsteered=left, uneven=self.uneven, metrics=self.quality.metrics,
         )  # fmt: skip
 
     def record(self, lora: str | None, *, is_comparison: bool = False) -> None:
@@ -180,6 +180,7 @@ class Study(GridWork):
                 self.own_ceiling,
                 tuple(pair.id for pair in self.pairs if pair.id in self.unread),
                 is_comparison,
+                self.uneven,
             )
         )
 
@@ -295,45 +296,8 @@ class Study(GridWork):
             cost=method_cost(self.folder, self.config),
             unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
             unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
+            uneven=self.uneven,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a request resolves to on this machine: its command, its files, and its run folder.
-
-    ``unsteered``: as of :class:`Study`.
-    """
-
-    command: Command
-    model: ModelSource
-    judge: FoundJudge
-    truth: GroundTruth | None
-    unsteered: Sequence[str]
-    metrics: Sequence[GridMetric]
-    path: Path
-
-
-def _find(request: RunRequest, pairs: Sequence[Pair] | None) -> Found:
-    """Resolve a request. ``pairs``: these instead of a file's. Raises as :meth:`Study.open`."""
-    metrics = chosen_metrics(request.metrics)
-    config, model, judge = resolve(request)
-    if pairs is None:
-        pairs = chosen_pairs(config)
-    _refuse_pairs(config, pairs)
-    unread = unread_pairs(judge, pairs)
-    left = _unsteered(model, pairs, config.method)
-    truth = _ground_truth(request.ceiling, judge)
-    scheduler = scheduler_of(model.folder)
-    subject = Sampling.of(config, scheduler).subject(model.fingerprint)
-    # One folder for all runs that can share images: more pairs, alphas or methods extend it.
-    name = folder_name(subject, judge=judge.fingerprint)
-    command = Command(
-        config, tuple(pairs), model.fingerprint, judge.fingerprint, scheduler, request.lora,
-        unread=tuple(unread),
-    )  # fmt: skip
-    path = Path(request.run_dir or RUNS / name)
-    return Found(command, model, judge, truth, left, metrics, path)
 
 
 @contextmanager
@@ -343,101 +307,10 @@ def preview(request: RunRequest, scratch: Path) -> Iterator[tuple[Study, Path]]:
     A run folder that exists is read. For one that does not, the study has an empty folder in
     ``scratch``. Raises what :meth:`Study.open` does.
     """
-    found = _find(request, None)
+    found = find(request)
     exists = (found.path / "index.sqlite").is_file()
     folder = RunFolder(found.path if exists else scratch / "empty", read_only=exists)
     try:
         yield Study.of(found, folder), found.path
     finally:
         folder.close()
-
-
-def _refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
-    """A method that looks at a pair's neighbours needs some; another may not steer every pair."""
-    counts = Counter(pair.category for pair in pairs)
-    lone = [category for category, count in counts.items() if count < 2]
-    if lone and Need.OTHERS in Identity.in_config(config).needs:
-        raise OptionError(
-            f"--method: {config.method} needs 2 pairs or more in each category, got 1 in "
-            f"{', '.join(lone)}; raise --limit, add pairs or choose another method"
-        )
-    method = METHODS.get(config.method)
-    if isinstance(method, SelectiveMethod):
-        method.check_pairs(pairs)
-
-
-def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
-    """The ids of the pairs of which the judge reads both prompts as one.
-
-    Warns of them; raises ``OptionError`` if they are all pairs of a category. Empty if it is not
-    known what the judge reads.
-    """
-    tokenizer = judge.tokenizer()
-    same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
-    if not same:
-        return []
-    read = {pair.id for pair in pairs} - {pair.id for pair in same}
-    dark = [name for name in categories(same) if not _any_of(name, pairs, read)]
-    what = f"the judge {judge.fingerprint.partition('@')[0]} reads both prompts"
-    if dark:
-        mine = [pair for pair in same if pair.category in dark]
-        others = [name for name in categories(pairs) if name not in dark]
-        leave = command_line(f"--categories={csv_list(others)}") if others else ""
-        which = f" of every pair in {csv_list(dark)}" if len(pairs) > 1 else ""
-        raise OptionError(
-            f"{what}{which} as one ({named(mine)}): the same tokens, whose margin is 0 whatever an "
-            f"image shows; {f'leave them out with {leave}, ' if leave else ''}say what differs "
-            "earlier or in other words, or choose another judge with --clip-model"
-        )
-    warnings.warn(
-        f"{what} of {len(same):,} of {len(pairs):,} pairs as one ({named(same)}); they are not "
-        "judged, and no figure is of them",
-        UnreadPairsWarning,
-        stacklevel=3,
-    )
-    return [pair.id for pair in same]
-
-
-def _any_of(category: str, pairs: Sequence[Pair], ids: Collection[str]) -> bool:
-    return any(pair.id in ids for pair in pairs if pair.category == category)
-
-
-def _unsteered(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[str]:
-    """The ids of the pairs that the method cannot steer with this model's text encoders.
-
-    Warns of them; raises ``OptionError`` if they are all pairs.
-    """
-    same = unsteered(readers_of(model.folder), pairs, method)
-    if not same:
-        return []
-    what = f"the model's text encoders read as one what the method {method} steers between"
-    if Need.TOKENS in METHODS.get(method).needs:
-        what = "the model's text encoders read both words as one, or no token of the source word"
-    if len(same) == len(pairs):
-        raise OptionError(
-            f"{what}, in every pair ({named(same)}): nothing would be steered; say what differs "
-            "earlier or in other words, or choose another --method or --model"
-        )
-    warnings.warn(
-        f"{what} in {len(same):,} of {len(pairs):,} pairs ({named(same)}); their images stay "
-        "those of alpha 0",
-        UnreadPairsWarning,
-        stacklevel=3,
-    )
-    return [pair.id for pair in same]
-
-
-def _ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
-    """The margins on ground truth for this judge; a file that was named must be of it."""
-    file = Path(path) if path else ceilings.default_path()
-    if file is None:
-        return None
-    truth = ceilings.load(file)
-    if truth.judge == judge.fingerprint:
-        return truth
-    if path is None:
-        return None
-    raise CeilingError(
-        f"--ceiling {path}: expected the margins of the judge {judge.fingerprint}, got those of "
-        f"{truth.judge}; write them anew with python -m analogy.world.ceiling"
-    )

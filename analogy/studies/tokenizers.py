@@ -9,6 +9,7 @@ found with the tokenizers alone, before any model is loaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from analogy.core.errors import ModelError
 from analogy.core.records import Pair
 from analogy.core.strict_json import Json
 from analogy.generation.worker import steered, texts
+from analogy.models.families import Counted
+from analogy.models.folders import family_of_folder, parts_of
 from analogy.models.libraries import transformers
 from analogy.models.tokens import T5_TOKENS, word_tokens
 from analogy.steering.base import METHODS, Intervention, Need
@@ -94,13 +97,40 @@ def readers_of(folder: Path) -> list[Reader]:
     return readers
 
 
-def _reader(folder: Path, kind: str) -> Reader:
+def _tokenizer(folder: Path, kind: str) -> Any:
+    """A folder's tokenizer, or that of its processor."""
     try:
-        tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
+        made = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder}: expected a {kind} that can be loaded ({error})") from error
+    return getattr(made, "tokenizer", made)
+
+
+def _reader(folder: Path, kind: str) -> Reader:
+    tokenizer = _tokenizer(folder, kind)
     most = min(int(tokenizer.model_max_length), T5_TOKENS if kind.startswith("T5") else _LONGEST)
     return Reader(tokenizer, most)
+
+
+def uneven_pairs(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs whose prompts have different numbers of tokens to a model whose conditioning is as
+    long as the prompt, or has a mask of that length.
+
+    Empty for any other model. By the tokenizers alone: templates have the same tokens around every
+    prompt. A prompt is counted at the beginning of a text and after a space, since the template
+    decides which. Raises ``ModelError`` for a tokenizer that cannot be loaded.
+    """
+    parts, family = parts_of(folder), family_of_folder(folder)
+    counted = family.counted if isinstance(family, Counted) else ()
+    if counted is None:
+        counted = tuple(name for name in parts if re.fullmatch(r"tokenizer(_\d)?", name))
+        counted = counted or ("processor",)
+    tokenizers = [_tokenizer(folder / name, parts[name][1]) for name in counted if name in parts]
+
+    def counts(prompt: str) -> list[int]:
+        return [len(t(text)["input_ids"]) for t in tokenizers for text in (prompt, f" {prompt}")]
+
+    return [pair for pair in pairs if counts(pair.source_prompt) != counts(pair.target_prompt)]
 
 
 def unsteered(readers: Sequence[Reader], pairs: Sequence[Pair], method: str) -> list[Pair]:

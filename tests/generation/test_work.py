@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from analogy.generation import worker as work
+from analogy.generation.edits import seed_of
 from analogy.generation.engine import Setup
-from analogy.generation.worker import Worker, _seed_of, steered, texts
+from analogy.generation.worker import Worker, steered, texts
 from analogy.models import texts as texts_module
 from analogy.models.generator import Generator
 from analogy.steering import words
@@ -88,10 +89,10 @@ def test_category_is_given_all_other_pairs_of_the_category_and_never_its_own(
 
 
 def test_the_random_control_has_a_direction_of_its_own_for_every_pair(pairs):
-    seeds = {_seed_of(pair) for pair in pairs}
+    seeds = {seed_of(pair) for pair in pairs}
     assert len(seeds) == len(pairs)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert _seed_of(replace(pairs[0], id="mine")) == _seed_of(pairs[0])
+    assert seed_of(replace(pairs[0], id="mine")) == seed_of(pairs[0])
 
 
 def test_a_batch_is_the_same_with_any_number_of_threads(make_worker, jobs_of):

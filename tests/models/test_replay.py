@@ -7,9 +7,11 @@ moves latents at least a hundred times as far.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import continuity
 import diffusers
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import zoo
 
 from analogy.core.errors import ModelError
 from analogy.core.records import Pair
+from analogy.generation import edits
 from analogy.models.families import FAMILIES, Family, Sampling, family_of
 from analogy.models.generator import Generator, latents_for
 from analogy.models.loading import load_pipeline
@@ -82,12 +85,8 @@ def test_every_class_of_the_table_is_tested():
     assert len(zoo.ZOO) >= 33
 
 
-def edit_of(encoded: dict[str, Conditioning]) -> Edit:
-    return Edit(
-        source=encoded[PAIR.source_prompt], target=encoded[PAIR.target_prompt],
-        words=("red", "blue"), source_word=encoded["red"], target_word=encoded["blue"],
-        others=(), seed=3,
-    )  # fmt: skip
+def edit_of(encoded: Mapping[str, Conditioning]) -> Edit:
+    return edits.edit_of(PAIR, METHODS.get("word"), (), encoded)
 
 
 def test_a_class_is_carried(loaded):
@@ -127,7 +126,7 @@ def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
 
     # A batch of several numbers of tokens, with another seed's image among them.
     conditionings = [
-        word.condition(edit, 0.0), word.condition(edit, 1.0), lerp.condition(edit, 0.5),
+        word.condition(edit, 0.0), word.condition(edit, 1.0), word.condition(edit, -1.0),
         lerp.condition(edit, 1.0), edit.source, word.condition(edit, 1e-3),
     ]  # fmt: skip
     places = noise[[0, 0, 0, 0, 1, 0]]
@@ -211,6 +210,16 @@ def test_a_size_that_a_pipeline_rounds_is_refused(loaded):
         latents = loaded.family.denoise(loaded.pipeline, [source], source, noise, sampling)
         with pytest.raises(ModelError, match=f"{loaded.name}: expected images of 8x8 pixels, got"):
             loaded.family.decode(vae, latents, 8)
+
+
+def test_images_change_steadily_with_alpha(loaded):
+    continuity.check(loaded.pipeline, loaded.family, loaded.size)
+
+
+def test_the_tokens_of_a_word_spell_it(loaded):
+    if not isinstance(loaded.family, Replay):
+        pytest.skip("its words are found by the tokenizers' offsets")
+    continuity.check_words(loaded.pipeline, loaded.family)
 
 
 def test_text_encoders_can_be_dropped(loaded):

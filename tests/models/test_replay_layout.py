@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from analogy.core.errors import ModelError
-from analogy.models.recorded import TOKENS, Role, aligned, layout_of, longest
+from analogy.models.recorded import Role, layout_of
 from analogy.models.replay import generator_of
-from analogy.steering.conditioning import Conditioning
 
 PAIR = ("a red car", "one very large green house")
 
@@ -88,30 +87,26 @@ def test_states_have_their_tokens_before_the_last_axis(layout):
     }  # fmt: skip
 
 
-def test_aligned_prompts_are_returned_with_their_own_tokens(layout):
-    """What is added for steering never reaches the pipeline; the source decides the tokens."""
-    own = {text: layout.conditioning(record([text])) for text in PAIR}
-    shapes = longest(*(each.shapes() for each in own.values()))
-    both = {text: aligned(each, shapes) for text, each in own.items()}
-    assert both[PAIR[0]].shapes() == both[PAIR[1]].shapes()
-    short, long = (both[text] for text in PAIR)
-    assert torch.equal(short.states["0.0"][3:], states(PAIR[0]).mean(0).expand(2, 3))
-    for text in PAIR:
-        given, expected = layout.returned([both[text]]), record([text])
-        assert torch.equal(given[0][0], expected[0][0])
-        assert torch.equal(given[1]["lengths"], expected[1]["lengths"])
-    half = short.plus(long.minus(short), 0.5)
-    given = layout.returned([half])
-    assert torch.equal(given[0][1], torch.ones(1, 3))
-    middle = (states(PAIR[0]) + states(PAIR[1])[:3]) / 2
-    assert torch.allclose(given[0][0], middle[None])
-    assert torch.equal(half.carried[TOKENS], own[PAIR[0]].carried[TOKENS])
+def test_a_layout_says_whether_lengths_differ(layout):
+    """By an axis of tokens, a mask, or padding of zeros; a pooled vector alone has no length."""
+    assert layout.has_lengths
+    assert layout.conditioning(record([PAIR[0]])).has_length
 
+    def fixed(prompts):
+        rows = torch.stack([states(text).sum(0).expand(4, 3) for text in prompts])
+        return [(rows, rows[:, 0])]
 
-def test_equal_shapes_are_left_as_they_are():
-    given = Conditioning({"a": torch.ones(3, 2)})
-    assert longest({}, given.shapes()) == given.shapes()
-    assert aligned(given, longest(given.shapes(), {"a": (2, 2)})) is given
+    def masked(prompts):
+        mask = torch.tensor([[len(text.split()) > i for i in range(20)] for text in prompts])
+        return [(*fixed(prompts)[0], mask)]
+
+    def zeroed(prompts):
+        (rows, pooled), (_, mask) = fixed(prompts)[0], masked(prompts)[0][1:]
+        return [(rows[:, :1] * mask[..., None], pooled)]
+
+    assert layout_of(zeroed, is_single=False).has_lengths
+    assert not layout_of(fixed, is_single=False).has_lengths
+    assert layout_of(masked, is_single=False).has_lengths
 
 
 def test_types_are_those_of_the_encoder():

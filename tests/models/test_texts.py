@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from analogy.core.errors import StoreError
 from analogy.models.families import FAMILIES, Sampling
 from analogy.models.replay_table import ROWS
 from analogy.models.texts import Texts
-from analogy.steering.conditioning import Conditioning
+from analogy.steering.conditioning import Conditioning, Reading
 
 TEXTS = [f"text {i}" for i in range(6)]
 #: Of one text below: 8 x 4 states and 3 pooled numbers of 2 bytes, a mask of 8 numbers of 8 bytes.
@@ -85,13 +86,20 @@ def test_states_without_a_mask_of_their_own_are_kept_whole():
         assert torch.equal(texts["a"].states["states"], made.states["states"].float())
 
 
-def test_texts_of_several_lengths_have_equal_shapes():
-    texts = Texts(budget=ONE)
-    texts.add("short", conditioning(0, tokens=5))
-    texts.add("long", conditioning(1, tokens=8))
-    assert texts["short"].shapes() == texts["long"].shapes()
-    own = conditioning(0, tokens=5).states["states"].float()
-    assert torch.equal(texts["short"].states["states"][:5], own)
+def test_texts_keep_their_own_lengths_and_what_is_known_of_their_tokens():
+    """In memory, and of the second text in the file."""
+    texts, reading = Texts(budget=ONE), Reading(((1, 0, 3),), (2,), (3, 4))
+    for i, tokens in enumerate((5, 8)):
+        made = replace(
+            conditioning(i, tokens=tokens), readings={"states": reading}, has_length=True
+        )
+        texts.add(TEXTS[i], made)
+        given = texts[TEXTS[i]]
+        assert torch.equal(given.states["states"], made.states["states"].float())
+        assert given.shapes() == made.shapes()
+        assert given.readings == {"states": reading}
+        assert given.has_length
+    assert texts.bytes_in_file > 0
 
 
 def test_a_disk_without_room_is_said(monkeypatch):

@@ -22,7 +22,7 @@ from analogy.models.tokens import T5_TOKENS, WordReader, word_tokens
 from analogy.settings.pairs import UnreadPairsWarning
 from analogy.steering.base import METHODS
 from analogy.steering.conditioning import Span, WordTokens
-from analogy.studies.study import _unsteered
+from analogy.studies.finding import unsteered_pairs
 from analogy.studies.tokenizers import readers_of, unsteered
 
 PAIR = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
@@ -179,6 +179,6 @@ def test_a_pair_whose_word_is_not_read_is_not_steered():
 def test_a_study_names_it(model_source):
     said = r"read both words as one, or no token of the source word in 1 of 2 pairs \(late\)"
     with pytest.warns(UnreadPairsWarning, match=said):
-        assert _unsteered(model_source, [PAIR, LATE], "span") == ["late"]
+        assert unsteered_pairs(model_source, [PAIR, LATE], "span") == ["late"]
     with pytest.raises(OptionError, match=r"in every pair \(late\): nothing would be steered"):
-        _unsteered(model_source, [LATE], "span")
+        unsteered_pairs(model_source, [LATE], "span")

@@ -20,7 +20,13 @@ from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 from analogy.models.sources import find_pipeline
 from analogy.settings.pairs import Doubtful, named
 from analogy.settings.request import RunRequest
-from analogy.studies.tokenizers import read_by_judge, readers_of, same_to_judge, unsteered
+from analogy.studies.tokenizers import (
+    read_by_judge,
+    readers_of,
+    same_to_judge,
+    uneven_pairs,
+    unsteered,
+)
 
 MODELS_VERSION = 1
 """The schema version of what ``models --json`` writes."""
@@ -60,7 +66,9 @@ def unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> Doubtful:
 
 
 def unsteered_by(pairs: list[Pair], model: str, request: RunRequest) -> list[Doubtful]:
-    """For methods that steer by the two prompts, and for those that steer by the two words."""
+    """For methods that steer by the two prompts, and for those that steer by the two words; and the
+    pairs that methods which mix the two prompts leave out.
+    """
     source = find_pipeline(model, dtype="float32", offline=request.offline)
     readers = readers_of(source.folder)
     found = []
@@ -71,7 +79,12 @@ def unsteered_by(pairs: list[Pair], model: str, request: RunRequest) -> list[Dou
         same = unsteered(readers, pairs, method)
         note = f"{len(same):,} of {len(pairs):,} pairs: the model reads {what} ({named(same)})"
         found.append(Doubtful(name, same, note))
-    return found
+    uneven = uneven_pairs(source.folder, pairs)
+    note = (
+        f"{len(uneven):,} of {len(pairs):,} pairs: prompts of different numbers of tokens; methods "
+        f"that mix the two prompts, such as lerp, leave them out ({named(uneven)})"
+    )
+    return [*found, Doubtful("uneven", uneven, note)]
 
 
 def models(json: str | None) -> None:

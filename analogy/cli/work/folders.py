@@ -23,8 +23,9 @@ from analogy.settings.pairs import load_pairs
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Command
 from analogy.studies import repair as repair_module
+from analogy.studies.finding import unread_pairs
 from analogy.studies.importing import bring_back, bring_in, read_manifest
-from analogy.studies.study import Study, unread_pairs
+from analogy.studies.study import Study
 from analogy.studies.verify import Verified
 from analogy.studies.verify import verify as verify_folder
 from analogy.world.known import with_unknown

@@ -18,7 +18,7 @@ from analogy.sessions.running import fault_code, finish, run_cases
 from analogy.sessions.session import Session
 from analogy.sessions.summary import closing, heading, interrupted, summary
 from analogy.settings.request import RunRequest
-from analogy.studies.study import RUNS
+from analogy.studies.finding import RUNS
 
 
 def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, verbose: bool) -> None:
