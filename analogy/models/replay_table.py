@@ -132,7 +132,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "OvisImagePipeline": Row(),
     "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE, counted=()),
-    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}, hides_masked=True),
+    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
     "BriaPipeline": Row(),
     "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
     "DreamLitePipeline": Row(
