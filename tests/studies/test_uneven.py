@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import diffusers
 import pytest
 import zoo
 
@@ -52,6 +53,15 @@ def request_of(z_image, tmp_path):
 def test_they_are_found_by_the_tokenizers_where_counts_matter(z_image):
     assert [pair.id for pair in uneven_pairs(z_image.folder, PAIRS)] == ["c-2"]
     assert uneven_pairs(shipped("models/sdxl-tiny"), PAIRS) == []
+
+
+def test_they_are_found_by_a_processor_where_there_is_no_tokenizer(tmp_path):
+    if not hasattr(diffusers, "QwenImage21Pipeline"):
+        pytest.skip("needs a diffusers that has QwenImage21Pipeline")
+    pipeline = zoo.build("QwenImage21Pipeline")
+    assert "tokenizer" not in pipeline.components
+    pipeline.save_pretrained(tmp_path)
+    assert [pair.id for pair in uneven_pairs(tmp_path, PAIRS)] == ["c-2"]
 
 
 @pytest.mark.parametrize(
