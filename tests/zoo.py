@@ -509,7 +509,6 @@ ZOO: dict[str, Callable[[], dict[str, Any]]] = {
     "StableDiffusion3PAGPipeline": lambda: with_pag(zoo_more.sd3(2), "blocks.1"),
     "PixArtSigmaPAGPipeline": lambda: with_pag(pixart_sigma(), "blocks.1"),
     "SanaPAGPipeline": lambda: with_pag(sana(), "transformer_blocks.0"),
-    "HunyuanDiTPAGPipeline": lambda: with_pag(hunyuan_dit(), "blocks.1"),
     # These three are carried by families of their own.
     "StableDiffusionPipeline": zoo_more.sd,
     "StableDiffusionXLPipeline": lambda: zoo_more.parts(tiny.sdxl()),
