@@ -34,7 +34,7 @@ def state_of(pipeline: Any) -> State:
             found[f"{place}: adapters"] = repr(
                 [getattr(module, each, None) for each in ("scaling", "_active_adapter", "merged")]
             )
-        is_offloaded = hasattr(component, "_hf_hook") or hasattr(component, "_diffusers_hook")
+        is_offloaded = any(map(_is_offloaded, component.modules()))
         is_denoiser = part in ("unet", "transformer")
         for name, weight in component.named_parameters() if is_denoiser else ():
             if weight.is_meta:  # offloaded: it has values while its layer is at work
@@ -43,6 +43,11 @@ def state_of(pipeline: Any) -> State:
             place = 0 if is_offloaded else weight.data_ptr()  # offloading moves weights
             found[f"{part}.{name}: weights"] = (place, length)
     return found
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
+    return hasattr(module, "_hf_hook") or any("offloading" in name for name in hooks)
 
 
 def left_behind(before: State, after: State) -> list[str]:

@@ -25,14 +25,15 @@ from analogy.settings.pairs import (
     load_pairs,
 )
 from analogy.settings.request import RunRequest
-from analogy.statistics.values import ENOUGH_PAIRS
 
 if TYPE_CHECKING:
     from analogy.cli.work import checks as work
+    from analogy.statistics import values
     from analogy.world import known
 else:
     known = deferred("analogy.world.known")
     work = deferred("analogy.cli.work.checks")
+    values = deferred("analogy.statistics.values")
 
 PAIRS_VERSION = 1
 """The schema version of what ``pairs check --json`` writes."""
@@ -136,8 +137,8 @@ def _good_for(count: int) -> str:
     """What a category with ``count`` pairs can decide."""
     if count <= WEAK_PAIRS:
         return f"no verdict ({WEAK_PAIRS + 1} or more give one)"
-    if count < ENOUGH_PAIRS:
-        return f"a verdict, if margins are not skewed ({ENOUGH_PAIRS} or more: skewed ones, too)"
+    if count < values.ENOUGH_PAIRS:
+        return f"a verdict, if margins are not skewed ({values.ENOUGH_PAIRS} or more: skewed ones, too)"
     return "a verdict"
 
 

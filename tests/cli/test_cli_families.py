@@ -9,7 +9,10 @@ import zoo
 from verbs import verb
 
 # diffusers' own, in Chroma.
-pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::analogy.settings.pairs.WeakCategoryWarning"),
+]
 
 FAST = {"FluxPipeline", "QwenImagePipeline"}
 WAY = (
@@ -47,7 +50,7 @@ def test_the_whole_way(name, tmp_path, monkeypatch):
     assert SAID.get(name, "guidance 1.5, ") in first.stdout
     images = sorted((tmp_path / "run").rglob("*.png"))
     assert len(images) == 4  # two pairs, unsteered and steered
-    second = verb("run", *options, "--method=lerp", "--results=lerp.json")
+    second = verb("run", *options, "--method=prompt", "--results=prompt.json")
     assert second.exit_code == 0, second.stderr
     both = sorted((tmp_path / "run").rglob("*.png"))
     assert len(both) == 6  # the unsteered ones are shared
@@ -56,12 +59,12 @@ def test_the_whole_way(name, tmp_path, monkeypatch):
 
     # Resuming makes nothing anew.
     before = {image: image.stat().st_mtime_ns for image in both}
-    again = verb("run", *options, "--method=lerp", "--results=again.json")
+    again = verb("run", *options, "--method=prompt", "--results=again.json")
     assert again.exit_code == 0, again.stderr
     assert {image: image.stat().st_mtime_ns for image in both} == before
-    lerp, resumed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("lerp", "again"))
-    assert resumed["cells"] == lerp["cells"]
-    said = lerp["provenance"].get("guidance")
+    other, resumed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("prompt", "again"))
+    assert resumed["cells"] == other["cells"]
+    said = other["provenance"].get("guidance")
     assert said is None or f"({said})" in SAID[name]
 
     verified = verb("verify", "run")

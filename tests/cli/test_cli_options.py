@@ -75,7 +75,7 @@ def expected(**given):
 
 def test_run_has_every_option_of_pytest_and_little_else(values):
     found = flags("run")
-    own = {"--strict", "--config", "--json", "--help", "-h"}
+    own = {"--strict", "--config", "--json", "--quiet", "-q", "--verbose", "-v", "--help", "-h"}
     assert set(found) - own == {each.flag for each in OPTIONS}
     for each in OPTIONS:
         assert unescaped(found[each.flag].help) == each.help

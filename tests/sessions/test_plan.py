@@ -144,7 +144,7 @@ def test_the_time_left_is_right_within_a_fifth_after_the_first_tenth(clock, tmp_
 
     def spy(self, count, **settings):
         report(self, count, **settings)
-        known.append((clock.now, self._forecast.seconds, self._forecast._tried))
+        known.append((clock.now, self._forecast.seconds, self._forecast.tried))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "report", spy)
