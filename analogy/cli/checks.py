@@ -138,7 +138,8 @@ def _good_for(count: int) -> str:
     if count <= WEAK_PAIRS:
         return f"no verdict ({WEAK_PAIRS + 1} or more give one)"
     if count < values.ENOUGH_PAIRS:
-        return f"a verdict, if margins are not skewed ({values.ENOUGH_PAIRS} or more: skewed ones, too)"
+        enough = values.ENOUGH_PAIRS
+        return f"a verdict, if margins are not skewed ({enough} or more: skewed ones, too)"
     return "a verdict"
 
 

@@ -251,7 +251,7 @@ def test_nothing_is_missing_in_a_finished_run(finished):
 
 def test_nothing_is_missing_where_the_judge_reads_some_prompts_as_one(tmp_path, monkeypatch):
     ids = [pair.id for pair in pairs_of("color", n=3)]
-    monkeypatch.setattr("analogy.studies.study.unread_pairs", lambda judge, pairs: ids)
+    monkeypatch.setattr("analogy.studies.finding.unread_pairs", lambda judge, pairs: ids)
     plant(looks.margin)
     run(tmp_path)
     assert verb("verify", tmp_path / "run").exit_code == 0

@@ -114,7 +114,7 @@ def test_a_sequential_run_plans_its_looks_without_them(request_of):
 
 @pytest.mark.filterwarnings("ignore::analogy.settings.pairs.UnevenPairsWarning")
 def test_methods_are_compared_on_the_pairs_that_all_take(request_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("analogy.studies.study.chosen_pairs", lambda config: PAIRS)
+    monkeypatch.setattr("analogy.studies.finding.chosen_pairs", lambda config: PAIRS)
     studies = open_methods(request_of(), ["word", "lerp"])
     assert [[pair.id for pair in study.pairs] for study in studies] == [
         ["c-1", "c-3", "o-1", "o-2"]
