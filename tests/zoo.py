@@ -505,7 +505,6 @@ ZOO: dict[str, Callable[[], dict[str, Any]]] = {
     "BriaFibo2Pipeline": zoo_more.bria_fibo2,
     "QwenImage21Pipeline": zoo_more.qwen_image_21,
     "StableDiffusionPAGPipeline": zoo_more.sd,
-    "StableDiffusionXLPAGPipeline": lambda: zoo_more.parts(tiny.sdxl()),
     "StableDiffusion3PAGPipeline": lambda: with_pag(zoo_more.sd3(2), "blocks.1"),
     "PixArtSigmaPAGPipeline": lambda: with_pag(pixart_sigma(), "blocks.1"),
     "SanaPAGPipeline": lambda: with_pag(sana(), "transformer_blocks.0"),

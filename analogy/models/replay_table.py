@@ -152,9 +152,6 @@ ROWS: Mapping[str, Row] = {
     ),
     "BriaFibo2Pipeline": Row(counted=("processor",)),
     "StableDiffusionPAGPipeline": Row(second=PAG, counted=()),
-    "StableDiffusionXLPAGPipeline": Row(
-        second=PAG, counted=(), encoders={"0.0": "text_encoder"}  # both read the same tokens
-    ),
     "StableDiffusion3PAGPipeline": Row(second=PAG, counted=()),
     "PixArtSigmaPAGPipeline": Row(second=PAG),
     "SanaPAGPipeline": Row(second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}),

@@ -39,7 +39,7 @@ pytestmark = [
 #: The classes that are tested by default: one or two of each kind of encoder and of latents.
 FAST = {
     "FluxPipeline", "ChromaPipeline", "ZImagePipeline", "PixArtSigmaPipeline", "QwenImagePipeline",
-    "LatentConsistencyModelPipeline", "StableDiffusionXLPAGPipeline",
+    "LatentConsistencyModelPipeline", "StableDiffusionPAGPipeline",
 }  # fmt: skip
 STEPS = 2
 #: What a batch may change, as a share of the largest latent. An edit moves latents by at least a

@@ -101,7 +101,7 @@ def test_a_configuration_keeps_the_version_and_the_needs(config):
     kept = json.loads(json.dumps(mine.to_dict()))
     assert (kept["method_version"], kept["method_needs"]) == ("2", ["words"])
     assert RunConfig.from_dict(kept) == mine
-    with pytest.raises(ValueError, match="expected some of target, words, others, tokens"):
+    with pytest.raises(ValueError, match="expected some of target, target alone, words"):
         RunConfig.from_dict({**kept, "method_needs": ["all"]})
 
 

@@ -203,7 +203,7 @@ def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
     monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(resolve, "find_pipeline", found)
     config, _, judge = resolve.resolve(RunRequest(gpu=True))
-    assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None)]
+    assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None, None)]
     assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
     assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)
     assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", None)
@@ -486,8 +486,8 @@ def test_results_are_strict_json_with_the_documented_keys(make_study, fill, tmp_
     write_results(opened.results(), path)
     results = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert list(results) == [
-        "schema_version", "config", "provenance", "pairs", "cells", "controls", "targets",
-        "categories",
+        "schema_version", "config", "provenance", "pairs", "answer", "cells", "controls",
+        "targets", "categories",
         "alphas", "overall", "quality", "failures", "throughput",
         "peak_memory_bytes",
     ]  # fmt: skip
