@@ -44,9 +44,9 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
 
     # Two pairs decide nothing in a cell; the whole has sixteen.
     whole = results["overall"]
-    passed = whole["verdict"] == "success"
-    first.assert_outcomes(skipped=24, passed=int(passed), failed=int(not passed))
-    assert first.ret == (pytest.ExitCode.OK if passed else pytest.ExitCode.TESTS_FAILED)
+    passed, failed = (whole["verdict"] == verdict for verdict in ("success", "failure"))
+    first.assert_outcomes(skipped=24, passed=int(passed), failed=int(failed))
+    assert first.ret == (pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK)
 
     assert results["schema_version"] == RESULTS_VERSION
     assert results["config"]["limit"] == 2
@@ -115,7 +115,7 @@ def test_two_pairs_of_every_category_from_nothing_and_once_more(bench, monkeypat
             "category alpha    n margin           95% CI   >0   gain  verdict",
             "color *0    2 *unsteered",
             "color *0.5    2 *too_few",
-            "emotion        1    2 *too_few",
+            "emotion *1    2 *too_few",
             "all *0.8   16 *",
             "overall *all   16 *" + whole["verdict"] + "*",
             "margin: are the images closer to the target than to the source? *",
@@ -335,7 +335,8 @@ def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     assert run.ret == pytest.ExitCode.OK
     run.stdout.fnmatch_lines(["report    new/r.html"])
     page = (bench.path / "new" / "r.html").read_text("utf-8")
-    assert page.count("<img ") == 8 * 3  # source, alpha 1, and the target prompt itself
+    # Source, alpha 1 and the target prompt itself, of 8 pairs and of the median one; the viewer's.
+    assert page.count("<img ") == (8 + 1) * 3 + 1
     assert f"a red {NOUNS[0]} → a blue {NOUNS[0]}" in page
     assert "Cells: 1 equivalent." in page
 
@@ -348,7 +349,10 @@ def test_files_that_were_asked_for_are_written_with_the_comparison(bench, eight,
     run.stdout.fnmatch_lines(["written   new/cells.csv", "written   verdicts"])
     assert len((bench.path / "new" / "cells.csv").read_text().splitlines()) == 2
     said = (bench.path / "verdicts").read_text().splitlines()[-1]
-    assert said == "Against the baseline `mine.json`: 1 equivalent."
+    assert said == (
+        "Against the baseline `mine.json`: equal within the tolerance in 1 of 1 cell; "
+        "all cells together: equal within the tolerance."
+    )
 
 
 def test_a_report_that_cannot_be_is_said_before_the_work(bench, eight, monkeypatch):
