@@ -335,8 +335,8 @@ def test_the_report_has_the_run_and_its_baseline(bench, eight, judged):
     assert run.ret == pytest.ExitCode.OK
     run.stdout.fnmatch_lines(["report    new/r.html"])
     page = (bench.path / "new" / "r.html").read_text("utf-8")
-    # Source, alpha 1 and the target prompt itself, of 8 pairs and of the median one; the viewer's.
-    assert page.count("<img ") == (8 + 1) * 3 + 1
+    # Source, alpha 1 and the target prompt itself of 8 pairs; the median pair's two; the viewer's.
+    assert page.count("<img ") == 8 * 3 + 2 + 2
     assert f"a red {NOUNS[0]} → a blue {NOUNS[0]}" in page
     assert "Cells: 1 equivalent." in page
 
