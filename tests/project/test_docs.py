@@ -85,7 +85,7 @@ QUICK = {
 #: Commands whose exit code 1 is a verdict.
 VERDICTS = {"run", "compare"}
 #: What sets up an environment: only in blocks that are not run here.
-SET_UP = {"python3", "python3.11", "pip", ".", "export", "tox"}
+SET_UP = {"python3", "python3.11", "pip", ".", "export", "tox", "npm"}
 
 
 class Block(NamedTuple):
