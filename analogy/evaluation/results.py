@@ -114,9 +114,10 @@ class MetricResult(Figures):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetricResult:
         """The result that ``to_dict`` wrote."""
-        said = values.get("verdict")  # files of earlier suites have none
+        given = {"verdict": None, **values}  # files of earlier suites have none
+        said = given["verdict"]
         verdict = None if said is None else PairVerdict(said)
-        return cls(**{**values, "notes": tuple(values["notes"]), "verdict": verdict})
+        return cls(**{**given, "notes": tuple(given["notes"]), "verdict": verdict})
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Report:
             results = tuple(MetricResult.from_dict(row) for row in whole["results"])
             unequal = tuple(Unequal(**one) for one in whole.get("unequal", ()))
             return cls(results, whole["config"], whole["left_out"], unequal)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"report: expected what Report.to_json wrote, got another JSON ({error}); evaluate "
                 "again"
