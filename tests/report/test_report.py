@@ -417,7 +417,7 @@ def test_a_results_file_is_held_against_a_baseline(run, tmp_path):
     out = tmp_path / "made" / "r.html"
     result = run(tmp_path / "new.json", "-o", out, "--baseline", tmp_path / "old.json")
     assert result.exit_code == 0
-    assert "5 regressed." in read_page(out.read_text("utf-8")).id("comparison").text
+    assert "Worse in 4 of 4 cells" in read_page(out.read_text("utf-8")).id("comparison").text
 
 
 def test_another_measurement_is_no_baseline(run, tmp_path):

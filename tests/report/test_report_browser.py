@@ -123,7 +123,7 @@ def test_it_opens_without_errors_and_fetches_nothing(opened, tmp_path):
 
 def test_text_of_users_runs_nothing(opened):
     browser = opened()
-    assert browser.title.startswith("success")
+    assert browser.title.startswith("Yes")
     assert browser.execute_script("return document.querySelectorAll('script').length") == 1
     assert NASTY in browser.find_element("css selector", "#map").text
 
