@@ -18,6 +18,7 @@ import pytest
 EXTRAS = {
     "cleanfid": "dev",
     "codecarbon": "energy",
+    "hatchling": "dev",
     "ipykernel": "dev",
     "jinja2": "report",
     "jsonschema": "dev",

@@ -19,7 +19,7 @@ SMALL = ("--limit=2", "--categories=color", "--seeds=0", "--alphas=1", "--steps=
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Runs a command with the wheel on its path, and nothing of the checkout."""
-    extra("hatchling", "dev")
+    extra("hatchling")
     path = tmp_path_factory.mktemp("wheel")
     build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
     pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target")
