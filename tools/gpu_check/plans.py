@@ -19,7 +19,7 @@ PLANS = (
     Plan("float16, bfloat16, float32", 60.0, f"{STEPS}:dtypes", SSD_1B),
     Plan("methods that hook or change weights", 40.0, f"{STEPS}:methods", SSD_1B),
     Plan("torch.compile and channels_last", 90.0, f"{STEPS}:compiled", SSD_1B),
-    Plan("--engine ray", 60.0, f"{STEPS}:ray_engine"),
+    Plan("--engine ray", 100.0, f"{STEPS}:ray_engine"),
 )
 
 
