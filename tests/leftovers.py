@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from torch import nn
@@ -99,3 +99,12 @@ def watched(patch: Any) -> Iterator[None]:
 
 def _of(generator: Generator) -> Any:
     return generator._pipeline
+
+
+def in_threads(*calls: Callable[[], Any]) -> None:
+    """Make the calls beside each other, and wait for all."""
+    threads = [Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

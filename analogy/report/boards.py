@@ -20,7 +20,7 @@ from analogy.results.model import Measurement, Results
 from analogy.studies.method_comparison import Difference, compared
 
 MOST_RANKED = 50
-"""At most so many runs are ranked on a board: the comparisons grow with their square."""
+"""The largest number of runs that a board ranks. Comparisons grow with its square."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from analogy.results.changes import Comparison
 from analogy.results.model import Results
 
 MOST_RUNS = 200
-"""At most so many measurements are on a site, the latest ones."""
+"""The largest number of measurements on a site. Of more, a site has the latest."""
 
 MOST_COMPARISONS = 200
-"""At most so many comparisons have a page, those of the latest runs."""
+"""The largest number of comparisons with a page. Of more, those of the latest runs have one."""
 
 RECORD = "site.json"
 """The record of a site in its folder: the reports that are there, and what each is of."""

@@ -114,7 +114,7 @@ class Plan:
 
 
 def seconds_of(rates: Rates, missing: int, unscored: int, fits: int = 0) -> float:
-    """The time of so many images to make and to score, the models' loading included."""
+    """The time to load the models, and to make and score these numbers of images."""
     return (
         (rates.load or 0.0) + fits * rates.fit + missing / rates.generate + unscored / rates.score
     )

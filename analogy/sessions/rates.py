@@ -144,7 +144,7 @@ def measured(
 
 
 def _spread(jobs: Sequence[Job], most: int) -> list[Job]:
-    """At most so many jobs, evenly from all of them, so that each kind has its share."""
+    """Up to `most` jobs, evenly spaced among all, so that each kind has its share."""
     n = min(most, len(jobs))
     return [jobs[i * len(jobs) // n] for i in range(n)]
 

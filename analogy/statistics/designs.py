@@ -43,7 +43,7 @@ class Spread:
         return cls(mean, found.between, found.within)
 
     def sd(self, seeds: int) -> float:
-        """The standard deviation of a pair's mean over so many seeds."""
+        """The standard deviation of a pair's mean over this number of seeds."""
         return float(np.sqrt(self.between + self.within / seeds))
 
 
@@ -65,7 +65,7 @@ class Design(Figures):
 
 
 def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Design, ...]:
-    """The design of so many pairs and seeds, first, and smaller ones, the largest first.
+    """The design of this number of pairs and seeds, then smaller ones, the largest first.
 
     The smaller ones have a half and a quarter of the pairs, or as many as the cells need that the
     first design decides; and the same seeds or one. Empty without spreads.

@@ -9,7 +9,7 @@ from pathlib import Path
 INDEX_NAME = "index.sqlite"
 
 MAX_DEPTH = 3
-"""Run folders are looked for at most so many levels below a folder."""
+"""The number of levels below a folder in which run folders are looked for."""
 
 
 def run_folders(places: Iterable[Path]) -> list[Path]:

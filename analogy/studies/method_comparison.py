@@ -101,8 +101,8 @@ class MethodComparison:
     ``n``: the pairs compared, which have all their items by every method; ``n_left_out``: the
     others. ``ranking``: the methods by their mean, the highest first; in a difference the first
     method is the one that ranks higher. ``blind``: the categories whose true change the judge does
-    not see, where nothing is said about any method. ``stop``: in a sequential run the look that the
-    ranking and the differences by alpha and category are of; None in any other. ``costs``: of the
+    not see, where nothing is said about any method. ``stop``: the look of the ranking and of
+    the differences by alpha and category; None if the run is not sequential. ``costs``: of the
     methods whose cost was measured. ``at``: each method's full strength, where methods have
     different strengths and are compared at it; empty where all are compared at all strengths.
     """

@@ -17,6 +17,7 @@ from extras import extra
 from PIL import Image
 from processes import write_pairs
 from typer.testing import CliRunner
+from verbs import verb as run
 
 from analogy import cli
 from analogy.core.images import from_png, to_png
@@ -25,13 +26,6 @@ from analogy.results.reading import read
 from analogy.settings.pairs import load_pairs
 from analogy.studies import importing as manifests
 from analogy.studies.importing import ManifestError, read_manifest
-
-
-def run(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture

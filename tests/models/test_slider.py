@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import tiny
 import torch
 import zoo
 from broken import save
-from leftovers import left_behind, state_of
+from leftovers import in_threads, left_behind, state_of
 
 from analogy.core.errors import AnalogyError, ModelError
 from analogy.core.records import Pair, Window
@@ -279,14 +279,9 @@ def test_other_threads_on_the_same_weights_see_nothing(
 
     strong = [replace(row, alpha=5.0) for row in rows]
     with torch.inference_mode(), method.applied(tiny_generator._pipeline, strong):
-        threads = [
-            threading.Thread(target=work, args=("plain", twins[0])),
-            threading.Thread(target=work, args=("steered", twins[1], method, rows)),
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(
+            partial(work, "plain", twins[0]), partial(work, "steered", twins[1], method, rows)
+        )
     assert apart(made["plain"], plain) <= 1
     assert apart(made["steered"], images) <= 1
 

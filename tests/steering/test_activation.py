@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import own
 import pytest
 import torch
+from leftovers import in_threads
 from tiny import SIZE, build
 
 from analogy.core.errors import ModelError
@@ -398,14 +399,9 @@ def test_other_threads_on_the_same_weights_see_nothing(generator, pipeline, rows
 
     with activation.applied(pipeline, [replace(row, alpha=50.0) for row in rows]):
         assert hooks_left(pipeline) == len(cross_modules(pipeline))
-        threads = [
-            threading.Thread(target=work, args=("plain", twins[0])),
-            threading.Thread(target=work, args=("steered", twins[1], activation, rows)),
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(
+            partial(work, "plain", twins[0]), partial(work, "steered", twins[1], activation, rows)
+        )
     assert apart(made["plain"], plain) <= 1
     assert apart(made["steered"], images) <= 1
     assert hooks_left(pipeline) == 0

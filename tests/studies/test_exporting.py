@@ -9,9 +9,8 @@ import runpy
 import numpy as np
 import pytest
 from cases import ROOT
-from typer.testing import CliRunner
+from verbs import verb as run
 
-from analogy import cli
 from analogy.core.images import read_image, to_png
 from analogy.models.generator import drawn, latents_for
 from analogy.models.places import shipped
@@ -23,13 +22,6 @@ from analogy.studies.study import Study
 
 GRID = {"categories": "color", "limit": "2", "seeds": "0", "alphas": "1", "steps": "2",
         "dtype": "float32"}  # fmt: skip
-
-
-def run(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture
