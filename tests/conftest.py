@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 
@@ -24,6 +25,8 @@ import extras
 import huggingface_hub
 import leftovers
 import pytest
+import typer.main
+import typer.testing
 from hypothesis import HealthCheck, settings
 from strangers import Hub, Stranger
 
@@ -41,7 +44,7 @@ from analogy.studies.study import Study
 #: What a run imports. A session of pytester's forgets what it is the first to import: the tests
 #: after it would patch and compare classes of another copy.
 IMPORTED = [
-    "statsmodels.stats.multitest", "statsmodels.stats.power", "statsmodels.stats.proportion",
+    "statsmodels.stats.power", "statsmodels.stats.proportion",
     "analogy.sessions.running", "analogy.sessions.summary", "analogy.world.ceiling",
 ]  # fmt: skip
 if find_spec("jinja2") and find_spec("matplotlib"):  # an extra
@@ -89,6 +92,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in NUMERICS:
             item.add_marker("numerics")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_are_built_once():
+    """typer's runner builds every verb with all its options at each call, which takes 40 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
-from statsmodels.stats.multitest import multipletests
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Holm's (1979) adjusted p-values, which control the family-wise error; NaN stays NaN.
 
     A p that does not exist belongs to no family: the others are adjusted as if it were not there.
+    statsmodels' ``multipletests`` gives the same, and collects garbage at every call: half a second
+    in a process that has imported torch.
     """
-    return _of_those_that_exist(p_values, lambda p: multipletests(p, method="holm")[1])
+    return _of_those_that_exist(p_values, _step_down)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -33,3 +34,11 @@ def _of_those_that_exist(
     if exists.any():
         adjusted[exists] = adjust(p[exists])
     return adjusted
+
+
+def _step_down(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each p, from the smallest on, times the number of those not before it; never decreasing."""
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
+    return adjusted.clip(max=1.0)

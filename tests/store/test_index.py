@@ -115,10 +115,19 @@ def damage(path, table, column, value):
     db.close()
 
 
+def copied(folder, to):
+    """A copy that shares the images' files."""
+
+    def copy(source, target):
+        (os.link if source.endswith(".png") else shutil.copy2)(source, target)
+
+    return shutil.copytree(folder, to, copy_function=copy)
+
+
 @pytest.fixture
 def path(whole, tmp_path):
     """A copy of that run's folder."""
-    return shutil.copytree(whole, tmp_path / "run")
+    return copied(whole, tmp_path / "run")
 
 
 def load(path):
@@ -150,7 +159,7 @@ def test_any_value_in_any_column_is_read_or_refused_in_a_sentence(
     for name, read in READERS.items():
         if not SLOW and name in ("report", "live"):
             continue
-        copy = shutil.copytree(path, tmp_path / name)
+        copy = copied(path, tmp_path / name)
         try:
             result = read(copy)
         except (StoreError, RecordedError) as error:
