@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cases import ROOT
-from echo import Echo, Stillborn
+from echo import Echo, Stillborn, setup
 from extras import extra
 
 from analogy.core.errors import ModelError
@@ -56,7 +56,7 @@ def echo(local, config, monkeypatch):
 
     def make(workers=2, actor=Echo):
         monkeypatch.setattr(cluster, "Actor", actor)
-        engine = RayEngine(Setup(replace(config, num_workers=workers), (), None, None))
+        engine = RayEngine(setup(replace(config, num_workers=workers)))
         engines.append(engine)
         engine._start_workers()
         if actor is Echo:
@@ -178,8 +178,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
 
 
 def test_a_model_that_is_in_the_same_place_is_taken_from_there(config, model_source, judge_source):
-    setup = Setup(config, (), model_source, judge_source)
-    found = ray_worker.found_here(setup, "10.0.0.1")
+    found = ray_worker.found_here(Setup(config, (), model_source, judge_source), "10.0.0.1")
     assert found.model is model_source
     assert found.judge is judge_source
 
@@ -279,7 +278,7 @@ def test_workers_import_a_method_of_the_users(local, make_run, config, tmp_path)
     mine = with_method(config, "own:pooled")
     own = {name: getattr(mine, name) for name in ("method", "method_version", "method_needs")}
     found = []
-    for name, engine in (("alone", {}), ("workers", {"engine": "ray", "num_workers": 2})):
+    for name, engine in (("alone", {}), ("worker", {"engine": "ray", "num_workers": 1})):
         run, jobs, folder = make_run(tmp_path / name, **own, **engine)
         try:
             run.generate(jobs[:12])
@@ -340,21 +339,21 @@ def test_a_machine_that_is_lost_in_the_middle_leaves_the_run_complete(
     groups, expected, _ = alone
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        nodes = [machines.add_node(num_cpus=1) for _ in range(3)]
+        nodes = [machines.add_node(num_cpus=1) for _ in range(2)]
         machines.wait_for_nodes()
         run, _, folder = make_run(
-            tmp_path, engine="ray", ray_address=machines.address, num_workers=3
+            tmp_path, engine="ray", ray_address=machines.address, num_workers=2
         )
         lost = []
 
         def lose(count):
-            if len(run.engine._workers) == 3 and not lost:
+            if len(run.engine._workers) == 2 and not lost:
                 lost.append(nodes.pop())
                 machines.remove_node(lost[0])
 
         try:
             run.generate(groups[0], lose, ahead=groups[1:])
-            assert sum(node["Alive"] for node in ray.nodes()) == 3  # the head and two others
+            assert sum(node["Alive"] for node in ray.nodes()) == 2  # the head and the other
         finally:
             run.close()
         assert lost

@@ -12,9 +12,9 @@ from dataclasses import replace
 import psutil
 import pytest
 from cases import ROOT
-from echo import Echo
+from echo import Echo, setup
 
-from analogy.generation.engine import ClusterLostError, Setup
+from analogy.generation.engine import ClusterLostError
 
 ray = pytest.importorskip("ray")
 
@@ -31,7 +31,7 @@ def engine(config, monkeypatch):
     monkeypatch.setattr(cluster, "Actor", Echo)
     if ray.is_initialized():
         ray.shutdown()
-    made = RayEngine(Setup(replace(config, num_workers=1), (), None, None))
+    made = RayEngine(setup(replace(config, num_workers=1)))
     yield made
     made.close()
     assert not ray.is_initialized()
