@@ -142,8 +142,15 @@ def needed_lines(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+def _wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """Lines of at most ``width`` columns; a longer word, such as a path, is not cut."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """A label of at most 9 letters, and the text beside it in lines that fit `WIDTH`."""
+    lines = _wrapped(text, WIDTH - 10) or [""]
+    return [f"{'' if i else label:<9} {line}".rstrip() for i, line in enumerate(lines)]
 
 
 def failed_images(count: int) -> str:
@@ -200,7 +207,8 @@ def answer_lines(analysis: Analysis, unknown: Iterable[str] = ()) -> Iterator[st
     margin, found = analysis.overall.margin, answer_of(analysis, unknown)
     figures = "" if margin.mean != margin.mean else f", mean margin {margin.mean:+.4f}"
     yield f"pool      {found.pool}{figures} (published protocol: all strengths)"
-    yield from (f"but       {note}" for note in found.notes())
+    for note in found.notes():
+        yield from labelled("note", note)
     yield f"answer    {found.text}"
 
 
