@@ -144,11 +144,11 @@ def test_a_comparison_shows_the_images_of_both_runs(make_study, monkeypatch):
         write_results(draw_results(old), old.folder.path / "results.json")
     results = draw_results(study, margin=lambda job: margin(job) - 0.1)
     before = read(old.folder.path)
+    compared = compare(before, results)
     page = read_page(
-        html.render(
-            results, folder=study.folder.path, comparison=compare(before, results), baseline=before
-        )
+        html.render(results, folder=study.folder.path, comparison=compared, baseline=before)
     )
+    assert f"Against the baseline: {compared.conclusion}." in page.id("answer").text
     shown = images(page)
     for one in page.id("strips").all("article"):
         rows = [row for row in one.all("tr") if "before" in row.classes]
