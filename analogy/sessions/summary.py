@@ -113,7 +113,7 @@ def _marked(session: Session) -> list[str]:
 
 def _mark_lines(session: Session) -> Iterator[str]:
     for note in _unknown_notes(session):
-        yield f"*: {note}, whose images and margins say nothing about the words"
+        yield from text.wrapped(f"*: {note}, whose images and margins say nothing about the words")
 
 
 def _categories(study: Study) -> str:
