@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analogy.core.records import SIGNIFICANCE, Cell, Estimate, Verdict
 from analogy.grid_metrics import shown_metrics
+from analogy.report.marks import cell_mark
 from analogy.report.numbers import (
     WithInterval,
     confidence,
@@ -31,7 +32,7 @@ class HeatCell:
 
     ``verdict``: as in `numbers.SYMBOLS`. ``is_raw``: a success that does not survive Holm's
     correction. ``strength``: of the colour, in percent. ``interval``: of the mean, as text, in a
-    sequential run with its confidence.
+    sequential run with its confidence. ``note``: as of :func:`analogy.report.marks.cell_mark`.
     """
 
     mean: float | None
@@ -39,6 +40,7 @@ class HeatCell:
     is_raw: bool
     strength: int
     interval: str
+    note: str = ""
 
     @property
     def side(self) -> str:
@@ -71,7 +73,13 @@ def verdict_map(results: Results) -> list[HeatRow]:
     means = [abs(mean) for one in figures if (mean := number(one.margin.mean)) is not None]
     most = max(means, default=0.0) or 1.0
 
-    def entry(margin: Estimate | None, stop: Stop | None, p_holm: float = 0.0) -> HeatCell:
+    def entry(
+        margin: Estimate | None,
+        stop: Stop | None,
+        p_holm: float = 0.0,
+        *,
+        of: Iterable[CellFigures],
+    ) -> HeatCell:
         mean = None if margin is None else number(margin.mean)
         verdict = None if margin is None else margin.verdict
         return HeatCell(
@@ -80,6 +88,7 @@ def verdict_map(results: Results) -> list[HeatRow]:
             is_raw=verdict is Verdict.SUCCESS and p_holm >= SIGNIFICANCE,
             strength=0 if mean is None else round(min(abs(mean) / most, 1.0) * 60),
             interval="" if margin is None else _with_confidence(interval(margin), stop),
+            note=cell_mark(results, *of),
         )
 
     made = []
@@ -87,14 +96,19 @@ def verdict_map(results: Results) -> list[HeatRow]:
         unsteered, pool = analysis.unsteered.get(name), analysis.categories.get(name)
         own = [analysis.cells[Cell(name, alpha)] for alpha in alphas]
         cells = [
-            entry(None, None) if unsteered is None else entry(unsteered.margin, unsteered.stop),
-            *(entry(one.margin, one.stop, one.p_holm) for one in own),
-            entry(None, None) if pool is None else entry(pool.margin, pool.stop),
+            entry(None, None, of=())
+            if unsteered is None
+            else entry(unsteered.margin, unsteered.stop, of=[unsteered]),
+            *(entry(one.margin, one.stop, one.p_holm, of=[one]) for one in own),
+            entry(None, None, of=()) if pool is None else entry(pool.margin, pool.stop, of=own),
         ]
         made.append(HeatRow(name, cells))
     pools = [*(analysis.alphas.get(alpha) for alpha in alphas), analysis.overall]
     whole = [
-        entry(None, None) if one is None else entry(one.margin, one.stop) for one in (None, *pools)
+        entry(None, None, of=())
+        if one is None
+        else entry(one.margin, one.stop, of=analysis.cells.values())
+        for one in (None, *pools)
     ]
     made.append(HeatRow("all", whole))
     return made

@@ -34,6 +34,7 @@ from analogy.report.forest import cells_forest, comparison_forest
 from analogy.report.gallery import baseline_rows, gallery, in_gallery
 from analogy.report.glossary import report_terms
 from analogy.report.looks import is_sequential, variance_said
+from analogy.report.marks import pair_notes, run_notes
 from analogy.report.medians import medians
 from analogy.report.numbers import (
     SYMBOLS,
@@ -124,6 +125,8 @@ def render(
         alphas=header.alphas,
         has_targets=bool(analysis.targets),
         map=verdict_map(results),
+        run_notes=list(run_notes(results)),
+        pair_notes=pair_notes(results),
         symbols=SYMBOLS,
         is_sequential=is_sequential(results),
         variance=variance_said(results),

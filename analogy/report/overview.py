@@ -81,12 +81,50 @@ def overview(places: Iterable[Path]) -> list[Entry]:
     return [entry for entries in runs for entry in entries]
 
 
+def settings_that_differ(entries: Sequence[Entry]) -> list[str]:
+    """In words, each entry's values of the settings that are not the same in all of them.
+
+    Such as ``guidance 6; limit 10``; empty for an entry without results, and if none differs.
+    """
+    settings = [None if one.results is None else _settings(one.results) for one in entries]
+    found = [each for each in settings if each is not None]
+    names = [name for name in found[0] if len({each[name] for each in found}) > 1] if found else []
+    return [
+        "" if each is None else "; ".join(f"{name} {each[name]}" for name in names)
+        for each in settings
+    ]
+
+
+_SUBJECT = (
+    "method_version", "window", "steps", "guidance", "second_guidance", "scheduler", "dtype",
+)  # fmt: skip
+_MEASUREMENT = ("size", "alphas", "seeds", "limit")
+
+
+def _settings(results: Results) -> dict[str, str]:
+    """The settings beside model, method, judge and pairs, in words."""
+    header = results.header
+    values = [(name, getattr(header.subject, name)) for name in _SUBJECT]
+    values += [(name, getattr(header.measurement, name)) for name in _MEASUREMENT]
+    return {name.replace("_", " "): _worded(value) for name, value in values}
+
+
+def _worded(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_worded, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
 def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
-    """A table of at most 80 columns: a line for each entry, and its answer below it."""
+    """A table of at most 80 columns: a line for each entry; below it its answer, and its values
+    of the settings in which the entries differ.
+    """
     columns = ("model", "method", "judge", "pairs", "done", "size", "date")
     yield _row(*columns)
     folder = None
-    for entry in entries:
+    for entry, settings in zip(entries, settings_that_differ(entries), strict=True):
         if entry.folder != folder:
             yield ""
             yield str(entry.folder)
@@ -97,6 +135,7 @@ def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
                 size(entry.n_bytes), entry.date[:10],
             )  # fmt: skip
         yield from _wrapped(entry.answer)
+        yield from _wrapped(settings)
 
 
 def _row(

@@ -23,7 +23,7 @@ from analogy.core.files import write_output
 from analogy.core.strict_json import Json, encoded, parse
 from analogy.report.boards import Board, boards
 from analogy.report.html import write_report
-from analogy.report.overview import Entry
+from analogy.report.overview import Entry, settings_that_differ
 from analogy.report.templating import environment
 from analogy.results import comparison
 from analogy.results.changes import Comparison
@@ -48,6 +48,15 @@ class SitePaths:
 
     id: str
     report: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two runs compared; ``old``, the baseline, and ``new`` are their numbers among all runs."""
+
+    old: int
+    new: int
+    comparison: Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,8 @@ def write_site(
     outcomes, reasons, compared = _compared(entries, most_comparisons)
     for (i, j), found in compared.items():
         page = templates.get_template("site_compare.html").render(
-            old=entries[i], new=entries[j], old_paths=paths[i], new_paths=paths[j],
-            comparison=found,
+            old=entries[found.old], new=entries[found.new], old_paths=paths[found.old],
+            new_paths=paths[found.new], comparison=found.comparison,
         )  # fmt: skip
         _write(site / _compare_page(paths[i], paths[j]), page)
     script = templates.get_template("site.js").render()
@@ -106,7 +115,7 @@ def write_site(
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=data, entries=entries, paths=paths, boards=_grouped(boards(entries)),
-        dates=[_date(entry) for entry in entries],
+        dates=[_date(entry) for entry in entries], settings=settings_that_differ(entries),
         compare_page=lambda i, j: _compare_page(paths[min(i, j)], paths[max(i, j)])
         if (min(i, j), max(i, j)) in compared else None,
     )  # fmt: skip
@@ -150,22 +159,23 @@ def _date(entry: Entry) -> str:
 
 def _compared(
     entries: Sequence[Entry], most: int
-) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Comparison]]:
+) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Compared]]:
     """What is known of each two runs, the reasons why two cannot be compared, and comparisons.
 
     The first is a list for each run, of its outcome with each run before it: the place of a reason,
-    ``_COMPARED`` or ``_NOT_SHOWN``. The run that comes first in the list, the later one, is the
-    baseline's side if it is the one with more categories.
+    ``_COMPARED`` or ``_NOT_SHOWN``. The run that comes first in the list, the later one, is
+    compared with the other as its baseline; the other way round if it alone has more categories.
     """
     outcomes: list[list[int]] = [[_NOT_SHOWN] * i for i in range(len(entries))]
     reasons: dict[str, int] = {}
-    compared: dict[tuple[int, int], Comparison] = {}
+    compared: dict[tuple[int, int], Compared] = {}
     for i, j in combinations(range(len(entries)), 2):
         reason, sides = _sides(entries[i].results, entries[j].results)
         if sides is None:
             outcomes[j][i] = reasons.setdefault(reason, len(reasons))
         elif len(compared) < most:
-            compared[i, j] = comparison.compare(*sides)
+            old, new = (i, j) if sides[0] is entries[i].results else (j, i)
+            compared[i, j] = Compared(old, new, comparison.compare(*sides))
             outcomes[j][i] = _COMPARED
     return outcomes, list(reasons), compared
 

@@ -9,6 +9,7 @@ from analogy.core.records import Estimate
 from analogy.grid_metrics import shown_metrics
 from analogy.report.gallery import Gallery
 from analogy.report.looks import early_note, is_sequential, seed_variances
+from analogy.report.marks import pair_notes
 from analogy.report.numbers import (
     confidence,
     number,
@@ -150,13 +151,16 @@ def _pools(results: Results) -> Table:
         *((f"alpha {alpha:g}", pool) for alpha, pool in analysis.alphas.items()),
         ("overall", analysis.overall),
     ]
+    marked = {one.cell.category for one in analysis.cells.values() if results.mark(one)}
+    if marked:
+        marked |= {name for name, _ in pools if name not in analysis.categories}
     rows = [
         [
             _text(name), _count(pool.margin.n),
             *_estimate(pool.margin, pool.stop, at_look=at_look),
             *_gain(pool.gain, pool.gain_stop, at_look=at_look),
             _value(None if pool.trend is None else pool.trend.slope, signed),
-            _text(words(verdict_name(pool.margin.verdict))),
+            _text(words(verdict_name(pool.margin.verdict)) + (" *" if name in marked else "")),
         ]
         for name, pool in pools
     ]  # fmt: skip
@@ -210,18 +214,25 @@ def _distances(results: Results) -> Table:
 def _pairs(results: Results, images: Gallery) -> Table:
     has_targets = bool(results.analysis.targets)
     alphas = sorted({alpha for strip in images.strips for alpha in strip.items})
+    notes = pair_notes(results)
     rows = [
         [
             Value(strip.pair.id, strip.pair.id, f"#{strip.anchor}"), _text(strip.pair.category),
             _text(strip.pair.source_word), _text(strip.pair.target_word),
             *(_value(strip.items.get(alpha), signed) for alpha in alphas),
             *([_value(strip.target, signed)] if has_targets else ()),
+            *([_text(notes.get(strip.pair.id, ""))] if notes else ()),
         ]
         for strip in images.strips
     ]  # fmt: skip
+    shown = {strip.pair.id for strip in images.strips}
+    for pair, note in notes.items():
+        if pair not in shown:  # of a pair that is left out nothing but its id is kept
+            blank = [_value(None, signed)] * (len(alphas) + has_targets)
+            rows.append([_text(pair), *[_text("")] * 3, *blank, _text(note)])
     columns = [
         "pair", "category", "source", "target", *(f"alpha {alpha:g}" for alpha in alphas),
-        *(["target prompt"] if has_targets else ()),
+        *(["target prompt"] if has_targets else ()), *(["note"] if notes else ()),
     ]  # fmt: skip
     return Table("pairs", "Pairs", columns, rows)
 

@@ -137,13 +137,20 @@ def needed_lines(analysis: Analysis) -> Iterator[str]:
         if is_needed_known(figures.margin)
     ]
     if needed:
-        yield from _wrapped(
+        yield from wrapped(
             f"Pairs that would decide, if mean and spread are as found: {'; '.join(needed)}."
         )
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False, break_long_words=False)
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """Lines of at most ``width`` columns; a longer word, such as a path, is not cut."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """A label of at most 9 letters, and the text beside it in lines that fit `WIDTH`."""
+    lines = wrapped(text, WIDTH - 10) or [""]
+    return [f"{'' if i else label:<9} {line}".rstrip() for i, line in enumerate(lines)]
 
 
 def failed_images(count: int) -> str:
@@ -155,7 +162,7 @@ def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
     """The failed images, counted by cell and reason."""
     if not failures:
         return
-    yield (
+    yield from wrapped(
         f"{failed_images(len(failures))}; not scored, items incomplete. The same command tries "
         "again; --dtype float32 or bfloat16 may help."
     )
@@ -180,13 +187,13 @@ def reading_notes(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
             f"{sum(f.survives for f in tested)} after Holm's correction for {len(tested)} tests."
         )
     if analysis.blind:
-        yield from _wrapped(
+        yield from wrapped(
             f"The judge does not see the true change in: {', '.join(analysis.blind)}. "
             "Nothing is said about the method there."
         )
     naive = analysis.overall.items
     if naive is not None:
-        yield from _wrapped(
+        yield from wrapped(
             f"Items taken for independent, as the published study did: 95% CI "
             f"{interval(naive.ci_low, naive.ci_high)}, p {naive.p:.2g} over {naive.n} items."
         )
@@ -200,7 +207,8 @@ def answer_lines(analysis: Analysis, unknown: Iterable[str] = ()) -> Iterator[st
     margin, found = analysis.overall.margin, answer_of(analysis, unknown)
     figures = "" if margin.mean != margin.mean else f", mean margin {margin.mean:+.4f}"
     yield f"pool      {found.pool}{figures} (published protocol: all strengths)"
-    yield from (f"but       {note}" for note in found.notes())
+    for note in found.notes():
+        yield from labelled("note", note)
     yield f"answer    {found.text}"
 
 
@@ -249,7 +257,7 @@ def null_table(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
         yield row + (f" {more.p:>8.2g}" if wide else "")
     succeeded = [each for each, null in cells if null.margin.verdict is Verdict.SUCCESS]
     if succeeded:
-        yield from _wrapped(
+        yield from wrapped(
             "A random direction succeeds in "
             f"{', '.join(str(figures.cell) for figures in succeeded)}: there the judge or the "
             "prompts favour the target, whatever is done."

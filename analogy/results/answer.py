@@ -82,7 +82,7 @@ class Answer:
         if self.nothing is not None:
             return self.nothing
         leads = {Verdict.SUCCESS: "Yes", Verdict.FAILURE: "No"}
-        lead = leads.get(self.verdict, "In part" if self.best[0].success else "Open")
+        lead = leads.get(self.verdict, "In part" if self.best[0].success else "Not shown")
         noun = "category" if self.n_categories == 1 else "categories"
         counts = sorted({len(at.success) for at in self.strengths}, reverse=True)
         parts = []
@@ -90,8 +90,11 @@ class Answer:
             alphas = listed(f"{at.alpha:g}" for at in self.strengths if len(at.success) == count)
             parts.append(f"at {alphas}: {count} of {self.n_categories}")
         parts[0] = f"{lead} {parts[0]} {noun}"
+        cells = len(self.strengths) * self.n_categories
+        n_failures = sum(len(at.failure) for at in self.strengths)
+        if lead == "Not shown" and n_failures:
+            parts.append(f"failure in {n_failures} of {cells} cells")
         if self.n_incomplete:
-            cells = len(self.strengths) * self.n_categories
             parts.append(
                 f"not finished: images are missing in {self.n_incomplete} of {cells} cells"
             )

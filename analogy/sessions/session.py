@@ -272,7 +272,8 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
     if not is_named:  # nobody asked to compare two models or methods
         different += comparison.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
-        note = f"{path}: not of this run, so not used ({'; '.join(different)})"
+        fields = ", ".join(each.partition(":")[0] for each in different)
+        note = f"none; the default, {path.name}, differs in {fields}"
         return Session(study, request, note=note, is_strict=is_strict)
     note = f"{path}, tolerance {request.tolerance:g}"
     return Session(study, request, note=note, baseline=old, is_strict=is_strict)

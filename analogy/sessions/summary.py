@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from analogy.models import defaults
 from analogy.models.places import shipped
@@ -58,6 +58,16 @@ def closing(session: Session, analysis: Analysis) -> Iterator[str]:
 
 def heading(session: Session) -> Iterator[str]:
     """What is run, and how much of it is left to do; printed before the work."""
+    yield from _fitted(_heading(session))
+
+
+def _fitted(lines: Iterable[str]) -> Iterator[str]:
+    """Lines that begin with a label, in lines that fit a terminal of 80 columns."""
+    for line in lines:
+        yield from text.labelled(line[:9].rstrip(), line[10:])
+
+
+def _heading(session: Session) -> Iterator[str]:
     study, run = session.study, session.study.config
     yield f"model     {study.grid.model}"
     yield f"judge     {study.judge.fingerprint}"
@@ -103,7 +113,7 @@ def _marked(session: Session) -> list[str]:
 
 def _mark_lines(session: Session) -> Iterator[str]:
     for note in _unknown_notes(session):
-        yield f"*: {note}, whose images and margins say nothing about the words"
+        yield from text.wrapped(f"*: {note}, whose images and margins say nothing about the words")
 
 
 def _categories(study: Study) -> str:
@@ -173,13 +183,13 @@ def _rates(session: Session) -> Iterator[str]:
     if session.update is not None:
         yield f"baseline  {session.note}"
     if session.kept is not None:
-        yield from session.kept.lines()
+        yield from _fitted(session.kept.lines())
     if session.kept is None or session.stays is None:
         yield f"results   {session.results}"
     else:
         file = session.kept.file
-        yield f"results   {file}, but not {session.results}: --results FILE writes one;"
-        yield f"          {session.stays}"
+        yield f"results   {file}"
+        yield from text.labelled("note", f"{session.stays}; --results FILE writes these results")
     if session.request.report is not None:
         yield f"report    {session.request.report}"
     for output in session.request.write:

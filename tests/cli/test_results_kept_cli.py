@@ -62,12 +62,12 @@ def test_a_small_run_on_a_whole_one_s_folder_replaces_nothing(here):
     assert results_of(file) == results_of("small.json")
     assert n_pairs(file) == 2
     why = "this run is of chosen pairs (--limit 2, --categories color)"
-    lines = result.stdout.splitlines()
-    assert f"kept      {file}" in lines
-    assert f"results   {file}, but not results.json: --results FILE writes one;" in lines
-    for name in ("run/results.json", "results.json"):
-        [line] = [line for line in lines if line.startswith(f"          {name} stays that of")]
-        assert line.endswith(why)
+    lines, unwrapped = result.stdout.splitlines(), " ".join(result.stdout.split())
+    assert {f"kept      {file}", f"results   {file}"} <= {*lines}
+    of_whole = unwrapped.partition("run/results.json stays that of ")[2].partition(why)[0]
+    assert of_whole.startswith(f"word, {n} pairs in")
+    for rest in ("", "; --results FILE writes these results"):
+        assert f" results.json stays that of {of_whole}{why}{rest}" in unwrapped
 
     shown = verb("report", "run")
     assert shown.exit_code == 0
@@ -164,7 +164,7 @@ def test_pytest_twice_writes_twice_and_a_small_run_not(here, pytester):
     small = pytests(pytester, "test_margin", *options(here), "--limit=2")
     assert n_pairs(path) == n_pairs(here / "run" / "results.json") == n
     small.stdout.fnmatch_lines(
-        ["kept      *run/results/*.json", "results   *, but not results.json: --results FILE *"]
+        ["kept      *run/results/*.json", "note      results.json stays that of *"]
     )
     pytests(pytester, "test_margin", *options(here), "--limit=2", "--results=results.json")
     assert n_pairs(path) == 4

@@ -190,10 +190,8 @@ def test_pairs_that_the_judge_reads_as_one_are_said_before_the_work_and_judged_b
     (bench.path / "late.csv").write_text(HEADER + rows)
     run = bench("--pairs=late.csv", "--alphas=1")
     assert run.ret in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    shown = run.stdout.str()
-    said = (
-        "unread    1 of 7 pairs: the judge reads both prompts as one; no figure is of them (late)"
-    )
+    shown = " ".join(run.stdout.str().split())
+    said = "unread 1 of 7 pairs: the judge reads both prompts as one; no figure is of them (late)"
     assert shown.index(said) < shown.index("analogy steering =")
     assert shown.count(said) == 1
     assert [cell["n"] for cell in results_of(bench.path / "results.json")["cells"]] == [6]

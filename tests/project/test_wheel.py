@@ -6,13 +6,16 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from cases import ROOT
 from extras import extra
 
+package_readme = extra("tools.package_readme", of="hatchling")
 pytestmark = pytest.mark.slow
 
+RELATIVE = re.compile(r"\]\((?![a-z]+:|#)")
 SMALL = ("--limit=2", "--categories=color", "--seeds=0", "--alphas=1", "--steps=2")
 
 
@@ -41,8 +44,26 @@ def installed(tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    run.folder = empty
+    run.folder, run.wheel = empty, wheel
     return run
+
+
+def test_the_description_has_no_link_that_leads_nowhere_on_an_index(installed):
+    """Of the wheel as it is; with the address of a repository all links and pictures are there."""
+    with zipfile.ZipFile(installed.wheel) as archive:
+        [name] = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    assert "\nDescription-Content-Type: text/markdown\n" in metadata
+    assert "# analogy-bench\n" in metadata
+    assert "tutorial (`docs/tutorial.md`)" in metadata
+    assert not RELATIVE.search(metadata)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    links = len(RELATIVE.findall(readme))
+    linked = package_readme.described(readme, "https://example.org/a/")
+    assert not RELATIVE.search(linked)
+    assert linked.count("](https://example.org/a/blob/HEAD/docs/") == links - 2
+    assert "![The report" in linked
+    assert linked.count("](https://example.org/a/raw/HEAD/docs/") == 2
 
 
 def test_a_run_and_the_cases_share_a_folder(installed):

@@ -34,7 +34,7 @@ MARKUP = "<script>alert(1)</script>"
 
 @pytest.mark.parametrize(
     ("shift", "verdict", "answer"),
-    [(0.3, "success", "Yes at"), (-0.6, "failure", "No at"), (-0.12, "inconclusive", "Open at")],
+    [(0.3, "success", "Yes at"), (-0.6, "failure", "No at"), (-0.12, "inconclusive", "Not shown")],
 )
 def test_the_answer_comes_first_with_its_figures(study, shift, verdict, answer):
     wide = lambda job: shift + 4 * margin(job) * (-1) ** (sum(job.pair.id.encode()) // 7)  # noqa: E731

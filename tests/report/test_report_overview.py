@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reported
@@ -72,6 +74,38 @@ def test_the_heading_says_what_was_measured_and_when(study, page):
     assert study.results().header.provenance.time.startswith(f"{time.text}T")
 
 
+def test_pairs_left_out_and_unknown_words_are_named_where_they_are_seen(study):
+    """In the map, the cells' and the pairs' tables, the median pair and the gallery."""
+    results = draw_results(study)
+    ids = {name: [p.id for p in study.pairs if p.category == name] for name in ("color", "object")}
+    unknown, unread = ids["color"], ids["object"][0]
+    marked = replace(
+        results, unknown=dict.fromkeys(unknown, ("teal",)), unread=(unread,), uneven=("gone",)
+    )
+    page = read_page(html.render(marked, folder=study.folder.path))
+    rows = {row.text.split()[0]: row for row in page.id("map").all("tr")}
+    assert {name: "*" in rows[name].text for name in ("color", "object", "all")} == {
+        "color": True, "object": False, "all": True,
+    }  # fmt: skip
+    for place in ("map", "gallery"):
+        said = [note.text for note in page.id(place).all("p", "note")]
+        assert any("does not know: teal." in text for text in said)
+        assert f"1 pair ({unread}) in no figure: the judge reads both prompts as one." in said
+        assert any(text.startswith("1 pair (gone) left out") for text in said)
+    cells = [[*row.all("td")] for row in page.id("table-pairs").all("tr")][1:]
+    notes = {own[0].text: own[-1].text for own in cells}
+    assert notes[unknown[0]] == "* words that are not known: teal"
+    assert notes["gone"].startswith("left out")
+    assert notes[ids["object"][1]] == ""
+    for name in (*unknown, unread):
+        [strip] = [one for one in page.id("strips").all("article") if name in one["id"]]
+        assert notes[name] in strip.text
+    assert "teal" in [*page.id("medians").all("tr")][1].text
+    plain = read_page(html.render(results, folder=study.folder.path))
+    assert not [*plain.id("map").all("p", "note")]
+    assert "note" not in plain.id("table-pairs").text
+
+
 def test_tables_come_before_the_gallery(page):
     ids = [node["id"] for node in page.all("section")]
     assert ids.index("answer") < ids.index("map") < ids.index("tables") < ids.index("gallery")
@@ -110,11 +144,11 @@ def test_a_comparison_shows_the_images_of_both_runs(make_study, monkeypatch):
         write_results(draw_results(old), old.folder.path / "results.json")
     results = draw_results(study, margin=lambda job: margin(job) - 0.1)
     before = read(old.folder.path)
+    compared = compare(before, results)
     page = read_page(
-        html.render(
-            results, folder=study.folder.path, comparison=compare(before, results), baseline=before
-        )
+        html.render(results, folder=study.folder.path, comparison=compared, baseline=before)
     )
+    assert f"Against the baseline: {compared.conclusion}." in page.id("answer").text
     shown = images(page)
     for one in page.id("strips").all("article"):
         rows = [row for row in one.all("tr") if "before" in row.classes]

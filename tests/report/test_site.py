@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from analogy.report import boards, overview
 from analogy.report import site as sites
 from analogy.report.html import write_report
 
+ROLE = re.compile(r'data-label="role">(new|old), .*"file">(.*?)</td>')
 GRID = {"sequential": None, "seeds": "0", "limit": "8", "target": None}
 
 
@@ -86,6 +88,20 @@ def test_a_site_has_every_run_and_nothing_is_fetched(site, entries):
     assert "<b>one" not in index
     for page in path.rglob("*.html"):
         assert not re.search(r'(src|href)="(https?:)?//', page.read_text())
+
+
+def test_the_later_run_is_compared_with_the_earlier_one(site, entries):
+    """The roles on a page are those of its figures; settings that differ are in the index."""
+    path, _ = site
+    _, _, compared = sites._compared(entries, 1)
+    [(places, found)] = compared.items()
+    assert (found.new, found.old) == places  # the latest run is first in the list
+    assert found.comparison.new == str(entries[found.new].file)
+    dates = {str(entry.file): entry.date for entry in entries}
+    for page in (path / "compare").iterdir():
+        (_, new), (_, old) = ROLE.findall(html.unescape(page.read_text()))
+        assert dates[new] >= dates[old]
+    assert "<small>alphas 0.7</small>" in (path / "index.html").read_text()
 
 
 def test_a_refusal_says_why(site):

@@ -40,7 +40,7 @@ def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, ver
         ending = run_cases(session, began=begin, decided=tell if verbose else None)
         try:
             analysis, results = finish(session, ending)
-            lines = [*summary(session, analysis), *closing(session, analysis)]
+            lines, last = [*summary(session, analysis)], [*closing(session, analysis)]
         except StoreError:
             if ending.fault is None:
                 raise
@@ -49,9 +49,11 @@ def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, ver
         session.close()
         session.study.close()
     write(to_json(results), json)
-    show_lines(lines, json, quiet=quiet)
+    if not quiet:
+        show_lines(lines, json)
     for message in ending.failed:
         say(message)
+    show_lines(last, json, quiet=quiet)
     if ending.code is ExitCode.INTERRUPTED:
         say(interrupted(session))
     if ending.fault is not None:
