@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -52,20 +51,6 @@ def folder(tmp_path_factory):
         return str(root / name)
 
     return saved
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    """Lets accelerate offload from the CPU to the CPU.
-
-    diffusers names the device cpu:0. To move a tensor from cpu there makes a copy, which within
-    torch.inference_mode is no parameter any more.
-    """
-    offload = accelerate.cpu_offload
-    monkeypatch.setattr(
-        accelerate, "cpu_offload",
-        lambda model, device, **given: offload(model, torch.device(device.type), **given),
-    )  # fmt: skip
 
 
 @pytest.fixture
