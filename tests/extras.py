@@ -18,6 +18,7 @@ import pytest
 EXTRAS = {
     "cleanfid": "dev",
     "codecarbon": "energy",
+    "gguf": "gguf",
     "hatchling": "dev",
     "ipykernel": "dev",
     "jinja2": "report",

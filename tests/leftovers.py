@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from threading import Lock, Thread
 from typing import Any
 
+import torch
 from torch import nn
 
 from analogy.generation.worker import GeneratorPool
@@ -39,7 +40,8 @@ def state_of(pipeline: Any) -> State:
         for name, weight in component.named_parameters() if is_denoiser else ():
             if weight.is_meta:  # offloaded: it has values while its layer is at work
                 continue
-            length = weight.detach().float().norm().item()
+            # Of GGUF's quantized weights, a class of their own, the bytes.
+            length = weight.detach().as_subclass(torch.Tensor).float().norm().item()
             place = 0 if is_offloaded else weight.data_ptr()  # offloading moves weights
             found[f"{part}.{name}: weights"] = (place, length)
     return found

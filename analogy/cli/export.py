@@ -18,8 +18,9 @@ else:
     work = deferred("analogy.cli.work.export")
 
 EXPORT_OPTIONS = (
-    "offline", "model", "lora", "clip_model", "clip_pretrained", "pairs", "categories", "alphas",
-    "seeds", "steps", "guidance", "size", "steer_from", "steer_until", "dtype", "limit", "run_dir",
+    "offline", "model", "transformer", "lora", "clip_model", "clip_pretrained", "pairs",
+    "categories", "alphas", "seeds", "steps", "guidance", "size", "steer_from", "steer_until",
+    "dtype", "limit", "run_dir",
 )  # fmt: skip
 
 

@@ -41,6 +41,9 @@ def verify(
         bool, option("--trust", help="Let --repair load every model and method that it names.")
     ] = False,
     model: Annotated[str | None, option(help="The run's model, for --repair.")] = None,
+    transformer: Annotated[
+        str | None, option(help="The run's transformer file, for --repair.")
+    ] = None,
     lora: Annotated[str | None, option(help="The run's LoRA, for --repair.")] = None,
     clip_model: Annotated[str | None, option(help="The run's judge, for --repair.")] = None,
     clip_pretrained: Annotated[
@@ -62,7 +65,7 @@ def verify(
     """
     work.verify(
         run, repair=repair, device=device, offline=offline, trust=trust, json=json,
-        named=(model, lora, clip_model, clip_pretrained, method),
+        named=(model, transformer, lora, clip_model, clip_pretrained, method),
     )  # fmt: skip
 
 

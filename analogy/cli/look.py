@@ -36,7 +36,8 @@ else:
     work_steer = deferred("analogy.cli.work.steer")
 
 STEER_OPTIONS = (
-    "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
+    "gpu", "device", "offline", "model", "transformer", "lora", "clip_model", "clip_pretrained",
+    "clip_dtype",
     "alphas", "seeds", "method", "steps", "guidance", "second_guidance", "size",
     "steer_from", "steer_until", "dtype", "quantize", "offload", "memory",
 )  # fmt: skip

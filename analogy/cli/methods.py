@@ -21,7 +21,8 @@ else:
 DEFAULT_METHODS = tuple(name for name in METHODS.builtin if name != "slider")
 
 METHODS_OPTIONS = (
-    "gpu", "device", "offline", "model", "lora", "clip_model", "clip_pretrained", "clip_dtype",
+    "gpu", "device", "offline", "model", "transformer", "lora", "clip_model", "clip_pretrained",
+    "clip_dtype",
     "pairs", "categories", "alphas", "seeds", "steps", "guidance", "second_guidance", "size",
     "steer_from", "steer_until", "dtype", "quantize", "offload", "limit", "sequential",
     "order_seed",

@@ -22,7 +22,8 @@ else:
     work = deferred("analogy.cli.work.steering")
 
 FIT_OPTIONS = (
-    "gpu", "device", "offline", "model", "lora", "pairs", "categories", "limit", "steps", "size",
+    "gpu", "device", "offline", "model", "transformer", "lora", "pairs", "categories", "limit",
+    "steps", "size",
     "dtype", "quantize", "offload",
 )  # fmt: skip
 

@@ -189,6 +189,7 @@ CHECKS: Mapping[str, Check] = {
     "model": check_text,  # these may be paths
     "clip_model": check_text,
     "pairs": check_text,
+    "transformer": check_text,
     "lora": check_text,
     "method": check_name,
     "device": check_name,

@@ -283,13 +283,14 @@ class Trend(Figures):
 
 _OPTIONAL = frozenset({
     "lora", "clip_pretrained", "ray_address", "categories", "batch_size", "num_workers", "memory",
-    "limit", "second_guidance", "quantize", "offload",
+    "limit", "second_guidance", "quantize", "offload", "transformer",
 })  # fmt: skip
 """The fields of a configuration that may be None."""
 
 _UNSAID = frozenset({
     "method_version", "method_needs", "steer_from", "steer_until", "sequential", "order_seed",
     "full_unsteered", "futility", "reserve", "second_guidance", "quantize", "offload",
+    "transformer",
 })  # fmt: skip
 """The fields of a configuration that are not written where they have their defaults."""
 
@@ -301,6 +302,7 @@ class RunConfig:
     - `model`, `clip_model`: a hub id, a name or a local folder; `clip_pretrained`: open_clip's tag
       of the weights, None where `clip_model` says it all; `lora`: a LoRA's file, folder or hub id,
       which `model` then ends with, behind a ``+`` (`base_model` is the part before it);
+      `transformer`: the file that its transformer's weights are in;
     - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the first so
       many pairs per category, None for all;
     - `alphas`: strengths asked for, without 0 (unsteered), which every grid holds (`grid_alphas`);
@@ -363,6 +365,7 @@ class RunConfig:
     second_guidance: float | None = None
     quantize: str | None = None
     offload: str | None = None
+    transformer: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():

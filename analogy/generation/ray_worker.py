@@ -105,7 +105,11 @@ def found_here(setup: Setup, address: str) -> Setup:
             model,
             model.places,
             lambda: find_pipeline(
-                config.base_model, dtype=config.dtype, lora=config.lora, quantize=config.quantize
+                config.base_model,
+                dtype=config.dtype,
+                transformer=config.transformer,
+                lora=config.lora,
+                quantize=config.quantize,
             ),
         ),
         judge=judge and found(judge, judge.places, lambda: find_this_judge(judge.dtype)),

@@ -13,17 +13,17 @@ from analogy.models.networks import reason
 CHECKSUMS = "SHA256SUMS"
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, without: str | None = None) -> str:
     """``<folder name>@sha256:<16 hex>`` over the folder's configuration and weight files.
 
     Where the folder has a SHA256SUMS, every file in it is checked against it: a mismatch is a
-    :class:`ModelError`.
+    :class:`ModelError`. ``without``: a part whose weights are not read, and may be missing.
     """
     files = sorted(
         path
         for pattern in ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
         for path in folder.rglob(pattern)
-        if path.is_file()
+        if path.is_file() and not (path.parent.name == without and ".safetensors" in path.name)
     )
     sums = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     listed = folder / CHECKSUMS

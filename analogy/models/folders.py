@@ -13,10 +13,9 @@ from analogy.models.places import ModelSource
 from analogy.models.trust.pipelines import read_index
 
 
-def _variant(folder: Path, dtype: str) -> str | None:
-    """``fp16`` where the denoiser's half-precision files are the ones to load, else None."""
-    denoiser = folder / family_of_folder(folder).denoiser
-    weights = {path.name for path in denoiser.glob("*")}
+def _variant(part: Path, dtype: str) -> str | None:
+    """``fp16`` where the half-precision files of a part are the ones to load, else None."""
+    weights = {path.name for path in part.glob("*")}
     halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
     whole = {name for name in weights - halves if name.endswith(".safetensors")}
     return "fp16" if halves and not (whole and dtype == "float32") else None
@@ -26,18 +25,23 @@ def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
     """The weights that :func:`load_pipeline` reads in this dtype: one precision, not both.
 
     Per part ``<name>.fp16.safetensors`` where half precision is loaded and the part has it, else
-    ``<name>.safetensors``; shards of either; a LoRA's file as well.
+    ``<name>.safetensors``; shards of either; the files of a transformer and a LoRA as well. What is
+    loaded where a part has both precisions, the denoiser's files decide, if it is in the folder.
     """
     lora = [] if source.lora is None else [source.lora]
     if source.file is not None:
         return [source.file, *lora]
-    variant = _variant(source.folder, dtype)
-    skipped = family_of_folder(source.folder).load_options
+    family = family_of_folder(source.folder)
     files: list[Path] = []
     for name in sorted(parts_of(source.folder)):
         folder = source.folder / name
-        if name in skipped or not folder.is_dir():
+        if name in family.load_options or not folder.is_dir():
             continue
+        if source.transformer is not None and name == family.denoiser:
+            files.append(source.transformer)
+            continue
+        deciding = source.folder / family.denoiser if source.transformer is None else folder
+        variant = _variant(deciding, dtype)
         weights = sorted(folder.glob("*.safetensors"))
         # <name>[.<variant>][-<shard>].safetensors, or the shard before the variant
         halves = [path for path in weights if path.name.split(".")[1].startswith("fp16")]

@@ -28,11 +28,13 @@ else:
     transformers = deferred("transformers")
     transformers_logging = deferred("transformers.utils.logging")
 
-torchao: Any = deferred("torchao.quantization")  # not always installed
+gguf: Any = deferred("gguf")  # these two are not always installed
+torchao: Any = deferred("torchao.quantization")
 
 __all__ = [
     "diffusers",
     "diffusers_logging",
+    "gguf",
     "open_clip",
     "peft_tuners",
     "single_file_model",

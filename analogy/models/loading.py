@@ -21,6 +21,7 @@ from analogy.models.placement import place
 from analogy.models.places import ModelSource
 from analogy.models.quantization import quantization_of
 from analogy.models.replay import Replay
+from analogy.models.transformer_file import TRANSFORMER, is_gguf, load_transformer
 from analogy.models.trust.pipelines import check_pipeline
 from analogy.models.untested import check_untested
 
@@ -44,6 +45,12 @@ def load_pipeline(
     transformers_logging.disable_progress_bar()
     # Checked here as well: the folder may be another machine's, or changed since it was found.
     family, index = check_pipeline(source.folder, weights=source.file is None)
+    if offload == "sequential" and is_gguf(source.transformer):
+        raise ModelError(
+            f"--offload sequential: expected weights that are not quantized, got "
+            f"{source.transformer}, whose tensors lose their format when they are moved one by "
+            "one; choose --offload model or group"
+        )
     loader = getattr(diffusers, family.pipeline)
     options: dict[str, Any] = {
         "torch_dtype": getattr(torch, dtype),
@@ -76,7 +83,8 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if device.startswith("cuda"):
         # The layout that a card's convolutions are fastest in.
-        names = [family.decoder] if source.quantize else [family.denoiser, family.decoder]
+        is_rounded = source.quantize is not None or is_gguf(source.transformer)
+        names = [family.decoder] if is_rounded else [family.denoiser, family.decoder]
         for part in (getattr(pipeline, name) for name in names):
             if all(weights.ndim < 5 for weights in part.parameters()):  # none of a video's
                 part.to(memory_format=torch.channels_last)
@@ -118,6 +126,11 @@ def _load_networks(
         with loading(source.folder / "model_index.json", f"a class of {library} for {name}"):
             module = importlib.import_module(_DEEPER.get(kind, library))
             found = getattr(module, kind)
+        if source.transformer is not None and name == TRANSFORMER:
+            networks[name] = load_transformer(
+                found, source.transformer, folder, dtype=getattr(torch, dtype)
+            )
+            continue
         is_half = any(".fp16" in file.name for file in files if file.parent == folder)
         networks[name] = load_network(
             found, folder, dtype=getattr(torch, dtype), variant="fp16" if is_half else None,

@@ -23,6 +23,7 @@ from analogy.models.networks import (
     shapes_in,
 )
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
+from analogy.models.transformer_file import is_gguf
 from analogy.models.trust.adapters import check_lora
 from analogy.models.trust.rules import refuse_pickles
 
@@ -32,6 +33,12 @@ LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 def with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
     """A source with a LoRA's file, found and checked. Raises ModelError if there is none."""
     require_peft("--lora")
+    if is_gguf(source.transformer):
+        raise ModelError(
+            f"--lora {lora}: expected a transformer whose weights are not quantized, got "
+            f"{source.transformer}: a LoRA cannot be fused into these; choose the transformer as "
+            ".safetensors"
+        )
     path = Path(expanduser(lora)).absolute()
     if path.is_dir():
         file = _lora_in(path)

@@ -19,23 +19,27 @@ CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 class ModelSource:
     """Where a model's files are, and which files they are.
 
-    ``folder``: the pipeline's configuration, and its weights unless ``file`` has them; ``lora``:
-    weights to fuse in. ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16
-    hex>`` over all configuration and weight files for a folder and over the file for a file, with
+    ``folder``: the pipeline's configuration, and its weights unless ``file`` has them;
+    ``transformer``: a file with the weights of its transformer; ``lora``: weights to fuse in.
+    ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16 hex>`` over all
+    configuration and weight files for a folder and over the file for a file, with
     ``+configuration@sha256:<16 hex>`` of the folder that configures a file,
-    ``+<lora>@sha256:<16 hex>`` for a LoRA, and ``+<name>`` of a quantization, ``quantize``.
+    ``+<name>@sha256:<16 hex>`` for a transformer's file and for a LoRA, and ``+<name>`` of a
+    quantization, ``quantize``.
     """
 
     folder: Path
     fingerprint: str
     file: Path | None = None
+    transformer: Path | None = None
     lora: Path | None = None
     quantize: str | None = None
 
     @property
     def places(self) -> list[Path]:
         """Where its files lie on this machine."""
-        return [place for place in (self.folder, self.file, self.lora) if place is not None]
+        places = (self.folder, self.file, self.transformer, self.lora)
+        return [place for place in places if place is not None]
 
 
 def shipped(name: str) -> Path:

@@ -93,9 +93,9 @@ def with_quantization(source: ModelSource, name: str, *, dtype: str) -> ModelSou
             f"--quantize {name}: expected {' or '.join(found.dtypes)}, in which {found.package}'s "
             f"layers compute, got {dtype}; add --dtype {found.dtypes[0]}"
         )
-    if source.file is not None:
+    if (file := source.file or source.transformer) is not None:
         raise ModelError(
-            f"--quantize {name}: expected a folder or a hub id, got the single file {source.file}, "
+            f"--quantize {name}: expected a folder or a hub id, got the single file {file}, "
             "which diffusers quantizes in no step of its loading; save the model as a folder"
         )
     if source.lora is not None:

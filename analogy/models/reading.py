@@ -7,6 +7,7 @@ does: its token ids are decoded, and the prompt is found between the template's 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from analogy.steering.conditioning import Conditioning, Reading
 
 #: Texts that show a template: they differ in one letter alone.
 LETTERS = ("x", "y")
+
+#: Tokens that a single letter may be split into: the bytes of UTF-8.
+_MOST_TOKENS = 4
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens included."""
@@ -148,7 +152,7 @@ class PromptReader:
             return None  # it was given another text, and not the beginning of this one
         parts: list[tuple[int, int, int]] = []
         tail: list[int] = []
-        for at, span in zip(given.real, self._spans(given), strict=True):
+        for at, span in zip(given.real, self._spans(given, template.head), strict=True):
             if at not in kept:
                 continue
             start, end = (each - template.head for each in span)
@@ -165,14 +169,21 @@ class PromptReader:
         """The letters of what an encoder was given, without padding."""
         return _letters(self._decoders[given.encoder]([given.ids[at] for at in given.real]))
 
-    def _spans(self, given: Given) -> list[tuple[int, int]]:
+    def _spans(self, given: Given, head: int) -> list[tuple[int, int]]:
         """The letters of each of the real tokens, from the first to before the last.
 
-        White space has none; of a letter in several tokens each has all.
+        White space has none; of a letter in several tokens each has all. Tokens that end before the
+        letter ``head`` are not looked at, and have none: a template may have hundreds.
         """
         decode, ids = self._decoders[given.encoder], [given.ids[at] for at in given.real]
-        parts = [_letters(decode(ids[:i])) for i in range(len(ids) + 1)]
-        return [
+
+        def read(tokens: int) -> str:
+            return _letters(decode(ids[:tokens]))
+
+        first = bisect(range(len(ids)), head, key=lambda tokens: len(read(tokens)))
+        within = max(first - 1 - _MOST_TOKENS, 0)
+        parts = [read(tokens) for tokens in range(within, len(ids) + 1)]
+        return [(0, 0)] * within + [
             (len(after) if before == after else min(len(before), len(after) - 1), len(after))
             for before, after in pairwise(parts)
         ]

@@ -38,6 +38,7 @@ from analogy.models.places import (
     shipped,
 )
 from analogy.models.quantization import with_quantization
+from analogy.models.transformer_file import TRANSFORMER, find_transformer, with_transformer
 from analogy.models.trust.pipelines import check_pipeline, read_index
 from analogy.models.trust.rules import pickled, refuse_pickles
 
@@ -47,6 +48,7 @@ def find_pipeline(
     *,
     dtype: str,
     offline: bool = False,
+    transformer: str | None = None,
     lora: str | None = None,
     quantize: str | None = None,
 ) -> ModelSource:
@@ -54,16 +56,20 @@ def find_pipeline(
 
     ``dtype`` decides whether half-precision weights are fetched where both exist. ``offline``:
     what is not on this machine is a :class:`ModelError` that names the command that fetches it.
+    ``transformer``: a ``.safetensors`` or ``.gguf`` file of the weights of its transformer.
     ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id. ``quantize``: one of
     :data:`~analogy.core.fields.QUANTIZATIONS`.
     """
+    weights = None if transformer is None else find_transformer(transformer)
     path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model)).absolute()
     if path.is_dir():
-        source = _folder_source(path)
+        source = _folder_source(path, weights)
     elif path.is_file():
         source = _file_source(path, offline=offline)
     else:
-        source = _hub_source(model, dtype=dtype, offline=offline)
+        source = _hub_source(model, weights, dtype=dtype, offline=offline)
+    if weights is not None:
+        source = with_transformer(source, weights)
     _check_parts(source, dtype=dtype)
     if lora is not None:
         source = with_lora(source, lora, offline=offline)
@@ -77,13 +83,14 @@ def _check_parts(source: ModelSource, *, dtype: str) -> None:
     """
     skipped = family_of_folder(source.folder).load_options
     files = weight_files(source, dtype=dtype)
+    alone = None if source.transformer is None else TRANSFORMER
     for name in parts_of(source.folder):
         if name in skipped:
             continue
         folder = source.folder / name
         if NETWORK.fullmatch(name):
             read_object(folder / "config.json", what="a network's configuration")
-            if source.file is None:
+            if source.file is None and name != alone:
                 check_weights(folder, [file for file in files if file.parent == folder])
         elif name == "scheduler":
             scheduler_settings(source.folder)
@@ -91,7 +98,7 @@ def _check_parts(source: ModelSource, *, dtype: str) -> None:
         shapes_in(source.file)
 
 
-def _folder_source(folder: Path) -> ModelSource:
+def _folder_source(folder: Path, transformer: Path | None) -> ModelSource:
     if not (folder / "model_index.json").is_file():
         refuse_pickles(folder.iterdir())
         raise ModelError(
@@ -99,7 +106,8 @@ def _folder_source(folder: Path) -> ModelSource:
             f"found {listing(folder)}"
         )
     check_pipeline(folder)
-    return ModelSource(folder, fingerprint(folder))
+    without = None if transformer is None else TRANSFORMER
+    return ModelSource(folder, fingerprint(folder, without=without))
 
 
 def _file_source(file: Path, *, offline: bool) -> ModelSource:
@@ -155,7 +163,7 @@ def _configuration(folder: Path) -> str:
     return f"configuration@sha256:{whole.hexdigest()[:16]}"
 
 
-def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
+def _hub_source(model: str, transformer: Path | None, *, dtype: str, offline: bool) -> ModelSource:
     name, _, revision = model.partition("@")
     if not is_hub_id(name):
         refuse_pickles([Path(model)])
@@ -165,6 +173,8 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
         )
     _check_hub_index(name, revision, offline=offline)
 
+    # A part that diffusers is given is not downloaded; its configuration is needed all the same.
+    given = {} if transformer is None else {TRANSFORMER: None}
     variants = ("fp16", None) if dtype != "float32" else (None, "fp16")
     failure: Exception | None = None
     for variant in variants:
@@ -176,8 +186,13 @@ def _hub_source(model: str, *, dtype: str, offline: bool) -> ModelSource:
                     variant=variant,
                     use_safetensors=True,
                     local_files_only=offline,
+                    **given,
                 )
             )
+            for part in given:
+                hf_hub_download(
+                    name, f"{part}/config.json", revision=folder.name, local_files_only=offline
+                )
         except (OSError, ValueError) as error:
             failure = error
             continue

@@ -71,8 +71,8 @@ class Option:
 
 PANELS: dict[str, tuple[str, ...]] = {
     "Model and judge": (
-        "gpu", "device", "offline", "model", "lora", "dtype", "clip_model", "clip_pretrained",
-        "clip_dtype", "quantize",
+        "gpu", "device", "offline", "model", "transformer", "lora", "dtype", "clip_model",
+        "clip_pretrained", "clip_dtype", "quantize",
     ),
     "Pairs and method": (
         "pairs", "categories", "limit", "method", "alphas", "seeds", "control", "target", "steps",
@@ -314,6 +314,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--model", "'embedded', a diffusers folder, a .safetensors file, or a hub id with "
            "optional @revision [default: embedded; with --gpu segmind/SSD-1B]", parse=parse_path,
            metavar="MODEL"),
+    Option("--transformer", "a .safetensors or .gguf file of a transformer's weights, in the place "
+           "of the model's own (docs/models.md)", parse=parse_path, metavar="FILE"),
     Option("--lora", "a LoRA that is fused into the model: a .safetensors file, a folder that "
            "holds one, or a hub id with optional @revision", parse=parse_path, metavar="LORA"),
     Option("--clip-model", "the judge: 'embedded', an open_clip folder, name or hf-hub: id, the "

@@ -38,8 +38,9 @@ class RunRequest:
     """The options of a run. None means the default of the device or the model.
 
     Models: ``gpu`` (CUDA and the models of the published study), ``device``, ``offline``,
-    ``model``, ``lora``, ``dtype``, ``quantize``, ``offload``; the judge: ``clip_model``,
-    ``clip_pretrained``, ``clip_dtype``; ``ceiling``: the file of its margins on ground truth.
+    ``model``, ``transformer`` (a file of its weights), ``lora``, ``dtype``, ``quantize``,
+    ``offload``; the judge: ``clip_model``, ``clip_pretrained``, ``clip_dtype``; ``ceiling``: the
+    file of its margins on ground truth.
 
     Grid: ``pairs`` (a CSV file), ``categories``, ``limit`` (pairs of each category), ``method`` (a
     name, or ``package.module:name``), ``alphas`` (None: the method's own), ``seeds``; ``control``:
@@ -71,6 +72,7 @@ class RunRequest:
     device: str | None = None
     offline: bool = False
     model: str | None = None
+    transformer: str | None = None
     lora: str | None = None
     clip_model: str | None = None
     clip_pretrained: str | None = None

@@ -57,6 +57,7 @@ class Confirmed:
 
     everything: bool = False
     model: str | None = None
+    transformer: str | None = None
     lora: str | None = None
     clip_model: str | None = None
     clip_pretrained: str | None = None
@@ -153,17 +154,18 @@ def _tasks(
         raise NotConfirmedError(
             f"{folder.path}: to repair it, what its index names would be loaded: "
             f"{'; '.join(dict.fromkeys(unconfirmed))}. If you trust each of these, give --trust; "
-            "or name your own copies, whose fingerprints must be the run's, with --model, --lora, "
-            "--clip-model and --clip-pretrained, and a method again with --method. Nothing was "
-            "changed"
+            "or name your own copies, whose fingerprints must be the run's, with --model, "
+            "--transformer, --lora, --clip-model and --clip-pretrained, and a method again with "
+            "--method. Nothing was changed"
         )
     return tasks
 
 
 def _named_model(command: Command) -> list[str]:
     """The model and LoRA of a command as its run folder names them; empty if embedded."""
-    name, lora = _model_names(command)
+    name, transformer, lora = _model_names(command)
     named = [] if name == EMBEDDED else [f"the model {_place(name)}"]
+    named += [] if transformer is None else [f"the transformer {_place(transformer)}"]
     return named if lora is None else [*named, f"the LoRA {_place(lora)}"]
 
 
@@ -201,10 +203,11 @@ def _place(name: str) -> str:
     return repr(str(path) if path.exists() else name)
 
 
-def _model_names(command: Command) -> tuple[str, str | None]:
-    """The options --model and --lora of a command."""
-    name, lora = command.config.model, command.lora
-    return (name, None) if lora is None else (name.removesuffix(f"+{lora}"), lora)
+def _model_names(command: Command) -> tuple[str, str | None, str | None]:
+    """The options --model, --transformer and --lora of a command."""
+    config, lora = command.config, command.lora
+    name = config.model if lora is None else config.model.removesuffix(f"+{lora}")
+    return name, config.transformer, lora
 
 
 def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> FoundJudge | None:
@@ -233,15 +236,16 @@ def _model(command: Command, confirmed: Confirmed, *, offline: bool) -> ModelSou
     dtype = command.config.dtype
     recorded = _model_names(command)
     of_lora = EMBEDDED if confirmed.lora is not None else None
-    given = (confirmed.model or of_lora, confirmed.lora)
-    names = [] if given[0] is None else [(given[0], given[1])]
-    if confirmed.everything or recorded == (EMBEDDED, None) or recorded == given:
+    given = (confirmed.model or of_lora, confirmed.transformer, confirmed.lora)
+    names = [] if given[0] is None else [(given[0], given[1], given[2])]
+    if confirmed.everything or recorded == (EMBEDDED, None, None) or recorded == given:
         names.append(recorded)
     model = None
-    for name, lora in names:
+    for name, transformer, lora in names:
         model = find_pipeline(
-            name, dtype=dtype, offline=offline, lora=lora, quantize=command.config.quantize
-        )
+            name, dtype=dtype, offline=offline, transformer=transformer, lora=lora,
+            quantize=command.config.quantize,
+        )  # fmt: skip
         if model.fingerprint == command.model:
             return model
     return model if recorded in names else None

@@ -54,8 +54,9 @@ def resolve(request: RunRequest) -> Resolved:
         )
     check_device_for(device, quantize=request.quantize, offload=request.offload)
     model = find_pipeline(
-        name, dtype=dtype, offline=request.offline, lora=request.lora, quantize=request.quantize
-    )
+        name, dtype=dtype, offline=request.offline, transformer=request.transformer,
+        lora=request.lora, quantize=request.quantize,
+    )  # fmt: skip
     steps, guidance = sampling(name, model.folder)
     _check_guidance(request, family_of_folder(model.folder))
     try:
@@ -84,6 +85,7 @@ def resolve(request: RunRequest) -> Resolved:
             target=request.target or request.report is not None,
             lora=request.lora,
             quantize=request.quantize,
+            transformer=request.transformer,
             offload=request.offload,
             sequential=request.sequential,
             order_seed=request.order_seed,

@@ -24,9 +24,10 @@ from analogy.settings.options import OPTIONS, PANELS, parse_options
 from analogy.steering.base import METHODS
 
 OTHERS = {
-    "device": "cuda:1", "model": "some/model", "lora": "l", "clip_model": "ViT-B-32",
-    "clip_pretrained": "openai", "clip_dtype": "bfloat16", "pairs": "p.csv",
-    "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5", "method": "lerp",
+    "device": "cuda:1", "model": "some/model", "transformer": "t", "lora": "l",
+    "clip_model": "ViT-B-32", "clip_pretrained": "openai", "clip_dtype": "bfloat16",
+    "pairs": "p.csv", "categories": "color, size", "alphas": "0.1,-1", "seeds": "4,5",
+    "method": "lerp",
     "steps": "3", "guidance": "2.5", "second_guidance": "1.5", "size": "512",
     "steer_from": "0.25", "steer_until": "0.75",
     "dtype": "float16", "quantize": "torchao_int8", "offload": "group", "limit": "7",

@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -19,11 +18,13 @@ from analogy.core.errors import FieldError, ModelError, OptionError
 from analogy.core.fields import OFFLOADS, QUANTIZATIONS
 from analogy.core.images import from_png
 from analogy.core.records import Pair
+from analogy.core.words import places
 from analogy.evaluation import Task
 from analogy.generation.engine import Setup
 from analogy.generation.worker import Worker
 from analogy.models import generator as generators
 from analogy.models import loading, quantization
+from analogy.models.families import family_of
 from analogy.models.generator import Generator
 from analogy.models.loading import load_pipeline
 from analogy.models.quantization import check_device_for
@@ -52,20 +53,6 @@ def folder(tmp_path_factory):
         return str(root / name)
 
     return saved
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    """Lets accelerate offload from the CPU to the CPU.
-
-    diffusers names the device cpu:0. To move a tensor from cpu there makes a copy, which within
-    torch.inference_mode is no parameter any more.
-    """
-    offload = accelerate.cpu_offload
-    monkeypatch.setattr(
-        accelerate, "cpu_offload",
-        lambda model, device, **given: offload(model, torch.device(device.type), **given),
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -271,6 +258,26 @@ def test_a_quantized_model_draws_nearly_the_same_image(drawn, name):
         assert 0 < np.abs(one - other).mean() < 8
     again = drawn("sdxl", "word", dtype="bfloat16", quantize=name, offload="group")
     assert np.array_equal(again, rounded)
+
+
+@pytest.mark.parametrize("name", ["ZImagePipeline", "PixArtSigmaPipeline"])
+def test_a_words_tokens_are_found_however_a_model_is_kept(folder, on_cpu, name):
+    """Text encoders that are offloaded are called by hooks; quantized ones give other states."""
+
+    def readings(quantize=None, offload=None):
+        source = find_pipeline(folder(name), dtype="bfloat16", quantize=quantize)
+        pipeline = load_pipeline(source, device="cpu", dtype="bfloat16", offload=offload)
+        with torch.inference_mode():
+            [made] = family_of(pipeline).encode(pipeline, ["a red car"])
+        assert made.readings.keys() == made.states.keys()
+        return made.readings
+
+    plain = readings()
+    assert all(each.tokens(places("a red car", "red")) for each in plain.values())
+    for offload in OFFLOADS:
+        assert readings(offload=offload) == plain
+    if find_spec("torchao") is not None:
+        assert readings(quantize="torchao_int8") == plain
 
 
 def test_memory_is_measured_on_the_device_that_computes(offloaded, monkeypatch):

@@ -159,8 +159,8 @@ def test_wrong_text_is_refused(name, text, message):
 
 
 PATHS = (
-    "model", "lora", "clip_model", "clip_pretrained", "pairs", "run_dir", "ceiling", "reference",
-    "lpips_weights", "baseline", "results", "report",
+    "model", "transformer", "lora", "clip_model", "clip_pretrained", "pairs", "run_dir", "ceiling",
+    "reference", "lpips_weights", "baseline", "results", "report",
 )  # fmt: skip
 
 
