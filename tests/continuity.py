@@ -6,7 +6,7 @@ every method, for prompts of equal and of unequal token counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ OTHERS = (
     Pair("other-2", "color", "gold", "tan", "the gold cup", "the tan cup"),
 )
 
+#: All texts of these pairs.
+TEXTS = tuple(texts([EVEN, UNEVEN, *OTHERS]))
+
 #: ``switch`` is a step function of alpha; ``prompt`` is the target at every alpha above 0;
 #: ``activation`` needs cross-attention, which has tests of its own; ``guidance`` adds alpha times a
 #: difference of noise predictions to any family's in the same way.
@@ -42,11 +45,16 @@ NEAR, SHARE = 1e-3, 0.05
 UNREAD = {"Krea2Pipeline", "LongCatImagePipeline", "StableDiffusion3PAGPipeline"}
 
 
-def check(pipeline: Any, family: Any, size: int) -> None:
-    """Raise AssertionError where a method's images jump, or a pair that has to is not refused."""
-    generator = Generator(pipeline, steps=1, guidance=3.0, size=size)
-    given = generator.encode(texts([EVEN, UNEVEN, *OTHERS]))
-    noise = latents_for(EVEN, 0, generator.latent_shape)
+def check(
+    pipeline: Any, family: Any, size: int, given: Mapping[str, Conditioning] | None = None
+) -> None:
+    """Raise AssertionError where a method's images jump, or a pair that has to is not refused.
+
+    ``given``: the conditioning of each of :data:`TEXTS`.
+    """
+    if given is None:
+        given = Generator(pipeline, steps=1, guidance=3.0, size=size).encode(TEXTS)
+    noise = latents_for(EVEN, 0, family.latent_shape(pipeline, size))
     sampling = Sampling(1, 3.0, size)
     source = given[EVEN.source_prompt]
 
@@ -66,7 +74,7 @@ def check(pipeline: Any, family: Any, size: int) -> None:
 
 
 def _steered(
-    given: dict[str, Conditioning], *, is_fixed: bool
+    given: Mapping[str, Conditioning], *, is_fixed: bool
 ) -> Iterator[tuple[str, tuple[Conditioning, Conditioning]]]:
     for pair in (EVEN, UNEVEN):
         for name in METHODS_OF_TEXT:

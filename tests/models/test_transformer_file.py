@@ -17,12 +17,14 @@ from extras import extra
 from safetensors.torch import load_file
 
 from analogy.core.errors import ModelError
+from analogy.core.records import Pair
 from analogy.models import gguf_files, sources
 from analogy.models.folders import weight_files
 from analogy.models.generator import Generator
 from analogy.models.libraries import single_file_model
 from analogy.models.loading import load_pipeline
 from analogy.models.sources import find_pipeline
+from analogy.steering.base import METHODS, Row
 
 gguf = extra("gguf")
 
@@ -118,6 +120,7 @@ def tiny_conversion():
     changed = types.FunctionType(own.__code__.replace(co_consts=constants), own.__globals__)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(known, "checkpoint_mapping_fn", changed)
+        zoo.shorten(patch, "FluxPipeline")
         yield
 
 
@@ -160,12 +163,12 @@ def loaded(folder, file, dtype="float32", **settings):
     return load_pipeline(source, device="cpu", dtype=dtype, **settings)
 
 
-def image(pipeline):
-    """Of one prompt, uint8 (32, 32, 3) as integers."""
+def image(pipeline, *change):
+    """Of one prompt, uint8 (32, 32, 3) as integers. ``change``: a method, and its rows."""
     generator = Generator(pipeline, steps=2, guidance=3.0, size=32)
     noise = torch.randn(1, *generator.latent_shape, generator=torch.Generator().manual_seed(0))
     made = generator.encode(["a red car"])["a red car"]
-    return generator.generate([made], noise).images[0].astype(int)
+    return generator.generate([made], noise, *change).images[0].astype(int)
 
 
 @pytest.mark.parametrize("name", ["diffusers", "original", "comfy"])
@@ -196,6 +199,22 @@ def test_a_gguf_file_draws_the_image_of_its_rounded_weights(folder, files, own, 
     most = 1 if dtype == "float32" else 8  # of 255: each product is rounded to 8 bits
     assert np.abs(made - image(plain)).max() <= most
     assert not np.array_equal(made, unrounded)
+
+
+def test_a_slider_steers_a_gguf_file_as_its_rounded_weights(folder, files, own, tmp_path):
+    drawn, layer = torch.Generator().manual_seed(0), "transformer_blocks.0.attn.to_q"
+    key = f"transformer.{layer}.lora"
+    state = {f"{key}_A.weight": (2, WIDTH), f"{key}_B.weight": (WIDTH, 2)}
+    state = {name: torch.randn(shape, generator=drawn) for name, shape in state.items()}
+    save(state, tmp_path / "style.safetensors")
+    pair = Pair("color-01", "color", "red", "blue", "a red car", "a blue car")
+    change = METHODS.get(f"slider:{tmp_path / 'style.safetensors'}"), [Row(pair, 1.0)]
+    pipeline, plain = loaded(folder, files["q8"]), loaded(folder, files["diffusers"])
+    plain.transformer.load_state_dict({key: rounded(each, "Q8_0") for key, each in own.items()})
+    before, moved = image(pipeline), image(pipeline, *change)
+    assert np.abs(moved - before).max() > 5
+    assert np.abs(moved - image(plain, *change)).max() <= 1
+    assert np.array_equal(image(pipeline), before)
 
 
 def test_a_gguf_file_can_be_offloaded_but_not_by_layers(folder, files, on_cpu):
