@@ -65,7 +65,10 @@ def verify(
     """
     work.verify(
         run, repair=repair, device=device, offline=offline, trust=trust, json=json,
-        named=(model, transformer, lora, clip_model, clip_pretrained, method),
+        named={
+            "model": model, "transformer": transformer, "lora": lora, "clip_model": clip_model,
+            "clip_pretrained": clip_pretrained, "method": method,
+        },
     )  # fmt: skip
 
 

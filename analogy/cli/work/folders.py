@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import typer
@@ -36,11 +36,12 @@ VERIFICATION_VERSION = 1
 
 def verify(
     run: Path, *, repair: bool, device: str | None, offline: bool, trust: bool,
-    named: tuple[str | None, str | None, str | None, str | None, str | None], json: str | None,
+    named: Mapping[str, str | None], json: str | None,
 ) -> None:  # fmt: skip
     """Check a run folder, repair it if asked to, and end with the exit code of what was found.
 
-    ``named``: model, LoRA, judge, its weights and method, as far as the user named them.
+    ``named``: model, transformer, LoRA, judge, its weights and method, as far as the user named
+    them, under the names that :class:`~analogy.studies.repair.Confirmed` has.
     """
     folder: RunFolder | None = None
     done = None
@@ -51,7 +52,7 @@ def verify(
             folder = RunFolder(run)
         found = _verified(folder)
         if repair:
-            confirmed = repair_module.Confirmed(trust, *named)
+            confirmed = repair_module.Confirmed(everything=trust, **named)
             done = repair_module.repair(
                 folder, found, device=device, offline=offline, confirmed=confirmed, say=say
             )
