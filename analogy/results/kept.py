@@ -220,7 +220,14 @@ def with_quality(results: Results, folder: Path) -> Results:
     if not now.alphas and alphas:
         references = then.references or references
     ranked = sorted(cells, key=lambda cell: order.index(cell) if cell in order else len(order))
-    quality = QualityFigures({cell: cells[cell] for cell in ranked}, alphas, lpips, references)
+    quality = QualityFigures(
+        {cell: cells[cell] for cell in ranked},
+        alphas,
+        lpips,
+        references,
+        metrics=tuple({each.name: each for each in (*then.metrics, *now.metrics)}.values()),
+        features=now.features if now.cells or now.alphas else then.features,
+    )
     return replace(results, quality=quality)
 
 

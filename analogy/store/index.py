@@ -393,7 +393,7 @@ def _scores(rows: Iterable[Sequence[Any]]) -> dict[str, Scores]:
     return dict(zip(keys, map(Scores._make, zip(*columns, strict=True)), strict=True))
 
 
-def _compared(row: ImageRow) -> tuple[Any, Any]:
-    """The pair and seed that an image shares with the unsteered image it is compared with."""
+def _compared(row: ImageRow) -> tuple[Any, Any, Any]:
+    """The pair, or the prompt, and the seed of an image: those of the images it is compared with."""
     what = json.loads(row.what)  # an object: image_rows looked
-    return what.get("pair_id"), what.get("seed")
+    return what.get("pair_id"), what.get("prompt"), what.get("seed")

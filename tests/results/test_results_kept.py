@@ -450,6 +450,17 @@ def test_quality_that_an_earlier_session_measured_is_kept(tmp_path):
     assert [(row["alpha"], row["cmmd"]["value"]) for row in other["alphas"]] == [(0.5, 1.0)]
 
 
+def test_how_own_metrics_are_shown_is_kept_with_them(tmp_path):
+    first = with_metrics(WHOLE, [("color", 0.5)])
+    shown = {"name": "redness", "label": "red", "unit": "%", "higher_is_better": None}
+    first["quality"] |= {"metrics": [shown], "features": "an image tower of another shape"}
+    keep(first, tmp_path)
+    again = with_quality(with_metrics(WHOLE, []), tmp_path)["quality"]
+    assert again["metrics"][0].items() >= shown.items()
+    assert again["features"] == "an image tower of another shape"
+    assert "features" not in with_quality(with_metrics(WHOLE, [("color", 1.0)]), tmp_path)["quality"]
+
+
 def test_quality_of_another_measurement_is_not(tmp_path):
     keep(with_metrics(WHOLE, [("color", 0.5)]), tmp_path)
     less = with_metrics(of(2, limit=2), [])
