@@ -207,7 +207,7 @@ class Pool:
     """Several cells together, pairs as clusters.
 
     - ``margin``, ``gain``: over all alphas of the pool but 0;
-    - ``trend``: over all alphas; None for a single alpha and if images are missing;
+    - ``trend``: over all alphas and 0; None for a single alpha and if images are missing;
     - ``items``: the naive figures of the published study; None if images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
