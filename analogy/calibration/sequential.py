@@ -138,7 +138,7 @@ def decided(
     for start in range(0, repetitions, _TOGETHER):
         rng = np.random.default_rng([seed, zlib.crc32(distribution.encode()), n, start])
         tables = margins(rng, distribution, (_TOGETHER, n, seeds), icc=share) + true_mean
-        at = int(rng.integers(2**32))  # a new seed, or all intervals would share the bootstrap's own chance
+        at = int(rng.integers(2**32))  # or all intervals would share the bootstrap's own chance
         tables = tables[: repetitions - start]
         decisions += _decisions(tables, design, at)
         items = [items_at(table, design.looks[-1]) for table in tables]
