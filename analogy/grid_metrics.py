@@ -44,7 +44,7 @@ NOT_ASKED = Absent("not asked for")
 
 
 class Per(StrEnum):
-    """What a metric has one value for."""
+    """The unit for which a metric has one value."""
 
     IMAGE = "image"
     """Each steered image; reported as the mean over a cell's pairs, with an interval."""

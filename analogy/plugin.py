@@ -344,7 +344,7 @@ def conduct(bench: Session, case: Case, request: pytest.FixtureRequest) -> None:
 def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest) -> None:
     """Generate missing images, then time the scoring of unscored ones.
 
-    Scores from an earlier session are never timed. Further calls in one test add to its time.
+    Scores that exist already are never timed. Further calls in one test add to its time.
     """
     study = bench.study
     with uncaptured(request.config), beside_dots(bench, request.config):

@@ -124,7 +124,7 @@ class Run:
     def plot_heat_map(self, ax: Axes | None = None) -> Axes:
         """Mean margins, category by alpha, with verdict marks; pools in the last row and column.
 
-        A mark in brackets is a success that is none after Holm's correction.
+        A mark in brackets is a success that is not significant after Holm's correction.
         """
         rows = {
             row.name: [(cell.mean, cell.strength / 100, cell.mark) for cell in row.cells]

@@ -69,7 +69,7 @@ def test_intervals_and_verdicts(
 
 
 def test_family_of_cells(record_property: Callable[[str, object], None]) -> None:
-    """Of 24 cells without an effect, one succeeds in nearly half of runs, and after Holm in 5%."""
+    """24 cells without an effect have a success in nearly half of runs, and after Holm in 5%."""
     figures = family_wise_error("normal", 50, repetitions=200, n_resamples=N_RESAMPLES)
     _judge("by the verdicts alone", figures.raw, Bar(0.35, 0.55), record_property)
     _judge("after Holm", figures.holm, ERROR_BAR, record_property)

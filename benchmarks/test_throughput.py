@@ -252,7 +252,7 @@ def test_scoring_in_bfloat16(hold: Hold, table: Table) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_scoring_on_a_gpu(hold: Hold) -> None:
-    """2.5 times the usual loop; the table also has the share of the bare image tower's rate."""
+    """2.5 times the usual loop. The table also has the rate, to be 1,000, and the bare tower's."""
     scoring = Scoring(vit_b_32("cuda"), pictures(IMAGES, 1024), some_pairs(10), per_pair=12)
     equal_scores(scoring, 48)
     batch_size = scoring.best_batch((64, 128, 256))

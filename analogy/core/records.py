@@ -119,7 +119,7 @@ class Limit:
 
 
 class Verdict(StrEnum):
-    """What an estimate says about steering.
+    """The conclusion about steering that an estimate allows.
 
     Only the first two are findings. The others are reported under their own names, never as a pass
     or a failure.
@@ -148,14 +148,14 @@ class Outcome(StrEnum):
 
     - ``too_few``: fewer than 6 pairs decide nothing;
     - ``incomplete``: images are missing on either side: no pass and no failure;
+    - ``inconclusive`` if a verdict is ``blind``: the margin then says nothing about the method;
     - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
       success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
       enough for a success falls in about half of the runs with other seeds (with the same seeds
       and subject, figures are the same);
     - ``improved``: the interval lies above 0;
     - ``equivalent``: the interval lies within -tolerance..tolerance;
-    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
-      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
+    - ``inconclusive``: anything else: the pairs are too few to tell.
     """
 
     REGRESSED = "regressed"

@@ -27,7 +27,7 @@ class AtStrength:
     """The categories at one strength, by the verdict of their cell there.
 
     ``undecided``: too few pairs, missing images or a blind judge. ``not_after_holm``: the successes
-    that are none after Holm's correction.
+    that are not significant after Holm's correction.
     """
 
     alpha: float
@@ -117,7 +117,7 @@ class Answer:
 
     def notes(self) -> Iterator[str]:
         """What ``text`` leaves out, in sentences: unknown words, the categories that do not succeed
-        at the best strengths, and the successes that are none after Holm's correction.
+        at the best strengths, and the successes that are not significant after Holm's correction.
         """
         if self.unknown:
             yield f"The embedded model or judge does not know: {listed(self.unknown)}."

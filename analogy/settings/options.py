@@ -50,7 +50,7 @@ class Option:
 
     @property
     def default(self) -> str | bool | None:
-        """The field's default: text, a bool for a switch, or None if the field's is None."""
+        """The default as text, or a bool for a switch; None if there is no fixed default."""
         if self.key == "alphas":  # the method's own
             return None
         value = getattr(_DEFAULTS, self.key)

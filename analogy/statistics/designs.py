@@ -67,8 +67,8 @@ class Design(Figures):
 def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Design, ...]:
     """The design with these numbers of pairs and seeds, then smaller ones, the largest first.
 
-    The smaller ones have a half and a quarter of the pairs, or the largest number that a cell needs
-    which the first design decides; and all seeds or one. Empty without spreads.
+    The smaller ones have a half or a quarter of the pairs, or just enough pairs for every cell that
+    the first design decides; each with all seeds and with one. Empty without spreads.
     """
     if not spreads:
         return ()

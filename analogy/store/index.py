@@ -91,7 +91,8 @@ class FitWork(NamedTuple):
 
     - ``method``, ``category``: what was fitted; ``inputs``: a digest of all that the category's fit
       depends on;
-    - ``images``: denoised for it without decoding; 0 if what they show was already known;
+    - ``images``: the number denoised for it, without decoding; 0 if the method observes no images
+      or all of them were observed before;
     - ``seconds``: of one generator.
     """
 
@@ -195,9 +196,9 @@ class Index(Database):
     def remove(self, lost: Sequence[tuple[ImageRow, str]]) -> None:
         """Remove images, with their scores, features and metrics, in one transaction.
 
-        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
-        of the same pair and seed go too: they compare with the unsteered image, which may be among
-        these. Rows that belong to no image go as well.
+        Each is recorded as failed, with its reason, so that it can be made again. Metrics of images
+        with the same pair and seed are removed, too: they compare with the unsteered image, which
+        may be removed. Rows without an image are removed as well.
         """
         compared = {_compared(row) for row, _ in lost}
         stale = [row[:1] for row in self.image_rows() if _compared(row) in compared]

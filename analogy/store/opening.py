@@ -194,9 +194,9 @@ class OpenFolder:
     def remove(self, lost: Iterable[tuple[ImageRow, str]]) -> None:
         """Remove images from the index, with their scores, features and metrics: one transaction.
 
-        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
-        of the same pair and seed go too: they compare with the unsteered image, which may be among
-        these. Rows that belong to no image go as well.
+        Each is recorded as failed, with its reason, so that it can be made again. Metrics of images
+        with the same pair and seed are removed, too: they compare with the unsteered image, which
+        may be removed. Rows without an image are removed as well.
         """
         self._index.remove(list(lost))
 
