@@ -45,7 +45,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
     """Write under a temporary name, flush, rename: ``path`` has the old content or the new one.
 
     A link at ``path`` is replaced and not followed. ``mode``: the file's permissions, None for the
-    usual ones. If it raises ``OSError``, the old file and no temporary file is left.
+    usual ones. If it raises ``OSError``, the old file is kept and no temporary file remains.
     """
     temporary = _temporary(path)
     temporary.unlink(missing_ok=True)  # left by an earlier process with the same id
