@@ -29,12 +29,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for, so that ``import analogy`` stays cheap."""
+    """Import a name when it is first used, so that ``import analogy`` stays cheap."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """The names that are imported on demand, too: completion should offer them."""
+    """All names, those imported on demand included, so that completion offers them."""
     return sorted({*globals(), *__all__})

@@ -26,15 +26,15 @@ def run(
 ) -> Run:  # fmt: skip
     """Generate and score a grid and decide its verdicts, as ``analogy run`` does.
 
-    ``request``: everything at once; or ``options``: fields of :class:`RunRequest`, such as
-    ``model="embedded", method="word", limit=6``. ``pairs``: a CSV file, or pairs in memory.
-    ``strict``: no cell is expected to fail, whatever the baseline has.
+    ``request``: all options in one; ``options``: fields of :class:`RunRequest`, such as
+    ``model="embedded", method="word", limit=6``, which override it. ``pairs``: a CSV file, or pairs
+    in memory. ``strict``: no cell is an expected failure, whatever the baseline has.
 
     Work that is already in the run folder is not repeated. Returns the finished run, as
-    :func:`load_run` reads it. A cell that fails raises nothing: its verdict is in what is returned.
+    :func:`load_run` reads it. A failed cell raises no error: its verdict is in the returned run.
 
     Raises an ``AnalogyError`` for an option that cannot be used, before any model is loaded, and
-    for a fault that stopped the run; finished work is kept.
+    for an error that stopped the run; finished work is kept.
     """
     if isinstance(pairs, (str, Path)):
         options["pairs"], pairs = str(pairs), None
@@ -64,8 +64,8 @@ def compare(
     ``old``, ``new``: runs, run folders or results files; ``tolerance``: how far the mean margin of
     ``new`` may be below that of ``old``.
 
-    Raises ``RecordedError`` for a file that cannot be used, ``NotComparableError`` if they are not
-    of the same measurement.
+    Raises ``RecordedError`` if a file cannot be used, and ``NotComparableError`` if the runs are of
+    different measurements.
     """
     check_number("tolerance", tolerance, 0.0, MAX_TOLERANCE)
     return comparison.compare(_recorded(old), _recorded(new), tolerance=tolerance)

@@ -1,8 +1,8 @@
 """The metrics of a run's images beside the margin, and the one table of metrics by name.
 
-A :class:`GridMetric` is measured over the grid by ``--metrics``, and by name in a
-:class:`~analogy.evaluation.task.Task`. The table also has the metrics that only a task can measure.
-Importing this module imports no torch.
+``--metrics`` measures a :class:`GridMetric` over the grid, and a
+:class:`~analogy.evaluation.task.Task` measures it by name. The table also has the metrics that only
+a task can measure. Importing this module imports no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from analogy.core.images import Images
     from analogy.metrics.perceptual import Lpips
 else:
-    metrics = deferred("analogy.metrics")  # torch: options check names alone
+    metrics = deferred("analogy.metrics")  # imports torch, but options only check names
 
 
 class MetricError(AnalogyError, ValueError):
@@ -44,7 +44,7 @@ NOT_ASKED = Absent("not asked for")
 
 
 class Per(StrEnum):
-    """The unit that a metric has one value for."""
+    """The unit for which a metric has one value."""
 
     IMAGE = "image"
     """Each steered image; reported as the mean over a cell's pairs, with an interval."""
@@ -65,7 +65,7 @@ class Input(StrEnum):
     LPIPS = "lpips"
 
 
-#: Inputs that are a judge's features of something.
+#: Inputs that are a judge's features of images or texts.
 OF_JUDGE = frozenset(
     {
         Input.FEATURES, Input.UNSTEERED_FEATURES, Input.TARGET_TEXT, Input.SOURCE_TEXT,
@@ -77,9 +77,10 @@ PIXELS = frozenset({Input.IMAGES, Input.UNSTEERED})
 
 
 class Inputs:
-    """The argument of a metric's ``compute``: the inputs that it names, of n images in order.
+    """The argument of a metric's ``compute``: the inputs that the metric names, of n images.
 
-    Raises :class:`MetricError` for an input that it does not name.
+    Images are in the same order in every input. Raises :class:`MetricError` for an input that the
+    metric does not name.
     """
 
     def __init__(self, values: Mapping[Input, Any]) -> None:
@@ -92,7 +93,7 @@ class Inputs:
 
     @property
     def unsteered(self) -> Images:
-        """The image of the same pair and seed at alpha 0 of each, of the same shape."""
+        """For each image the one of its pair and seed at alpha 0, of the same shape."""
         return self._value(Input.UNSTEERED)
 
     @property
@@ -117,7 +118,7 @@ class Inputs:
 
     @property
     def references(self) -> NDArray[np.floating[Any]]:
-        """The judge's features of the reference images, ``(m, dim)``; m is any number from 2."""
+        """The judge's features of the reference images, ``(m, dim)``; m is 2 or more."""
         return self._value(Input.REFERENCES)
 
     @property
@@ -143,10 +144,10 @@ class Described:
 
     - ``name``: its key in results and in ``--limits``, an identifier;
     - ``label``: the head of its column; ``unit``: such as ``dB``, empty for a number without one;
-    - ``higher_is_better``: None where neither direction is better;
-    - ``title``: its name in the report where ``label`` is too short [default: the label];
-    - ``unchanged``: the value of an image that steering left as it was; the report then draws the
-      gain against the metric. None draws nothing.
+    - ``higher_is_better``: None if neither direction is better;
+    - ``title``: its name in the report if ``label`` is too short [default: the label];
+    - ``unchanged``: the value of an image that steering did not change; the report then draws the
+      gain against the metric. With None it draws nothing.
     """
 
     name: str
@@ -188,7 +189,7 @@ class Described:
         return f"{self.label} to the image at alpha 0 ({self.unchanged:g}: unchanged)"
 
 
-#: Fields of results and columns of a run's frames beside those of metrics.
+#: Names that results and a run's frames already use for something else than metrics.
 _TAKEN = (
     "alpha", "category", "pair_id", "seed", "method", "path", "key", "margin", "cos_target",
     "cos_source", "source_word", "target_word", "source_prompt", "target_prompt", "gain", "n",
@@ -199,12 +200,12 @@ _TAKEN = (
 class GridMetric(Described):
     """A metric of the images of a grid.
 
-    - ``inputs``: what ``compute`` is given, and nothing else;
-    - ``compute``: :class:`Inputs` -> ``(n,)`` numbers, one for each image, which depend on no other
-      image; or, per set, one number. Infinity is a value, NaN is an error;
+    - ``inputs``: the only inputs that ``compute`` is given;
+    - ``compute``: :class:`Inputs` -> ``(n,)`` numbers, one for each image, independent of the other
+      images; or, per set, one number. Infinity is a value, NaN is an error;
     - ``per``: one value for each image, or for all images at an alpha. A metric per set is a
       distance from reference images by the judge's features: its inputs are those two;
-    - ``smallest_side``: pixels a side below which it has no value;
+    - ``smallest_side``: the smallest side in pixels for which it has a value;
     - ``version``: changes when ``compute`` gives other values, since values are kept in the run
       folder under name and version.
     """
@@ -242,7 +243,7 @@ class GridMetric(Described):
     def key(self, judge: str, network: str | None) -> str:
         """The key of its values: name and version, and the network that they depend on.
 
-        ``judge``: the judge's fingerprint; ``network``: LPIPS's, None where that is absent.
+        ``judge``: the judge's fingerprint; ``network``: LPIPS's, None if it is missing.
         """
         name = f"{self.name}@{self.version}" if self.version else self.name
         if Input.LPIPS in self.inputs:
@@ -352,8 +353,8 @@ kid = GridMetric(
 _HERE = "analogy.grid_metrics"
 _OF_TASK = "analogy.evaluation.metrics"
 
-#: Every metric by name. An object of the table is a :class:`GridMetric`, or what only a task can
-#: measure: see :mod:`analogy.evaluation.metrics`.
+#: Every metric by name. An object of the table is a :class:`GridMetric`, or one that only a task
+#: can measure: see :mod:`analogy.evaluation.metrics`.
 METRICS: Registry[object] = Registry(
     "metric",
     "analogy.metrics",
@@ -386,7 +387,7 @@ METRICS: Registry[object] = Registry(
     object,
 )
 
-#: What is measured over a grid unless ``--metrics`` says something else, in the tables' order.
+#: The metrics that are measured over a grid without ``--metrics``, in the tables' order.
 DEFAULT = ("clip_score", "directional_similarity", "psnr", "ssim", "lpips", "cmmd", "kid")
 
 
@@ -396,21 +397,21 @@ def grid_names() -> tuple[str, ...]:
 
 
 def name_in_results(spec: str) -> str:
-    """The name under which a metric is reported: of ``package.module:name`` the last part."""
+    """The name under which a metric is reported; for ``package.module:name`` the last part."""
     return spec.rpartition(":")[2].rpartition(".")[2]
 
 
 def grid_metrics(names: Iterable[str] | None = None) -> tuple[GridMetric, ...]:
     """The metrics of these names or specs, or the built-in ones of a grid.
 
-    Imports what the names stand for. Raises :class:`~analogy.core.registry.UnknownNameError`,
+    Imports the named objects. Raises :class:`~analogy.core.registry.UnknownNameError`,
     :class:`~analogy.core.registry.ExtensionError` or :class:`MetricError`.
     """
     return tuple(_grid_metric(name) for name in (DEFAULT if names is None else names))
 
 
 def chosen_metrics(names: Iterable[str] | None) -> tuple[GridMetric, ...]:
-    """As :func:`grid_metrics`, of the option ``--metrics``; raises ``OptionError``."""
+    """As :func:`grid_metrics`, for the option ``--metrics``. Raises ``OptionError``."""
     try:
         return grid_metrics(names)
     except AnalogyError as error:
@@ -437,7 +438,7 @@ def _grid_metric(spec: str) -> GridMetric:
 
 
 def shown_metrics(described: Iterable[Described]) -> tuple[Described, ...]:
-    """How to show metrics: the built-in ones, and those that results describe."""
+    """The descriptions of the built-in metrics, and of those that results describe."""
     found: dict[str, Described] = {each.name: each for each in grid_metrics()}
     for one in described:
         found.setdefault(one.name, one)
@@ -445,9 +446,9 @@ def shown_metrics(described: Iterable[Described]) -> tuple[Described, ...]:
 
 
 def described(rows: object) -> tuple[Described, ...]:
-    """The metrics that a results file describes; nothing is imported for them.
+    """The metrics that a results file describes, without importing them.
 
-    What is described wrongly is left out, and shown by its name alone.
+    An invalid description is left out; its metric is shown by its name alone.
     """
     found = []
     for row in rows if isinstance(rows, list) else ():
@@ -458,7 +459,7 @@ def described(rows: object) -> tuple[Described, ...]:
 
 
 def _described(row: Mapping[str, object]) -> Described:
-    """A row of results as it was written; another is a :class:`MetricError`."""
+    """A description from a row of results. Raises :class:`MetricError` if it is invalid."""
     texts = {name: row.get(name, "") for name in ("name", "label", "unit", "title")}
     better, unchanged = row.get("higher_is_better"), row.get("unchanged")
     is_number = isinstance(unchanged, (int, float)) and not isinstance(unchanged, bool)

@@ -1,8 +1,7 @@
 """The pytest plugin: options, the ``bench`` and ``cell`` fixtures, the table and the results file.
 
-Loaded by the root ``conftest.py``. From an installed wheel: ``pytest -p analogy.plugin --pyargs
-analogy.benchmarks``. Slow imports are made
-only when a benchmark needs the study.
+The root ``conftest.py`` loads it. From an installed wheel: ``pytest -p analogy.plugin --pyargs
+analogy.benchmarks``. Slow imports are made only when a benchmark needs the study.
 """
 
 from __future__ import annotations
@@ -21,15 +20,23 @@ from analogy.core.deferred import deferred
 from analogy.core.errors import AnalogyError, ExitCode, ModelError, OptionError
 from analogy.core.records import UNSTEERED, Cell, Verdict
 from analogy.core.text import printable
+from analogy.plugin_collection import (
+    REQUEST,
+    asks_for_bench,
+    is_distributed,
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_make_collect_report,
+    pytest_testnodedown,
+)
 from analogy.report.styled import styled
 from analogy.results.answer import answer_of
 from analogy.sessions.calm import calm, calm_and_shown, calm_from_here
 from analogy.sessions.progress import beside_dots, uncaptured
-from analogy.sessions.selection import BASELINE, bars, chosen_pairs
+from analogy.sessions.selection import chosen_pairs
 from analogy.settings.config_file import CONFIG_HELP, read_settings
 from analogy.settings.options import OPTIONS, parse_options, parse_path
 from analogy.settings.pairs import PairsWarning, categories
-from analogy.settings.request import RunRequest
 
 if TYPE_CHECKING:
     from analogy.models import memory
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     from analogy.sessions.session import Session
     from analogy.store.grid import Job
     from analogy.studies.study import Study
-else:  # torch, which a session without a case of the suite should not wait for
+else:  # these import torch, which a session without a case of the suite should not wait for
     memory = deferred("analogy.models.memory")
     findings = deferred("analogy.sessions.findings")
     outputs = deferred("analogy.sessions.outputs")
@@ -51,28 +58,22 @@ else:  # torch, which a session without a case of the suite should not wait for
     sessions = deferred("analogy.sessions.session")
     summary = deferred("analogy.sessions.summary")
 
-_XDIST = (
-    "pytest-xdist is not supported: cases that run at the same time cannot be timed. Run without "
-    "-n; --engine ray --num-workers N uses several devices."
-)
-_COLUMNS = ("mean", "rounds")
-"""Of pytest-benchmark's columns those that mean something for a case's only round."""
-
-_REFUSED = "analogy_refused"
-"""The key of a pytest-xdist worker's output that says that it refused the session."""
-
-_CASES = tuple(Path(__file__).resolve().parents[up] / "benchmarks" for up in (0, 1))
-"""The suite's own cases: in an installed wheel, and in a checkout."""
-
-_REQUEST = pytest.StashKey[RunRequest]()
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
 _ANALYSIS: pytest.StashKey[Analysis] = pytest.StashKey()
 _INTERRUPTED = pytest.StashKey[bool]()
-"""Whether lines were printed since the current case began its own."""
+"""True if lines were printed after the current case began its own line."""
+
+__all__ = [  # beside the hooks and fixtures below
+    "conduct",
+    "pytest_collection_finish",
+    "pytest_collection_modifyitems",
+    "pytest_make_collect_report",
+    "pytest_testnodedown",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register the suite's options in a group of their own."""
+    """Register the suite's options as a group."""
     group = parser.getgroup(
         "analogy",
         "analogy steering benchmark (pytest benchmarks); with pytest's own --strict no cell is "
@@ -106,110 +107,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _asks_for_bench(item: pytest.Item) -> bool:
-    """True if the item uses this plugin's ``bench``: others may call a fixture of theirs so."""
-    if "bench" not in getattr(item, "fixturenames", ()):
-        return False
-    defined = item._fixtureinfo.name2fixturedefs.get("bench", ())  # type: ignore[attr-defined]
-    return bool(defined) and defined[-1].func.__module__ == __name__
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
-) -> Generator[None, None, None]:
-    """Leave out what measures throughput unless asked for, and show pytest-benchmark our cases.
-
-    They ask for its fixture once there is something to time, which its own selection, by
-    ``--benchmark-only`` and ``--benchmark-skip``, does not see.
-    """
-    left_out = [item for item in items if item.get_closest_marker("perf")]
-    if left_out and not config.getoption("--perf"):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-    shown: list[list[str]] = []
-    for item in items:
-        names = getattr(item, "fixturenames", [])
-        if _asks_for_bench(item) and "benchmark" not in names:  # of all cases of one function
-            names.append("benchmark")
-            shown.append(names)
-    try:
-        return (yield)
-    finally:
-        for names in shown:
-            names.remove("benchmark")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(
-    collector: pytest.Collector,
-) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """A library's warning is no error while the suite's own cases are imported, either."""
-    if not any(collector.path.is_relative_to(place) for place in _CASES):
-        return (yield)
-    with calm():
-        return (yield)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Refuse, before the work, limits and baselines that no remaining case measures."""
-    config = session.config
-    if config.option.collectonly:
-        return
-    _choose_columns(session)
-    cases = [item for item in session.items if _asks_for_bench(item)]
-    if hasattr(config, "workerinput"):
-        if cases:
-            config.workeroutput[_REFUSED] = _XDIST  # type: ignore[attr-defined]
-            pytest.exit(_XDIST, returncode=pytest.ExitCode.USAGE_ERROR)
-        return
-    if session.testsfailed or not session.items or _is_distributed(config):
-        return
-    marks = [item.get_closest_marker("measures") for item in cases]
-    measured = {name for mark in marks if mark is not None for name in mark.args}
-    if None in marks:  # somebody's own case, which may measure anything
-        return
-    try:
-        every = list(bars(config.stash[_REQUEST]))
-    except OptionError as error:
-        raise pytest.UsageError(str(error)) from None
-    for bar, needs in every:
-        if not needs & measured:
-            of = "test_regression.py" if BASELINE in needs else "test_quality.py"
-            raise pytest.UsageError(
-                f"{printable(bar)}: expected a case that measures it, got none among the "
-                f"{len(session.items)} to be run; add benchmarks/{of}, or leave the option out"
-            )
-
-
-def _choose_columns(session: pytest.Session) -> None:
-    """Of one round pytest-benchmark's table shows its time, unless others have rounds to show, or
-    the user chose.
-    """
-    timed = session.config.pluginmanager.getplugin("pytest-benchmark")
-    is_chosen = session.config.getoption("benchmark_columns", None) is not None
-    others = any(
-        "benchmark" in getattr(item, "fixturenames", ()) and not _asks_for_bench(item)
-        for item in session.items
-    )
-    if timed is not None and not is_chosen and not others:
-        timed.columns = list(_COLUMNS)
-
-
-def _is_distributed(config: pytest.Config) -> bool:
-    """True if pytest-xdist's workers run the cases, and this process none."""
-    return config.getoption("dist", "no") != "no"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """End the session of pytest-xdist's controller if a worker has refused it."""
-    refused = getattr(node, "workeroutput", {}).get(_REFUSED)
-    if refused is not None:
-        pytest.exit(refused, returncode=pytest.ExitCode.USAGE_ERROR)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options first, so that an invalid value is reported before anything starts."""
     config.addinivalue_line(
@@ -218,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "--limits, 'image' or 'set' for all per image or per set, or 'baseline'; what no case "
         "measures is refused before the work",
     )
-    with suppress(ImportError):  # it warns before there is any case; the suite brings it along
+    with suppress(ImportError):  # pytest-benchmark, a dependency, warns before any case exists
         from pytest_benchmark.logger import PytestBenchmarkWarning
 
         warnings.filterwarnings("default", category=PytestBenchmarkWarning)
@@ -226,7 +123,7 @@ def pytest_configure(config: pytest.Config) -> None:
         with calm():
             file = config.getoption("analogy_config")
             settings = None if file is None else read_settings(Path(parse_path(file)))
-            request = config.stash[_REQUEST] = parse_options(config.getoption, settings)
+            request = config.stash[REQUEST] = parse_options(config.getoption, settings)
             if request.pairs or request.categories:
                 chosen_pairs(request)
     except OptionError as error:
@@ -234,15 +131,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One case for every category, every category and alpha (``cell``), or every alpha with the
-    unsteered images (``strength``), of the pairs.
+    """Make one case for every category, every category and alpha (``cell``), or every alpha with
+    the unsteered images (``strength``), of the pairs.
 
-    For cases that ask for the ``bench``: others may call their own arguments so.
+    Only for cases that use ``bench``, since other cases may have arguments of the same names.
     """
     names = {"cell", "category", "strength"} & set(metafunc.fixturenames)
     if not names or "bench" not in metafunc.fixturenames:
         return
-    request = metafunc.config.stash[_REQUEST]
+    request = metafunc.config.stash[REQUEST]
     try:
         with calm():
             chosen = categories(chosen_pairs(request))
@@ -270,7 +167,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Session]:
     record = request.getfixturevalue("record_testsuite_property") if has_junit else None
     yield session
     if record is not None:
-        with suppress(AnalogyError):  # met again where the results are written
+        with suppress(AnalogyError):  # the same error is reported when the results are written
             found = answer_of(session.study.analysis(), session.unknown_words())
             record("answer", found.text)
     session.close()
@@ -290,13 +187,13 @@ def _planned(items: Iterable[pytest.Item], study: Study) -> list[Cell]:
 
 
 def _say_plan(session: pytest.Session) -> None:
-    """Print what the collected cases would take, and have pytest run none of them."""
+    """Print what the collected cases would take, and let pytest run none of them."""
     config = session.config
     config.option.collectonly = True
-    cases = [item for item in session.items if _asks_for_bench(item)]
+    cases = [item for item in session.items if asks_for_bench(item)]
     try:
         with calm_and_shown(config), uncaptured(config):
-            made = plans.make_plan(config.stash[_REQUEST], cells=partial(_planned, cases))
+            made = plans.make_plan(config.stash[REQUEST], cells=partial(_planned, cases))
     except AnalogyError as error:
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
     reporter = config.pluginmanager.getplugin("terminalreporter")
@@ -308,13 +205,13 @@ def _say_plan(session: pytest.Session) -> None:
 
 def _open(config: pytest.Config) -> Session:
     try:
-        return sessions.Session.open(config.stash[_REQUEST], is_strict=bool(config.option.strict))
-    except (AnalogyError, PairsWarning) as error:  # a filter of the user's raises the warning
+        return sessions.Session.open(config.stash[REQUEST], is_strict=bool(config.option.strict))
+    except (AnalogyError, PairsWarning) as error:  # a user's filter may raise the warning
         pytest.exit(printable(str(error)), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def _show_heading(session: Session, config: pytest.Config) -> None:
-    """What is run, in lines of its own; the next case then begins its line again."""
+    """Print what is run, on lines of its own; the next case then begins its line again."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is None:  # -p no:terminal
         return
@@ -343,9 +240,9 @@ def conduct(bench: Session, case: Case, request: pytest.FixtureRequest) -> None:
 
 
 def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest) -> None:
-    """Generate missing images, then time scoring them; cached scores are never timed.
+    """Generate missing images, then time the scoring of unscored ones.
 
-    Called several times in one test, it adds to the test's time.
+    Scores that exist already are never timed. Further calls in one test add to its time.
     """
     study = bench.study
     with uncaptured(request.config), beside_dots(bench, request.config):
@@ -360,7 +257,7 @@ def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest)
     benchmark: Any = request.getfixturevalue("benchmark")
     if not benchmark.extra_info.get("images"):
         count = benchmark.pedantic(study.score, args=(unscored,), rounds=1)
-    else:  # pytest-benchmark times one call in a test
+    else:  # pytest-benchmark times only one call in a test
         start = time.perf_counter()
         count = study.score(unscored)
         if benchmark.stats:
@@ -374,7 +271,7 @@ def measure(bench: Session, jobs: Sequence[Job], request: pytest.FixtureRequest)
 def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
     """End a test with its case's outcome, after recording the figures as JUnit properties."""
     said = request.node.user_properties
-    said[:] = [each for each in said if each[0] not in finding.figures]  # those of an earlier try
+    said[:] = [each for each in said if each[0] not in finding.figures]  # from an earlier attempt
     said.extend(finding.figures.items())
     outcomes = findings.CaseOutcome
     if finding.outcome in (outcomes.SKIPPED, outcomes.INCONCLUSIVE):
@@ -387,8 +284,8 @@ def settle(finding: Finding, request: pytest.FixtureRequest) -> None:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Warnings do not change how a case ends."""
-    if not _asks_for_bench(item):
+    """Keep warnings from changing the outcome of a case."""
+    if not asks_for_bench(item):
         return (yield)
     with calm():
         return (yield)
@@ -396,8 +293,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @contextmanager
 def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
-    """A fault of the machine or of an input ends the session: it would recur in every case."""
-    if not _asks_for_bench(item):
+    """End the session at an error of the machine or of an input: it would recur in every case."""
+    if not asks_for_bench(item):
         yield
         return
     try:
@@ -411,7 +308,7 @@ def _faults_end_the_session(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """A fault of the machine in a fixture ends the session, too."""
+    """End the session at such an error in a fixture, too."""
     with _faults_end_the_session(item):
         yield
     reporter = item.config.pluginmanager.getplugin("terminalreporter")
@@ -424,7 +321,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_report_teststatus(
     report: pytest.CollectReport | pytest.TestReport,
 ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-    """An inconclusive case that does not fail has a letter and a colour of its own."""
+    """Give an inconclusive case that does not fail its own letter and colour."""
     if report.when != "call" or report.failed or hasattr(report, "wasxfail"):
         return None
     if ("verdict", str(Verdict.INCONCLUSIVE)) not in report.user_properties:
@@ -434,22 +331,22 @@ def pytest_report_teststatus(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """The same for a fault in a case."""
+    """End the session at such an error in a case."""
     with _faults_end_the_session(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """The same for a fault in the teardown."""
+    """End the session at such an error in the teardown."""
     with _faults_end_the_session(item):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Run the cases, or with ``--plan`` none. Then the verdicts are complete: no warning of a later
-    hook may change the outcome.
+    """Run the cases, or none with ``--plan``. After that the verdicts are complete, and warnings of
+    later hooks may not change the outcome.
     """
     if session.config.option.analogy_plan and not session.testsfailed:
         _say_plan(session)
@@ -464,7 +361,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     """Write results.json, and the baseline if requested, with all figures measured so far.
 
-    Before other plugins write theirs, which may fail.
+    This runs before the hooks of other plugins, which may fail.
     """
     config = session.config
     bench = config.stash.get(_SESSION, None)
@@ -481,9 +378,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
 
 
 def _unmeasured(config: pytest.Config) -> Iterable[str]:
-    if config.option.collectonly or hasattr(config, "workerinput") or _is_distributed(config):
+    if config.option.collectonly or hasattr(config, "workerinput") or is_distributed(config):
         return ()
-    request = config.stash[_REQUEST]
+    request = config.stash[REQUEST]
     if not request.limits and not request.gates:
         return ()
     return findings.unmeasured(request, config.stash.get(_SESSION, None))
@@ -506,9 +403,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int
 ) -> Generator[None, None, None]:
-    """Print the table: category x alpha, 0 included, and all together; or how to continue.
+    """Print the table (category x alpha, 0 included, and all together), or how to continue.
 
-    Before what other plugins print, which may fail; the answer after it.
+    The table comes before the output of other plugins, which may fail; the answer comes after it.
     """
     config = terminalreporter.config
     bench, analysis = config.stash.get(_SESSION, None), config.stash.get(_ANALYSIS, None)

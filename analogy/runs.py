@@ -44,16 +44,16 @@ else:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run's images, items, cells and results. The frames are the caller's to change.
+    """A run's images, items, cells and results. The caller may change the frames.
 
-    ``images``, a row per existing image, also of the null. It is empty for a results file that is
-    not in its run folder:
+    ``images``, a row per existing image, those of the null included. It is empty for a results file
+    outside of its run folder:
 
     - `key` (str): the image's key in the run folder;
     - `pair_id`, `category`, `source_word`, `target_word`, `source_prompt`, `target_prompt` (str);
     - `alpha` (float64), `seed` (int64);
-    - `method` (str): None at alpha 0: all methods share the unsteered image; with ``--target``
-      `lerp` at alpha 1 is the target prompt's own image;
+    - `method` (str): None at alpha 0, since all methods share the unsteered image. With
+      ``--target``, `lerp` at alpha 1 is the target prompt's own image;
     - `path` (str): the PNG file;
     - `margin`, `cos_target`, `cos_source` (float64): by the run's judge, margin in -2..2, cosines
       in -1..1; NaN if not scored;
@@ -64,7 +64,7 @@ class Run:
 
     - `pair_id`, `category` (str), `alpha` (float64);
     - `margin` (float64): the mean over seeds;
-    - `gain` (float64): margin minus the pair's at alpha 0; NaN where that is missing;
+    - `gain` (float64): margin minus the pair's at alpha 0; NaN if that is missing;
     - `n_seeds` (int64): images in the mean. With fewer than the run's seeds the item is incomplete
       and enters no figure of ``cells``.
 
@@ -73,11 +73,11 @@ class Run:
     of an object within a cell have joined names: `gain_mean`, `ceiling_share`,
     `random_margin_mean`, and for quality metrics `ssim_mean`, `ssim_n`.
 
-    - ``figures``: the results as typed records, which :func:`analogy.compare` takes;
+    - ``figures``: the results as typed records, which :func:`analogy.compare` accepts;
     - ``results``: the same as in results.json;
-    - ``path``: what was loaded; ``folder``: the run folder, None if there is none;
-    - ``others``: results files of other measurements in the folder, for :func:`load_run`; empty if
-      a file was loaded and not the folder.
+    - ``path``: the loaded path; ``folder``: the run folder, None if there is none;
+    - ``others``: results files of the folder's other measurements, for :func:`load_run`; empty if a
+      file was loaded and not the folder.
     """
 
     path: Path
@@ -109,7 +109,7 @@ class Run:
         return str(self.figures.analysis.overall.margin.verdict)
 
     def __repr__(self) -> str:
-        """The run in one line; with its measurement if its folder has several."""
+        """The run on one line, with its measurement if its folder has several."""
         text = (
             f"<Run {self.path}: {len(self.images):,} images, {len(self.items):,} items, "
             f"{len(self.cells)} cells, overall {self.verdict}"
@@ -118,13 +118,13 @@ class Run:
             text += f"; {scope_of_results(self.figures)}; {len(self.others)} more in .others"
         return text + ">"
 
-    # Each plot draws on `ax`, or on a figure of its own (`axes.figure`), and returns the axes. They
-    # are the report's; pyplot is neither needed nor touched.
+    # Each plot draws on `ax`, or on a new figure (`axes.figure`), and returns the axes. The plots
+    # are those of the report. pyplot is not used.
 
     def plot_heat_map(self, ax: Axes | None = None) -> Axes:
         """Mean margins, category by alpha, with verdict marks; pools in the last row and column.
 
-        A mark in brackets is a success that does not survive Holm's correction.
+        A mark in brackets is a success that is not significant after Holm's correction.
         """
         rows = {
             row.name: [(cell.mean, cell.strength / 100, cell.mark) for cell in row.cells]
@@ -159,9 +159,9 @@ class Run:
         return _drawn(ax, draw, 300, 210)
 
     def plot_trade_off(self, ax: Axes | None = None, *, metric: str = "ssim") -> Axes:
-        """Gain against how much of the unsteered image is left, by ``ssim`` or ``lpips``.
+        """Gain against the similarity to the unsteered image, by ``ssim`` or ``lpips``.
 
-        A ``ValueError`` where that was not measured.
+        Raises ``ValueError`` if the metric was not measured.
         """
         labels = figures.preservation(self.figures)
         _check_name("metric", metric, labels)
@@ -177,7 +177,8 @@ class Run:
     def plot_pair(self, pair_id: str, ax: Axes | None = None) -> Axes:
         """A pair's images, a row per seed and a column per alpha, with their margins.
 
-        A ``StoreError`` where a file is missing or was changed.
+        Raises ``StoreError`` if an image's file is missing or was changed, and ``ValueError`` for
+        an unknown pair and for a run without images.
         """
         images = self.images
         if self.folder is None or images.empty:
@@ -225,15 +226,15 @@ _PAIR = ("pair_id", "category", "source_word", "target_word", "source_prompt", "
 def load_run(path: str | os.PathLike[str]) -> Run:
     """A run from its folder, or from a results file.
 
-    A folder gives its ``results.json`` and the images of that; one that has written none yet gives
-    what its index holds by now. A folder with results of several measurements has the others'
-    files in ``Run.others``: load one of these, such as ``RUN/results/0123456789ab.json``, to get
-    that one. ``RUN/results-JUDGE.json`` gives that judge's scores of the folder's images. A results
-    file elsewhere gives no images. While a run is writing, images and items are as they are now,
-    and figures as when results were last written.
+    A folder gives its ``results.json`` and the images of these results; a folder without that file
+    gives what its index contains now. If a folder has results of several measurements,
+    ``Run.others`` has the files of the others: load one of these, such as
+    ``RUN/results/0123456789ab.json``, to get that measurement. ``RUN/results-JUDGE.json`` gives
+    that judge's scores of the folder's images. A results file elsewhere gives no images. While a
+    run is writing, images and items are current, and figures are those last written.
 
-    What cannot be read is a :class:`~analogy.results.reading.RecordedError` or, of the folder, a
-    :class:`~analogy.core.errors.StoreError`.
+    Raises :class:`~analogy.results.reading.RecordedError` if results cannot be read, and
+    :class:`~analogy.core.errors.StoreError` if the folder cannot.
     """
     path = Path(path)
     folder = kept.folder_of(path)
@@ -272,9 +273,12 @@ def latest_command(store: RunFolder) -> Command:
 
 
 def command_of(store: RunFolder, header: Header) -> Command:
-    """The command that results are of: the same configuration, models and pairs."""
+    """The command with the configuration, models and pairs of these results.
+
+    Raises ``StoreError`` if the folder has none.
+    """
     provenance = header.provenance
-    with contextlib.suppress(ValueError):  # a configuration of a later suite is no command's
+    with contextlib.suppress(ValueError):  # no command has a configuration of a later suite
         of = (header.config.run_config(), provenance.model, provenance.judge)
         for command in store.commands():
             same = of == (command.config, command.model, command.judge)
@@ -290,8 +294,8 @@ def command_of(store: RunFolder, header: Header) -> Command:
 def command_to_score(store: RunFolder) -> Command:
     """The command whose images another judge is to score: the latest one.
 
-    Unless that is less than the results that the folder shows, as
-    :func:`analogy.results.kept.why_stays` has it; then theirs.
+    If that is less than the results that the folder shows (by
+    :func:`analogy.results.kept.why_stays`), it is the command of these results.
     """
     latest = latest_command(store)
     shown = kept.found(store.path / RESULTS_NAME)
@@ -347,7 +351,7 @@ def _digests(command: Command) -> dict[str, str]:
 
 
 def _live(store: RunFolder, command: Command) -> Results:
-    """The content of results.json if the command ended now.
+    """The content that results.json would have if the command ended now.
 
     Raises ``RecordedError`` if the folder's provenance is damaged.
     """
@@ -371,7 +375,7 @@ def _no_images() -> pd.DataFrame:
 def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> pd.DataFrame:
     own = {job.key for job in command.grid.jobs(Role.STEERED, Role.UNSTEERED)}
     is_own = images["key"].isin(own)  # not the targets, which have lerp's name
-    is_own &= ~images["pair_id"].isin(list(unread))  # no figure is of them
+    is_own &= ~images["pair_id"].isin(list(unread))  # figures do not count them
     items = items_from_margins(images[is_own & images["margin"].notna()])
     order = {pair.id: i for i, pair in enumerate(command.pairs)}
     items = items.sort_values("pair_id", key=lambda ids: ids.map(order), kind="stable")
@@ -379,7 +383,7 @@ def _items(images: pd.DataFrame, command: Command, unread: Collection[str]) -> p
 
 
 def _recorded_items(results: Results) -> pd.DataFrame:
-    """The complete items, the only ones in results."""
+    """The items in results, which are the complete ones."""
     analysis = results.analysis
     n_seeds = len(results.header.measurement.seeds)
     rows = [
@@ -418,7 +422,7 @@ def _cells(results: Results) -> pd.DataFrame:
 
 
 def _flat(row: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """A row's plain values, those of objects in it under joined names; no margins of pairs."""
+    """A row's plain values; those of objects in it get joined names. Leaves out pairs' margins."""
     made: dict[str, object] = {}
     for name, value in row.items():
         if isinstance(value, Mapping):

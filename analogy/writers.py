@@ -1,6 +1,6 @@
-"""The seam of output writers: the protocol, the registry, and how a file's writer is chosen.
+"""The seam of output writers: the protocol, the registry, and the choice of a file's writer.
 
-Imports nothing heavy: options list and check these names without torch.
+Imports no torch, so that options can list and check the names quickly.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Context:
     """What a writer may use beside the results.
 
     - ``folder``: the run folder, which has the images;
-    - ``comparison``: of the results with the baseline, None without one;
+    - ``comparison``: of the results with the baseline, None without a baseline;
     - ``baseline``: the baseline's results, None without one;
-    - ``full_images``: True if images should be put beside the file as they are; a writer without
-      images ignores it.
+    - ``full_images``: True if the image files should be copied beside the file unchanged; a writer
+      without images ignores it.
     """
 
     folder: Path
@@ -48,8 +48,7 @@ class Writer(Protocol):
     suffixes: tuple[str, ...]
 
     def write(self, results: Results, path: Path, context: Context) -> None:
-        """Write the file. :func:`analogy.core.files.write_output` replaces an old one when all is
-        there.
+        """Write the file. :func:`analogy.core.files.write_output` replaces an old one atomically.
 
         Raises ``OSError`` or an ``AnalogyError`` if it cannot be written.
         """
@@ -58,7 +57,7 @@ class Writer(Protocol):
 
 @runtime_checkable
 class NeedsPackages(Protocol):
-    """Optional, of a writer that imports packages only when it writes.
+    """Optional protocol of a writer that imports packages only when it writes.
 
     ``packages``: modules that must be installed, which is checked before the run; ``install``: the
     command that installs them.
@@ -94,8 +93,8 @@ class Output:
     def parse(cls, text: str) -> Output:
         """Read ``FILE``, whose suffix chooses the writer, or ``NAME=FILE``.
 
-        Raises ``UnknownNameError`` for an unknown suffix or name, ``ExtensionError`` for an
-        installed writer that cannot be imported while the suffix is looked for.
+        Raises ``UnknownNameError`` for an unknown suffix or name, ``ExtensionError`` if the search
+        for the suffix meets an installed writer that cannot be imported.
         """
         if named := _NAMED.fullmatch(text):
             return cls(named[2], WRITERS.check(named[1]))
@@ -116,10 +115,10 @@ class Output:
 
 
 def by_suffix(path: str) -> str | None:
-    """The name of the writer that a file's suffix chooses, the longest suffix's of several.
+    """The name of the writer that a file's suffix chooses; the longest matching suffix decides.
 
-    None if no writer has it. A built-in writer goes before those of installed packages, which are
-    imported only if no built-in one has the suffix.
+    Returns None if no writer has the suffix. Built-in writers go first: those of installed packages
+    are imported only if no built-in one has the suffix.
     """
     for names in (WRITERS.builtin, WRITERS.names()):
         suffixes = _suffixes(names)
@@ -148,10 +147,10 @@ def check_writer(flag: str, name: str) -> None:
 
 
 def write(output: Output, results: Results, context: Context) -> None:
-    """Write a file by its writer.
+    """Write a file with its writer.
 
-    Raises ``OSError`` or an ``AnalogyError`` if it cannot be written; whatever else a writer of the
-    user's own raises is an ``ExtensionError``.
+    Raises ``OSError`` or an ``AnalogyError`` if it cannot be written, and ``ExtensionError`` if a
+    writer that is not built in raises anything else.
     """
     writer = WRITERS.get(output.writer)
     try:

@@ -1,1 +1,1 @@
-"""What the model does: each case asserts a claim about steering. ``tests`` asks what we do."""
+"""Cases that test the model: each asserts a claim about steering. ``tests`` tests the suite."""

@@ -1,12 +1,12 @@
-"""The statistics hold what they promise, and the judge sees what it is asked about.
+"""The statistics have their stated error rates, and the judge can tell what it has to judge.
 
-Simulations of the very functions that judge a run, on data whose true mean is known: coverage of
-the intervals, errors of the verdicts, power. They need no model. `python -m analogy.calibration`
-makes the full table, docs/calibration.md; here are fewer repetitions, so every bar is widened by
-three Monte-Carlo standard errors.
+Simulations use the same functions that decide a run's verdicts, on data whose true mean is known:
+coverage of the intervals, errors of the verdicts, power. They need no model. `python -m
+analogy.calibration` makes the full table, docs/calibration.md; here are fewer repetitions, so every
+required range is widened by three Monte-Carlo standard errors.
 
-The judge is held to drawings whose truth is known: where it does not tell a pair's target from its
-source, its verdicts on a method mean nothing, and cells say `blind`.
+The judge is tested on drawings whose truth is known. If it cannot tell a pair's target from its
+source, its verdicts on a method mean nothing, and the verdict of the cells is `blind`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import GroundTruth
 from analogy.world.ceiling import measure
 
-# A library's deprecation warning is no verdict on a judge.
+# A library's deprecation warning must not fail a case about the judge.
 pytestmark = pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*")
 
 ERRORS = 3.0
-REPETITIONS = {10: 1_000, 20: 500, 50: 500}  # at n = 10 so many that BCa would not pass
+REPETITIONS = {10: 1_000, 20: 500, 50: 500}  # at n = 10 enough for BCa to fail
 N_RESAMPLES = 500
 
 
@@ -54,7 +54,7 @@ N_RESAMPLES = 500
 def test_intervals_and_verdicts(
     distribution: str, n: int, bar: Bar, record_property: Callable[[str, object], None]
 ) -> None:
-    """95% intervals hold the true mean; a true mean of 0 is called a success in 5% at most."""
+    """95% intervals contain the true mean; at a true mean of 0 at most 5% of cells succeed."""
     settings = {"repetitions": REPETITIONS[n], "n_resamples": N_RESAMPLES}
     covered = coverage(distribution, n, **settings)
     errors = type_one_error(distribution, n, **settings)
@@ -86,7 +86,7 @@ def test_power(record_property: Callable[[str, object], None]) -> None:
 def test_judge(
     category: str, bench: Session, record_property: Callable[[str, object], None]
 ) -> None:
-    """The judge tells drawings of the targets from drawings of the sources, as is on record."""
+    """The judge tells drawings of targets from drawings of sources, with the recorded margins."""
     study = bench.study
     if study.truth is None or study.ceiling(category) is None:
         pytest.skip(
@@ -121,7 +121,7 @@ def test_judge(
 def _judge(
     what: str, share: Share, bar: Bar, record_property: Callable[[str, object], None]
 ) -> None:
-    """Assert a bar, after putting the share where JUnit's reader finds it."""
+    """Fail if a share is outside its required range, after recording it for JUnit."""
     record_property(what, share.value)
     record_property(f"{what}, Monte-Carlo error", share.error)
     if not bar.holds(share, errors=ERRORS):

@@ -1,9 +1,9 @@
 """Are the images closer to the target than to the source after the edit? Cell by cell, and overall.
 
-Every case generates what is missing of its cell and of its unsteered images, scores it under
-pytest-benchmark, and asserts success: the 95% interval of the mean margin above 0 and one-sided
-p < 0.05, as a test by itself. A cell that its baseline records as no success is an expected failure
-with its figures.
+Every case generates the missing images of its cell and the unsteered ones, scores them under
+pytest-benchmark, and asserts success: the 95% interval of the mean margin lies above 0 and the
+one-sided p is below 0.05, without a correction for several tests. If the baseline records that a
+cell did not succeed, the case is an expected failure with its figures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What steering does beside the margin: alignment, preservation, distribution; on the same grid.
+"""What steering changes beside the margin: alignment, preservation, distribution; on the same grid.
 
-Recorded in results.json and the table. A case fails only where the user sets limits (`--limits`),
-and only if its whole interval is beyond them, or if a limit's metric could not be measured; CMMD
-and KID have no interval, and are compared as they are.
+The figures are recorded in results.json and the table. A case fails only if the user sets limits
+(`--limits`): if its whole interval is beyond a limit, or if a limit's metric could not be measured.
+CMMD and KID have no interval: their values are compared with the limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Is any cell worse than in the baseline? Pair by pair, with an interval for the difference.
 
 A case fails if the whole interval of the mean difference lies below -tolerance, or if the verdict
-has fallen from success. Without a baseline there is nothing to compare with.
+fell from success to failure or inconclusive. Without a baseline the cases are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.measures("baseline")
 
 @pytest.fixture
 def compared(bench: Session) -> Session:
-    """The session, if it has a baseline that is comparable."""
+    """The session, if it has a comparable baseline; else the case is skipped."""
     if bench.baseline is None:
         pytest.skip(f"nothing to compare with: {bench.note}")
     return bench

@@ -1,8 +1,8 @@
-"""A run's speed against what a user would write, and against the limit of the machine.
+"""A run's speed against the loop that a user would write, and against the limit of the machine.
 
 ``tox -e perf``. Every case times its sides in turn in one run, with the same weights, steps and
-images, holds that the outputs are equal, and asserts ratios: absolute times are the machine's.
-docs/performance.md has the figures and says how they came about.
+images, checks that the outputs are equal, and asserts ratios, since absolute times depend on the
+machine. docs/performance.md has the figures and how they were measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tools.throughput import (
 
 pytestmark = [
     pytest.mark.perf,
-    # A library's deprecation warning is no verdict on speed.
+    # A library's deprecation warning must not fail a case about speed.
     pytest.mark.filterwarnings("default", "ignore::DeprecationWarning:diffusers.*"),
 ]
 
@@ -60,7 +60,7 @@ Hold = Callable[[list[Row]], None]
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    """The rows of this run, shown at its end."""
+    """The rows of this run, printed at its end."""
     made = Table()
     yield made
     with uncaptured(request.config):
@@ -69,7 +69,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[Table]:
 
 @pytest.fixture
 def hold(table: Table, record_property: Callable[[str, object], None]) -> Hold:
-    """Keep the rows of a case, and then hold them to their bars."""
+    """Keep the rows of a case, and fail if one is below its bar."""
 
     def keep(rows: list[Row]) -> None:
         table.rows.extend(rows)
@@ -102,7 +102,7 @@ def config_of(**settings: object) -> RunConfig:
 
 
 def equal_images(generation: Generation, n: int) -> None:
-    """All sides make the same of the same latents: within 2/255 in float32, else 35 dB."""
+    """All sides make the same images of the same latents: within 2/255 in float32, else 35 dB."""
     ours, *others = generation.same_latents(n)
     for other in others:
         is_exact = generation.config.dtype == "float32"
@@ -111,7 +111,7 @@ def equal_images(generation: Generation, n: int) -> None:
 
 
 def test_generation(hold: Hold, tmp_path: Path) -> None:
-    """On the embedded default: 4 times the usual loop, 1.8 at equal dtype, 85% of the limit.
+    """The embedded default: 4 times the usual loop, 1.8 times at equal dtype, 85% of the limit.
 
     576 images a round: 16 batches of 36, as many for each of 2 or 4 threads.
     """
@@ -127,7 +127,7 @@ def test_generation(hold: Hold, tmp_path: Path) -> None:
 
 
 def test_methods(hold: Hold, table: Table) -> None:
-    """What methods cost, with mixed alphas in a batch: `tools.method_ratios` has the bars."""
+    """The cost of methods, with mixed alphas in a batch; `tools.method_ratios` has the bars."""
     found = ratios(list(METHODS.builtin), rounds=ROUNDS)
     table.notes.extend(found.notes)
     hold(found.rows)
@@ -149,10 +149,10 @@ def test_generation_of_ssd_1b(hold: Hold, tmp_path: Path) -> None:
 
 
 def test_workers(hold: Hold, tmp_path: Path) -> None:
-    """One worker of Ray's is as fast as none but for 10%, and two are 1.6 times one.
+    """One Ray worker has 90% of the serial rate, and two have 1.6 times the rate of one.
 
-    The first with all threads, as the serial run has them; the two with one thread each, as theirs
-    has. 288 images a round.
+    The first comparison uses all threads on both sides, the second one thread for each worker. 288
+    images a round.
     """
     ray = pytest.importorskip("ray")
     from analogy.generation.engine import Setup
@@ -196,7 +196,7 @@ def test_workers(hold: Hold, tmp_path: Path) -> None:
 
 
 def equal_scores(scoring: Scoring, n: int) -> None:
-    """Features within 1e-3 in the cosine of those by open_clip's own transform."""
+    """Features within 1e-3 in the cosine, and margins within 1e-2, of open_clip's own transform."""
     ours, usual = scoring.ours(slice(n)), scoring.usual(slice(n))
     if (ours.features * usual.features).sum(axis=1).min() <= 1 - 1e-3:
         pytest.fail("the features are not those by open_clip's own transform")
@@ -222,7 +222,7 @@ def test_scoring(hold: Hold) -> None:
 
 
 def test_scoring_in_bfloat16(hold: Hold, table: Table) -> None:
-    """8 times the usual loop in float32, where the processor computes bfloat16."""
+    """8 times the usual loop in float32, if the processor computes bfloat16."""
     if native_dtype("cpu") != "bfloat16":
         reason = "scoring in bfloat16: not measured, this processor has no bfloat16"
         table.notes.append(reason)
@@ -252,7 +252,7 @@ def test_scoring_in_bfloat16(hold: Hold, table: Table) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_scoring_on_a_gpu(hold: Hold) -> None:
-    """The share of the bare tower's rate; the rate itself, to be 1,000, is in the table."""
+    """2.5 times the usual loop. The table also has the rate, to be 1,000, and the bare tower's."""
     scoring = Scoring(vit_b_32("cuda"), pictures(IMAGES, 1024), some_pairs(10), per_pair=12)
     equal_scores(scoring, 48)
     batch_size = scoring.best_batch((64, 128, 256))
@@ -266,7 +266,7 @@ def test_scoring_on_a_gpu(hold: Hold) -> None:
 
 
 def test_statistics(hold: Hold) -> None:
-    """The intervals of all cells and pools of 3,600 margins, against scipy's BCa of the same."""
+    """The intervals of all cells and pools of 3,600 margins: twice the rate of scipy's BCa."""
     frame, _ = margins(50)
     samples = cells_and_pools(frame)
     n = len(samples)
@@ -275,7 +275,7 @@ def test_statistics(hold: Hold) -> None:
         "BCa": lambda i: n / cpu_seconds(lambda: intervals(samples, "BCa")),
         "scipy": lambda i: n / cpu_seconds(lambda: bca_by_scipy(samples)),
     }
-    in_turn(sides, rounds=1)  # imports what they need
+    in_turn(sides, rounds=1)  # imports the libraries
     rates = in_turn(sides, rounds=ROUNDS)
     rows = [
         compare(f"{n} intervals, {ours}", rates, ours, "scipy", unit="intervals/s", bar=bar)
@@ -285,9 +285,9 @@ def test_statistics(hold: Hold) -> None:
 
 
 def test_the_growth_of_statistics(table: Table) -> None:
-    """From margins to all that is said of them: no faster than linear, up to a million."""
+    """From margins to all figures: at most linear time, with 50% tolerance, up to a million."""
     seconds: dict[int, float] = {}
-    analysis_of(*margins(50))  # imports what it needs
+    analysis_of(*margins(50))  # imports the libraries
     for per_category in (50, 500, 5_000, 13_889):
         frame, pairs = margins(per_category)
         seconds[len(pairs) * 9] = cpu_seconds(lambda f=frame, p=pairs: analysis_of(f, p))  # type: ignore[misc]

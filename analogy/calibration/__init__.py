@@ -3,9 +3,10 @@
     python -m analogy.calibration -o docs/calibration.md
     python -m analogy.calibration --sequential -o docs/calibration.md
 
-:mod:`~analogy.calibration.simulation` computes one figure, :mod:`~analogy.calibration.report` all
-figures of the document and its tables; :mod:`~analogy.calibration.sequential` and
-:mod:`~analogy.calibration.sequential_report` do the same for decisions look by look.
+:mod:`~analogy.calibration.simulation` computes a single figure; :mod:`~analogy.calibration.report`
+computes all figures of the document and writes their tables.
+:mod:`~analogy.calibration.sequential` and :mod:`~analogy.calibration.sequential_report` do the same
+for sequential decisions.
 """
 
 from analogy.calibration.simulation import (

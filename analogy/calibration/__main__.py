@@ -17,13 +17,13 @@ from analogy.core.files import PlaceError, check_output, write_output
 from analogy.statistics import bootstrap
 
 MIN_REPETITIONS = 100
-"""With fewer the Monte-Carlo error of a coverage is above two percentage points: too much."""
+"""With fewer, the Monte-Carlo error of a coverage is above 2 percentage points: too much."""
 
 BEGIN, END = "<!-- calibration: begin -->", "<!-- calibration: end -->"
 """The lines of a document between which the command writes."""
 
 SEQUENTIAL_BEGIN, SEQUENTIAL_END = "<!-- sequential: begin -->", "<!-- sequential: end -->"
-"""The same for the tables of `--sequential`."""
+"""The lines of a document between which the tables of `--sequential` are written."""
 
 
 def _integer(low: int) -> Callable[[str], int]:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin, end = (SEQUENTIAL_BEGIN, SEQUENTIAL_END) if options.sequential else (BEGIN, END)
     before, after = "", "\n"
     if options.output is not None:
-        try:  # before the work, not after it
+        try:  # before the simulations, not after them
             before, after = _around_tables(options.output, begin, end)
             check_output(options.output)
         except (PlaceError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""All figures of docs/calibration.md, and their tables in markdown."""
+"""All figures of docs/calibration.md, and their tables in Markdown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from analogy.statistics import bootstrap
 from analogy.statistics import power as power_module
 
 SIZES = (10, 20, 50, 200)
-"""Pairs: few, a small category, a cell of the suite, a large category."""
+"""Numbers of pairs: few, a small category, a cell of the suite, a large category."""
 
 FAMILIES = ("normal", "exponential", "mirrored exponential", "Student t(3)")
 FAMILY_SIZES = (10, 50, 200)
@@ -56,9 +56,9 @@ class _Settings(TypedDict):
 
 
 def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> CalibrationFigures:
-    """All figures: those of the default method from `repetitions`.
+    """All figures. Those of the default method are from `repetitions` samples.
 
-    Families, powers and the comparison of resamples are from half as many, other methods from a
+    Families, powers and the comparison of resamples are from half as many, and other methods from a
     quarter. With one worker everything runs in this process.
     """
     half, few = repetitions // 2, repetitions // 4
@@ -66,7 +66,7 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> C
     cells = [
         partial(_cell, name, n, method=method, repetitions=of, **settings)
         for method, of in zip(get_args(bootstrap.Method), (repetitions, few, few), strict=True)
-        for n in reversed(SIZES)  # the longest first: no worker is left with one at the end
+        for n in reversed(SIZES)  # the longest first, so that no worker ends with a long job
         for name in DISTRIBUTIONS
     ]
     items = [
@@ -95,14 +95,14 @@ def measure(*, repetitions: int, n_resamples: int, seed: int, workers: int) -> C
 
 
 def _cell(distribution: str, n: int, **settings: Any) -> tuple[Coverage, TypeOneError]:
-    """Both figures of one configuration, which share their intervals."""
+    """Coverage and wrong verdicts of one configuration, from the same intervals."""
     return coverage(distribution, n, **settings), type_one_error(distribution, n, **settings)
 
 
 def run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
     """The results of jobs, in the order of the jobs.
 
-    ``workers``: the number of processes. One worker is this process.
+    ``workers``: the number of processes; with 1, the jobs run in this process.
     """
     bar = partial(tqdm, total=len(jobs), desc="simulating", disable=None)  # only in a terminal
     if workers == 1:
@@ -114,7 +114,7 @@ def run(jobs: Sequence[Callable[[], Any]], workers: int) -> list[Any]:
 
 
 def tables(figures: CalibrationFigures) -> str:
-    """The figures as markdown, each figure that has a bar marked against it."""
+    """The figures as Markdown; a figure with a required range is marked as inside or outside it."""
     parts = {
         "95% intervals that hold the true mean": _coverage_table(figures),
         "Wrong verdicts on cells whose true mean is 0": _type_one_table(figures),
@@ -204,18 +204,21 @@ def _coverage_bar(distribution: str, n: int) -> Bar | None:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """A table in markdown."""
+    """A table in Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def percent(share: Share) -> str:
-    """A share in percent, to one place."""
+    """A share in percent, with one decimal place."""
     return f"{100 * share.value:.1f}"
 
 
 def judged(share: Share, bar: Bar | None = None) -> str:
-    """A share with its Monte-Carlo error, in percent, and whether it holds its bar."""
+    """A share with its Monte-Carlo error, in percent, and a mark if it has a required range.
+
+    ✓: inside `bar`; ≈: outside by at most 2 standard errors; ✗: further outside.
+    """
     text = f"{percent(share)} ± {100 * share.error:.1f}"
     if bar is None:
         return text

@@ -1,7 +1,7 @@
 """Simulations of sequential decisions: wrong verdicts, power, images, intervals, families.
 
 Every cell is decided twice on the same data: look by look by `analogy.statistics.sequential`, and
-from all of its images, as the suite does without it. Figures depend only on their arguments.
+from all of its images, as in a run that is not sequential. Figures depend only on their arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from analogy.statistics.sequential import Decision, Design, decide, items_at
 from analogy.statistics.tests import t_test
 
 N_RESAMPLES = 10_000
-"""Of the last look and of the fixed verdict: as many as a run takes."""
+"""Resamples of the last look and of the fixed verdict: as many as in a run."""
 
 ICC = 0.8
 """Share of an image's variance that is between pairs; the shipped grid has 0.71 to 0.94."""
@@ -32,7 +32,7 @@ ICC = 0.8
 SEEDS = 3
 
 MIRRORED: Mapping[str, str] = {"mirrored lognormal": "lognormal"}
-"""Distributions that `DISTRIBUTIONS` has the other way round only."""
+"""Distributions that are mirrored here: the name of each to the one in `DISTRIBUTIONS`."""
 
 SEQUENTIAL_DISTRIBUTIONS = (
     "normal",
@@ -44,17 +44,18 @@ SEQUENTIAL_DISTRIBUTIONS = (
     "Student t(3)",
 )
 
-# Cells that are decided with one set of resamples, drawn once: most of the time otherwise.
+# Cells that share one set of resamples; drawing them one by one would take most of the time.
 _TOGETHER = 100
 
 
 @dataclass(frozen=True)
 class Decided:
-    """Cells of one configuration, all of the true mean `effect`, decided in both ways.
+    """Cells of one configuration, all with the true mean `effect`, decided in both ways.
 
-    `effect`: in standard deviations of a pair's mean over all seeds. `decisions`: look by look.
-    `fixed`: the verdicts from all images; `fixed_p`: the larger p of their two tests, Student's
-    alone where no adjustment for a family could make it a success.
+    `effect`: in standard deviations of a pair's mean over all seeds; `true_mean`: the same in units
+    of the margin. `decisions`: look by look. `fixed`: the verdicts from all images; `fixed_p`: the
+    larger p of their two tests, or Student's alone if it is too large for a success after Holm's
+    adjustment.
     """
 
     distribution: str
@@ -66,34 +67,34 @@ class Decided:
     fixed_p: NDArray[np.float64]
 
     def share(self, verdict: Verdict) -> Share:
-        """How often the looks have said it."""
+        """The share of cells with this verdict, look by look."""
         hits = sum(decision.verdict is verdict for decision in self.decisions)
         return Share(hits, len(self.decisions))
 
     def fixed_share(self, verdict: Verdict) -> Share:
-        """How often all images have said it."""
+        """The share of cells with this verdict, from all images."""
         return Share(sum(found is verdict for found in self.fixed), len(self.fixed))
 
     @cached_property
     def images(self) -> float:
-        """Images of a cell in the mean."""
+        """The mean number of images of a cell."""
         return float(np.mean([decision.pairs * decision.seeds for decision in self.decisions]))
 
     @property
     def covered(self) -> Share:
-        """How often the interval of the look at which a cell stopped holds the true mean."""
+        """The share of intervals, of the look at which a cell stopped, that hold the true mean."""
         hits = sum(one.ci_low <= self.true_mean <= one.ci_high for one in self.decisions)
         return Share(hits, len(self.decisions))
 
     def bias(self, *, early: bool) -> float:
-        """Mean of the means less the true one, of early stops or of all; NaN if there are none."""
+        """The cells' mean less the true one, of early stops or of all cells; NaN without cells."""
         found = [one.mean for one in self.decisions if one.is_early or not early]
         return float(np.mean(found)) - self.true_mean if found else math.nan
 
     def family(self, *, cells: int = CELLS, fixed: bool = False) -> Share:
         """The share of families of ``cells`` cells that have a success after Holm's adjustment.
 
-        The families are made of the cells in the order in which they were drawn.
+        The families consist of consecutive cells, in the order in which they were drawn.
         """
         if fixed:
             verdicts, p = list(self.fixed), self.fixed_p
@@ -125,9 +126,9 @@ def decided(
 ) -> Decided:
     """Decide `repetitions` cells of `n` pairs with `seeds` seeds each.
 
-    An image's margin is its pair's part plus its own, both of the distribution, with the share
-    `icc` of the variance between pairs; clustered data have the correlation 0.5 instead. `design`:
-    the suite's unless given.
+    An image's margin is the sum of its pair's part and its own, both from the distribution, with
+    the share `icc` of the variance between pairs; clustered data have the correlation 0.5 instead.
+    `design`: the suite's unless given.
     """
     design = design or Design.of(n, seeds)
     share = CORRELATION if distribution == "clustered" else icc
@@ -148,7 +149,7 @@ def decided(
 
 
 def _decisions(tables: NDArray[np.float64], design: Design, seed: int) -> list[Decision]:
-    """`decide` for each table; those that a look is likely to stop share its resamples."""
+    """`decide` for each table; tables that are likely to stop at one look share its resamples."""
     last = len(design.looks) - 1
     likely = np.full(len(tables), last)
     for index in reversed(range(last)):

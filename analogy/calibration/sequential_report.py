@@ -1,4 +1,4 @@
-"""The figures of sequential decisions in docs/calibration.md, and their tables in markdown."""
+"""The figures of sequential decisions in docs/calibration.md, and their tables in Markdown."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from analogy.core.records import Verdict
 SEQUENTIAL_SIZES = (20, 50, 200)
 
 NORMAL_BAR, OTHER_BAR = Bar(0.0, 0.032), Bar(0.0, 0.05)
-"""Of wrong verdicts on normal and clustered margins, and on others."""
+"""Required shares of wrong verdicts on normal and clustered margins, and on others."""
 
 LARGEST_DIFFERENCE = 0.01
-"""Between the wrong verdicts of looks and of all images, on the same data."""
+"""The largest difference of wrong verdicts by looks and by all images, on the same data."""
 
 LOOK_BAR = Bar(0.94, 1.0)
-"""Of the coverage of the interval of the look at which a cell stopped."""
+"""Required coverage of the interval of the look at which a cell stopped."""
 
 FAMILY_BAR = Bar(0.0, 0.065)
-"""Of normal cells after Holm."""
+"""Required share of families of normal cells with a success after Holm."""
 
 EFFECTS = ((0.2, ICC), (0.4, ICC), (0.5, ICC), (0.8, ICC), (1.0, ICC), (1.5, ICC), (2.0, ICC))
 LOW_ICC = 0.3
@@ -35,8 +35,8 @@ LOW_EFFECTS = ((0.4, LOW_ICC), (1.0, LOW_ICC), (2.0, LOW_ICC))
 class Errors:
     """Wrong verdicts on cells of true mean 0, by looks and by all images of the same cells.
 
-    `family`, `fixed_family`: families of 24 with a success after Holm. `covered`: of the look's
-    interval. `images`: of a cell, in the mean.
+    `family`, `fixed_family`: families of 24 cells with a success after Holm. `covered`: coverage of
+    the look's interval. `images`: the mean number of images of a cell.
     """
 
     distribution: str
@@ -55,8 +55,8 @@ class Errors:
 class EffectFound:
     """Cells of 50 normal pairs with 3 seeds whose true mean is `effect` standard deviations.
 
-    `bias`, `early_bias`: of the mean, over all cells and over those that stopped early, in the same
-    unit.
+    `bias`, `early_bias`: the bias of the mean, over all cells and over those that stopped early, in
+    the same unit.
     """
 
     effect: float
@@ -77,8 +77,9 @@ class SequentialFigures(NamedTuple):
 
 
 def measure_sequential(*, repetitions: int, seed: int, workers: int) -> SequentialFigures:
-    """All figures of 50 pairs from `repetitions`, normal ones without an effect from six times as
-    many, for the families' sake; those of other sizes from half, and of effects from a quarter.
+    """All figures. Those of 50 pairs are from `repetitions` cells, but normal ones without an
+    effect from six times as many, since families need them. Those of other sizes are from half as
+    many, and those of effects from a quarter.
     """
     errors = [
         partial(_errors, name, n, repetitions=_repetitions(name, n, repetitions), seed=seed)
@@ -132,7 +133,7 @@ def _effect(effect: float, icc: float, *, repetitions: int, seed: int) -> Effect
 
 
 def sequential_tables(figures: SequentialFigures) -> str:
-    """The figures as markdown, each figure that has a bar marked against it."""
+    """The figures as Markdown; a figure with a required range is marked as inside or outside it."""
     parts = {
         "Wrong verdicts on cells whose true mean is 0: looks / all images": _error_table(figures),
         f"{CELLS} cells whose true mean is 0, at least one a success after Holm": _family_table(

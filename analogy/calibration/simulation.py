@@ -25,25 +25,25 @@ from analogy.statistics import bootstrap, estimates, multiplicity, tests, values
 from analogy.statistics import power as power_module
 
 CELLS = 24
-"""Cells of one run: 8 categories at 3 strengths."""
+"""The number of cells of one run: 8 categories at 3 strengths."""
 
 FAR_RESAMPLES = 10_000
-"""For a p that is to be below 0.05 / 24: as many as a run takes."""
+"""Resamples for a p that must be below 0.05 / 24: as many as in a run."""
 
 ALPHAS = 3
-"""Items of a pair in clustered data."""
+"""The number of items of a pair in clustered data."""
 
 CORRELATION = 0.5
-"""Between two items of a pair in clustered data."""
+"""The correlation between two items of a pair in clustered data."""
 
 CalibratedMethod = Literal[bootstrap.Method, "items"]
-"""A bootstrap over pairs, or `estimates.item_level`, which takes their items for independent."""
+"""A bootstrap over pairs, or `estimates.item_level`, which treats their items as independent."""
 
 IntervalOf = Callable[[NDArray[np.float64], int], tuple[float, float]]
-"""An interval of the mean from (clusters, items per cluster) and the bootstrap's seed."""
+"""A function from (clusters, items per cluster) and the bootstrap's seed to an interval."""
 
 _LOGNORMAL_SIGMA = 0.5
-_Z = 1.959964  # of a two-sided 95% interval of normal data with a known standard deviation
+_Z = 1.959964  # half-width of a 95% interval in standard errors, if the standard deviation is known
 
 
 class Share(NamedTuple):
@@ -59,7 +59,7 @@ class Share(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Its Monte-Carlo standard error, by Agresti and Coull (1998): above 0 even at 0 and 1."""
+        """The Monte-Carlo standard error by Agresti and Coull (1998): above 0 even at 0 and 1."""
         share = (self.hits + 2) / (self.of + 4)
         return math.sqrt(share * (1 - share) / (self.of + 4))
 
@@ -77,13 +77,13 @@ class Bar(NamedTuple):
 
 
 COVERAGE_BAR = Bar(0.94, 0.96)
-"""Of 95% intervals of 50 normal or clustered values."""
+"""Required coverage of 95% intervals of 50 normal or clustered values."""
 
 SKEWED_BAR = Bar(0.92, 1.0)
-"""Of 95% intervals of skewed values, any number."""
+"""Required coverage of 95% intervals of skewed values, for any number of values."""
 
 ERROR_BAR = Bar(0.0, 0.05)
-"""Of the type I error of a verdict, and of a family of them after Holm."""
+"""Required type I error of a verdict, and of a family of verdicts after Holm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,10 @@ DISTRIBUTIONS: Mapping[str, Distribution] = {
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often 95% intervals hold the true mean.
+    """How often 95% intervals contain the true mean.
 
     `below` and `above`: how often the whole interval lies below and above the true mean; `width`:
-    the mean width of the intervals, in units of the normal theory's with a known standard
+    the mean width of the intervals, in units of the width by normal theory with a known standard
     deviation.
     """
 
@@ -157,7 +157,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class TypeOneError:
-    """How often a cell whose true mean is 0 is called a success, and how often a failure."""
+    """How often the verdict on a cell with a true mean of 0 is success, and how often failure."""
 
     distribution: str
     n: int
@@ -168,9 +168,9 @@ class TypeOneError:
 
 @dataclass(frozen=True, slots=True)
 class FamilyWiseError:
-    """How often a family of cells whose true mean is 0 has a success.
+    """How often a family of cells with a true mean of 0 has a success.
 
-    `raw`: by the verdicts; `holm`: by the verdicts whose Holm-adjusted p is below 0.05 too.
+    `raw`: by the verdicts alone; `holm`: also with a Holm-adjusted p below 0.05.
     """
 
     distribution: str
@@ -182,7 +182,7 @@ class FamilyWiseError:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """How often a true mean of `effect` standard deviations is called a success."""
+    """How often the verdict is success if the true mean is `effect` standard deviations."""
 
     distribution: str
     n: int
@@ -207,7 +207,7 @@ def coverage(
 def coverage_of(
     interval: IntervalOf, distribution: str, n: int, *, repetitions: int = 1_000, seed: int = 0
 ) -> Coverage:
-    """Coverage of any other interval, by the same way as `coverage`: a check of the way itself."""
+    """Coverage of any other interval, computed as in `coverage`, in order to check `coverage`."""
     samples, seeds = _samples(distribution, n, repetitions, seed)
     intervals = np.array([interval(table, at) for table, at in zip(samples, seeds, strict=True)])
     return _coverage(distribution, n, "given", intervals)
@@ -226,7 +226,7 @@ def type_one_error(
     samples, _ = _samples(distribution, n, repetitions, seed)
     intervals = _intervals(distribution, n, repetitions, n_resamples, method, seed)
     verdicts = Counter(
-        # p takes half the time and matters only where the interval is above 0.
+        # p takes half the time and matters only if the interval is above 0.
         estimates.verdict(
             n=n, ci_low=low, ci_high=high, p=tests.t_test(means) if low > 0 else math.nan
         )
@@ -250,9 +250,9 @@ def family_wise_error(
     n_resamples: int = 1_000,
     seed: int = 0,
 ) -> FamilyWiseError:
-    """Families of independent `cells` of `n` pairs each, all of true mean 0, with a success.
+    """How often a family of independent cells, all with a true mean of 0, has a success.
 
-    A repetition is a family.
+    A family has `cells` cells of `n` pairs each. A repetition is a family.
     """
     samples, seeds = _samples(distribution, n, repetitions * cells, seed)
     means = samples.mean(axis=2)
@@ -262,7 +262,7 @@ def family_wise_error(
         is_success[i] = _is_success(means[i], n_resamples, seeds[i])
     # As in analogy.studies.analysis, Holm adjusts the larger p of two tests, with a run's own
     # resamples: a p of 0.002 needs more of them than an interval. A cell can be the first of its
-    # family to pass only with p below 0.05 / cells in both tests, so the second is asked of few.
+    # family to pass only if p is below 0.05 / cells in both tests, so few cells need the second.
     for i in np.flatnonzero(p_values < SIGNIFICANCE / cells):
         p = bootstrap.bootstrap_test(means[i], n_resamples=FAR_RESAMPLES, seed=seeds[i])
         p_values[i] = max(p_values[i], p)
@@ -291,9 +291,9 @@ def power(
     n_resamples: int = 1_000,
     seed: int = 0,
 ) -> Power:
-    """Successes among cells of `n` pairs whose true mean is `effect`, in standard deviations.
+    """How often cells of `n` pairs with the true mean `effect`, in standard deviations, succeed.
 
-    By default the effect that `power.min_detectable` says is found in `power.POWER` of runs.
+    `effect` is by default `power.min_detectable`, the one to be found in `power.POWER` of runs.
     """
     effect = power_module.min_detectable(1.0, n) if effect is None else effect
     samples, seeds = _samples(distribution, n, repetitions, seed)
@@ -310,7 +310,7 @@ def _samples(
 ) -> tuple[NDArray[np.float64], list[int]]:
     """Items, (repetitions, pairs, items per pair), and the bootstrap's seed for each repetition.
 
-    The seeds differ, or all intervals would share the bootstrap's own chance.
+    The seeds differ, since otherwise all intervals would share the chance of one bootstrap.
     """
     if distribution not in DISTRIBUTIONS:
         near = get_close_matches(distribution, DISTRIBUTIONS, n=1)
@@ -333,7 +333,7 @@ def _samples(
 def _intervals(
     distribution: str, n: int, repetitions: int, n_resamples: int, method: str, seed: int
 ) -> NDArray[np.float64]:
-    """95% intervals, (repetitions, 2), kept: coverage and verdicts are of the same ones."""
+    """95% intervals, (repetitions, 2), cached: coverage and wrong verdicts use the same ones."""
     samples, seeds = _samples(distribution, n, repetitions, seed)
     interval = _interval_of(method, n_resamples)
     intervals = np.array([interval(table, at) for table, at in zip(samples, seeds, strict=True)])
@@ -381,7 +381,7 @@ def _coverage(distribution: str, n: int, method: str, intervals: NDArray[np.floa
 
 
 def _t_tests(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`tests.t_test` of each row, at once: most rows are no success by it and need no interval."""
+    """`tests.t_test` of each row, at once: most rows fail it and then need no interval."""
     return np.asarray(scipy.stats.ttest_1samp(means, 0.0, axis=1, alternative="greater").pvalue)
 
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: records, errors, files, text. Imports no torch."""
+"""The base of all other packages: records, errors, files, text. Imports no torch."""

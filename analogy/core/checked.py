@@ -19,7 +19,7 @@ from analogy.core.records import Pair
 from analogy.core.strict_json import parse
 from analogy.core.text import is_printable
 
-#: Largest |value| of a metric of an image that is finite.
+#: Largest finite |value| of a metric of one image.
 METRIC_LIMIT = 1e6
 
 _KEY = re.compile(r"[0-9a-f]{32}")
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 class DamageError(sqlite3.DatabaseError):
-    """The index has a value that this suite does not write; says where and what was expected."""
+    """The index has a value that this suite does not write. The message has its place."""
 
 
 def check_tables(db: sqlite3.Connection, schema: str) -> None:
@@ -71,7 +71,7 @@ def name(value: Any, place: str) -> str:
 
 
 def key(value: Any, place: str) -> str:
-    """An image's key."""
+    """An image's key: 32 hex digits."""
     if _KEY.fullmatch(text(value, place)) is None:
         raise damage(place, "32 hex digits", value)
     return str(value)
@@ -85,7 +85,7 @@ def number(value: Any, place: str, low: float, high: float) -> float:
 
 
 def metric(value: Any, place: str) -> float:
-    """A metric's value: a number, or infinity, which the PSNR of equal images is."""
+    """A metric's value: within ±`METRIC_LIMIT`, or infinity, the PSNR of equal images."""
     if value == np.inf:
         return np.inf
     return number(value, place, -METRIC_LIMIT, METRIC_LIMIT)
@@ -106,7 +106,7 @@ def rate(images: Any, seconds: Any, place: str) -> float | None:
 
 
 def json(value: Any, place: str, kind: type[_T]) -> _T:
-    """The object (``dict``) or list that a JSON text holds."""
+    """The object (``dict``) or list in a JSON text."""
     what = "an object" if kind is dict else "a list"
     try:
         if not isinstance(value, str):
@@ -144,7 +144,7 @@ def _encodable(value: Any, place: str) -> str:
 
 
 def vectors(found: Iterable[tuple[str, Any]], place: str) -> dict[str, NDArray[np.float32]]:
-    """Key to a judge's features: vectors of one length, of finite numbers."""
+    """A judge's features by key: vectors ``(dim,)`` of one length, all numbers finite."""
     made: dict[str, NDArray[np.float32]] = {}
     length = None
     for of, value in found:

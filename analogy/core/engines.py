@@ -1,7 +1,7 @@
 """The table of engines, by name.
 
-It is separate from :mod:`analogy.generation.engine`, whose types need torch: options list and check
-the names without torch.
+It is separate from :mod:`analogy.generation.engine`, whose types need torch, so that options can
+list and check the names without torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from analogy.core.registry import Registry
 
 @runtime_checkable
 class Factory(Protocol):
-    """An :class:`~analogy.generation.engine.EngineFactory`, which has the types."""
+    """An :class:`~analogy.generation.engine.EngineFactory`, without its types."""
 
     def __call__(self, setup: Any, worker: Any) -> Any:
         """The engine of one run."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the command line. Python's own for an error that nobody caught is 1, so the
-    command line gives that another.
+    """Exit codes of the command line. Python exits with 1 after an uncaught exception, so the
+    command line exits with ``INTERNAL`` instead.
     """
 
     OK = 0
@@ -19,18 +19,17 @@ class ExitCode(IntEnum):
     UNREADABLE = 4
     CLUSTER_LOST = 5
     UNDECIDED = 6
-    """A comparison that was asked to decide shows nothing to be worse, better or equal."""
+    """With ``--decide``: a comparison found nothing worse, better or equal."""
     INTERNAL = 70
     INTERRUPTED = 130
 
 
 class AnalogyError(Exception):
-    """What a user can mend. Its text says what was expected, what came and what to do.
+    """An error that a user can correct. Its text has what was expected, what came and what to do.
 
-    The command line catches this class and no other: an error of any other class is a fault of the
-    suite's own.
+    The command line catches only this class: an error of any other class is a bug of the suite.
 
-    Give it either a whole ``message`` or its parts, of which the message is made as
+    Takes either a whole ``message`` or its parts, from which the message is made as
     ``place: expected ..., got ...; advice``:
 
     - ``place``: the option, file or field that holds the value;
@@ -67,7 +66,7 @@ def _message(place: str | None, expected: str | None, got: str | None, advice: s
 
 
 class FieldError(AnalogyError, ValueError):
-    """A field of a configuration or of a record has a value that it must not have.
+    """A field of a configuration or of a record has an invalid value.
 
     ``place`` is the field's name.
     """

@@ -1,6 +1,7 @@
 """One check for each field of a run's configuration.
 
 The request that a user makes and the configuration that is kept with a run both use these checks.
+Each check takes a field's name and value, and raises ``FieldError`` unless it accepts the value.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Names of the number formats a model may compute in."""
 
 OFFLOADS = ("model", "sequential", "group")
-"""How a model's networks may be kept on the CPU until they are at work, by diffusers' names."""
+"""Ways to keep a model's networks on the CPU until they are used, by diffusers' names."""
 
 QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit", "torchao_int8", "torchao_float8")
-"""How a model's weights may be quantized: a package and a number format."""
+"""Ways to quantize a model's weights: a package and a number format."""
 
 MAX_SEED = 2**63 - 1
 """Largest seed: SQLite, where scores are kept, stores signed 64-bit integers."""
@@ -38,20 +39,20 @@ MAX_TEXT = 10_000
 """Most characters of a name or a path."""
 
 MAX_SIZE = 16_384
-"""Largest image, in pixels a side: beyond any model, so that a slip is refused before the work."""
+"""Largest image, in pixels a side: larger than any model draws, so only typing errors exceed it."""
 
 TOLERANCE = 0.005
-"""How far below the baseline a mean margin may be."""
+"""Default for how far below the baseline a mean margin may be."""
 
 MAX_TOLERANCE = 1e9
 """Largest tolerance accepted: beyond any margin."""
 
 Check = Callable[[str, Any], None]
-"""Raises ``FieldError`` if a field of this name must not have this value."""
+"""Raises ``FieldError`` if the value is invalid for the field of this name."""
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short and on one line, whatever it is."""
+    """Any value as a short text on one line, for a message."""
     try:
         return reprlib.repr(value)
     except (ValueError, RecursionError):  # an integer with more digits than Python prints
@@ -59,7 +60,7 @@ def shown(value: Any) -> str:
 
 
 def check_text(name: str, value: Any) -> None:
-    """A non-empty string, such as a path."""
+    """Accepts a non-empty string, such as a path, of at most `MAX_TEXT` characters and no NUL."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(place=name, expected="a non-empty string", got=shown(value))
     if len(value) > MAX_TEXT or "\0" in value:
@@ -68,7 +69,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def check_name(name: str, value: Any) -> None:
-    """A text that results hold and readers show: no control characters."""
+    """Accepts a text without control characters, since results contain it and readers show it."""
     check_text(name, value)
     if not is_printable(value):
         expected = "a text without control characters"
@@ -76,13 +77,13 @@ def check_name(name: str, value: Any) -> None:
 
 
 def check_switch(name: str, value: Any) -> None:
-    """True or False."""
+    """Accepts True and False."""
     if not isinstance(value, bool):
         raise FieldError(place=name, expected="true or false", got=shown(value))
 
 
 def check_integer(name: str, value: Any, low: int, high: int = MAX_COUNT) -> None:
-    """An integer from ``low`` to ``high``."""
+    """Accepts an integer from ``low`` to ``high``."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not low <= value <= high:
         expected = f"an integer in {low}..{high}"
@@ -90,7 +91,7 @@ def check_integer(name: str, value: Any, low: int, high: int = MAX_COUNT) -> Non
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """A finite number from ``low`` to ``high``."""
+    """Accepts a finite number from ``low`` to ``high``."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:  # false for NaN
         expected = f"a finite number from {low:g} to {high:g}"
@@ -98,7 +99,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
 
 
 def check_size(name: str, value: Any) -> None:
-    """Pixels a side: a multiple of 8."""
+    """Accepts pixels a side: a multiple of 8, from 8 to `MAX_SIZE`."""
     check_integer(name, value, 8)
     if value % 8:
         raise FieldError(place=name, expected="a multiple of 8 pixels", got=str(value))
@@ -134,7 +135,7 @@ def _check_share(name: str, value: Any) -> None:
 
 
 def check_window(start: float, end: float) -> None:
-    """The start and the end of steering, shares of the schedule: the end comes later."""
+    """Raises ``FieldError`` unless steering starts before it ends; both are shares, 0..1."""
     if not start < end:
         raise FieldError(
             place="steer_until", expected=f"a share above steer_from, {start:g}", got=f"{end:g}"
@@ -142,7 +143,7 @@ def check_window(start: float, end: float) -> None:
 
 
 def check_steps(start: float, end: float, within: range, steps: int) -> None:
-    """The part of a schedule of ``steps`` in which images are steered has a step, ``within``."""
+    """Raises ``FieldError`` if ``within``, the steered ones of a schedule's steps, is empty."""
     check_window(start, end)
     if not within:
         raise FieldError(
@@ -158,7 +159,7 @@ def _check_memory(name: str, value: Any) -> None:
 
 
 def one_of(names: tuple[str, ...]) -> Check:
-    """One of some names."""
+    """A check that accepts only these names."""
 
     def check(name: str, value: Any) -> None:
         if value not in names:
@@ -172,7 +173,7 @@ def one_of(names: tuple[str, ...]) -> Check:
 
 
 def each(check: Check) -> Check:
-    """A non-empty tuple of different values that all pass ``check``."""
+    """A check that accepts a non-empty tuple of distinct values that ``check`` accepts."""
 
     def check_each(name: str, values: Any) -> None:
         if not isinstance(values, tuple) or not values:

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import psutil
 
-if sys.platform != "win32":  # which has no such paths as need it
+if sys.platform != "win32":  # Windows has no paths such as /dev/fd/1, for which this is needed
     import fcntl
 
 from analogy.core.errors import AnalogyError
 
-#: Links that lead to one another before the path counts as a loop, as Linux has it.
+#: Links that are followed before a path counts as a loop; Linux has the same limit.
 _MOST_LINKS = 40
 
-# A terminal that is opened does not become this process's own, and nothing waits for a reader.
+# Opening a terminal does not make it this process's own, and no open waits for a reader.
 _QUIETLY = getattr(os, "O_NOCTTY", 0) | getattr(os, "O_NONBLOCK", 0)
 
-# What cannot be an output, by the type that the file system names.
+# Types of files that cannot be an output.
 _REFUSED = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -44,11 +44,11 @@ class PlaceError(AnalogyError, OSError):
 def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write under a temporary name, flush, rename: ``path`` has the old content or the new one.
 
-    A link at ``path`` is replaced and not followed. ``mode``: its permissions, None for the usual
-    ones. An ``OSError`` leaves the old file, and nothing beside it.
+    A link at ``path`` is replaced and not followed. ``mode``: the file's permissions, None for the
+    usual ones. If it raises ``OSError``, the old file is kept and no temporary file remains.
     """
     temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)  # of an earlier process of the same number
+    temporary.unlink(missing_ok=True)  # left by an earlier process with the same id
     try:
         with open(temporary, "xb") as file:
             if mode is not None:
@@ -65,9 +65,9 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
 def write_output(path: Path, data: bytes) -> None:
     """Write a file that a user named, if :func:`check_output` accepts it.
 
-    A regular file is written atomically, keeps its permissions, and what a killed process left
-    beside it is removed. A device gets the data as it is. Raises ``OSError`` if it cannot be
-    written, and leaves the old file.
+    A regular file is written atomically and keeps its permissions; a mount point is overwritten in
+    place. Missing folders are made, and files that killed processes left beside it are removed. A
+    device or an open file gets the data as it is. Raises ``OSError`` if it cannot be written.
     """
     place = _place_of(path)
     if place.descriptor is not None:
@@ -88,18 +88,18 @@ def write_output(path: Path, data: bytes) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        with open(place.path, "wb") as stream:  # a mount point, as containers have single files
+        with open(place.path, "wb") as stream:  # a mount point: containers mount single files
             stream.write(data)
 
 
 def check_output(path: str | os.PathLike[str], *, may_link: bool = True) -> None:
     """Raises :class:`PlaceError` if :func:`write_output` cannot write to ``path``.
 
-    Accepted: a regular file, or none yet, in a folder that can be written, which is made if there
-    is none; a character device such as ``/dev/null``; an open file such as ``/dev/stdout``; and
-    a link to any of these. Refused: folders, named pipes, sockets, disks, and links that lead
-    nowhere, for nobody can tell what they were to lead to. ``may_link``: False refuses all links,
-    for a place that the user did not name.
+    Accepted: a regular file that is writable or does not exist yet, in a writable folder, which is
+    made if it is missing; a character device such as ``/dev/null``; an open file such as
+    ``/dev/stdout``; and a link to any of these. Refused: folders, named pipes, sockets, disks, and
+    links to missing files, whose purpose is unknown. ``may_link``: False refuses all links, for a
+    place that the user did not name.
     """
     named = Path(path)
     place = _place_of(named)
@@ -134,8 +134,8 @@ def is_device(path: str | os.PathLike[str]) -> bool:
 def check_own(folder: Path, path: Path) -> None:
     """Raises :class:`PlaceError` unless ``path`` lies in ``folder``, without a link on the way.
 
-    ``folder`` itself may be a link: that is the user's own. A file or folder of the suite's below
-    it never is one, so that whoever made a link there meant to lead out of the folder.
+    ``folder`` itself may be a link: that is the user's own. The suite makes no link below it, so a
+    link there could only lead out of the folder.
     """
     where = os.fspath(folder)
     for part in path.relative_to(folder).parts:
@@ -152,7 +152,7 @@ def check_own(folder: Path, path: Path) -> None:
 def check_regular(path: Path, *, most: int) -> None:
     """Raises :class:`PlaceError` unless ``path`` is a regular file of at most ``most`` bytes.
 
-    One that is missing is a ``FileNotFoundError``.
+    Raises ``FileNotFoundError`` if it is missing.
     """
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
@@ -162,11 +162,14 @@ def check_regular(path: Path, *, most: int) -> None:
 
 
 def is_left_by_the_dead(name: str, of: re.Pattern[str]) -> bool:
-    """True if ``name`` is a leftover of a dead process, of a file whose name matches ``of``."""
+    """True if ``name`` is a dead process's temporary file for a file whose name matches ``of``.
+
+    A temporary file with this process's own id counts as well.
+    """
     found = _PARTIAL.fullmatch(name)
     if found is None or of.fullmatch(found["name"]) is None:
         return False
-    # A number that no system gives to a process is nobody's.
+    # No system gives a process such a number, so the name is not one of this suite's.
     pid = int(found["pid"])
     return pid == os.getpid() or (0 < pid < 2**31 and not psutil.pid_exists(pid))
 
@@ -183,9 +186,9 @@ def flush_folder(path: Path) -> None:
 
 
 def read_regular(path: Path, at_most: int) -> bytes:
-    """A regular file's bytes. Raises ``ValueError`` for anything else, and for a larger file.
+    """A regular file's bytes. Raises ``ValueError`` for any other kind, and for a larger file.
 
-    Opening a pipe waits for its writer, and a device may have no end.
+    The kind is checked first: opening a pipe waits for its writer, and a device may be endless.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -207,7 +210,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _sweep(path: Path) -> None:
-    """Remove leftovers of this file by killed processes: regular files named for a dead process."""
+    """Remove what killed processes left of this file: regular files named for a dead process."""
     mine = re.compile(re.escape(path.name))
     with contextlib.suppress(OSError), os.scandir(path.parent) as found:
         for entry in found:
@@ -258,7 +261,7 @@ def _place_of(path: Path) -> _Place:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The open file of this process that a path such as ``/dev/fd/1`` means."""
+    """The number of this process's open file that a path such as ``/dev/fd/1`` names, or None."""
     if not (path.name.isascii() and path.name.isdecimal()):
         return None
     parent = os.path.realpath(path.parent)

@@ -2,19 +2,19 @@
 
 Images travel through the suite as uint8, 0..255, sRGB, NHWC numpy arrays.
 
-A file gives the pixels that a viewer shows, so that two files that look alike are one image:
+Reading a file gives the pixels that a viewer shows, so two files that look alike give one image:
 
 - only PNG, JPEG, WebP and BMP are opened, detected by content and never by name;
 - 16-bit values lose their low byte; grey, 1-bit and palette images become RGB;
 - an EXIF orientation is applied;
 - transparent pixels are laid on white; an image that is entirely transparent is refused;
-- an RGB or grey ICC profile is applied, unless it is sRGB's within rounding. One that is damaged or
-  of another kind of colour is ignored, as viewers do;
+- an RGB or grey ICC profile is applied, unless it is sRGB's within rounding. A damaged profile, or
+  one of another colour space, is ignored, as viewers do;
 - refused, because viewers differ or there is no single image: CMYK, an animation, a PNG that
   names a gamma, primaries or a colour space other than sRGB's, and a single transparent shade in a
   PNG of 2, 4 or 16 bits. Of a JPEG with several pictures (MPO) the first is taken;
-- refused, because it can exhaust the memory: more than ``MAX_PIXELS``, ``MAX_FILE_BYTES`` or
-  ``MAX_RATIO``. A file that ends before its pixels do is refused, too.
+- refused, because decoding could exhaust the memory: files above ``MAX_PIXELS``,
+  ``MAX_FILE_BYTES`` or ``MAX_RATIO``. A truncated file is refused, too.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 MAX_PIXELS = 8192 * 8192
 MAX_RATIO = 64
-"""The longest side may have this many times the shortest, which judges resize to their own size."""
+"""Largest ratio of the longer side to the shorter, which judges resize to their own size."""
 MAX_FILE_BYTES = 2**30
-"""An image of ``MAX_PIXELS`` with 16 bits in 4 channels has half as many."""
+"""Twice the bytes of an uncompressed image of ``MAX_PIXELS`` with 4 channels of 16 bits."""
 
 CLUTTER = frozenset(
     {
@@ -55,8 +55,8 @@ CLUTTER = frozenset(
         "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     }
 )  # fmt: skip
-"""Folders that systems leave among a user's own, in lower case. Names with a leading dot are
-hidden, and count as such folders or files: ``.ipynb_checkpoints``, ``._x.png``."""
+"""Folders that operating systems make among a user's own, in lower case. Hidden names, with a
+leading dot, are left out as well: ``.ipynb_checkpoints``, ``._x.png``."""
 
 
 class ImageError(AnalogyError, ValueError):
@@ -66,8 +66,8 @@ class ImageError(AnalogyError, ValueError):
 def from_unit(images: Tensor) -> Images:
     """Float NCHW 0..1, as a diffusers pipeline gives with ``output_type="pt"``, to uint8 NHWC.
 
-    Rounded, as diffusers' own conversion to PIL does. Another shape, and values that are not
-    finite, are a ``ValueError``: the image failed.
+    Rounded, as diffusers' own conversion to PIL does. Raises ``ValueError`` for another shape, and
+    for NaN or infinity: the image failed.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -84,10 +84,10 @@ def from_unit(images: Tensor) -> Images:
 
 
 def faults(images: Tensor) -> list[str | None]:
-    """Why each of float NCHW 0..1 images failed, None if it did not.
+    """The reason why each of float NCHW 0..1 images failed, None if it did not.
 
-    NaN and infinity are what a decoder gives that overflows; black from edge to edge is what such
-    an image becomes in other software, and what a safety checker puts in an image's place.
+    A decoder that overflows gives NaN or infinity. Other software turns such an image black from
+    edge to edge, and a safety checker replaces an image by a black one.
     """
     is_finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
     brightest = images.nan_to_num().flatten(1).amax(dim=1).tolist()
@@ -100,15 +100,15 @@ def faults(images: Tensor) -> list[str | None]:
 def to_tensor(images: Images) -> Tensor:
     """uint8 NHWC to a uint8 NCHW tensor. Do not write to it: it may share the memory.
 
-    The axes are moved in the strides alone (torch's channels_last), in which the values stay where
-    they are: that saves a copy, and torchvision resizes such a tensor in half the time.
+    Only the strides change (torch's channels_last), not the order of the values in memory. That
+    saves a copy, and torchvision resizes such a tensor in half the time.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise ValueError(
             "images: expected uint8 of shape (n, height, width, 3), "
             f"got {images.dtype} of shape {images.shape}"
         )
-    # torch takes no array that is read-only or has gaps: such a one is copied.
+    # torch takes no read-only array and none with gaps: np.require copies such an array.
     return torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2)
 
 
@@ -127,7 +127,7 @@ def from_png(data: bytes) -> Images:
 def read_image(path: Path) -> Images:
     """An image file as uint8 HWC. Raises :class:`ImageError` if it cannot be used.
 
-    Not for several threads at once: Pillow's settings are changed while a file is read.
+    Not thread-safe: it changes Pillow's global settings while it reads.
     """
     try:
         data = read_regular(path, MAX_FILE_BYTES)
@@ -135,10 +135,10 @@ def read_image(path: Path) -> Images:
         what = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: expected an image file ({what}); check the path") from error
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # scripts set it, and get grey for what is missing
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # if a script has set it, missing pixels are grey
     try:
         with warnings.catch_warnings():
-            # Of metadata and of sizes: the first changes no pixel, the second is refused below.
+            # Warnings about metadata change no pixel; those about sizes are checked below.
             warnings.simplefilter("ignore")
             return _decoded(data, FORMATS, MAX_PIXELS)
     except ImageError as error:
@@ -148,7 +148,7 @@ def read_image(path: Path) -> Images:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in and below a folder. Raises :class:`ImageError` for fewer than 2."""
+    """The image files in and below a folder. Raises :class:`ImageError` for fewer than 2 files."""
     files = list_images(folder)
     if len(files) < 2:
         raise ImageError(
@@ -167,9 +167,9 @@ def check_images(files: Sequence[Path]) -> None:
 def list_images(folder: Path) -> list[Path]:
     """The image files in and below a folder, by ``SUFFIXES``, sorted.
 
-    Left out are hidden files and folders, ``CLUTTER``, and what lies behind a link to a folder.
-    Raises :class:`ImageError` for a folder that cannot be read, and for an image's name that is no
-    regular file: left out in silence, either would be an image less.
+    Leaves out hidden files and folders, ``CLUTTER``, and folders behind a link. Raises
+    :class:`ImageError` if a folder cannot be read, or if an image's name is not a regular file:
+    leaving it out silently would lose an image.
     """
     try:
         files = sorted(_walked(folder))
@@ -208,7 +208,7 @@ def _walked(folder: Path) -> Iterator[Path]:
 _SRGB_GAMMA = 0.45455
 _SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 _SRGB_CICP = b"\x01\x0d"  # primaries 1 (BT.709), transfer 13 (sRGB)
-_NEAR = 0.01  # gamma and primaries are rounded by those who write them
+_NEAR = 0.01  # the programs that write gamma and primaries round them
 
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -282,7 +282,7 @@ def _check_kind(image: Image.Image, chunks: Mapping[bytes, bytes]) -> None:
     if b"cICP" in chunks:
         is_srgb = chunks[b"cICP"][:2] == _SRGB_CICP
     elif b"iCCP" in chunks or b"sRGB" in chunks:
-        is_srgb = True  # by the profile, see _in_srgb
+        is_srgb = True  # _in_srgb applies the profile
     else:
         gamma = image.info.get("gamma") or _SRGB_GAMMA
         primaries = image.info.get("chromaticity", _SRGB_PRIMARIES)
@@ -334,7 +334,7 @@ def _orientation(exif: bytes | None) -> int:
         found = Image.Exif()
         found.load(exif)
         return int(found.get(_ORIENTATION, 1))
-    except Exception:  # as viewers do, whatever is wrong with it
+    except Exception:  # viewers ignore damaged EXIF, too
         return 1
 
 
@@ -363,7 +363,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _probe(mode: str) -> Image.Image:
-    """Every grey, and for RGB a grid of colours as well."""
+    """An image of one row: every grey, and for RGB also a grid of 12 x 12 x 12 colours."""
     greys = np.arange(256, dtype=np.uint8)
     if mode == "L":
         return Image.fromarray(greys[None])
@@ -373,7 +373,7 @@ def _probe(mode: str) -> Image.Image:
 
 
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:
-    """The first bytes of each chunk of a PNG before its pixels, by name."""
+    """The first bytes of each chunk of a PNG before its pixels, at most 16, by chunk name."""
     found: dict[bytes, bytes] = {}
     at = 8
     while at + 8 <= len(data) and (name := data[at + 4 : at + 8]) != b"IDAT":

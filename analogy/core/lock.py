@@ -44,20 +44,20 @@ class Owner:
 
     @property
     def may_be_alive(self) -> bool:
-        """Whether it runs; on another host nobody can tell, so perhaps."""
+        """False if it has ended. True if it runs, or may run on another host."""
         return self.host != socket.gethostname() or psutil.pid_exists(self.pid)
 
 
 class WriterLock:
     """The right to write to ``folder``, until :meth:`release` or the process's end.
 
-    ``dead``: the owner who left without releasing it, None if there was none. Raises
-    :class:`LockedError` where another holds it, ``OSError`` where it cannot be taken at all.
+    ``dead``: the previous owner, if it died without releasing the lock, else None. Raises
+    :class:`LockedError` if another process holds it, ``OSError`` if the lock cannot be taken.
     """
 
     def __init__(self, folder: Path) -> None:
         self._owner = folder / OWNER_NAME
-        # Of the process, not of the thread: whichever closes the folder releases it.
+        # The process holds it, not a thread: any thread may close the folder and release it.
         self._lock = FileLock(folder / LOCK_NAME, thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -80,7 +80,7 @@ class WriterLock:
 
 
 def owner(folder: Path) -> Owner | None:
-    """The process that holds the lock, or died with it; None if none, or the record is damaged."""
+    """The process that holds the lock or died with it; None if its record is missing or damaged."""
     file = folder / OWNER_NAME
     try:
         check_regular(file, most=_MOST_BYTES)

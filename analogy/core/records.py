@@ -1,8 +1,8 @@
 """The suite's plain records: a word pair, a run's configuration, an estimate, a verdict.
 
 Everything here is immutable, hashable and cheap to import: no torch, no numpy. Inner functions take
-and return these or plain values; `RunConfig` is built once, at the edge (pytest's options, the
-command line), and saved with its run.
+and return these or plain values. `RunConfig` is built once, from the options of pytest or of the
+command line, and saved with its run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SIGNIFICANCE = 0.05
 """A success needs a one-sided p below this."""
 
 IMPORTED = "@imported:"
-"""In the fingerprint of imported images, between the name and the digest."""
+"""Separates the name from the digest in the fingerprint of imported images."""
 
 
 def is_imported(model: str) -> bool:
-    """True if a model's fingerprint is of images that were imported: nothing generates them."""
+    """True if a model's fingerprint is that of imported images, which no model generates."""
     return IMPORTED in model
 
 
@@ -48,7 +48,7 @@ class Need(StrEnum):
     OTHERS = "others"
     """The category's other pairs. Only a method that needs them is given them."""
     TOKENS = "tokens"
-    """Which tokens are the words'. Only a method that needs them is given them."""
+    """Which tokens belong to the words. Only a method that needs them is given them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +81,17 @@ class Window:
     end: float = 1.0
 
     def within(self, outer: Window) -> Window:
-        """The same part of ``outer`` as it is of the whole schedule."""
+        """The same part of ``outer`` as this window is of the whole schedule."""
         length = outer.end - outer.start
         return Window(outer.start + self.start * length, outer.start + self.end * length)
 
     def steps(self, total: int) -> range:
-        """The steps of ``total``, counted from 0, that are in it: its ends are rounded to steps."""
+        """The steps in the window, of 0 to ``total`` - 1: its ends are rounded to whole steps."""
         first, last = (math.floor(share * total + 0.5) for share in (self.start, self.end))
         return range(first, last)
 
     def to_dict(self) -> dict[str, float]:
-        """Its ends under the names of their options; nothing of the whole schedule."""
+        """The window's ends by the names of their options; empty for the whole schedule."""
         return {} if self == WHOLE else {"steer_from": self.start, "steer_until": self.end}
 
     def __str__(self) -> str:
@@ -114,22 +114,22 @@ class Limit:
         return f"{self.metric}{'>=' if self.is_least else '<='}{self.value:g}"
 
     def is_broken(self, low: float, high: float) -> bool:
-        """Whether the whole interval ``low``..``high`` is on the wrong side."""
+        """True if the whole interval ``low``..``high`` is on the wrong side of the limit."""
         return high < self.value if self.is_least else low > self.value
 
 
 class Verdict(StrEnum):
-    """What an estimate says about steering.
+    """The conclusion about steering that an estimate allows.
 
-    Only the first two are findings; the others are said as what they are, never as a pass and never
-    as a failure.
+    Only the first two are findings. The others are reported under their own names, never as a pass
+    or a failure.
 
     - ``success``: the confidence interval lies above 0 and the one-sided p is below 0.05;
     - ``failure``: the confidence interval lies below 0;
     - ``inconclusive``: anything else;
     - ``too_few``: 5 items or fewer (pairs, in a pooled figure), whose interval decides nothing;
-    - ``incomplete``: images are missing, so that what is there is not what was asked for;
-    - ``blind``: the judge does not tell the category's true targets from their sources, so that
+    - ``incomplete``: images are missing or failed, so not all that was requested is measured;
+    - ``blind``: the judge cannot tell the category's true targets from its sources, so that
       nothing is said about the method.
     """
 
@@ -142,20 +142,20 @@ class Verdict(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What a comparison says of a cell, or of its paired differences, new - old.
+    """The outcome of comparing a cell, or paired differences of cells, new - old.
 
     The first rule that holds decides.
 
     - ``too_few``: fewer than 6 pairs decide nothing;
     - ``incomplete``: images are missing on either side: no pass and no failure;
+    - ``inconclusive`` if a verdict is ``blind``: the margin then says nothing about the method;
     - ``regressed``: the interval of the difference lies below -tolerance, or the verdict fell from
       success to failure or inconclusive. The fall alone is the weaker sign: a margin just large
       enough for a success falls in about half of the runs with other seeds (with the same seeds
       and subject, figures are the same);
     - ``improved``: the interval lies above 0;
     - ``equivalent``: the interval lies within -tolerance..tolerance;
-    - ``inconclusive``: anything else: the pairs are too few to say. So is every cell of a category
-      that the judge does not see (verdict ``blind``): its margin says nothing about the method.
+    - ``inconclusive``: anything else: the pairs are too few to tell.
     """
 
     REGRESSED = "regressed"
@@ -168,7 +168,7 @@ class Outcome(StrEnum):
 
 
 class Compared:
-    """Base of dataclasses whose fields may be NaN, a missing figure: missing equals missing.
+    """Base of dataclasses whose fields may be NaN for a missing figure: NaN equals NaN.
 
     ``@dataclass`` by itself compares NaN by identity up to Python 3.12 and as unequal from 3.13.
     """
@@ -204,7 +204,7 @@ class Figures(Compared):
     __slots__ = ()
 
     def to_dict(self) -> dict[str, Json]:
-        """Plain values for JSON, which has no NaN: a figure that does not exist is None."""
+        """Plain values for JSON, which has no NaN: a missing figure is None."""
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return {field.name: plain(getattr(self, field.name)) for field in fields}
 
@@ -217,22 +217,22 @@ class Estimate(Figures):
     """The figures of one cell, or of several cells pooled, with their verdict.
 
     `n` counts pairs, the clusters that are resampled; `n_items` counts (pair, alpha) items, and is
-    the same as `n` in a cell. A figure that does not exist (an interval of one pair) is NaN, a
+    the same as `n` in a cell. A missing figure (such as an interval of one pair) is NaN, a missing
     count None.
 
     - `mean`, `ci_low`, `ci_high`: in units of the margin;
     - `p`: of the one-sided t-test that the mean is above 0; `p_bootstrap`: of the bootstrap-t
-      test, which does not suppose normal data; `p_wilcoxon`, `p_sign`: of the signed-rank test and
-      the sign test, which ask of the median;
+      test, which does not assume normal data; `p_wilcoxon`, `p_sign`: of the signed-rank test and
+      the sign test, which test the median;
     - `success_rate`, `success_low`, `success_high`: the share of items above 0, in 0..1, and its
       95% interval;
     - `effect_size`, `effect_low`, `effect_high`: d_z, the mean in units of the pairs' standard
       deviation;
-    - `min_detectable`: the true mean that as many pairs with this spread show in 80% of runs;
-    - `n_needed`: where the verdict is open, the pairs that would decide in 80% of runs if the true
-      mean and spread were those found; None where decided, and where no number would do.
+    - `min_detectable`: the true mean that as many pairs with this spread detect in 80% of runs;
+    - `n_needed`: if the verdict is open, the number of pairs that would decide it in 80% of runs if
+      the true mean and spread were those found; None if it is decided or no number would do.
 
-    The verdict is None where nothing is claimed: of unsteered images and of target prompts' own.
+    The verdict is None for unsteered images and target prompts' own: nothing is claimed of them.
     """
 
     n: int
@@ -257,7 +257,7 @@ class Estimate(Figures):
 
 @dataclass(frozen=True, slots=True)
 class ItemLevel(Figures):
-    """A mean's interval and one-sided p over `n` items as if these were independent."""
+    """A mean's interval and one-sided p over `n` items, as if these were independent."""
 
     n: int
     ci_low: float
@@ -269,8 +269,8 @@ class ItemLevel(Figures):
 class Trend(Figures):
     """Dose and response over `n` pairs: the mean slope of the margin on alpha.
 
-    `slope`, `ci_low`, `ci_high`: margin per unit of alpha; `p`: of the one-sided t-test that slopes
-    are above 0; `p_page`: of Page's test that margins rise from each alpha to the next.
+    `slope`, `ci_low`, `ci_high`: margin per unit of alpha; `p`: of the one-sided t-test that the
+    mean slope is above 0; `p_page`: of Page's test that margins rise from each alpha to the next.
     """
 
     n: int
@@ -292,7 +292,7 @@ _UNSAID = frozenset({
     "full_unsteered", "futility", "reserve", "second_guidance", "quantize", "offload",
     "transformer",
 })  # fmt: skip
-"""The fields of a configuration that are not written where they have their defaults."""
+"""The fields of a configuration that `to_dict` leaves out if they have their defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,34 +300,34 @@ class RunConfig:
     """All that determines a run's result, and all that is needed to repeat it.
 
     - `model`, `clip_model`: a hub id, a name or a local folder; `clip_pretrained`: open_clip's tag
-      of the weights, None where `clip_model` says it all; `lora`: a LoRA's file, folder or hub id,
-      which `model` then ends with, behind a ``+`` (`base_model` is the part before it);
-      `transformer`: the file that its transformer's weights are in;
-    - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the first so
-      many pairs per category, None for all;
+      of the weights, None if `clip_model` needs none; `lora`: a LoRA's file, folder or hub id, with
+      which `model` then ends, after a ``+`` (`base_model` is the part before it); `transformer`:
+      the file of its transformer's weights;
+    - `pairs`: path of the CSV file; `categories`: those to run, None for all; `limit`: the number
+      of pairs to take from each category, None for all;
     - `alphas`: strengths asked for, without 0 (unsteered), which every grid holds (`grid_alphas`);
     - `seeds`: one image per pair, alpha and seed;
-    - `method`: the steering method's name, or its ``package.module:name``; of a method that is not
-      built in, `method_version` and `method_needs` are what its images' keys depend on besides;
+    - `method`: the steering method's name, or its ``package.module:name``; if the method is not
+      built in, its images' keys also depend on `method_version` and `method_needs`;
     - `steer_from`, `steer_until`: the part of the schedule in which images are steered, as shares
       of its steps (`window`);
-    - `steps`, `guidance`, `second_guidance` (of a pipeline that has two; None for the pipeline's
-      default), `size` (pixels, height and width):
-      how an image is sampled, by the model's own scheduler;
+    - `steps`, `guidance`, `second_guidance` (for a pipeline that has two; None for the pipeline's
+      default), `size` (pixels, height and width): how an image is sampled, by the model's own
+      scheduler;
     - `control`: whether the null, the method `random`, is measured as well; `target`:
       whether the target prompts' own images are;
     - `dtype` (one of `DTYPES`), `device`, `batch_size` (None: as many as fit), `memory`
       (GiB of a CUDA device at most, None for all that is free), `offload` (one of `OFFLOADS`):
       how it is computed; `quantize` (one of `QUANTIZATIONS`): how the model's weights are
-      quantized, which its fingerprint says;
+      quantized, which is part of its fingerprint;
     - `sequential`: whether each cell stops as soon as it is decided; then `order_seed` gives the
       random order of the pairs, `full_unsteered` makes unsteered images as long as a cell of their
-      category is open, `futility` stops cells without a chance, and `reserve` keeps error for one
-      extension (docs/sequential.md);
+      category is open, `futility` stops cells that would hardly be decided, and `reserve` keeps a
+      part of the error for one extension (docs/sequential.md);
     - `engine` (a name of `analogy.core.engines.ENGINES`), `num_workers` (None: as many as there are
       devices), `ray_address` (of a cluster, None for this machine): what computes it.
 
-    Values are checked on construction; a wrong one is a `FieldError`. Alphas and guidance are kept
+    Values are checked on construction. Raises `FieldError` for a wrong one. Alphas and guidance are
     as floats, so that equal configurations serialise equally.
     """
 
@@ -391,7 +391,7 @@ class RunConfig:
 
     @property
     def steering(self) -> str:
-        """The method, and the part of the schedule in which it steers if that is not the whole."""
+        """The method, and the part of the schedule in which it steers unless that is the whole."""
         return self.method if self.window == WHOLE else f"{self.method}, {self.window}"
 
     @property
@@ -401,7 +401,7 @@ class RunConfig:
 
     @property
     def grid_alphas(self) -> tuple[float, ...]:
-        """Every alpha that is generated, the unsteered image's among them, in ascending order."""
+        """Every alpha that is generated, the unsteered images' included, in ascending order."""
         return tuple(sorted({UNSTEERED, *self.alphas}))
 
     def to_dict(self) -> dict[str, Json]:
@@ -413,15 +413,15 @@ class RunConfig:
         made: dict[str, Json] = {}
         for field in dataclasses.fields(self):
             if field.name in _UNSAID and getattr(self, field.name) == field.default:
-                continue  # as in configurations of before, on which digests rest as well
+                continue  # older configurations lack these keys, and digests depend on the keys
             made[field.name] = plain(getattr(self, field.name))
-            if field.name == "limit":  # its place of old, on which the digests of commands rest
+            if field.name == "limit":  # digests of commands depend on this place of the key
                 made["scheduler"] = None
         return made
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> RunConfig:
-        """The configuration that `to_dict` wrote. Unknown and missing keys are a `FieldError`.
+        """The configuration that `to_dict` wrote. Raises `FieldError` for unknown or missing keys.
 
         The key `scheduler` never chose one: it may be missing, and its value is ignored.
         """
@@ -446,7 +446,7 @@ class RunConfig:
 
 
 def plain(value: Any) -> Json:
-    """`value` as strict JSON: enums by value, figures as objects, tuples as lists; no NaN."""
+    """`value` as strict JSON: enums by value, figures as objects, tuples as lists, NaN as None."""
     if isinstance(value, Figures):
         return value.to_dict()
     if isinstance(value, Enum):

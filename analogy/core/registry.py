@@ -37,11 +37,11 @@ class Registry(Generic[T]):
 
     - ``kind``: what the objects are, for messages, such as ``method``;
     - ``group``: the entry points' group, such as ``analogy.methods``;
-    - ``builtin``: name to ``package.module:attribute``; imported when it is asked for, so that
-      names can be listed and checked without torch;
+    - ``builtin``: name to ``package.module:attribute``, which is imported only when it is used, so
+      that names can be listed and checked without torch;
     - ``protocol``: a runtime-checkable protocol or a class that every object is an instance of;
     - ``openers``: for names of the form ``scheme:rest``, scheme to the ``package.module:function``
-      that makes the object, called with ``rest`` and the whole name.
+      that makes the object. The function is called with ``rest`` and the whole name.
     """
 
     kind: str
@@ -56,10 +56,10 @@ class Registry(Generic[T]):
         return (*self.builtin, *added)
 
     def check(self, name: str) -> str:
-        """``name`` if it can be chosen; imports nothing.
+        """Returns ``name`` if it can be chosen; imports nothing.
 
-        Raises ``UnknownNameError``, which gives the nearest name. A ``package.module:attribute`` is
-        taken as it is.
+        Raises ``UnknownNameError``, which gives the nearest name, if it cannot. A
+        ``package.module:attribute`` is accepted unchecked.
         """
         if name in self.builtin or self._opener(name) or is_spec(name) or name in self._added():
             return name
@@ -74,8 +74,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The object that ``name`` stands for.
 
-        Raises ``UnknownNameError`` if there is none, ``ExtensionError`` if it cannot be imported or
-        is no ``protocol``, and what an opener raises.
+        Raises ``UnknownNameError`` if the name is unknown, ``ExtensionError`` if the object cannot
+        be imported or does not implement ``protocol``, and whatever an opener raises.
         """
         self.check(name)
         opener = self._opener(name)
@@ -97,8 +97,8 @@ class Registry(Generic[T]):
         return name in self.builtin
 
     def is_installed(self, name: str) -> bool:
-        """True if ``name`` is built in or added by an installed package: nothing else is imported
-        for it than what is installed.
+        """True if ``name`` is built in or added by an installed package, so that only installed
+        code is imported for it.
         """
         return name in self.builtin or name in self._added()
 
@@ -127,7 +127,7 @@ def _imported(kind: str, name: str, spec: str) -> object:
         found: object = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing a module runs its code, which may raise anything
         raise ExtensionError(
             place=f"{kind} {name}",
             expected=f"{spec} to be importable",

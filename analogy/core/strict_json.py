@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 MAX_DEPTH = 100
-"""Lists and objects within one another: more than any file of this suite has, and few enough for
-everything that walks through them."""
+"""Most lists and objects nested within one another: more than any file of this suite has, and few
+enough for recursive code."""
 
 
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
-"""A value of JSON. What was read has dicts and lists; tuples are written as lists."""
+"""A JSON value. A value that was read has dicts and lists; tuples are written as lists."""
 
 
 def parse(text: str) -> Any:
     """The value of a JSON text.
 
-    Raises ``ValueError`` if it is invalid, and for what strict JSON does not have, however it is
-    spelled: NaN and infinities, a key given twice, and values nested more than `MAX_DEPTH` deep.
+    Raises ``ValueError`` if it is invalid, and for what strict JSON excludes: NaN, infinities
+    (such as 1e999, too), a repeated key, and values nested more than `MAX_DEPTH` deep.
     """
     try:
         value = json.loads(
@@ -38,17 +38,17 @@ def parse(text: str) -> Any:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """True for an integer of JSON; Python's true and false are none."""
+    """True for a JSON integer, which Python's True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """True for a number of JSON."""
+    """True for a JSON number, which Python's True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def encoded(data: Mapping[str, object]) -> bytes:
-    """An object as the JSON of a file. Raises ``ValueError`` for NaN and infinities."""
+    """An object as the bytes of a JSON file. Raises ``ValueError`` for NaN and infinities."""
     return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 

@@ -16,7 +16,7 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text on one line, with every character that a terminal or XML must not get as U+FFFD."""
+    """The text on one line; U+FFFD replaces every character that a terminal or XML must not get."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -26,7 +26,7 @@ def is_printable(text: str) -> bool:
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal the text takes: two for a Chinese letter, none for a mark."""
+    """The terminal columns that the text takes: 2 for a Chinese letter, 0 for a combining mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -57,7 +57,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def listed(values: Iterable[str]) -> str:
-    """``a, b and c``."""
+    """The values in words, such as ``a, b and c``; there must be one or more."""
     *most, last = values
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -77,7 +77,7 @@ def analogy_command(*words: str | os.PathLike[str]) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a file's text, split only at line feeds, without their endings.
+    """The lines of a file's text, without their endings, split only at LF and CR LF.
 
     ``str.splitlines`` also splits at U+2028, U+0085, vertical tabs and form feeds, which JSON and
     file names may hold.

@@ -20,14 +20,14 @@ _UNSPACED = re.compile(
 )
 # Korean has spaces, but its particles follow a word without one.
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
-_PROLONGED = "\u30fc\uff70"  # a katakana vowel's length belongs to the letter before it
+_PROLONGED = "\u30fc\uff70"  # katakana's length marks, which belong to the letter before them
 
 # Invisible, though Unicode counts them among letters and marks: fillers, blanks, selectors.
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufffe\uffff"
     "\U000e0000-\U000e0fff]"
 )
-# Format characters that are seen: signs that enclose the digits after them.
+# Visible format characters: signs that enclose the digits after them.
 _SEEN = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]")
 # Scripts in which a joiner changes how letters are drawn: Arabic, Indic, Khmer, Mongolian.
 _JOINING = re.compile("[\u0600-\u0fff\u1000-\u109f\u1780-\u18af\ua840-\ua87f\ufb50-\ufdff]")
@@ -35,7 +35,7 @@ _MONGOLIAN = re.compile("[\u1800-\u18af]")
 _EMOJI = re.compile("[\u2139\u203c\u2049\u2190-\u2bff\u3030\u303d\ufe0f\U0001f000-\U0001faff]")
 _FLAG = "\U0001f3f4"
 
-# Words that belong to the grammar around a word rather than to what is said.
+# Function words, which change with the word beside them but not what a prompt says.
 _AGREEING = (
     {"a", "an"}, {"is", "are"}, {"was", "were"}, {"has", "have"}, {"this", "these"},
     {"that", "those"}, {"der", "die", "das", "den", "dem", "des"},
@@ -47,21 +47,21 @@ _AGREEING = (
 _ENDINGS = ("ies", "ves", "ing", "es", "ed", "en", "em", "er", "s", "e", "y", "f")
 _SHORTEST_STEM = 3
 _MOST_PLACES = 8
-_MOST_SPACE = 16  # more characters than twice a word's that its place may take
+_MOST_SPACE = 16  # a word's place has at most this many characters more than twice the word's
 _TOKEN = re.compile(r"\w+")
 
 
 def folded(text: str) -> str:
-    """The text as comparisons see it: case, Unicode form and runs of white space do not count."""
+    """The text as it is compared: case-folded, in one Unicode form, with single spaces."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return " ".join(text.casefold().split())
 
 
 def confusable(name: str) -> str:
-    """What is equal of two names that look alike: Unicode form, white space, invisible characters.
+    """The form that look-alike names share: NFC, single spaces, no invisible characters.
 
-    Letter case counts, since it is seen.
+    Letter case is kept, since it is visible.
     """
     if not name.isascii():
         name = "".join(c for c in name if not _is_invisible(c))
@@ -70,7 +70,7 @@ def confusable(name: str) -> str:
 
 
 def has_word(prompt: str, word: str) -> bool:
-    """True if the word, or words, stand whole in the prompt.
+    """True if the prompt contains the word, or the words of a phrase, whole.
 
     A word ends where no letter, digit or combining mark follows. In scripts that put no space
     between words (Chinese, Japanese, Thai, Lao, Khmer, Myanmar, Tibetan) it may end anywhere but
@@ -80,9 +80,9 @@ def has_word(prompt: str, word: str) -> bool:
 
 
 def places(prompt: str, word: str) -> list[tuple[int, int]]:
-    """Where the word stands whole in the prompt, as :func:`has_word` has it.
+    """The places where the prompt contains the word whole, by the rule of :func:`has_word`.
 
-    Start and end of each place, in characters of the prompt as it is written.
+    Each place is a start and an end, in characters of the prompt as it is written.
     """
     text, part = folded(prompt), folded(word)
     if prompt.isascii() and len(text) == len(prompt):  # character by character the same
@@ -103,9 +103,9 @@ def differs_in_more(
 ) -> bool:
     """True if two prompts differ in more than their words.
 
-    What is left of both prompts without their words must be the same, word by word, up to what a
-    word takes with it: an article (*a red*, *an orange*), an ending (*one car*, *two cars*), a
-    verb's number (*is*, *are*), a Korean particle. False where a prompt does not hold its word.
+    Without their words, both prompts must be the same, word by word, except for what changes with
+    a word: an article (*a red*, *an orange*), an ending (*one car*, *two cars*), a verb's number
+    (*is*, *are*), a Korean particle. Returns False if a prompt does not contain its word.
     """
     prompts = folded(source_prompt), folded(target_prompt)
     words = folded(source_word), folded(target_word)
@@ -116,7 +116,7 @@ def differs_in_more(
 
 
 def _rests(text: str, part: str) -> Iterator[list[str]]:
-    """The words of a text without a word: without each of the first places, and without all."""
+    """The words of a text without one place of ``part``, for each of the first, and without all."""
     found = list(_places(text, part))
     for at in found[:_MOST_PLACES]:
         yield _tokens(text[:at]) + _tokens(text[at + len(part) :])
@@ -156,7 +156,7 @@ def _stem(word: str) -> str:
 
 def _places(text: str, part: str) -> Iterator[int]:
     """The positions at which a whole word begins in a text; both are folded."""
-    at = text.find(part)  # a pattern of each word's own would take most of the time of a large file
+    at = text.find(part)  # compiling a pattern for each word would take most of the time
     while at >= 0:
         end = at + len(part)
         if not _is_inside(text, at) and not _is_inside(text, end, is_end=True):
@@ -165,7 +165,7 @@ def _places(text: str, part: str) -> Iterator[int]:
 
 
 def _is_inside(text: str, at: int, *, is_end: bool = False) -> bool:
-    """True if a word goes on from the character before this place to the one after it."""
+    """True if a word continues from the character before this place to the one after it."""
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]
@@ -183,10 +183,10 @@ def _is_of_word(character: str) -> bool:
 
 
 def invisible(text: str) -> str | None:
-    """The first character of a text that is not seen and changes nothing that is, or None.
+    """The first invisible character of a text that changes no visible one, or None.
 
-    White space is no such character, nor what has its place: a joiner between letters of a script
-    that joins them or within an emoji, a variation selector after what has variants.
+    White space does not count, nor does a character that has an effect: a joiner between letters of
+    a script that joins them or within an emoji, a variation selector after what has variants.
     """
     if text.isprintable() and text.isascii():
         return None
@@ -210,7 +210,7 @@ def _has_its_place(character: str, before: str, after: str) -> bool:
     if not before:
         return False
     if character in "\u200c\u200d":
-        if unicodedata.combining(before) == 9:  # a virama, at a word's end, too
+        if unicodedata.combining(before) == 9:  # a virama; it may also end a word
             return True
         return any(script.match(before) and script.match(after) for script in (_JOINING, _EMOJI))
     if character in "\ufe0e\ufe0f":

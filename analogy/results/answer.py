@@ -19,7 +19,7 @@ _NOTHING = {
     Verdict.INCOMPLETE: "Not finished: images are missing",
     Verdict.BLIND: "Nothing can be said: the judge does not see the true change",
 }
-"""The whole answer where no cell is decided; the first that holds for any cell."""
+"""The whole answer if no cell is decided: the first of these verdicts that any cell has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class AtStrength:
     """The categories at one strength, by the verdict of their cell there.
 
     ``undecided``: too few pairs, missing images or a blind judge. ``not_after_holm``: the successes
-    that do not survive Holm's correction.
+    that are not significant after Holm's correction.
     """
 
     alpha: float
@@ -43,11 +43,11 @@ class Answer:
     """Where steering succeeds, strength by strength.
 
     - ``strengths``: alphas ascending, without 0;
-    - ``n_categories``: of the run; ``n_incomplete``: cells that lack images;
-    - ``pool``: the verdict over all categories and strengths together, the published protocol's;
-      no part of ``text``;
+    - ``n_categories``: of the run; ``n_incomplete``: the number of cells that lack images;
+    - ``pool``: the verdict over all categories and strengths together, as in the published
+      protocol; not part of ``text``;
     - ``unknown``: words of the pairs that the embedded model, or judge, was not trained on;
-    - ``nothing``: the whole answer where no cell is decided, else None.
+    - ``nothing``: the whole answer if no cell is decided, else None.
     """
 
     strengths: tuple[AtStrength, ...]
@@ -59,8 +59,8 @@ class Answer:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Success: every category succeeds at some strength; failure: every cell fails;
-        inconclusive: anything between; as the cells if none of them is decided.
+        """Success if every category succeeds at the same strength, failure if every cell fails,
+        inconclusive for anything between; the verdict of ``nothing`` if no cell is decided.
         """
         if self.nothing is not None:
             return next(of for of, text in _NOTHING.items() if text == self.nothing)
@@ -72,7 +72,7 @@ class Answer:
 
     @cached_property
     def best(self) -> tuple[AtStrength, ...]:
-        """The strengths at which most categories succeed, equally many at each."""
+        """The strengths at which most categories succeed; several if they are equal."""
         most = max(len(at.success) for at in self.strengths)
         return tuple(at for at in self.strengths if len(at.success) == most)
 
@@ -116,8 +116,8 @@ class Answer:
         }
 
     def notes(self) -> Iterator[str]:
-        """What the line leaves out, in sentences: unknown words, the categories that do not succeed
-        at the best strengths, and the successes that Holm's correction does not bear out.
+        """What ``text`` leaves out, in sentences: unknown words, the categories that do not succeed
+        at the best strengths, and the successes that are not significant after Holm's correction.
         """
         if self.unknown:
             yield f"The embedded model or judge does not know: {listed(self.unknown)}."
@@ -137,7 +137,7 @@ class Answer:
 
 
 def answer_of(analysis: Analysis, unknown: Iterable[str] = ()) -> Answer:
-    """The answer of a run's figures; ``unknown``: as of `Answer`."""
+    """The answer to a run's figures; ``unknown``: as of `Answer`."""
     cells = analysis.cells
     alphas = sorted({cell.alpha for cell in cells})
     categories = list(dict.fromkeys(cell.category for cell in cells))

@@ -1,4 +1,4 @@
-"""Baselines: where they are, how they are written, and what they know of a category."""
+"""Baselines: where they are, how they are written, and the failures that they record."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def known_not_to_succeed(
 ) -> Verdict | None:
     """The recorded verdict of a cell that did not succeed: an expected failure.
 
-    ``cell`` None is the whole, which is known only for a run of the same ``categories`` (all of the
-    baseline's unless given). None for a success, for what is not recorded, and for what was
-    incomplete: nothing is known of it.
+    ``cell`` None is the overall figure. Its verdict counts only for a run of the same
+    ``categories`` as the baseline (None: all of them). Returns None if the cell succeeded, was
+    incomplete, or is not recorded: then no failure is expected.
     """
     verdict: Verdict | None = None
     if cell is not None:
@@ -47,8 +47,9 @@ def default_path(model: str) -> Path | None:
 def write(new: Results | ResultsFile, path: Path) -> None:
     """Make results, or a copy of a file of them, a baseline, atomically.
 
-    A :class:`BaselineError` if results are incomplete, and if ``path`` holds something that they
-    cannot stand in for: no results file, another measurement, or categories that they lack.
+    Raises :class:`BaselineError` if the results are incomplete or the file cannot be written, and
+    if ``path`` has something that they cannot replace: a file that is not a results file, another
+    measurement, or categories that they lack.
     """
     results, data = (new.results, new.data) if isinstance(new, ResultsFile) else (new, encoded(new))
     try:
@@ -71,15 +72,15 @@ def write(new: Results | ResultsFile, path: Path) -> None:
 
 
 def check_replaceable(path: Path, new: Header) -> None:
-    """A :class:`BaselineError` if ``new`` may not become the baseline at ``path``.
+    """Raises :class:`BaselineError` if ``new`` may not become the baseline at ``path``.
 
-    A baseline in use is replaced only by one that answers for all that it did.
+    A baseline is only replaced by one of the same measurement that has all its categories.
     """
     try:
         check_output(path)
     except PlaceError as error:
         raise BaselineError(f"baseline {path}: {error}") from error
-    if not path.is_file():  # none yet, or a device, which keeps nothing
+    if not path.is_file():  # missing, or a device, which keeps nothing
         return
     try:
         old = read(path).header

@@ -11,7 +11,7 @@ from analogy.core.strict_json import Json
 from analogy.core.text import listed
 from analogy.statistics.values import MIN_DECISIVE
 
-# Differences below this are rounding of float64 margins: they are on neither side of a limit.
+# A difference below this is float64 rounding, which must not cross a limit.
 _ROUNDING = 1e-12
 
 
@@ -20,17 +20,17 @@ SETTLED = {
     Outcome.IMPROVED: "better",
     Outcome.EQUIVALENT: "equal within the tolerance",
 }
-"""The outcomes that say something, each in words."""
+"""The outcomes of a comparison that shows something, each in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change(Figures):
-    """One cell, or all together (category and alpha None), against its baseline.
+    """The comparison of one cell, or of all together (category and alpha None), with its baseline.
 
     ``n`` counts pairs. ``old``, ``new``: mean margins; ``difference``: the mean of new - old over
-    pairs, with its interval at ``confidence``; NaN where a side is incomplete. ``tolerance``: in
-    units of the margin. A verdict is None where none is recorded (the overall one, of some of the
-    categories).
+    pairs, with its interval at ``confidence``; NaN if a side is incomplete. ``tolerance``: in
+    units of the margin. A verdict is None if it is not recorded: the overall verdict for only some
+    of the categories.
     """
 
     category: str | None
@@ -56,21 +56,21 @@ class Change(Figures):
 
     @property
     def fell(self) -> bool:
-        """Whether the verdict fell from success to another that decides."""
+        """True if the verdict fell from success to failure or inconclusive."""
         return fell(self.old_verdict, self.new_verdict)
 
     @property
     def is_decided(self) -> bool:
-        """Whether something was compared: neither too few pairs nor missing images."""
+        """True if something was compared: neither too few pairs nor missing images."""
         return self.outcome not in (Outcome.TOO_FEW, Outcome.INCOMPLETE)
 
     @property
     def is_settled(self) -> bool:
-        """Whether the comparison says which: worse, better or equal within the tolerance."""
+        """True if the comparison shows a change as worse, better or equal within the tolerance."""
         return self.outcome in SETTLED
 
     def message(self) -> str:
-        """The change in one line: what, from where to where, the interval, the limit."""
+        """The change on one line: cell, outcome, both margins, interval, limit."""
         if self.outcome is Outcome.TOO_FEW:
             return f"{self.name}: too_few: n {self.n}, and {MIN_DECISIVE} pairs or more decide"
         if self.outcome is Outcome.INCOMPLETE:
@@ -90,8 +90,8 @@ class Comparison:
     """Results against a baseline of the same measurement.
 
     ``categories`` are those compared, of ``n_categories`` in the baseline. ``throughput``: new
-    over old images/s by stage, empty where it may not be compared, and then ``throughput_note``
-    says why.
+    over old images/s by stage; empty if it may not be compared, for the reason in
+    ``throughput_note``.
     """
 
     old: str
@@ -107,32 +107,32 @@ class Comparison:
 
     @property
     def all_changes(self) -> tuple[Change, ...]:
-        """The cells', then the overall one."""
+        """The changes of the cells, then the overall one."""
         return (*self.changes, self.overall)
 
     @property
     def regressed(self) -> list[Change]:
-        """What regressed, the overall figure included."""
+        """The changes that are regressions, the overall one included."""
         return [one for one in self.all_changes if one.outcome is Outcome.REGRESSED]
 
     @property
     def incomplete(self) -> list[Change]:
-        """What lacks images: nothing is known of it."""
+        """The changes that could not be computed, since images are missing."""
         return [one for one in self.all_changes if one.outcome is Outcome.INCOMPLETE]
 
     @property
     def is_decided(self) -> bool:
-        """Whether anything at all was compared."""
+        """True if anything was compared."""
         return any(one.is_decided for one in self.all_changes)
 
     @property
     def is_undecided(self) -> bool:
-        """Whether neither a cell nor all together are shown to be worse, better or equal."""
+        """True if neither a cell nor all together are shown to be worse, better or equal."""
         return not any(one.is_settled for one in self.all_changes)
 
     @property
     def conclusion(self) -> str:
-        """What the comparison says of its cells, in one line."""
+        """What the comparison shows of its cells, in one line."""
         return concluded(self.changes, self.overall)
 
     @property
@@ -162,7 +162,7 @@ class Comparison:
 
 
 def concluded(cells: Sequence[Change], overall: Change | None) -> str:
-    """What changes of cells, and of all cells together, show: worse, better, equal or nothing."""
+    """What the changes of cells and of all cells together show, in one line."""
     counts = Counter(one.outcome for one in cells)
     found = [f"{said} in {counts[outcome]}" for outcome, said in SETTLED.items() if counts[outcome]]
     n_open = len(cells) - sum(counts[outcome] for outcome in SETTLED)
@@ -175,12 +175,12 @@ def concluded(cells: Sequence[Change], overall: Change | None) -> str:
 
 
 def fell(old: Verdict | None, new: Verdict | None) -> bool:
-    """Whether a verdict fell from success to another that decides."""
+    """True if a verdict fell from success to failure or inconclusive."""
     return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
 
 
 def outcome_of(low: float, high: float, *, tolerance: float, has_fallen: bool) -> Outcome:
-    """What the interval of a difference says."""
+    """The outcome that follows from a difference's interval ``low``..``high``."""
     if high < -tolerance - _ROUNDING or has_fallen:
         return Outcome.REGRESSED
     if low > _ROUNDING:

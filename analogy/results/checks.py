@@ -1,8 +1,8 @@
 """Checks of JSON that may come from anywhere: each takes a value and its place in the file.
 
-The first, which raise :class:`PlaceError`, are for values that decide something: a comparison, a
-verdict, a name. The last, from ``figure`` on, are for figures that are only shown: an invalid one
-counts as missing.
+The first checks are for values that decide something: a comparison, a verdict, a name. They raise
+:class:`PlaceError` if a value is invalid. The checks from ``figure`` on are for figures that are
+only shown: an invalid one counts as missing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Object = Mapping[str, object]
 
 
 class PlaceError(ValueError):
-    """A value is invalid at its place: place, expected, got."""
+    """A value is invalid. The message has its place, what was expected and what came."""
 
 
-# --- what decides
+# --- values that decide something
 
 
 def value_of(data: object, key: str, place: str) -> object:
@@ -48,8 +48,8 @@ def optional(check: Callable[[object, str], T]) -> Callable[[object, str], T | N
 
 
 def each(check: Callable[[object, str], T]) -> Callable[[object, str], tuple[T, ...]]:
-    """The check of a list of different values, which are given back in ascending order: a mean does
-    not depend on theirs.
+    """The check of a list of distinct values. It returns them in ascending order, since no mean
+    depends on the order.
     """
 
     def check_each(value: object, place: str) -> tuple[T, ...]:
@@ -64,14 +64,14 @@ def each(check: Callable[[object, str], T]) -> Callable[[object, str], tuple[T, 
 
 
 def object_of(value: object, place: str) -> Object:
-    """An object."""
+    """The value, if it is an object."""
     if not isinstance(value, Mapping):
         raise PlaceError(f"{place}: expected an object, got {shown(value)}")
     return value
 
 
 def list_of(value: object, place: str) -> list[object] | tuple[object, ...]:
-    """A list."""
+    """The value, if it is a list."""
     if not isinstance(value, (list, tuple)):
         raise PlaceError(f"{place}: expected a list, got {shown(value)}")
     return value
@@ -87,7 +87,7 @@ def text(value: object, place: str) -> str:
 
 
 def texts(value: object, place: str) -> dict[str, str]:
-    """An object of texts."""
+    """An object whose values are texts."""
     return {
         text(key, place): text(one, f"{place}[{shown(key)}]")
         for key, one in object_of(value, place).items()
@@ -95,7 +95,7 @@ def texts(value: object, place: str) -> dict[str, str]:
 
 
 def machine(value: object, place: str) -> Machine:
-    """The machine's properties: plain values, to be compared and shown."""
+    """The machine's properties: plain values, which are compared and shown."""
     made: dict[str, str | int | float | None] = {}
     for key, one in object_of(value, place).items():
         if not isinstance(one, (str, int, float, type(None))):
@@ -134,12 +134,12 @@ def count(value: object, place: str) -> int:
 
 
 def seed(value: object, place: str) -> int:
-    """A seed."""
+    """A seed, from 0 to `MAX_SEED`."""
     return integer(value, place, 0, MAX_SEED)
 
 
 def margin(value: object, place: str) -> float:
-    """A margin, in -2..2."""
+    """A margin, in -2..2 with room for rounding."""
     return number(value, place, -MARGIN_LIMIT, MARGIN_LIMIT)
 
 
@@ -171,14 +171,14 @@ def margins(value: object, place: str) -> dict[str, float]:
     found = object_of(value, place)
     made: dict[str, float] = {}
     for pair, one in found.items():
-        # A file may have a million of them: the place is only put into words for an error.
+        # A file may have a million margins: the text of the place is only made for an error.
         if type(one) is not float or not -MARGIN_LIMIT <= one <= MARGIN_LIMIT:
             one = margin(one, f"{place}[{shown(pair)}]")
         made[text(pair, place)] = one
     return made
 
 
-# --- what is only shown
+# --- values that are only shown
 
 
 def figure(value: object) -> float:

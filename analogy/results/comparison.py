@@ -26,11 +26,11 @@ from analogy.statistics.values import MIN_DECISIVE
 SAMPLING = (
     "method", "method_version", "window", "steps", "guidance", "second_guidance", "scheduler",
 )  # fmt: skip
-"""What of a subject says how its images are made from its model."""
+"""The fields of a subject that determine how its images are made from its model."""
 
 
 class NotComparableError(AnalogyError, ValueError):
-    """Two results of different measurements; ``differences`` says in what, in words."""
+    """Two results are of different measurements; ``differences`` are these in words."""
 
     exit_code = ExitCode.NOT_COMPARABLE
 
@@ -46,10 +46,11 @@ class NotComparableError(AnalogyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What is compared on one side: a cell, or several cells pooled (``cell`` None).
+    """One side of a comparison: a cell, or several cells pooled (``cell`` None).
 
-    ``verdict``: None where none is recorded, which only a pool's may be. ``n``: pairs, with and
-    without an item. ``items``: pair id to margin; of an incomplete cell those that are complete.
+    ``verdict``: None if it is not recorded, which only happens for a pool. ``n``: the number of
+    pairs, with or without an item. ``items``: pair id to margin; only complete ones of an
+    incomplete cell.
     """
 
     cell: Cell | None
@@ -64,11 +65,11 @@ class Side:
 
 
 def measurement_differences(old: Header, new: Header) -> list[str]:
-    """Why ``new`` cannot be compared with the baseline ``old``, in words; empty when it can.
+    """Why ``new`` cannot be compared with the baseline ``old``, in words; empty if it can.
 
     A run of some of the baseline's categories is comparable on those: a category's figures do not
-    depend on the others. A category that the baseline lacks would pass without a comparison, so
-    it is a difference.
+    depend on the others. A category that the baseline lacks is a difference, since it would
+    otherwise pass without a comparison.
     """
     found = setting_differences(old.measurement, new.measurement)
     unknown = [name for name in new.categories if name not in old.measurement.pairs]
@@ -83,7 +84,7 @@ def measurement_differences(old: Header, new: Header) -> list[str]:
 def subject_differences(
     old: Header, new: Header, *, of: Collection[str] | None = None
 ) -> list[str]:
-    """In what the subjects differ, in words: what a change of the figures may be due to.
+    """The differences of the subjects, in words: possible causes of a change of the figures.
 
     ``of``: only these fields of :class:`~analogy.results.model.Subject`; all unless given.
     """
@@ -101,19 +102,19 @@ def subject_differences(
 
 
 def n_comparisons(new: Header) -> int:
-    """How many comparisons a run makes: its cells, and all of them together."""
+    """The number of comparisons of a run: one for each cell, and one for all of them together."""
     return len(new.categories) * len(new.measurement.alphas) + 1
 
 
 def simultaneous_confidence(comparisons: int) -> float:
-    """The confidence of each of so many intervals that hold together with 95% (Bonferroni)."""
+    """The confidence of each interval at which all of them hold together with 95% (Bonferroni)."""
     if comparisons < 1:
         raise ValueError(f"comparisons: expected 1 or more, got {comparisons}")
     return 1.0 - SIGNIFICANCE / comparisons
 
 
 def check_tolerance(tolerance: float) -> float:
-    """The tolerance, if it is a finite number >= 0; else a ``ValueError``."""
+    """Returns the tolerance. Raises ``ValueError`` if it is not a finite number >= 0."""
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance: expected a finite number >= 0, got {tolerance}")
     return tolerance
@@ -129,9 +130,9 @@ def compare_items(
 ) -> Change:
     """One cell against its baseline, paired by pair id.
 
-    ``comparisons``: of how many this is one, the overall figure counted, so that all their
-    intervals hold together with 95%. ``n_resamples``: by default so many that 10 lie beyond either
-    end of the interval, and 10,000 at least. A pair that either side lacks makes the cell
+    ``comparisons``: the number of comparisons of the run, the overall one included; all their
+    intervals hold together with 95%. ``n_resamples``: by default 10,000, or more if fewer than 10
+    would lie beyond either end of the interval. A pair that either side lacks makes the cell
     incomplete.
     """
     check_tolerance(tolerance)
@@ -190,7 +191,7 @@ def compare_cell(
 ) -> Change:
     """A cell of a comparable run against the baseline's.
 
-    If either is of a sequential run, on the pairs and seeds that both have.
+    If one of them is of a sequential run, they are compared on the pairs and seeds of both.
     """
     before = old.analysis.cells[new.cell]
     if before.stop is not None or new.stop is not None:
@@ -208,7 +209,7 @@ def compare_overall(
     old: Results, new: Results, *, tolerance: float = TOLERANCE, n_resamples: int | None = None
 ) -> Change:
     """All of a comparable run against the same categories of the baseline, over pairs."""
-    # The baseline's overall verdict is of all its categories, and of no selection.
+    # The baseline's overall verdict holds for all its categories together, not for a part of them.
     categories = new.header.categories
     is_whole = len(categories) == len(old.header.categories)
     both = [
@@ -243,9 +244,9 @@ def compare(
     tolerance: float = TOLERANCE,
     known: Mapping[Cell | None, Change] | None = None,
 ) -> Comparison:
-    """Results against a baseline; a :class:`NotComparableError` for another measurement.
+    """Results against a baseline. Raises :class:`NotComparableError` for another measurement.
 
-    ``known``: changes that were decided during the run, of a cell or of all together (None).
+    ``known``: changes already computed during the run, of a cell or of all together (None).
     """
     check_tolerance(tolerance)
     different = measurement_differences(old.header, new.header)
@@ -289,7 +290,7 @@ def _pooled(results: Results, categories: Sequence[str], verdict: Verdict | None
 
 
 def setting_differences(old: Measurement, new: Measurement) -> list[str]:
-    """In what measurements differ, their sets of categories aside."""
+    """The differences of measurements, in words, apart from the sets of their categories."""
     found: list[str] = []
     for field in dataclasses.fields(old):
         if field.name != "pairs":
@@ -302,7 +303,7 @@ def setting_differences(old: Measurement, new: Measurement) -> list[str]:
 
 
 def _difference(name: str, old: Any, new: Any) -> list[str]:
-    """One difference in words, or none."""
+    """The difference in words; empty if there is none."""
     if old == new:
         return []
     return [f"{name}: baseline {_worded(old)}, this run {_worded(new)}"]
@@ -315,7 +316,7 @@ def _worded(value: Any) -> str:
 
 
 def _throughput(old: Results, new: Results) -> tuple[dict[str, float], str]:
-    """New over old images/s by stage, or why there is none."""
+    """New over old images/s by stage, and why there is no ratio if there is none."""
     before, now = old.header.provenance.machine, new.header.provenance.machine
     if before != now:
         names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]

@@ -1,5 +1,5 @@
-"""Comparisons of sequential runs: on the pairs and seeds that both sides have, with a look's
-interval.
+"""Comparisons of sequential runs, on the pairs and seeds that both sides have. Intervals are those
+of a look.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Margins = NDArray[np.float64]
 def compare_common(
     cells: Sequence[tuple[CellFigures, CellFigures]], *, tolerance: float, comparisons: int
 ) -> Change:
-    """One or more cells, each with its baseline, on the pairs and seeds that all of them have.
+    """One or more cells against their baselines, on the pairs and seeds that all of them have.
 
     Several cells are compared by each pair's mean over its cells. The interval is that of the
     earliest look among them, its level divided by ``comparisons``.
@@ -56,15 +56,15 @@ def compare_common(
 
 
 def _n_seeds(figures: CellFigures) -> int:
-    """Seeds of a cell's items; without margins of single images its items are not divisible."""
+    """The seeds of a cell's items; 2**31 if a file has no margins of single images to select by."""
     if figures.stop is not None:
         return figures.stop.seeds
     return len(next(iter(figures.seeds.values()), ())) or 2**31
 
 
 def _item(figures: CellFigures, pair: str, n_seeds: int) -> float:
-    """A pair's mean over the first seeds. In a file without margins of single images the mean over
-    all of them stands for it, as in :func:`baseline_margins`.
+    """A pair's mean over the first seeds. A file without margins of single images has only the mean
+    over all seeds, which is returned instead, as in :func:`baseline_margins`.
     """
     if not figures.seeds:
         return figures.items[pair]
@@ -74,9 +74,9 @@ def _item(figures: CellFigures, pair: str, n_seeds: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """A cell's comparison with its baseline by now.
+    """The current comparison of a cell with its baseline.
 
-    ``needs``: pairs and seeds whose images it lacks, None if it is decided.
+    ``needs``: the pairs and seeds whose images it lacks, None if it is decided.
     """
 
     change: Change
@@ -92,10 +92,10 @@ def compare_looks(
     design: Design,
     tolerance: float,
 ) -> GateState:
-    """A cell of a run that goes on, against its baseline, look by look until one decides.
+    """A cell of a running session against its baseline, look by look until one decides.
 
-    ``margins``, ``baseline``: ``(pairs in the recorded order, seeds)``, NaN where missing;
-    ``design``: its levels are those of one of all comparisons.
+    ``margins``, ``baseline``: ``(pairs in the recorded order, seeds)``, NaN if missing;
+    ``design``: its levels already share the error among all comparisons.
     """
     found = decide_change(margins - baseline, tolerance, design)
     look = design.looks[found.look]
@@ -113,9 +113,9 @@ def compare_looks(
 def baseline_margins(
     old: CellFigures, old_seeds: Sequence[int], pairs: Sequence[str], seeds: Sequence[int]
 ) -> Margins:
-    """A baseline's margins of single images for these pairs and seeds; NaN where it has none.
+    """A baseline's margins of single images for these pairs and seeds; NaN for missing ones.
 
-    A file without them has only each pair's mean: it stands for every seed.
+    A file without single margins has only each pair's mean, which stands for every seed.
     """
     found = np.full((len(pairs), len(seeds)), np.nan)
     for i, pair in enumerate(pairs):
@@ -139,7 +139,7 @@ def _change(
     is_blind: bool,
     outcome: Outcome | None = None,
 ) -> Change:
-    """``outcome``: what the looks' tests said; by default the interval's."""
+    """The change of a cell. ``outcome``: that of the looks' tests, None to take the interval's."""
     confidence, n = 1 - 2 * level, len(olds)
     before = after = difference = low = high = math.nan
     if n and not is_missing:

@@ -1,4 +1,4 @@
-"""What a steering method costs, as records: plain values."""
+"""Records of a steering method's cost: plain values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FitCost:
-    """What fitting a method cost.
+    """The cost of fitting a method.
 
-    `seconds`: of all workers together; `images`: denoised for it, each in as many forward passes as
-    an unguided image of the run has steps; `inputs`: category to the digests of all that its fits
-    depended on.
+    `seconds`: the sum over workers; `images`: denoised for it, each with as many forward passes as
+    an unguided image of the run has steps; `inputs`: category to the digests of everything that
+    its fits depended on.
     """
 
     seconds: float
@@ -22,13 +22,13 @@ class FitCost:
 
 @dataclass(frozen=True, slots=True)
 class MethodCost:
-    """What a method cost in a run. None: not measured, as where all images were there already.
+    """The cost of a method in a run. None: not measured, such as if all images existed before.
 
     - `images`: steered images that were timed;
     - `seconds`, `unsteered_seconds`: of one worker for an image, without fitting and writing; the
       median over batches;
-    - `peak_bytes`: the most memory while steered images were generated and the method fitted;
-      `memory`: what that is of (:class:`analogy.metrics.efficiency.Memory`);
+    - `peak_bytes`: the peak memory while steered images were generated and the method was fitted;
+      `memory`: which memory that is (:class:`analogy.metrics.efficiency.Memory`);
     - `fit`: None if the method was not fitted.
     """
 

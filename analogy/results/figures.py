@@ -1,4 +1,4 @@
-"""The figures of results, read from JSON: strict if they decide something, else None if invalid."""
+"""Reads figures from JSON: strictly if they decide something, else as missing if invalid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from analogy.results.model import (
     TargetFigures,
 )
 
-# A recorded mean may differ from its items' by their order in the sum, and by nothing else.
+# A recorded mean may differ from the items' mean only by rounding, from another order of the sum.
 _SAME_MEAN = 1e-6
 
 
@@ -72,7 +72,7 @@ def _by_category(data: Object, key: str, measurement: Measurement) -> Iterator[t
 
 
 def _cells(value: object, measurement: Measurement) -> dict[Cell, CellFigures]:
-    """Every category at every alpha, once, in the measurement's order."""
+    """The figures of every category at every alpha, each once, in the measurement's order."""
     found: dict[Cell, CellFigures] = {}
     for index, row in enumerate(checks.list_of(value, "cells")):
         place = f"cells[{index}]"
@@ -131,7 +131,7 @@ def _cell(value: object, place: str) -> CellFigures:
 
 
 def _seeds(row: Object, items: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
-    """The margins of single images; empty unless they are valid and those of the items."""
+    """The margins of single images; empty if they are invalid or do not match the items."""
     found = {
         pair: tuple(map(figure, margins))
         for pair, margins in part(row, "seeds").items()
@@ -145,7 +145,7 @@ def _seeds(row: Object, items: Mapping[str, float]) -> dict[str, tuple[float, ..
 
 
 def stop_of(value: object) -> Stop | None:
-    """A look of a sequential run; None if there is none, or it is invalid."""
+    """A look of a sequential run; None if it is missing or invalid."""
     if not isinstance(value, Mapping):
         return None
     names = ("look", "looks", "pairs", "seeds", "images")
@@ -163,7 +163,9 @@ def stop_of(value: object) -> Stop | None:
 
 
 def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) -> None:
-    """The complete cells of a category are of the same pairs, and no pair is in two categories."""
+    """Raises ``PlaceError`` unless a category's complete cells have the same pairs, and each pair
+    is in one category.
+    """
     owner: dict[str, str] = {}
     for category in measurement.pairs:
         mine = [cells[Cell(category, alpha)] for alpha in measurement.alphas]
@@ -184,7 +186,7 @@ def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) ->
 
 
 def _mean_margin(row: Object, place: str, verdict: Verdict) -> float:
-    """A mean margin; NaN for null, which an incomplete figure has."""
+    """A mean margin; NaN for an incomplete figure, whose value must be null."""
     value = value_of(row, "mean", f"{place}.")
     if verdict is not Verdict.INCOMPLETE:
         return checks.margin(value, f"{place}.mean")
@@ -196,7 +198,7 @@ def _mean_margin(row: Object, place: str, verdict: Verdict) -> float:
 
 
 def _unsteered(category: str, row: Object) -> CellFigures:
-    """A category at alpha 0."""
+    """The figures of a category's unsteered images, at alpha 0."""
     items = _items(row)
     share = figure(row.get("target_share"))
     return CellFigures(
@@ -218,13 +220,13 @@ def _target(category: str, row: Object) -> TargetFigures:
 
 
 def _items(row: Object) -> dict[str, float]:
-    """Pair id to margin, of the margins that are valid."""
+    """Pair id to margin, without invalid margins."""
     found = {pair: figure(one) for pair, one in part(row, "items").items()}
     return {pair: one for pair, one in found.items() if abs(one) <= MARGIN_LIMIT}
 
 
 def _estimate(row: Object, *, n_items: int = 0) -> Estimate:
-    """An estimate's figures. ``n_items``: the default for a row without it, and then for ``n``."""
+    """An estimate's figures. ``n_items``: used if the row lacks it, and also if it lacks ``n``."""
     recorded = checks.size(row.get("n_items"))
     n_items = n_items if recorded is None else recorded
     n = checks.size(row.get("n"))
@@ -245,7 +247,7 @@ _ESTIMATED = (
 
 
 def _gain(row: Object) -> Estimate | None:
-    """An estimate of the gain; None if there is none with a verdict."""
+    """The estimate of the gain; None if it is missing or has no verdict."""
     gain = part(row, "gain")
     return None if checks.verdict_or_none(gain.get("verdict")) is None else _estimate(gain)
 
@@ -319,7 +321,7 @@ def quality_of(data: Object) -> QualityFigures:
 
 
 def _mean(row: Object) -> Mean:
-    """A mean that is infinite, which JSON cannot write, if an image equals its unsteered one."""
+    """A mean. It is infinite, which JSON cannot express, if an image equals its unsteered one."""
     n_equal = checks.size(row.get("n_equal")) or 0
     mean = math.inf if n_equal and row.get("mean") is None else figure(row.get("mean"))
     ends = figure(row.get("ci_low")), figure(row.get("ci_high"))

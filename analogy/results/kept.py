@@ -32,21 +32,21 @@ FOLDER_NAME = "results"
 """The folder for the results of all measurements, in a run folder."""
 
 MOST_READ = 50
-"""At most this many results files of a folder are read to list its measurements."""
+"""The most results files of a folder that are read to list its measurements."""
 
 _Place = TypeVar("_Place")
 _Figures = TypeVar("_Figures")
 
-# What is written there; other files are the user's own.
+# The files that this suite writes there; others are the user's own.
 _NAME = re.compile(r"[0-9a-f]{12}\.json")
 _LEFT = re.compile(r"([0-9a-f]{12}|results(-[\w.-]+)?)\.json\.\d+\.partial")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Results with their scope. ``data``: their file's content, None of results in memory.
+    """Results with their scope. ``data``: the content of their file, None for results in memory.
 
-    A file is copied as it is: one of another suite may have fields that this one does not know.
+    A file is copied byte by byte, since another suite's may have fields that this one lacks.
     """
 
     results: Results
@@ -66,12 +66,12 @@ class Measured:
 
     @property
     def path(self) -> Path | None:
-        """The file that they were read from, None in memory."""
+        """The file from which they were read, None in memory."""
         return self.results.header.path
 
     @property
     def name(self) -> str:
-        """What its file in ``results/`` is called."""
+        """The name of their file in ``results/``."""
         return f"{self.scope.digest}.json"
 
     def content(self) -> bytes:
@@ -118,7 +118,7 @@ class Kept:
 
 
 def prepare(folder: Path) -> None:
-    """Create the folder for results, before the work.
+    """Create the folder for results, before a run starts its work.
 
     Raises ``OSError`` if it cannot be created, or is a link, which another user may have made.
     """
@@ -160,9 +160,9 @@ def keep(results: Results, folder: Path, *, name: str = RESULTS_NAME) -> Kept:
 def why_stays(new: Scope, shown: Scope) -> str | None:
     """Why new results do not replace the shown ones; None if they do.
 
-    They replace them unless the shown ones are finished and the new ones are unfinished or only a
-    part: of selected pairs while the shown ones are of all pairs, or with fewer of the same pairs,
-    strengths or seeds.
+    New results replace the shown ones unless the shown ones are finished and the new ones are
+    unfinished or only a part of them: of selected pairs while the shown ones are of all pairs, or
+    with fewer of the same pairs, strengths or seeds.
     """
     if new.digest == shown.digest or not shown.is_finished:
         return None
@@ -175,7 +175,7 @@ def why_stays(new: Scope, shown: Scope) -> str | None:
 
 
 def put(results: Results, path: Path) -> str | None:
-    """Write results to the default file unless its present results must stay; returns why they do.
+    """Write results to the default file unless its present results must stay; returns the reason.
 
     In addition to :func:`why_stays`, results of a smaller grid do not replace finished results:
     runs of all folders write this file, and the old results may be kept nowhere else.
@@ -234,7 +234,7 @@ def with_quality(results: Results, folder: Path) -> Results:
 def _joined(
     now: Mapping[_Place, Mapping[str, _Figures]], then: Mapping[_Place, Mapping[str, _Figures]]
 ) -> dict[_Place, dict[str, _Figures]]:
-    """The figures of both, each place once. ``now`` comes first, and wins if both have a figure."""
+    """The figures of both, each place once. If both have a figure, that of ``now`` is taken."""
     made = {}
     for place in dict.fromkeys([*now, *then]):
         mine = now.get(place, {})
@@ -259,11 +259,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _adopt(shown: Measured, folder: Path) -> None:
-    """Copy the shown results into ``results/`` unless they are there: they may be nowhere else."""
+    """Copy the shown results into ``results/`` if they are missing there: no other may exist."""
     own = folder / FOLDER_NAME / shown.name
     old = found(own)
     if old is None or (old.data != shown.data and not shown.lacks(old)):
-        write_atomically(own, shown.content())  # a file of the folder's own, which follows no link
+        write_atomically(own, shown.content())  # the suite's own file, where no link is followed
 
 
 # --- reading
@@ -290,7 +290,7 @@ def found(path: Path) -> Measured | None:
 
 
 def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
-    """The folder's other measurements, the latest file first, and the number of files not read.
+    """The folder's other measurements, the latest file first, and how many files were not read.
 
     Files that are not valid results are left out.
     """
@@ -308,8 +308,8 @@ def others(folder: Path, shown: Measured) -> tuple[list[Measured], int]:
 def notes(path: Path, now: Measured | None = None) -> Iterator[str]:
     """Lines for the reader of a run folder: which results are shown, and which others exist.
 
-    None for a folder with one measurement, and for a results file. ``now``: the shown results, if
-    they were read already.
+    Yields nothing for a folder with one measurement, and for a results file. ``now``: the shown
+    results, if they were already read.
     """
     if not path.is_dir():
         return
@@ -332,11 +332,11 @@ def _files(place: Path) -> list[Path]:
     try:
         files = [file for file in place.iterdir() if _NAME.fullmatch(file.name) and file.is_file()]
         return sorted(files, key=lambda file: (-file.stat().st_mtime_ns, file.name))
-    except OSError:  # there are none, or one was just replaced
+    except OSError:  # the folder is missing, or a file was just replaced
         return []
 
 
-# --- what results hold
+# --- the contents of results
 
 
 def _chosen(scope: Scope) -> list[str]:
@@ -347,7 +347,7 @@ def _chosen(scope: Scope) -> list[str]:
 
 
 def _items(results: Results) -> set[tuple[str, str | Cell, str | int]]:
-    """Every item that results have figures of, unsteered and target prompts' too."""
+    """Every item with figures, those of unsteered images and target prompts included."""
     analysis = results.analysis
     cells, unsteered = analysis.cells.values(), analysis.unsteered.values()
     made: set[tuple[str, str | Cell, str | int]] = set()

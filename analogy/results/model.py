@@ -1,8 +1,8 @@
 """The results of a run as one tree of frozen dataclasses, which is written, read and shown.
 
 :mod:`analogy.results.writing` writes it as JSON and :mod:`analogy.results.reading` reads it.
-Everything here is a plain value: neither torch nor numpy is imported. A figure that does not exist
-is NaN in a float field and None elsewhere, and null in JSON.
+Everything here is a plain value: neither torch nor numpy is imported. A missing figure is NaN in a
+float field, None elsewhere, and null in JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from analogy.grid_metrics import Described
 from analogy.results.cost import MethodCost
 
 RESULTS_VERSION = 2
-"""The schema version that is written and read."""
+"""The schema version of results files."""
 
 RESULTS_NAME = "results.json"
 """The results that a run folder shows."""
@@ -47,15 +47,15 @@ class Ceiling(Figures):
 
     - `n`: pairs, the clusters of every interval here;
     - `mean`, `ci_low`, `ci_high`: mean margin of drawings of the target, and its 95% interval: the
-      ceiling. Not a bound: an image can exaggerate what a drawing only shows;
+      ceiling. It is not a bound: an image can exaggerate what a drawing only shows;
     - `floor`: mean margin of drawings of the source;
     - `change`, `change_low`, `change_high`: mean difference of the two, paired by pair;
-    - `auc`: of the margin as a detector of the true attribute, drawings of targets against drawings
-      of sources, in 0..1, with one threshold for all pairs; 0.5 is chance;
+    - `auc`: area under the ROC curve of the margin as a detector of the true attribute, drawings of
+      targets against drawings of sources, in 0..1, with one threshold for all pairs; 0.5 is chance;
     - `is_blind`: the judge does not see the true change; see
       :func:`analogy.studies.ceiling.ceiling`.
 
-    A figure that does not exist (an interval of one pair) is NaN.
+    A missing figure (such as an interval of one pair) is NaN.
     """
 
     n: int
@@ -71,9 +71,9 @@ class Ceiling(Figures):
 
 
 def share(margin: float, of: Ceiling) -> float | None:
-    """A cell's mean margin as a share of the ceiling; a perfect edit has 1.
+    """A cell's mean margin as a share of the ceiling; 1 for a perfect edit.
 
-    None where the ceiling is not above 0, or where the cell has no mean.
+    Returns None if the ceiling is not above 0, or if the cell has no mean.
     """
     return margin / of.mean if of.mean > 0 and math.isfinite(margin) else None
 
@@ -95,12 +95,12 @@ class Null(Figures):
 class Stop(Figures):
     """The look of a sequential run at which a figure was taken.
 
-    - `look`: of `looks`, from 1; `pairs`, `seeds`: of each cell at this look, and their product
-      `images`;
+    - `look`: of `looks`, from 1; `pairs`, `seeds`: of each cell at this look; `images`: their
+      product;
     - `level`: of the look's one-sided test on either side; its interval has the `confidence`
       1 - 2 `level`;
-    - `is_early`: whether it was not the last look. The mean is then biased upwards;
-    - `p_seq`: the sequential p of a cell's margin, NaN of other figures;
+    - `is_early`: True if it was not the last look. The mean is then biased upwards;
+    - `p_seq`: the sequential p of a cell's margin, NaN for other figures;
     - `icc`: the share of an image's variance that lies between pairs, NaN with one seed.
     """
 
@@ -124,8 +124,8 @@ class Stop(Figures):
 class Saved(Figures):
     """The images of a sequential run, and those that it did not need.
 
-    `images`: of the looks that were taken, `of`: of the full grid; `seconds`: the time that the
-    others would have taken at the run's rate, None if that is not known; `order_seed`, `order`:
+    `images`: of the looks that were taken; `of`: of the full grid; `seconds`: the time that the
+    other images would have taken at the run's rate, None if unknown; `order_seed`, `order`:
     the seed of the random order, and category to the digest of its order.
     """
 
@@ -141,17 +141,17 @@ class CellFigures(Compared):
     """All figures of one cell, or of a category's unsteered images (alpha 0).
 
     - ``margin``: its verdict is None at alpha 0, where nothing is claimed;
-    - ``gain``: None at alpha 0, and where a file has none;
+    - ``gain``: None at alpha 0, and if a file lacks it;
     - ``items``: pair id to margin, in -2..2, of the pairs that have all their images;
-    - ``ceiling``: of the category's pairs; ``null``: of the null; None where not measured;
+    - ``ceiling``: of the category's pairs; ``null``: of the null; None if not measured;
     - ``p_holm``, ``p_bh``: the larger of the margin's ``p`` and ``p_bootstrap``, adjusted for all
       cells of the run; NaN for a cell by itself;
     - ``target_share``: the mean margin as a share of the category's in ``Analysis.targets``; None
-      where that is not above 0, where images are missing, and where targets were not asked for;
+      if that is not above 0, if images are missing, and if targets were not measured;
     - ``seeds``: pair id to the margins of its images, a value for each seed of ``items``, in the
-      run's order; empty where a file has none;
-    - ``stop``, ``gain_stop``: the looks of margin and gain. Both are missing (None) in a run that
-      is not sequential, and while the cell is open.
+      run's order; empty if a file has none;
+    - ``stop``, ``gain_stop``: the looks of margin and gain. Both are None in a run that is not
+      sequential, and while the cell is open.
     """
 
     cell: Cell
@@ -169,12 +169,12 @@ class CellFigures(Compared):
 
     @property
     def survives(self) -> bool:
-        """Whether a success stays one when the family of all cells is counted."""
+        """True if the cell is a success also after Holm's correction for all cells."""
         return self.margin.verdict is Verdict.SUCCESS and self.p_holm < SIGNIFICANCE
 
     @property
     def share(self) -> float | None:
-        """The mean margin as a share of the ceiling's, None without a ceiling."""
+        """The mean margin as a share of the ceiling's mean, None without a ceiling."""
         return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
 
 
@@ -182,8 +182,8 @@ class CellFigures(Compared):
 class TargetFigures(Compared):
     """The figures of a category's target prompts' own images: the best that the model can do.
 
-    Nothing is claimed of them: the margin's verdict is None. ``items`` and ``ceiling``: as of a
-    cell.
+    Nothing is claimed of them: the margin's verdict is None. ``items`` and ``ceiling`` are as in
+    :class:`CellFigures`.
     """
 
     category: str
@@ -194,7 +194,7 @@ class TargetFigures(Compared):
 
     @property
     def share(self) -> float | None:
-        """The mean margin as a share of the ceiling's, None without a ceiling."""
+        """The mean margin as a share of the ceiling's mean, None without a ceiling."""
         return None if self.ceiling is None else share(self.margin.mean, self.ceiling)
 
     def share_of(self, mean: float) -> float | None:
@@ -207,12 +207,11 @@ class Pool:
     """Several cells together, pairs as clusters.
 
     - ``margin``, ``gain``: over all alphas of the pool but 0;
-    - ``trend``: over all of them; None for a single alpha and where images are missing;
-    - ``items``: the naive figures of the published study; None where images are missing, and in a
+    - ``trend``: over all alphas and 0; None for a single alpha and if images are missing;
+    - ``items``: the naive figures of the published study; None if images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
-      ``gain_stop``: the look of gain and trend. Both are missing (None) in a run that is not
-      sequential.
+      ``gain_stop``: the look of gain and trend. Both are None in a run that is not sequential.
 
     Results of earlier suites may lack gain, trend and items.
     """
@@ -229,8 +228,8 @@ class Pool:
 class Analysis:
     """All figures of margins, in the order of the run's categories and ascending alphas.
 
-    ``cells`` has all alphas but 0, which is in ``unsteered``. ``targets``: empty where not asked
-    for. ``categories``, ``alphas``: pools, which results of earlier suites may lack.
+    ``cells`` has all alphas but 0, which is in ``unsteered``. ``targets``: empty if not measured.
+    ``categories``, ``alphas``: pools, which results of earlier suites may lack.
     """
 
     cells: Mapping[Cell, CellFigures]
@@ -260,8 +259,8 @@ class Analysis:
 class Mean(Figures):
     """A metric's mean over a cell's pairs, each the mean over its seeds, with a 95% interval.
 
-    ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that is
-    its unsteered image, whose PSNR is infinite; the mean is then infinite and has no interval.
+    ``n``: pairs; those that lack an image are left out. ``n_equal``: pairs with an image that
+    equals its unsteered image, whose PSNR is infinite; the mean is then infinite, with no interval.
     """
 
     mean: float
@@ -273,8 +272,8 @@ class Mean(Figures):
 
 @dataclass(frozen=True, slots=True)
 class Distance(Figures):
-    """A metric of all ``n`` images at one alpha against ``n_references`` reference images, by the
-    features that ``name`` says.
+    """A metric of all ``n`` images at one alpha against ``n_references`` reference images, on the
+    features that ``name`` gives.
     """
 
     name: str
@@ -288,8 +287,9 @@ class QualityFigures:
     """The metrics beside the margin: of each cell, and of all images at an alpha.
 
     ``lpips``: the network's fingerprint, or why LPIPS was not measured. ``references``: what the
-    reference images are, or why there are none. None where a file has neither. ``metrics``: those
-    measured, empty for the default ones. ``features``: why the judge gives none; None if it does.
+    reference images are, or why there are none. Both are None if a file lacks them. ``metrics``:
+    those measured, empty for the default ones. ``features``: why the judge gives no features, else
+    None.
     """
 
     cells: Mapping[Cell, Mapping[str, Mean]] = field(default_factory=dict)
@@ -302,7 +302,7 @@ class QualityFigures:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that failed. ``method``: None at alpha 0, which all methods share."""
+    """A failed image. ``method``: None at alpha 0, which all methods share."""
 
     pair_id: str
     category: str
@@ -314,23 +314,23 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Images per second over all work in the run folder; None if nothing was timed."""
+    """Images per second over all work in the run folder; None for a stage that was not timed."""
 
     generate: float | None
     score: float | None
     workers: Mapping[str, float] = field(default_factory=dict)
 
 
-# --- what the figures are of
+# --- what was measured, and with what
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A run's options by name, as its results have them.
 
-    Suites before and after this one have other options, which a copy of their results must keep:
-    ``values`` holds all of them. Those that determine figures are checked when a file is read, and
-    are in :class:`Measurement` and :class:`Subject`; the others may hold anything.
+    Earlier and later suites have other options, and a copy of their results must keep these:
+    ``values`` holds all of them. Options that determine figures are checked when a file is read,
+    and are in :class:`Measurement` and :class:`Subject`; the others may hold anything.
     """
 
     values: Mapping[str, object]
@@ -346,12 +346,12 @@ class Settings:
         return self._model_and_lora()[1]
 
     def text(self, name: str) -> str | None:
-        """An option that is a text; None for any other value and for a missing one."""
+        """An option's text; None for any other value and for a missing one."""
         value = self.values.get(name)
         return value if isinstance(value, str) else None
 
     def is_on(self, name: str) -> bool:
-        """Whether a switch is set."""
+        """True if a switch is set."""
         return self.values.get(name) is True
 
     @property
@@ -362,7 +362,7 @@ class Settings:
 
     @property
     def sequential(self) -> dict[str, bool | int]:
-        """The options of a sequential run by name, those that are set; empty for any other run."""
+        """The options of a sequential run that are set, by name; empty for any other run."""
         if not self.is_on("sequential"):
             return {}
         names = ("sequential", "order_seed", "full_unsteered", "futility", "reserve")
@@ -376,8 +376,8 @@ class Settings:
         return RunConfig.from_dict(self.values)
 
     def _model_and_lora(self) -> tuple[str | None, str | None]:
-        """Results of earlier suites lack the key ``lora`` and have both in ``model`` alone, where a
-        ``+`` of the model's own cannot be told from the LoRA's.
+        """Results of earlier suites lack the key ``lora`` and have both in ``model`` alone, in
+        which a ``+`` of the model's own cannot be told from the LoRA's.
         """
         model, lora = self.text("model"), self.text("lora")
         if model is not None and "lora" not in self.values:
@@ -394,8 +394,8 @@ class Provenance:
 
     ``model``, ``judge``: fingerprints. ``ceiling``: a digest of ground truth that the user gave;
     None for the suite's own. ``python`` and ``time`` (ISO 8601): None in files that lack them.
-    ``guidance``: what the guidance scale sets in the pipeline, such as ``true_cfg_scale``, and the
-    kind of guidance; None for ``guidance_scale`` as classifier-free guidance.
+    ``guidance``: the parameter of the pipeline that the guidance scale sets, such as
+    ``true_cfg_scale``, and its kind; None for ``guidance_scale``, classifier-free guidance.
     """
 
     suite: str
@@ -413,7 +413,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What the figures were measured with: figures of another measurement are not comparable.
+    """The settings that figures must share to be comparable.
 
     ``seeds`` and ``alphas`` ascend; ``pairs`` is a digest of each category's pairs.
     """
@@ -428,7 +428,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The subject of a comparison: what was measured, and may differ."""
+    """The subject of a comparison: what was measured. It may differ between the two sides."""
 
     model: str
     method: str
@@ -447,9 +447,9 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of results: all that is known before any figure.
+    """The header of results: everything except the figures.
 
-    ``path``: the file that they were read from, None in memory; it does not count in comparisons.
+    ``path``: the file from which they were read, None in memory; it does not count in comparisons.
     """
 
     config: Settings
@@ -471,7 +471,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run's results. ``unread``, ``unsteered``, ``uneven``: ids of pairs, as of
+    """A run's results. ``unread``, ``unsteered``, ``uneven``: ids of pairs, as in
     :class:`analogy.studies.study.Study`. ``unknown``: pair id to the words that the embedded model,
     or judge, was not trained on. ``saved``: None unless the run was sequential.
     ``peak_memory_bytes``: of a CUDA device, None elsewhere. ``cost``: None if nothing was measured.
@@ -496,5 +496,5 @@ class Results:
         return tuple(dict.fromkeys(word for words in self.unknown.values() for word in words))
 
     def mark(self, figures: CellFigures) -> str:
-        """What follows a cell's verdict: `` *`` if a pair of it has unknown words."""
+        """The mark after a cell's verdict: `` *`` if a pair of it has unknown words, else empty."""
         return " *" if any(pair in self.unknown for pair in figures.items) else ""

@@ -1,10 +1,9 @@
 """Results read from JSON and checked: the one format of runs and of baselines.
 
 A baseline is a ``results.json`` (schema version 2). A run folder shows one results file as
-``RUN/results.json``; :mod:`analogy.results.kept` decides which. A file may come from anywhere.
-Values that decide something are checked strictly, and the only error is :class:`RecordedError`.
-Other figures are only shown, and earlier suites may lack them: they count as missing if they are
-invalid.
+``RUN/results.json``; :mod:`analogy.results.kept` chooses it. A file may come from anywhere. Values
+that decide something are checked strictly: :class:`RecordedError` is the only error. Other figures
+are only shown, and earlier suites may lack them: an invalid one counts as missing.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from analogy.results.model import (
 )
 
 MAX_FILE_BYTES = 64_000_000
-"""A larger file is refused before it is read; the full grid's is under 1 MB."""
+"""A larger file is refused before it is read; the file of the full grid has under 1 MB."""
 
 
 class RecordedError(AnalogyError, ValueError):
@@ -47,14 +46,12 @@ class RecordedError(AnalogyError, ValueError):
 
 
 class _VersionError(ValueError):
-    """The results are of another schema version; what to do."""
+    """The results are of another schema version; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsFile:
-    """A results file: its content, and its bytes, for a copy that is not of this suite's own
-    making.
-    """
+    """A results file: its content, and its bytes, with which another suite's file can be copied."""
 
     results: Results
     data: bytes
@@ -69,7 +66,7 @@ def read(path: Path) -> Results:
 
 
 def read_file(path: Path) -> ResultsFile:
-    """The results as by :func:`read`, with the bytes of their file."""
+    """The results as by :func:`read`, and the bytes of their file."""
     file = _file_of(path)
     try:
         with open(file, "rb") as stream:
@@ -84,7 +81,7 @@ def read_file(path: Path) -> ResultsFile:
 
 
 def _parsed(data: bytes, file: Path) -> Object:
-    """Strict JSON: neither NaN nor infinities, however spelled, and no key given twice."""
+    """The object of a strict JSON text: no NaN, no infinities, no key given twice."""
     try:
         content = parse(data.decode("utf-8"))
     except ValueError as error:
@@ -101,7 +98,7 @@ def _parsed(data: bytes, file: Path) -> Object:
 
 
 def _file_of(path: Path) -> Path:
-    """The results file that ``path`` names; small enough and a regular file."""
+    """The results file that ``path`` names: a regular file of at most `MAX_FILE_BYTES`."""
     try:
         if path.is_dir():
             return _shown_of(path)
@@ -172,7 +169,7 @@ def provenance_from_json(data: Object) -> Provenance:
 def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str]) -> Header:
     """The header of a run's results. ``pairs``: a digest of each category's pairs.
 
-    Raises :class:`RecordedError` if a name in them is one that no reader would take.
+    Raises :class:`RecordedError` if a name in them is one that readers would refuse.
     """
     settings = Settings(config.to_dict())
     with _told(None):
@@ -183,7 +180,7 @@ def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str
 
 @contextmanager
 def _told(path: Path | None) -> Iterator[None]:
-    """Add the file and the advice to an error."""
+    """Add the file's name and advice to errors."""
     name = "these results" if path is None else str(path)
     try:
         yield
@@ -277,14 +274,14 @@ def _header_of(
 
 
 def _method_version(config: Object, place: str) -> str:
-    """Of a method that has one and is not built in; of any other empty."""
+    """The version of a method that is not built in; empty if the file has none."""
     if "method_version" not in config:
         return ""
     return at(config, place, "method_version", checks.text)
 
 
 def _window(config: Object, place: str) -> Window:
-    """The part of the schedule in which images are steered; its ends may be left out."""
+    """The part of the schedule in which images are steered; the file may leave out its ends."""
     ends = {"steer_from": WHOLE.start, "steer_until": WHOLE.end}
     found = {n: at(config, place, n, checks.share) if n in config else ends[n] for n in ends}
     return Window(found["steer_from"], found["steer_until"])
@@ -317,7 +314,7 @@ def _results(data: Object, path: Path | None) -> Results:
 
 
 def _saved(value: object) -> Saved | None:
-    """What a sequential run did not need; None if there is none, or it is invalid."""
+    """The images that a sequential run saved; None if they are missing or invalid."""
     if not isinstance(value, Mapping):
         return None
     images, of, seed = (checks.size(value.get(name)) for name in ("images", "of", "order_seed"))
@@ -330,13 +327,13 @@ def _saved(value: object) -> Saved | None:
 
 
 def _unknown(data: Object) -> dict[str, tuple[str, ...]]:
-    """Pair id to words, of the entries that are valid."""
+    """Pair id to unknown words, without invalid entries."""
     found = {pair: _ids(words) for pair, words in part(data, "unknown_words").items()}
     return {pair: words for pair, words in found.items() if words}
 
 
 def _cost(value: object) -> MethodCost | None:
-    """What the method cost; None if there is nothing, or it is invalid."""
+    """The method's cost; None if it is missing or invalid."""
     if not isinstance(value, Mapping) or (images := checks.size(value.get("images"))) is None:
         return None
     memory, peak = checks.name(value.get("memory")), _memory(value.get("peak_memory_bytes"))
@@ -363,7 +360,7 @@ def _fit_cost(value: object) -> FitCost | None:
 
 
 def _seconds(value: object) -> float | None:
-    """A time, or None."""
+    """A time in seconds, >= 0; None for any other value."""
     found = figure(value)
     return found if found >= 0 else None
 

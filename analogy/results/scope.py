@@ -15,15 +15,15 @@ from analogy.results.model import Results
 class Scope:
     """A measurement: everything that determines its figures, and whether it is finished.
 
-    - ``model`` to ``dtype``: what was measured, and by which judge;
+    - ``model`` to ``dtype``: what was measured, how, and by which judge;
     - ``alphas``, ``seeds``: ascending, without alpha 0; ``control``, ``target``: whether the null
       and the target prompts' own images were measured; ``ceiling``: a digest of the ground truth
       that the user gave, None for the suite's own;
-    - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, for results
-      only pairs with figures; ``n_pairs``: their number;
-    - ``limit``, ``categories``: the options that left pairs out, None if they did not;
-    - ``is_finished``: no image is missing;
-    - ``sequential``: as of :class:`~analogy.results.model.Settings`.
+    - ``pairs``: category to a digest of its pairs; ``ids``: category to the pairs' ids, in results
+      only those of pairs with figures; ``n_pairs``: the number of pairs;
+    - ``limit``, ``categories``: the options that left pairs out, None if not given;
+    - ``is_finished``: True if no image is missing;
+    - ``sequential``: as in :class:`~analogy.results.model.Settings`.
     """
 
     model: str
@@ -79,11 +79,11 @@ class Scope:
 
     @property
     def n_images(self) -> int:
-        """The images of the grid, the unsteered among them."""
+        """The number of images of the grid, the unsteered included."""
         return self.n_pairs * len(self.seeds) * (1 + len(self.alphas))
 
     def is_part_of(self, other: Scope) -> bool:
-        """True if it measured the same with fewer pairs, strengths or seeds, and no others."""
+        """True if this measured the same as ``other`` with fewer pairs, strengths or seeds."""
         return (
             self._subject == other._subject
             and self.digest != other.digest

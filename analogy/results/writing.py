@@ -45,7 +45,7 @@ def encoded(results: Results) -> bytes:
 
 
 def to_json(results: Results) -> JsonObject:
-    """The whole results file as plain values, null for a figure that does not exist."""
+    """The whole results file as plain values; a missing figure is null."""
     lacking = {
         "unread": list(results.unread),
         "unsteered": list(results.unsteered),
@@ -131,7 +131,7 @@ def cell_to_json(figures: CellFigures) -> JsonObject:
 
 
 def _later(figures: CellFigures) -> JsonObject:
-    """What files of earlier suites lack."""
+    """The keys that files of earlier suites lack."""
     made: JsonObject = {}
     if figures.seeds:
         made["seeds"] = {pair: list(margins) for pair, margins in figures.seeds.items()}
@@ -187,7 +187,7 @@ def _target(figures: TargetFigures) -> JsonObject:
 
 
 def _unclaimed(margin: Estimate) -> Mapping[str, object]:
-    """The figures of images without a verdict: neither the verdict nor what belongs to it."""
+    """The figures of images without a verdict, less the verdict and ``n_needed``."""
     claims = ("verdict", "n_needed")
     return {name: value for name, value in margin.to_dict().items() if name not in claims}
 
@@ -212,7 +212,7 @@ def _lists(words: Mapping[str, tuple[str, ...]]) -> JsonObject:
 
 
 def cost_to_json(cost: MethodCost) -> dict[str, Json]:
-    """What a method cost; what was not measured is absent."""
+    """A method's cost; figures that were not measured are left out."""
     figures = {
         "seconds_per_image": cost.seconds,
         "unsteered_seconds_per_image": cost.unsteered_seconds,

@@ -1,1 +1,1 @@
-"""What a user asks for: the request, the options, the word pairs."""
+"""A user's choices: the request, the options, the word pairs."""

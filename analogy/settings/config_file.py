@@ -25,7 +25,7 @@ CONFIG_HELP = (
 
 Value: TypeAlias = str | int | float | bool | list[str] | list[int] | list[float]
 
-# What a command does once to a file of the user's, which a repetition should not.
+# Options that change a file of the user's, which a repetition of the run should not do again.
 _NOT_KEPT = ("update_baseline",)
 
 _RESOLVED = ("steps", "guidance", "size", "dtype", "alphas")
@@ -33,15 +33,16 @@ _RESOLVED = ("steps", "guidance", "size", "dtype", "alphas")
 
 
 def read_settings(path: Path) -> dict[str, str | bool]:
-    """The options in a file: the key of each to its text, or true or false for a switch.
+    """The options in a file, by key: the text of each, or true or false for a switch.
 
-    Values are not checked here: they are read as those of the command line. Raises ``OptionError``
-    for a file that cannot be read, and for a name that is no option, with the nearest one.
+    Values are not checked here: they are parsed as those of the command line. Raises
+    ``OptionError`` if the file cannot be read or has a name that is not an option; the message has
+    the nearest name.
     """
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no TOML
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise OptionError(
             place=f"--config {path}", expected="a TOML file that can be read", got=str(error)
         ) from None
@@ -76,9 +77,9 @@ def given_settings(request: RunRequest) -> dict[str, Value]:
 
 
 def settings_text(request: RunRequest, config: RunConfig) -> str:
-    """The file of a run: the options that were given, and those that ``config`` resolved.
+    """The text of a run's file: the options given, and the defaults that ``config`` resolved.
 
-    The same options give the same images on a machine with other defaults.
+    With it a machine with other defaults makes the same images.
     """
     settings: dict[str, Value] = {"method": request.method}
     settings |= {name: _value(getattr(config, name)) for name in _RESOLVED}
@@ -108,7 +109,7 @@ def _name(option: Option) -> str:
 
 
 def _text(option: Option, value: object) -> str | bool:
-    """A value as the option's text."""
+    """A value of the file as the option's text, or as a bool for a switch."""
     if option.parse is None or isinstance(value, bool):
         if option.parse is not None or not isinstance(value, bool):
             expected = "true or false" if option.parse is None else "a text, a number or a list"
@@ -126,7 +127,7 @@ def _scalar(value: object) -> str:
 
 
 def _value(value: object) -> Value:
-    """A field of a request as a value of TOML; what has a text of its own is that."""
+    """A field of a request as a TOML value; an object such as an output becomes its text."""
     if isinstance(value, tuple):
         return [each if isinstance(each, (int, float)) else str(each) for each in value]  # type: ignore[return-value]
     return value if isinstance(value, (bool, int, float)) else str(value)

@@ -29,7 +29,7 @@ from analogy.writers import WRITERS, Output
 class Option:
     """One command-line option: its flag, how its text is read, and its help.
 
-    ``parse`` is None for a switch; else it raises ``OptionError`` for a text that it cannot read.
+    ``parse`` turns the text into a value, or raises ``OptionError``; None for a switch.
     """
 
     flag: str
@@ -40,7 +40,7 @@ class Option:
 
     @property
     def completions(self) -> tuple[str, ...]:
-        """The values that a shell offers; those of installed packages are looked for here."""
+        """The values that a shell offers. Only here are installed packages searched for more."""
         return self.choices() if callable(self.choices) else self.choices
 
     @property
@@ -50,7 +50,7 @@ class Option:
 
     @property
     def default(self) -> str | bool | None:
-        """The field's default as the option's text, or of a switch."""
+        """The default as text, or a bool for a switch; None if there is no fixed default."""
         if self.key == "alphas":  # the method's own
             return None
         value = getattr(_DEFAULTS, self.key)
@@ -60,12 +60,12 @@ class Option:
 
     @property
     def panel(self) -> str:
-        """The group of options in the help that it belongs to."""
+        """The option's group in the help."""
         return next(title for title, keys in PANELS.items() if self.key in keys)
 
     @property
     def name(self) -> str:
-        """Its name among pytest's options."""
+        """The option's name among pytest's options."""
         return f"analogy_{self.key}"
 
 
@@ -102,7 +102,7 @@ _MOST_OF_A_RANGE = 20
 
 
 def _integer(low: int) -> Callable[[str], int]:
-    """Read an integer from ``low``: ASCII digits, with a sign or none; not 1e3, 1_000 or 3.0."""
+    """A parser of integers >= ``low``: ASCII digits and an optional sign; not 1e3, 1_000 or 3.0."""
 
     def parse(text: str) -> int:
         given = text.strip()
@@ -134,7 +134,7 @@ def _finite(text: str, expected: str) -> float:
 
 
 def _plainly(text: str, kind: type[int] | type[float]) -> str:
-    """How a number would be written that was meant by this text; empty if none was."""
+    """Advice on how to write the number that this text seems to mean; empty if it means none."""
     meant = unicodedata.normalize("NFKC", text).replace("_", "").replace("\u2212", "-")
     if kind is float and re.fullmatch(r"[+-]?[0-9]+,[0-9]+", meant):
         meant = meant.replace(",", ".")
@@ -147,7 +147,7 @@ def _plainly(text: str, kind: type[int] | type[float]) -> str:
 
 
 def parse_tolerance(text: str) -> float:
-    """A finite number >= 0; another text is an ``OptionError``."""
+    """A finite number >= 0. Raises ``OptionError`` for any other text."""
     value = _finite(text, "a finite number >= 0")
     if value < 0:
         raise OptionError(f"expected a finite number >= 0, got {text!r}")
@@ -175,7 +175,7 @@ def _list_of(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _with_commas(text: str, parse: Callable[[str], Any]) -> str:
-    """How the list would be written that was meant by this text; empty if none was."""
+    """Advice on how to write the list that this text seems to mean; empty if it means none."""
     span = _RANGE.fullmatch(text.strip())
     if span:
         first, last = map(int, span.groups())
@@ -193,7 +193,7 @@ def _with_commas(text: str, parse: Callable[[str], Any]) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, as one record of CSV: one that holds a comma is in double quotes.
+    """Names separated by commas, as one record of CSV: quotes enclose a name that has a comma.
 
     Raises ``OptionError`` if a name is empty, or a quote is not closed.
     """
@@ -218,10 +218,10 @@ def csv_list(names: Iterable[str], separator: str = ",") -> str:
 
 
 def parse_path(text: str) -> str:
-    """A path, ``~`` and ``~user`` expanded: no shell expands the one in ``--run-dir=~/a``.
+    """A path with ``~`` and ``~user`` expanded, since no shell expands ``--run-dir=~/a``.
 
-    What exists under its own name, tilde and all, is that. Raises ``OptionError`` if the text is
-    empty, or the user has no home.
+    A path that exists as written, with its tilde, is not expanded. Raises ``OptionError`` if the
+    text is empty, or the user is unknown.
     """
     if not text.strip():
         raise OptionError(f"expected a path, got {text!r}")
@@ -238,7 +238,7 @@ def parse_path(text: str) -> str:
 
 
 def parse_device(text: str) -> str:
-    """The name of a device; another text is an ``OptionError``."""
+    """The name of a device. Raises ``OptionError`` for any other text."""
     if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", text):
         raise OptionError(f"expected cpu, mps, cuda or cuda:N, got {text!r}")
     return text
@@ -271,7 +271,7 @@ _method = _name_in(METHODS)
 
 
 def _outputs(text: str) -> tuple[Output, ...]:
-    """Files with their writers. Imports those that a suffix is looked for in."""
+    """Files with their writers. Imports the writers among which a suffix is looked up."""
     try:
         outputs = [Output.parse(file) for file in parse_names(text)]
     except AnalogyError as error:
@@ -280,7 +280,7 @@ def _outputs(text: str) -> tuple[Output, ...]:
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Two or more different steering methods; another text is an ``OptionError``."""
+    """Two or more different steering methods. Raises ``OptionError`` for any other text."""
     names: tuple[str, ...] = _list_of(_method)(text)
     if len(names) < 2 or len(set(names)) < len(names):
         raise OptionError(
@@ -436,9 +436,9 @@ def parse_options(
 ) -> RunRequest:
     """The request of all options.
 
-    ``get`` gives an option's raw text (or bool) by its name, None (or false) for the default.
-    ``settings``: by option's key the text (or bool) of options that ``get`` leaves out. Raises
-    ``OptionError``, which names the option and what is allowed.
+    ``get`` returns an option's text (or bool) by the option's ``name``; None or False if it was not
+    given. ``settings``: text (or bool) by the option's ``key``, for options that ``get`` does not
+    give. Raises ``OptionError``, which names the option and what is allowed.
     """
     values: dict[str, Any] = {}
     for option in OPTIONS:

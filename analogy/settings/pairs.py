@@ -31,7 +31,7 @@ MAX_FILE_BYTES = 32_000_000
 """A larger file is refused before it is read; the shipped one, of 400 pairs, has under 50,000."""
 
 MAX_PAIRS = 100_000
-"""A file with more is refused as soon as that is known."""
+"""Most pairs in a file. Counting stops at the first one more, and the file is refused."""
 
 MAX_FIELD_CHARACTERS = 10_000
 MAX_REPORTED = 20
@@ -39,7 +39,7 @@ MIN_PAIRS = 2
 WEAK_PAIRS = 5
 
 MAX_NAMED = 5
-"""Pairs that a note about many names."""
+"""How many pairs a note lists by id; it counts the rest."""
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -48,8 +48,8 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 class PairsError(AnalogyError, ValueError):
     """A file of pairs, or a selection from it, cannot be used; the message says what to do.
 
-    ``problems``: all that is wrong with a file, each with its line; the message has the first of
-    very many.
+    ``problems``: every problem of a file, each with its line. The message lists the first
+    `MAX_REPORTED` of them.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
@@ -58,7 +58,7 @@ class PairsError(AnalogyError, ValueError):
 
 
 class PairsWarning(UserWarning):
-    """Pairs can be used, but their figures may not mean what they seem to."""
+    """The pairs can be used, but their figures may not mean what they seem to."""
 
 
 class WeakCategoryWarning(PairsWarning):
@@ -80,9 +80,9 @@ class UnevenPairsWarning(PairsWarning):
 def load_pairs(path: str | Path) -> list[Pair]:
     """Read a CSV file of word pairs, in the file's order.
 
-    Blank lines, white space around a field and columns beyond `COLUMNS` are ignored. Letter case
-    does not count where words and prompts are compared, as it does not to CLIP's tokenizers.
-    Raises `PairsError` if the file cannot be used; what is doubtful is a `PairsWarning`.
+    Blank lines, white space around a field and columns beyond `COLUMNS` are ignored. Words and
+    prompts are compared without letter case, which CLIP's tokenizers ignore, too. Raises
+    `PairsError` if the file cannot be used; warns with a `PairsWarning` of doubtful pairs.
     """
     path = Path(path)
     check = _Check(path)
@@ -108,7 +108,7 @@ def load_pairs(path: str | Path) -> list[Pair]:
 
 
 def differing_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs whose prompts differ in more than the words; `differs_in_more` has the rule."""
+    """The pairs whose prompts differ in more than the words, by the rule of `differs_in_more`."""
     return [
         pair
         for pair in pairs
@@ -128,7 +128,7 @@ class Doubtful:
 
 
 def differing_note(differing: Sequence[Pair], count: int) -> str:
-    """The note on `differing`, of `count` pairs."""
+    """The note about `differing`, which are some of `count` pairs."""
     first = differing[0]
     return (
         f"the prompts of {len(differing):,} of {count:,} pairs differ in more than the words "
@@ -151,7 +151,7 @@ def named_ids(given: Sequence[str]) -> str:
 
 
 def categories(pairs: Iterable[Pair]) -> list[str]:
-    """Give the categories in order of first appearance."""
+    """The categories in order of first appearance."""
     return list(_by_category(pairs))
 
 
@@ -160,7 +160,8 @@ def select(
 ) -> list[Pair]:
     """Choose categories (default: all) and the first `limit` pairs of each, in the file's order.
 
-    A category is known in every Unicode form of its name. Raises `PairsError` for an unknown one.
+    Names match in every Unicode form. Raises `PairsError` for an unknown category, for an empty
+    list of categories, and for a limit below 1.
     """
     known = {confusable(name): name for name in _by_category(pairs)}
     given = list(known.values()) if categories is None else list(categories)
@@ -185,7 +186,7 @@ def select(
 
 
 def _hint(given: Sequence[str], known: Iterable[str]) -> str:
-    """A suggestion for categories of which one is unknown."""
+    """Advice for categories of which one is unknown: quotes, or the nearest name."""
     for name in known:
         parts = [part.strip() for part in name.split(",")]
         if len(parts) > 1 and any(
@@ -212,7 +213,7 @@ class _Check:
     path: Path
     problems: list[str] = field(default_factory=list)
     rows_lost: bool = False
-    """Rows were unreadable, so a category may have more pairs than were counted."""
+    """True if rows were unreadable, so that a category may have more pairs than were counted."""
 
     def add(self, line: int, column: str, problem: str) -> None:
         """Record one problem; `column` is empty if it concerns the whole line."""
@@ -225,7 +226,7 @@ class _Check:
         self.rows_lost = True
 
     def report(self) -> str:
-        """Say all problems, one a line, or the first of very many."""
+        """The message: all problems, one a line, or the first `MAX_REPORTED`."""
         if len(self.problems) == 1:
             return self.problems[0]
         shown = self.problems[:MAX_REPORTED]
@@ -413,7 +414,7 @@ def _rows(check: _Check, text: str) -> Iterator[_Row]:
 
 
 def _check_header(check: _Check, header: list[str], line: int) -> bool:
-    """Record missing and repeated columns; True if there are none."""
+    """Record the header's problems, such as missing or repeated columns; True if there are none."""
     for separator, name in _SEPARATORS.items():
         if set(COLUMNS) <= {each.strip(' "') for each in ",".join(header).split(separator)}:
             check.lose(
@@ -451,7 +452,7 @@ def _by_category(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 
 
 def _of_invisible(character: str, text: str) -> str:
-    """The problem of a text that contains this character."""
+    """The problem that a text contains this invisible character."""
     is_control = unicodedata.category(character) == "Cc"
     name = unicodedata.name(character, "a control character" if is_control else "without a name")
     if character == "\ufeff":
@@ -463,7 +464,7 @@ def _of_invisible(character: str, text: str) -> str:
 
 
 def _line_at(before: str) -> int:
-    """Give the line on which the text after `before` stands, from 1."""
+    """The number of the line, from 1, on which the text after `before` starts."""
     return len(re.findall(r"\r\n|\r|\n", before)) + 1
 
 

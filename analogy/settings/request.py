@@ -1,4 +1,4 @@
-"""What a user requests of a run: one frozen value, checked when it is created."""
+"""What a user requests of a run: one frozen record, checked when it is created."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from analogy.steering.base import DEFAULT_METHOD, METHODS, default_alphas
 from analogy.writers import Output
 
 INCONCLUSIVE = ("fail", "skip", "pass")
-"""What an inconclusive case may do."""
+"""The possible results of an inconclusive case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,14 @@ class RunRequest:
 
     Judgement: ``metrics`` (names, or ``package.module:name``; None: the built-in ones),
     ``reference`` (a folder of images), ``lpips_weights``, ``limits``, ``baseline``, ``tolerance``
-    (margin), ``update_baseline``; ``inconclusive``: ``fail``, ``skip`` or ``pass``, what such a
-    case does (None: it fails in a gate and is skipped elsewhere).
+    (margin), ``update_baseline``; ``inconclusive``: ``fail``, ``skip`` or ``pass``, the result of
+    an inconclusive case (None: it fails in a gate and is skipped elsewhere).
 
     Outputs: ``run_dir``, ``results``, ``report``; ``write``: further files, each an ``Output`` or
     the text ``FILE`` or ``NAME=FILE``; ``wide``: all columns of the tables that are printed.
 
-    Paths may be given as ``Path``, and lists for tuples. Raises ``FieldError`` for a value that no
-    run can have; it names the field.
+    Paths may be given as ``Path``, and tuples as lists. Raises ``FieldError``, which names the
+    field, for a value that no run can have.
     """
 
     gpu: bool = False
@@ -152,15 +152,15 @@ class RunRequest:
 
     @property
     def gates(self) -> bool:
-        """True if the user named a baseline, and the run is not to replace it."""
+        """True if the user named a baseline and this run does not replace it."""
         return self.baseline is not None and not self.update_baseline
 
 
 def request_of(**options: Any) -> RunRequest:
     """The request with these fields; the others have their defaults.
 
-    Raises ``OptionError`` for a name that is no field, with the nearest one, and ``FieldError`` for
-    a value that its field must not have.
+    Raises ``OptionError``, with the nearest name, for a name that is not a field, and
+    ``FieldError`` for an invalid value.
     """
     known = [field.name for field in dataclasses.fields(RunRequest)]
     for name in options:
@@ -176,7 +176,7 @@ def request_of(**options: Any) -> RunRequest:
 
 
 def option_error(error: FieldError) -> OptionError:
-    """A field's error in the words of the option that has its name."""
+    """A field's error as an error of the option with the same name."""
     flag = f"--{(error.place or '').replace('_', '-')}"
     return OptionError(place=flag, expected=error.expected, got=error.got, advice=error.advice)
 
@@ -233,7 +233,7 @@ def _of_field(name: str, error: AnalogyError) -> FieldError:
 
 
 def _check_metrics(metrics: Any) -> None:
-    """Imports no metric."""
+    """Checks the names of metrics; imports no metric."""
     if metrics is None:
         return
     if not isinstance(metrics, tuple) or not metrics:
@@ -253,7 +253,7 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _check_limits(limits: Any, metrics: tuple[str, ...] | None) -> None:
-    """A limit is on a metric that is measured."""
+    """Checks that every limit is on a metric that is measured."""
     if not isinstance(limits, tuple) or not all(isinstance(one, Limit) for one in limits):
         raise FieldError(place="limits", expected="a tuple of Limit", got=repr(limits))
     measured = [name_in_results(name) for name in metrics or DEFAULT]

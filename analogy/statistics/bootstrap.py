@@ -22,26 +22,27 @@ MIN_RESAMPLES = 100
 
 Method = Literal["studentized", "BCa", "percentile"]
 
-# A resample's mean this near to the sample's, in units of the data's range, ties with it.
+# A resample's mean that differs from the sample's by less than this share of the data's range ties
+# with it.
 _TIE = 1e-9
 
 # Jackknife samples at once; bounds BCa's memory to this many times n float64.
 _BATCH = 1_000
 
-# Counts of a block of resamples, 16 MB of float64: bounds the memory whatever n is.
+# Values in the counts of a block of resamples, 16 MB of float64: bounds the memory for every n.
 _BLOCK = 2_000_000
 
 # Number of values that are drawn and counted at once: they fit in the processor's cache.
 _CACHED = 32_768
 
-# Samples with more values than this are resampled by groups: to draw 10,000 times as many numbers
-# would take seconds for each length and minutes for a million margins.
+# Samples with more values than this are resampled by groups: drawing 10,000 times as many numbers
+# would take seconds for each length of samples, and minutes for a million margins.
 _LONG = 20_000
 
-# Groups of a long sample, and how many of the smallest and of the largest values stand alone.
+# Groups of a long sample, and how many of the smallest and of the largest values are single groups.
 _GROUPS, _ALONE = 2_048, 256
 
-# A t statistic beyond all others: of a resample without spread, whose mean is not the sample's.
+# A t statistic beyond all others, for a resample without spread whose mean is not the sample's.
 _FAR = 1e9
 
 
@@ -55,32 +56,32 @@ def bootstrap_ci(
 ) -> Interval:
     """Bootstrap interval of the mean of `values`, shape (n,).
 
-    The resamples are those that `scipy.stats.bootstrap` draws, by groups of near values where these
-    are more than 20,000.
+    The resamples are those that `scipy.stats.bootstrap` draws. More than 20,000 values are instead
+    resampled by groups of neighbouring values.
 
     - `studentized`: the bootstrap-t (Efron and Tibshirani 1993, section 12.5; Hall 1988). Quantiles
-      of the resamples' t statistics take the place of Student's. The default, because it alone
-      holds what it says at the sizes of a cell: at n = 10 it covers the mean of normal data in 95%
-      and of exponential data in 94% of cases, BCa in 90% and 89% (docs/calibration.md).
+      of the resamples' t statistics take the place of Student's. It is the default, because only it
+      has its nominal coverage at the sizes of a cell: at n = 10 it covers the mean of normal data
+      in 95% and of exponential data in 94% of cases, BCa in 90% and 89% (docs/calibration.md).
     - `BCa`: Efron (1987), "Better Bootstrap Confidence Intervals".
-    - `percentile`: the quantiles of the resamples' means as they are.
+    - `percentile`: the quantiles of the resamples' means.
 
     The same arguments give the same interval. Values are sorted, centred on their mean and divided
-    by their range before resampling, and the interval is mapped back: that is what makes it the
-    same for every order of the values and equivariant under shifts and positive scales. BCa's bias
-    correction counts resamples below the sample's mean, ties by half. Ties are common in small
-    samples and in coarse data, and rounding noise would break them either way and move the
-    interval (scipy leaves it at that); here means closer than 1e-9 of the range tie.
+    by their range before resampling, and the interval is mapped back. This makes it the same for
+    every order of the values, and equivariant under shifts and positive scales. BCa's bias
+    correction counts the resamples below the sample's mean, and ties by half. Ties are common in
+    small samples and in coarse data. Rounding noise would break them either way and move the
+    interval, as it does in scipy; here means closer than 1e-9 of the range tie.
 
-    Degenerate data: no value, NaN and infinity are a `ValueError`; one value has no interval, (NaN,
-    NaN); values that are equal (to 12 digits) have the interval (min, max), (v, v) when exactly so;
-    two values have (min, max) at the usual confidence levels. A resample without spread has a t of
-    no finite size: where such are many (a few values repeated), the interval reaches to the data's
-    ends.
+    Degenerate data: no value, NaN and infinity raise `ValueError`. One value has the interval (NaN,
+    NaN). Values that are equal (to 12 digits) have (min, max), which is (v, v) if they are exactly
+    equal. Two values have (min, max) at the usual confidence levels. A resample without spread has
+    no finite t: if there are many of these (a few values repeated), the interval extends to the
+    ends of the data.
 
-    The interval lies within the data and holds their mean: an end beyond either is moved to it. A
-    studentized end is beyond the data where these are few or one is far from all others; BCa's
-    end falls short of the mean only at confidence levels below about 17%.
+    The interval lies within the data and contains their mean: an end outside is moved inside. A
+    studentized end lies outside the data if these are few or one is far from all others; a BCa end
+    lies on the wrong side of the mean only at confidence levels below about 17%.
     """
     sample = np.sort(finite(values, ndim=1))
     _check_bootstrap(confidence, n_resamples, method)
@@ -107,13 +108,13 @@ def bootstrap_ci(
 def bootstrap_test(values: ArrayLike, *, n_resamples: int = 10_000, seed: int = 0) -> float:
     """One-sided p of the bootstrap-t test that the mean of `values`, shape (n,), is above 0.
 
-    The share of resamples whose t statistic, of their mean against the sample's, is at least the
-    sample's own against 0 (Efron and Tibshirani 1993, section 16.4), the sample counted as one of
-    them: at least 1 / (n_resamples + 1). It takes from the data the shape that `t_test` supposes to
-    be normal, which matters far out (docs/calibration.md).
+    The p is the share of resamples, the sample itself included, whose t statistic (of their mean
+    against the sample's) is at least the sample's own against 0 (Efron and Tibshirani 1993, section
+    16.4). So it is at least 1 / (n_resamples + 1). The test takes the shape of the distribution
+    from the data, where `t_test` assumes a normal one; this matters far out (docs/calibration.md).
 
     The resamples are those of `bootstrap_ci` with the same seed. Values that are equal (to 12
-    digits) have the p of `t_test`, one value has none: NaN.
+    digits) have the p of `t_test`; one value has none: NaN.
     """
     sample = np.sort(finite(values, ndim=1))
     _check_bootstrap(0.95, n_resamples, "studentized")
@@ -137,9 +138,9 @@ def cluster_bootstrap_ci(
     """Bootstrap interval of the mean of all items, resampling clusters with all their items.
 
     `clusters` has the shape (clusters, items per cluster). Clusters of equal size enter a resample
-    only through their means, and the mean of all items is the mean of those: so this is
-    `bootstrap_ci` of the clusters' means, to which its account of methods and degenerate data
-    applies with n the number of clusters.
+    only through their means, and the mean of all items is the mean of those. So this is
+    `bootstrap_ci` of the clusters' means; what it says of methods and degenerate data applies, with
+    n the number of clusters.
     """
     return bootstrap_ci(
         finite(clusters, ndim=2).mean(axis=1),
@@ -160,13 +161,13 @@ def _check_bootstrap(confidence: float, n_resamples: int, method: str) -> None:
 
 
 class _Moments(NamedTuple):
-    """Means of resamples of data centred on 0 and of range 1, and of their squares."""
+    """Means of the values and of their squares in each resample, of data centred on 0, range 1."""
 
     means: NDArray[np.float64]
     squares: NDArray[np.float64]
 
 
-# (n_resamples, seed, data): what `resampled_together` has drawn.
+# (n_resamples, seed, data) to the resamples that `resampled_together` has drawn.
 _drawn: ContextVar[Mapping[tuple[int, int, bytes], _Moments]] = ContextVar("_drawn")
 
 
@@ -177,10 +178,10 @@ def resampled_together(
     """Draw the resamples of several samples, each of shape (n,), at once.
 
     Samples of one length, with one seed, have the same resamples: the same places in ascending
-    order. So all of one length are resampled in one pass, which is most of the time of an
-    analysis. Inside, `bootstrap_ci` and `bootstrap_test` of one of these samples find it done; the
-    figures are the same to the last bit. Samples that have no bootstrap are passed over. Memory:
-    160 kB a sample for 10,000 resamples.
+    order. So all samples of one length are resampled in one pass; resampling takes most of the time
+    of an analysis. Within the context, `bootstrap_ci` and `bootstrap_test` of one of these samples
+    use the drawn resamples; the figures are the same to the last bit. Samples without a bootstrap
+    are skipped. Memory: 160 kB a sample for 10,000 resamples.
     """
     by_length: dict[int, dict[bytes, NDArray[np.float64]]] = {}
     for values in samples:
@@ -214,7 +215,7 @@ def _resampled(unit: NDArray[np.float64], n_resamples: int, seed: int) -> _Momen
     return _drawn.get({}).get(key) or _resampled_alone(*key)
 
 
-@lru_cache(maxsize=1)  # an estimate asks the same resamples for an interval and for a p
+@lru_cache(maxsize=1)  # an estimate uses the same resamples for an interval and for a p
 def _resampled_alone(n_resamples: int, seed: int, unit: bytes) -> _Moments:
     return _moments(np.frombuffer(unit)[np.newaxis], n_resamples, seed)[0]
 
@@ -222,14 +223,15 @@ def _resampled_alone(n_resamples: int, seed: int, unit: bytes) -> _Moments:
 def _moments(units: NDArray[np.float64], n_resamples: int, seed: int) -> list[_Moments]:
     """The same resamples of each row of (samples, n), data centred on 0 and of range 1.
 
-    A resample's mean is the product of counts, how often each value is in it, and the values.
+    A resample's mean is the product of its counts (how often it has each value) and the values.
     Values and squares are first rounded to a multiple of 2^-k so small that sums of n of them are
-    exact in float64: figures then depend neither on the order of a sum, and so on the number of
-    threads, nor on what else is resampled.
+    exact in float64. Figures then depend neither on the order of a sum, and so the number of
+    threads, nor on the other samples.
 
     A long sample is resampled by groups of neighbours in order, each with the mean of its values
-    and of their squares: its resamples' means lack the variance within groups, less than 0.1% of
-    all, which makes the interval narrower by half of that (10,000 resamples tell it to 2%).
+    and of their squares. The means of its resamples lack the variance within groups, less than 0.1%
+    of the total, which makes the interval narrower by half of that (10,000 resamples determine it
+    only to 2%).
     """
     n = units.shape[1]
     starts = _group_starts(n)
@@ -252,7 +254,7 @@ def _moments(units: NDArray[np.float64], n_resamples: int, seed: int) -> list[_M
 
 
 def _group_starts(n: int) -> NDArray[np.intp]:
-    """Where the groups begin into which n values in order are cut: each by itself unless many."""
+    """Where the groups of n ordered values start; each value is its own group up to `_LONG`."""
     if n <= _LONG:
         return np.arange(n)
     middle = np.linspace(_ALONE, n - _ALONE, _GROUPS - 2 * _ALONE, endpoint=False)
@@ -260,12 +262,12 @@ def _group_starts(n: int) -> NDArray[np.intp]:
 
 
 def _exact_places(n: int) -> int:
-    """Binary places to which values of size up to 1 are rounded so that sums of n are exact."""
+    """Binary places to round values of size up to 1 to, so that sums of n of them are exact."""
     return 53 - math.ceil(math.log2(n))
 
 
 def _counts(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.float64]:
-    """How often each of n values is in each of the next resamples: (rows, n)."""
+    """How often each of the next resamples has each of n values: (rows, n)."""
     counts = np.empty((rows, n))
     some = max(1, _CACHED // n)
     for i in range(0, rows, some):
@@ -277,26 +279,26 @@ def _counts(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.float64]:
 
 
 def _t_statistic(drawn: _Moments, n: int) -> NDArray[np.float64]:
-    """Student's t of resamples of n.
+    """Student's t of resamples of n values.
 
-    Of a resample without spread: 0 if its mean is the sample's, else `_FAR` on its side.
+    For a resample without spread: 0 if its mean is the sample's, else `_FAR` with the sign.
     """
     variance = drawn.squares - np.square(drawn.means)
-    # Both are rounded: below 4 units of the last place kept there is no variance to see.
+    # Both are rounded: a variance below 4 units of the last place cannot be told from none.
     has_spread = variance > max(SAME, math.ldexp(4.0, -_exact_places(n)))
     error = np.sqrt(np.where(has_spread, variance, 1.0) / (n - 1))
     return np.where(has_spread, drawn.means / error, _FAR * np.sign(_with_ties(drawn.means)))
 
 
 def _with_ties(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of data centred on 0 and of range 1, those next to 0 set to 0."""
+    """Means of data centred on 0 and of range 1; those within `_TIE` of 0 become 0."""
     return np.where(np.abs(means) < _TIE, 0.0, means)
 
 
 def _bca_ends(
     unit: NDArray[np.float64], means: NDArray[np.float64], confidence: float
 ) -> NDArray[np.float64]:
-    """BCa interval by scipy from the means of resamples; its jackknife takes time in n squared."""
+    """BCa interval by scipy from the means of resamples; the jackknife takes O(n²) time."""
     return np.array(
         scipy.stats.bootstrap(
             (unit,),

@@ -1,4 +1,4 @@
-"""Smaller designs of a run: what fewer pairs and fewer seeds would detect, from a known spread."""
+"""Smaller designs of a run: what fewer pairs and seeds would detect, given a known spread."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MIN_PAIRS = 10
 class Spread:
     """The margins of one cell as they were measured: their mean and variance components.
 
-    `mean`: of all images; `between`: the variance between pairs; `within`: between the seeds of a
-    pair, 0 if there was one seed, whose part is then in `between`.
+    `mean`: of all images; `between`: the variance between pairs; `within`: the variance between the
+    seeds of a pair. With one seed `within` is 0, and `between` contains it.
     """
 
     mean: float
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, margins: ArrayLike) -> Spread | None:
-        """From margins, shape (pairs, seeds); None for fewer than `MIN_PAIRS` complete pairs."""
+        """The spread of margins, shape (pairs, seeds); None below `MIN_PAIRS` complete pairs."""
         table = np.asarray(margins, dtype=np.float64)
         table = table[~np.isnan(table).any(axis=1)]
         if len(table) < MIN_PAIRS:
@@ -49,12 +49,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Design(Figures):
-    """A number of pairs in each category, and of seeds, with what they would detect.
+    """A number of pairs in each category and of seeds, with what they would detect.
 
     - `detectable`: the true mean margin that a cell of the median spread shows as a success with
-      the power of 80%;
-    - `decided`: the cells, `of` all whose spread is known, that are decided either way with that
-      power if their true means are those measured.
+      80% power;
+    - `decided`: the number of cells, `of` all with a known spread, that are decided either way with
+      that power if their true means are those measured.
     """
 
     pairs: int
@@ -65,10 +65,10 @@ class Design(Figures):
 
 
 def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Design, ...]:
-    """The design of this number of pairs and seeds, then smaller ones, the largest first.
+    """The design with these numbers of pairs and seeds, then smaller ones, the largest first.
 
-    The smaller ones have a half and a quarter of the pairs, or as many as the cells need that the
-    first design decides; and the same seeds or one. Empty without spreads.
+    The smaller ones have a half or a quarter of the pairs, or just enough pairs for every cell that
+    the first design decides; each with all seeds and with one. Empty without spreads.
     """
     if not spreads:
         return ()
@@ -91,7 +91,7 @@ def _design(spreads: Sequence[Spread], pairs: int, seeds: int) -> Design:
 
 
 def _needs(spreads: Sequence[Spread], seeds: int) -> Iterator[int]:
-    """The pairs that each cell needs; cells without an effect are left out."""
+    """The number of pairs that each cell needs; cells without an effect are left out."""
     for each in spreads:
         need = pairs_needed(each.mean, each.sd(seeds))
         if need is not None:

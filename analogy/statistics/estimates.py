@@ -1,4 +1,4 @@
-"""Items to estimates of cells, pools and trends, and the verdict of each."""
+"""Estimates of cells, pools and trends from items, each with its verdict."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from analogy.statistics.tests import (
 from analogy.statistics.values import MIN_CLUSTERS, MIN_DECISIVE, finite, ordered_mean
 
 DEFAULT_CONFIDENCE = 0.95
-"""The confidence of the intervals of a run that is not sequential."""
+"""The confidence of intervals in a run that is not sequential."""
 
 
 def verdict(
     *, n: int, ci_low: float, ci_high: float, p: float, significance: float = SIGNIFICANCE
 ) -> Verdict:
-    """What an interval and a one-sided p over `n` pairs say, as `Verdict` defines it.
+    """The verdict of an interval and a one-sided p over `n` pairs, as `Verdict` defines it.
 
-    ``significance``: what p has to be below; an interval at another confidence has another.
+    ``significance``: p must be below it; it belongs to the confidence of the interval.
 
-    Never `incomplete` or `blind`: which images are missing, and what the judge sees, is not in
-    these numbers.
+    Never `incomplete` or `blind`: these numbers do not contain which images are missing, nor what
+    the judge can tell.
     """
     if n < MIN_DECISIVE:
         return Verdict.TOO_FEW
@@ -53,7 +53,7 @@ def estimate(
     seed: int = 0,
     method: Method = "studentized",
 ) -> Estimate:
-    """The figures of one cell from its items, shape (pairs,)."""
+    """The figures of one cell from its items, one for each pair, shape (pairs,)."""
     return pooled_estimate(
         finite(items, ndim=1)[:, np.newaxis],
         confidence=confidence,
@@ -108,17 +108,17 @@ def pooled_estimate(
         effect_low=d_low,
         effect_high=d_high,
         min_detectable=min_detectable(sd, n),
-        # Where a value far off keeps the interval open, the t-test's power would say too few.
+        # If an outlier keeps the interval open, the t-test's power would give too few pairs.
         n_needed=None if needed is None else max(needed, n + 1),
     )
 
 
 def item_level(items: ArrayLike, *, n_resamples: int = 10_000, seed: int = 0) -> ItemLevel:
-    """The naive figures of the published study, which takes items for independent.
+    """The naive figures of the published study, which treats items as independent.
 
-    `items` has any shape. A percentile interval and a t-test over all items as if each were a pair
-    of its own: kept so that its numbers stay comparable, and too narrow, since the items of a pair
-    are alike (docs/calibration.md has by how much).
+    `items` has any shape. They are a percentile interval and a t-test over all items as if each
+    were a pair of its own, and exist to be comparable with that study. They are too narrow, since
+    the items of a pair are alike (docs/calibration.md has by how much).
     """
     values = finite(items).ravel()
     low, high = bootstrap_ci(values, n_resamples=n_resamples, seed=seed, method="percentile")
@@ -133,9 +133,9 @@ def trend(
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Trend:
-    """Dose and response: how the margin rises with alpha, (pairs, alphas).
+    """Dose and response: how the margin rises with alpha; `table` has the shape (pairs, alphas).
 
-    Alphas that do not ascend are a `ValueError`: Page's test goes by the columns' order.
+    Raises `ValueError` if alphas do not ascend, since Page's test uses the columns' order.
     """
     if list(alphas) != sorted(alphas):
         raise ValueError(f"alphas: expected ascending ones, got {list(alphas)}")

@@ -1,4 +1,4 @@
-"""Margins to items: the mean over the seeds of each pair at each alpha."""
+"""Items from margins: the mean over the seeds of each pair at each alpha."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def items_from_margins(frame: pd.DataFrame) -> pd.DataFrame:
 
     `frame` has the columns pair_id, category, alpha, seed, margin. The result has one row per
     (pair_id, category, alpha), sorted by them, with `margin` (float64, the mean) and `n_seeds`. It
-    is the same to the last bit for any order of the rows and of the seeds. Cells are its groups by
-    category and alpha; `items.pivot(index="pair_id", columns="alpha", values="margin")` is what
-    `pooled_estimate` takes.
+    is the same to the last bit for any order of the rows and of the seeds. Its groups by category
+    and alpha are the cells, and `items.pivot(index="pair_id", columns="alpha", values="margin")` is
+    the argument of `pooled_estimate`. Raises `ValueError` for missing columns, margins that are not
+    finite, and repeated images.
     """
     missing = [column for column in _MARGIN_COLUMNS if column not in frame.columns]
     if missing:
@@ -38,7 +39,7 @@ def items_from_margins(frame: pd.DataFrame) -> pd.DataFrame:
             f"margins: expected one row per pair, alpha and seed, got another of "
             f"{_first_of(repeated)}"
         )
-    # A sum in float64 depends on the order of its terms: sorted by value, it has only one.
+    # A sum in float64 depends on the order of its terms; sorting by value fixes that order.
     ordered = margins.sort_values([*_ITEM_KEYS, "margin"])
     items = ordered.groupby(_ITEM_KEYS, sort=True, observed=True)["margin"]
     return items.agg(margin="mean", n_seeds="size").reset_index()
@@ -49,7 +50,7 @@ def seed_margins(
 ) -> dict[Cell, dict[str, tuple[float, ...]]]:
     """The margins of single images: cell to pair id to a margin for each of ``seeds``, in order.
 
-    ``frame``: as of `items_from_margins`. A pair that lacks an image in a cell is left out there.
+    ``frame``: as for `items_from_margins`. A pair that lacks an image in a cell is left out there.
     """
     table = frame.pivot(index=["category", "alpha", "pair_id"], columns="seed", values="margin")
     table = table.reindex(columns=list(seeds)).dropna()
@@ -60,7 +61,7 @@ def seed_margins(
 
 
 def _first_of(rows: pd.DataFrame) -> str:
-    """The first of some rows of margins in words, and how many there are."""
+    """The first of some rows of margins in words, and the number of rows."""
     row = rows.iloc[0]
     return (
         f"pair {row['pair_id']}, alpha {row['alpha']}, seed {row['seed']}, "

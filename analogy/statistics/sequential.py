@@ -1,14 +1,14 @@
-"""Decide a cell before all of its images are made, at the error that the full cell has.
+"""Decide a cell before all of its images are made, with the error rate of the full cell.
 
 A cell is looked at a few times, along a recorded random order of its pairs: first with one seed of
-each pair, at last with all. A look's test is the suite's own, the larger p of Student's and the
-bootstrap-t, at a small level; the last look is the suite's own verdict at the level that is left.
-The levels sum to 0.025 on each side. So P(false success) and P(false failure) are at most 0.025
-each by the union bound (Bonferroni), whatever the looks have in common, if each look's test holds
-its level. Small early levels and a last level next to the full one are the design of Haybittle
-(1971) and Peto et al. (1976). docs/calibration.md has the error rates and the power.
+each pair, finally with all. A look's test is the suite's own, the larger p of Student's and the
+bootstrap-t, at a small level. The last look gives the suite's own verdict at the remaining level.
+The levels sum to 0.025 on each side. If each look's test holds its level, P(false success) and
+P(false failure) are therefore at most 0.025 each by the union bound (Bonferroni), however the looks
+depend on one another. Small early levels and a last level close to the full one are the design of
+Haybittle (1971) and Peto et al. (1976). docs/calibration.md has the error rates and the power.
 
-Every decision is a function of the margins, the order and the design: nothing of it is state.
+Every decision is a function of the margins, the order and the design; no state is kept.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ TOTAL = SIGNIFICANCE / 2
 """The sum of the levels of all looks, one-sided, for each of the two sides."""
 
 EARLY_BUDGET = 0.002
-"""The most that the levels of the looks before the last sum to."""
+"""The largest sum of the levels of the looks before the last."""
 
-# Pairs of the early looks. A first look at fewer than 16 would give margins with a long tail the
-# family-wise error of so few pairs (docs/calibration.md).
+# Pairs of the early looks. A first look at fewer than 16 pairs would have too large a family-wise
+# error for margins with a long tail: that of so few pairs (docs/calibration.md).
 _EARLY_PAIRS = (16, 30, 60, 120, 240, 480, 960)
 
-# An early look at more than this share of the pairs is left out: the look at all is close by.
+# There is no early look at more than this share of the pairs: the look at all of them is near.
 _LARGEST_EARLY_SHARE = 0.8
 
 # Levels of the early looks are multiples of 1/20 of their budget.
 _UNITS = 20
 
-# Level of each early look at a comparison, and of all of them, as shares of the whole.
+# The levels of one early look at a comparison, and of all of them, as shares of the whole level.
 _COMPARED_SHARE, _LARGEST_COMPARED_SHARE = 0.1, 0.4
 
-# Differences below this are rounding of float64 margins: they are on neither side of a limit.
+# A difference below this is float64 rounding, which must not cross a limit.
 _ROUNDING = 1e-12
 
 _NAN = float("nan")
@@ -63,8 +63,8 @@ _NAN = float("nan")
 class Look:
     """One look at a cell: the first `seeds` seeds of the first `pairs` pairs of the order.
 
-    `level`: one-sided, of the test on each side. `is_last`: True for the full study's last
-    look, and for the look of its extension.
+    `level`: one-sided, of the test on each side. `is_last`: True for the last look of the full
+    study, and for the look of its extension.
     """
 
     pairs: int
@@ -74,23 +74,23 @@ class Look:
 
     @property
     def images(self) -> int:
-        """Images of a cell up to this look, those of earlier looks included."""
+        """The images of a cell up to this look, those of earlier looks included."""
         return self.pairs * self.seeds
 
     @property
     def confidence(self) -> float:
-        """Of this look's interval. The intervals of all looks hold together with 95%."""
+        """The confidence of this look's interval. All looks' intervals hold together with 95%."""
         return 1 - 2 * self.level
 
     @property
     def n_resamples(self) -> int:
-        """At least 10,000, and enough that 10 lie beyond either end of the look's interval."""
+        """The number of resamples: 10,000, or more so that 10 lie beyond either interval end."""
         return max(10_000, math.ceil(round(20 / (2 * self.level), 6)))
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """The looks at a cell in order, each holding all images of the one before.
+    """The looks at a cell in order, each including all images of the one before.
 
     `reserve`: the level that is kept for one extension by further pairs.
     """
@@ -110,18 +110,19 @@ class Design:
     ) -> Design:
         """The design for cells of `n_pairs` pairs with `n_seeds` seeds each.
 
-        Looks are at 16, 30, 60, 120, ... pairs, up to 0.8 of all, then at all, with one seed of
-        each pair; the last is at all pairs with all seeds. Their levels rise in equal steps and sum
-        to 0.002 or, if that is less, 0.05 / `cells`: an early success then survives Holm's
-        adjustment over that number of cells. The last look has what is left of 0.025. With five
-        pairs or fewer there is only the last look.
+        Looks are at 16, 30, 60, 120, ... pairs, up to 0.8 of all, then at all pairs, with one seed
+        of each pair; the last is at all pairs with all seeds. Their levels rise in equal steps and
+        sum to 0.002 or, if that is less, 0.05 / `cells`: an early success then survives Holm's
+        adjustment over that number of cells. The last look has the rest of 0.025. With five pairs
+        or fewer there is only the last look.
 
-        `comparisons`: of how many comparisons this is one. With more than one, all levels are
-        divided by it, so that the verdicts hold together (Bonferroni). Holm then asks nothing of
-        the early levels: each is a tenth of the whole, and together they are 0.4 of it at most.
+        `comparisons`: the number of comparisons of which this is one. If it is above 1, all levels
+        are divided by it, so that the outcomes hold together (Bonferroni). Early levels then need
+        no room for Holm's adjustment: each is a tenth of the whole, and together they are at most
+        0.4 of it.
 
-        `reserve`: what the last look leaves to one extension, such as 0.005, before the division.
-        Raises `ValueError` if a number is out of range.
+        `reserve`: the level that the last look leaves to one extension, such as 0.005, before that
+        division. Raises `ValueError` if a number is out of range.
         """
         for name, number in (
             ("n_pairs", n_pairs),
@@ -147,7 +148,7 @@ class Design:
             *((n, 1, level, False) for n, level in zip(pairs, levels, strict=True)),
             (n_pairs, n_seeds, left - reserve, True),
         ]
-        # Rounded, so that levels are the decimals that they are said to be.
+        # Rounded, so that the levels are exact decimals.
         return cls(
             tuple(Look(n, k, round(level / comparisons, 15), last) for n, k, level, last in looks),
             reserve / comparisons,
@@ -157,7 +158,7 @@ class Design:
         """The design with one more look, at `n_pairs` pairs with all seeds, at the reserve's level.
 
         The further pairs follow the others in the order. Raises `ValueError` if nothing was
-        reserved, because the levels are then spent, and if pairs are not more than before.
+        reserved, since all error is then spent, and if `n_pairs` is not larger than before.
         """
         last = self.looks[-1]
         if self.reserve <= 0:
@@ -172,41 +173,40 @@ class Design:
 
 
 def order(texts: Sequence[tuple[str, ...]], seed: int) -> list[int]:
-    """A random order of pairs that is the same for every order of their rows: indices of `texts`.
+    """A random order of pairs, as indices of `texts`; it does not depend on the order of rows.
 
-    `texts`: what a pair is known by, its source prompt and its target prompt. Pairs are sorted by
-    the SHA-256 of the seed and the texts, UTF-8, joined by NUL. Pairs of equal texts, which are
-    interchangeable, stay as they came.
+    `texts`: the texts that identify a pair, its source prompt and its target prompt. Pairs are
+    sorted by the SHA-256 of the seed and the texts, UTF-8, joined by NUL. Pairs of equal texts,
+    which are interchangeable, keep their order.
     """
     return sorted(range(len(texts)), key=lambda i: (_digest(str(seed), *texts[i]), texts[i]))
 
 
 def order_digest(texts: Sequence[tuple[str, ...]], seed: int) -> str:
-    """SHA-256, 64 hexadecimal digits, of the pairs in the order that `order` gives them."""
+    """SHA-256, 64 hexadecimal digits, of the pairs in their `order`."""
     ordered = (_digest(str(seed), *texts[i]) for i in order(texts, seed))
     return _digest(*ordered)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision(Figures):
-    """What the looks at a cell have decided.
+    """The result of the looks at a cell.
 
-    - `look`: index of the look at which the cell stopped; of an open cell, of the look that it
-      needs next;
-    - `verdict`: None while open, which is while images of that look are missing;
+    - `look`: index of the look at which the cell stopped; for an open cell, index of the look that
+      it needs next;
+    - `verdict`: None while the cell is open, because images of that look are missing;
     - `pairs`, `seeds`: those of the look;
-    - `mean`, `ci_low`, `ci_high`: in units of the margin; the interval is the look's own, at
+    - `mean`, `ci_low`, `ci_high`: in units of the margin. The interval is the look's own, at
       `confidence`, and holds at whatever look and for whatever reason a cell stops (Robbins 1970;
       Jennison and Turnbull 1989: a repeated confidence interval). The mean of a cell that stopped
       early is biased away from 0;
-    - `p_up`, `p_down`: one-sided, the larger of Student's p and the bootstrap-t p; at a look before
-      the last Student's alone where that is above the level already, so that the other does not
-      matter;
-    - `p_seq`: one-sided p of a success that allows for all looks: the levels of earlier looks and
-      `p_up`. 1 if the cell stopped with a failure or for another reason than a look's test. Holm
-      adjusts this one;
-    - `is_early`: whether it stopped before the last look;
-    - `is_futile`: whether it stopped because a verdict had become improbable.
+    - `p_up`, `p_down`: one-sided, the larger of Student's p and the bootstrap-t p. At a look before
+      the last, Student's alone if that is already above the level, since the other cannot matter;
+    - `p_seq`: one-sided p of a success that allows for all looks: the levels of earlier looks plus
+      `p_up`. It is 1 if the cell stopped with a failure or for another reason than a look's test.
+      Holm's adjustment uses this p;
+    - `is_early`: True if the cell stopped before the last look;
+    - `is_futile`: True if it stopped because a verdict had become improbable.
 
     Figures of an open cell are NaN.
     """
@@ -227,16 +227,16 @@ class Decision(Figures):
 
     @property
     def is_open(self) -> bool:
-        """Whether images of the look `look` are missing: not made yet, or failed."""
+        """True if images of the look `look` are missing: not made yet, or failed."""
         return self.verdict is None
 
 
 def items_at(margins: NDArray[np.float64], look: Look) -> NDArray[np.float64]:
     """Items at a look, shape (look.pairs,): means over its seeds.
 
-    `margins` has the shape (pairs in the order, seeds). NaN where an image of the look is missing.
+    `margins` has the shape (pairs in the order, seeds). An item is NaN if it lacks an image.
     """
-    # A sum in float64 depends on the order of its terms: sorted by value, it has only one.
+    # A sum in float64 depends on the order of its terms; sorting by value fixes that order.
     return np.sort(margins[: look.pairs, : look.seeds], axis=1).mean(axis=1)
 
 
@@ -251,16 +251,16 @@ def decide(
 ) -> Decision:
     """Take the looks of a design at a cell until one decides, or lacks images.
 
-    `margins`: shape (pairs in the order, seeds), as many as the design's last look has; NaN where
-    an image is not there. Images beyond the look at which a cell stops change nothing.
+    `margins`: shape (pairs in the order, seeds) of the design's last look; NaN for a missing image.
+    Images beyond the look at which a cell stops change nothing.
 
     A look before the last decides by the larger p of `t_test` and `bootstrap_test`, at its level on
     each side. The last decides as `estimates.verdict` does, with an interval at its own level.
 
     `until`: index of the last look to take; a cell that is not decided there is inconclusive.
-    `futility`: stop as inconclusive at a look before the last if `predictive` gives less than this
-    to a success and a failure together. That adds to no error (it is non-binding), but loses power.
-    `icc`: for `predictive`; 0 is the cautious one. `seed`: of the bootstrap.
+    `futility`: before the last look, a cell stops as inconclusive if `predictive` gives success and
+    failure together a smaller chance than this. That is non-binding: it adds no error, but loses
+    power. `icc`: for `predictive`; 0 is cautious. `seed`: of the bootstrap.
 
     Raises `ValueError` if the margins have another shape or are infinite, or an argument is out of
     range.
@@ -304,9 +304,9 @@ def decide(
 
 @dataclass(frozen=True, slots=True)
 class ChangeDecision(Figures):
-    """What the looks at paired differences have decided; fields as in `Decision`.
+    """The result of the looks at paired differences; fields as in `Decision`.
 
-    `outcome` is None while open; no outcome is `incomplete` or `blind`.
+    `outcome` is None while open, and never `incomplete` or `blind`.
     """
 
     look: int
@@ -321,7 +321,7 @@ class ChangeDecision(Figures):
 
     @property
     def is_open(self) -> bool:
-        """Whether images of the look `look` are missing: not made yet, or failed."""
+        """True if images of the look `look` are missing: not made yet, or failed."""
         return self.outcome is None
 
 
@@ -369,9 +369,9 @@ def unsteered_look(cells: Iterable[tuple[Decision, Decision]]) -> int:
 
     `cells`: of each cell of the category, the decision on its margins and the decision on its gains
     (margin - the unsteered image's, by the same design). The unsteered images of a look are needed
-    while some cell takes that look and its gain is not decided before. So a gain has the figures
-    of `decide(gains, design, until=min(margin.look, gain.look))`. Raises `ValueError` if there is
-    no cell.
+    if some cell takes that look and its gain is not decided before. So a gain has the figures of
+    `decide(gains, design, until=min(margin.look, gain.look))`. Raises `ValueError` if there is no
+    cell.
     """
     return max(min(margin.look, gain.look) for margin, gain in cells)
 
@@ -379,16 +379,16 @@ def unsteered_look(cells: Iterable[tuple[Decision, Decision]]) -> int:
 def predictive(items: ArrayLike, design: Design, *, icc: float) -> tuple[float, float]:
     """Chance of a success and of a failure at the last look, from the items of an early one.
 
-    `items`: shape (pairs,), of one seed each. The predictive distribution of the last mean under a
-    flat prior of the mean, by Student's t (Spiegelhalter, Freedman and Blackburn 1986), with the
-    standard deviation taken as it is. `icc`: the share of an image's variance that is between
+    `items`: shape (pairs,), of one seed each. Uses the predictive distribution of the last mean
+    under a flat prior of the mean, by Student's t (Spiegelhalter, Freedman and Blackburn 1986), and
+    takes the standard deviation as known. `icc`: the share of an image's variance that is between
     pairs, 0..1: the last look's N pairs of S seeds count as N / (icc + (1 - icc) / S) of one seed.
-    With 0, further seeds count as further pairs, and most is still open. Normal items are supposed.
+    With 0, further seeds count as further pairs, which leaves the most open. Assumes normal items.
     """
     ordered = np.sort(np.asarray(items, dtype=np.float64))
     last = next(look for look in design.looks if look.is_last)
     n, full = len(ordered), last.pairs / (icc + (1 - icc) / last.seeds)
-    if n < MIN_CLUSTERS or all_same(ordered):  # values that are equal are taken to stay so
+    if n < MIN_CLUSTERS or all_same(ordered):  # equal values are assumed to stay equal
         return float(ordered[0] > 0), float(ordered[0] < 0)
     z = math.sqrt(full) * ordered_mean(ordered) / float(np.std(ordered, ddof=1))
     needed = float(scipy.stats.t.isf(last.level, full - 1))
@@ -400,7 +400,7 @@ def predictive(items: ArrayLike, design: Design, *, icc: float) -> tuple[float, 
 
 
 def _rising(n: int) -> list[int]:
-    """Shares of `n` looks that rise in equal steps, in whole units that sum to `_UNITS`."""
+    """Levels of `n` looks that rise in equal steps: whole units that sum to `_UNITS`."""
     up_to = [round(_UNITS * j * (j + 1) / (n * (n + 1))) for j in range(n + 1)] if n else [0]
     return np.diff(up_to).tolist()
 
@@ -425,18 +425,18 @@ def _checked(margins: ArrayLike, design: Design) -> NDArray[np.float64]:
 def _tested(
     items: NDArray[np.float64], look: Look, seed: int
 ) -> tuple[Verdict | None, float, float]:
-    """What a look says, None for go on, and p upwards and downwards."""
+    """A look's verdict, None to go on, and the p upwards and downwards."""
     t_up = t_test(items)
-    t_down = t_test(-items) if t_up > 0.5 else 1 - t_up  # 1 - p has no digits where p is near 1
+    t_down = t_test(-items) if t_up > 0.5 else 1 - t_up  # 1 - p loses its digits if p is near 1
     level = 1.0 if look.is_last else look.level
-    # Downwards first: the interval and the p upwards are of the same resamples, kept once.
+    # Downwards first: the interval and the p upwards share resamples, of which one set is cached.
     p_down = _larger_p(t_down, -items, look, seed=seed, level=level)
     p_up = _larger_p(t_up, items, look, seed=seed, level=level)
     if not look.is_last:
         is_up, is_down = p_up <= level, p_down <= level
         return Verdict.SUCCESS if is_up else Verdict.FAILURE if is_down else None, p_up, p_down
     low, high = _interval(items, look, seed)
-    # The suite asks p below 0.05 of a 95% interval, which is twice its one-sided level.
+    # The suite requires p < 0.05 with a 95% interval: twice the interval's one-sided level.
     scaled = t_up * SIGNIFICANCE / (2 * look.level)
     return verdict(n=len(items), ci_low=low, ci_high=high, p=scaled), p_up, p_down
 
@@ -444,11 +444,11 @@ def _tested(
 def _larger_p(
     p: float, items: NDArray[np.float64], look: Look, *, seed: int = 0, level: float
 ) -> float:
-    """The larger of Student's p of items and the bootstrap-t p; as it is where above `level`."""
+    """The larger of Student's p of items and the bootstrap-t p; Student's alone above `level`."""
     if p > level:
         return p
     by_bootstrap = bootstrap_test(items, n_resamples=look.n_resamples, seed=seed)
-    return float(np.maximum(p, by_bootstrap))  # NaN if there is none
+    return float(np.maximum(p, by_bootstrap))  # NaN if either is NaN
 
 
 def _interval(items: NDArray[np.float64], look: Look, seed: int = 0) -> Interval:
@@ -458,7 +458,7 @@ def _interval(items: NDArray[np.float64], look: Look, seed: int = 0) -> Interval
 def _limits(
     items: NDArray[np.float64], look: Look
 ) -> tuple[Callable[[float], bool], Callable[[float], bool]]:
-    """Whether a look shows the mean to lie below a value, and above one."""
+    """Functions that tell if a look shows the mean to lie below a value, and above one."""
     if look.is_last:
         low, high = _interval(items, look)
         return (lambda value: high < value), (lambda value: low > value)
@@ -472,7 +472,7 @@ def _limits(
 def _outcome(
     is_below: Callable[[float], bool], is_above: Callable[[float], bool], tolerance: float
 ) -> Outcome:
-    """What the mean difference is by whether it is shown to lie below and above a value."""
+    """The outcome of a mean difference that is shown to lie below and above certain values."""
     limit = tolerance + _ROUNDING
     if is_below(-limit):
         return Outcome.REGRESSED

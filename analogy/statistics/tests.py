@@ -11,16 +11,16 @@ from statsmodels.stats.proportion import proportion_confint
 
 from analogy.statistics.values import MIN_CLUSTERS, Interval, all_same, finite
 
-# Signed ranks with ties are counted out up to this many values; as many as scipy does without ties.
+# Signed ranks with ties are enumerated up to this many values, scipy's own limit without ties.
 _MAX_EXACT = 50
 
 
 def t_test(values: ArrayLike) -> float:
     """One-sided p of Student's t-test that the mean of `values`, shape (n,), is above 0.
 
-    p of the negated values is 1 - p. Values that are equal (to 12 digits) keep that: p is 0 above
-    zero, 1 below and 0.5 at zero. One value has no test: NaN. None, NaN and infinity are a
-    `ValueError`.
+    The p of the negated values is 1 - p. That also holds for values that are equal (to 12 digits):
+    p is 0 above zero, 1 below and 0.5 at zero. One value has no test: NaN. No value, NaN and
+    infinity raise `ValueError`.
     """
     sample = np.sort(finite(values, ndim=1))
     if len(sample) < MIN_CLUSTERS:
@@ -33,9 +33,9 @@ def t_test(values: ArrayLike) -> float:
 def wilcoxon_test(values: ArrayLike) -> float:
     """One-sided p of Wilcoxon's signed-rank test that `values`, shape (n,), lie above 0.
 
-    Zeros are left out, as Wilcoxon (1945) did; all zeros have p 1. Exact up to 50 values, with ties
-    too; the normal approximation beyond. One value has no test: NaN. None, NaN and infinity are a
-    `ValueError`.
+    Zeros are left out, as in Wilcoxon (1945); all zeros have p 1. Exact up to 50 values, also with
+    ties; the normal approximation beyond. One value has no test: NaN. No value, NaN and infinity
+    raise `ValueError`.
     """
     sample = np.sort(finite(values, ndim=1))
     if len(sample) < MIN_CLUSTERS:
@@ -46,9 +46,9 @@ def wilcoxon_test(values: ArrayLike) -> float:
     sizes = np.abs(sample)
     if len(sample) > _MAX_EXACT or len(np.unique(sizes)) == len(sizes):
         return float(scipy.stats.wilcoxon(sample, alternative="greater").pvalue)
-    # With ties scipy draws permutations, for seconds, up to 13 values, and approximates beyond.
+    # With ties scipy draws permutations up to 13 values, for seconds, and approximates beyond.
     ranks = np.rint(2 * scipy.stats.rankdata(sizes)).astype(int)  # twice a mean rank is whole
-    chance = np.ones(1)  # of each sum of the positive ranks, if signs are coin tosses
+    chance = np.ones(1)  # the chance of each sum of the positive ranks, if signs are coin tosses
     for rank in ranks:
         chance = np.append(chance, np.zeros(rank)) / 2 + np.append(np.zeros(rank), chance) / 2
     return float(min(1.0, chance[ranks[sample > 0].sum() :].sum()))
@@ -58,7 +58,7 @@ def sign_test(values: ArrayLike) -> float:
     """One-sided p of the sign test: more than half of `values`, shape (n,), are above 0.
 
     A value of exactly 0 counts as not above, as in `success_rate`; the usual test leaves it out and
-    is less strict. One value has no test: NaN. None, NaN and infinity are a `ValueError`.
+    is less strict. One value has no test: NaN. No value, NaN and infinity raise `ValueError`.
     """
     sample = finite(values, ndim=1)
     if len(sample) < MIN_CLUSTERS:
@@ -68,32 +68,32 @@ def sign_test(values: ArrayLike) -> float:
 
 
 def success_rate(values: ArrayLike) -> float:
-    """Share of `values`, of any shape, that are above 0. A value of exactly 0 is no success."""
+    """Share of `values`, of any shape, that are above 0. A value of exactly 0 is not above."""
     return float(np.mean(finite(values) > 0))
 
 
 def wilson_interval(n_successes: float, n: float, *, confidence: float = 0.95) -> Interval:
     """Wilson's (1927) score interval of the share of `n_successes` among `n` independent items.
 
-    Numbers need not be whole: `success_interval` has an effective one.
+    Numbers need not be whole: `success_interval` passes an effective sample size.
     """
     if not 0 <= n_successes <= n or n <= 0:
         raise ValueError(f"expected 0 <= successes <= n, n > 0, got {n_successes} of {n}")
     low, high = proportion_confint(n_successes, n, alpha=1 - confidence, method="wilson")
-    share = n_successes / n  # the ends are on its two sides, and at 0 and 1 up to rounding
+    share = n_successes / n  # the ends lie on its two sides, except for rounding at 0 and 1
     return Interval(float(np.clip(low, 0.0, share)), float(np.clip(high, share, 1.0)))
 
 
 def success_interval(items: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Wilson's interval of the share of `items`, shape (pairs, alphas), that are above 0.
 
-    Items of a pair are alike, so they count for fewer: for as many independent ones as would give
-    the variance that the pairs' own shares have (the effective sample size; Kish 1965, Korn and
-    Graubard 1998), at least the pairs and at most the items. With one item a pair it is
+    Items of a pair are alike, so together they count for fewer: for the number of independent items
+    that would have the variance of the pairs' own shares (the effective sample size; Kish 1965,
+    Korn and Graubard 1998), between the numbers of pairs and of items. With one item a pair it is
     `wilson_interval` itself.
     """
     table = finite(items, ndim=2) > 0
-    shares = np.sort(table.mean(axis=1))  # a sum in float64 depends on the order of its terms
+    shares = np.sort(table.mean(axis=1))  # sorting fixes the order of the sum, and so its rounding
     share, n = float(shares.mean()), float(len(shares))
     variance = float(np.var(shares, ddof=1)) / n if len(shares) > 1 else 0.0
     if variance > 0:
@@ -116,8 +116,8 @@ def slopes(table: ArrayLike, alphas: Sequence[float]) -> NDArray[np.float64]:
 def page_test(table: ArrayLike) -> float:
     """One-sided p of Page's (1963) trend test: margins rise from column to column.
 
-    `table` has the shape (pairs, alphas), alphas ascending. Fewer than two pairs or three alphas
-    have no test: NaN.
+    `table` has the shape (pairs, alphas), alphas ascending. Returns NaN for fewer than two pairs or
+    three alphas.
     """
     margins = finite(table, ndim=2)
     if margins.shape[0] < MIN_CLUSTERS or margins.shape[1] < 3:

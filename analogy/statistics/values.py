@@ -1,4 +1,4 @@
-"""Samples of values: their checks, their mean, an interval, and how many decide anything."""
+"""Samples of values: checks, the mean, an interval, and the sizes at which they decide."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MIN_CLUSTERS = 2
 """With fewer pairs there is neither an interval nor a test."""
 
 MIN_DECISIVE = 6
-"""With fewer, an interval and a test are computed but decide nothing: 5 pairs or fewer are too few,
-as the loader warns."""
+"""With fewer pairs, an interval and a test are computed but decide nothing; the loader of pairs
+warns of such categories."""
 
 ENOUGH_PAIRS = 10
-"""With this many or more, intervals also hold for skewed margins (docs/calibration.md)."""
+"""With this many pairs or more, intervals also hold for skewed margins (docs/calibration.md)."""
 
-# Values whose spread is below this share of the largest are one value: float64 resolves no more of
-# a variance than rounding noise there, and scipy's t-test warns of it (below 1e-14).
+# Values whose spread is below this share of the largest are treated as equal: below it a variance
+# in float64 is rounding noise, and scipy's t-test warns (below 1e-14).
 SAME = 1e-12
 
 
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 
 def finite(values: ArrayLike, *, ndim: int | None = None) -> NDArray[np.float64]:
-    """`values` as float64, at least one of them, all finite."""
+    """`values` as float64. Raises `ValueError` if there are none or one is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"expected an array of {ndim} dimension(s), got the shape {array.shape}")
@@ -43,10 +43,10 @@ def finite(values: ArrayLike, *, ndim: int | None = None) -> NDArray[np.float64]
 
 
 def all_same(ordered: NDArray[np.float64]) -> bool:
-    """Whether values in ascending order are equal up to rounding."""
+    """True if values in ascending order are equal up to rounding."""
     return bool(ordered[-1] - ordered[0] <= SAME * max(abs(ordered[0]), abs(ordered[-1])))
 
 
 def ordered_mean(ordered: NDArray[np.float64]) -> float:
-    """Mean of values in ascending order, kept within them against rounding."""
+    """Mean of values in ascending order; rounding does not move it outside of them."""
     return float(np.clip(np.mean(ordered), ordered[0], ordered[-1]))

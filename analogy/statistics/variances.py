@@ -1,4 +1,4 @@
-"""How much of an image's margin is due to its pair, and how much to its seed."""
+"""The shares of the variance of margins that are due to the pair and to the seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Variances(Figures):
     """Variances of one image's margin, in squared units of the margin, from `pairs` pairs.
 
     `between`: between pairs; `within`: between the seeds of a pair. `icc`: the share of `between`,
-    0..1: the closer to 1, the less further seeds tell. NaN where a figure does not exist.
+    0..1; the closer to 1, the less further seeds tell. A missing figure is NaN.
     """
 
     pairs: int
@@ -28,11 +28,11 @@ class Variances(Figures):
 
 
 def variances(margins: ArrayLike) -> Variances:
-    """Variance components of margins, shape (pairs, seeds), from the pairs with all seeds there.
+    """Variance components of margins, shape (pairs, seeds), from the pairs that have all seeds.
 
     The analysis-of-variance estimator of the one-way random effects model (Searle, Casella and
-    McCulloch 1992, section 3.5), a negative component taken as 0; `icc` is ICC(1,1) of Shrout and
-    Fleiss (1979). Fewer than two such pairs or two seeds have none.
+    McCulloch 1992, section 3.5), with a negative component set to 0; `icc` is ICC(1,1) of Shrout
+    and Fleiss (1979). All figures are NaN for fewer than two such pairs or two seeds.
     """
     table = np.asarray(margins, dtype=np.float64)
     table = table[~np.isnan(table).any(axis=1)]

@@ -1,4 +1,4 @@
-"""The file of a run folder's index: its schema, its version, and the commands it keeps."""
+"""The file of a run folder's index: its schema, its version, and the commands recorded in it."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ CREATE TABLE IF NOT EXISTS fits (
     seconds REAL NOT NULL, done TEXT NOT NULL);
 """
 
-# Of the index in memory, where SQLite's own 2,000 KB are read anew for almost every key: the keys
-# of a million images take 46 MB.
+# The size of SQLite's page cache. With the default of 2,000 KB almost every key is read again from
+# the disk; the keys of a million images take 46 MB.
 _CACHE_KB = 64_000
 
 T = TypeVar("T")
 
 
 class SchemaVersionError(Exception):
-    """An index of another version of the suite; ``version``: which."""
+    """The index is of another version of the suite, with the schema version ``version``."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"schema version {version}")
@@ -74,7 +74,7 @@ class SchemaVersionError(Exception):
 
 
 class Database:
-    """The SQLite file, open until :meth:`close`, and the commands that it keeps."""
+    """The SQLite file, open until :meth:`close`, and the commands that are recorded in it."""
 
     def __init__(self, folder: Path, *, read_only: bool) -> None:
         if read_only:
@@ -112,12 +112,12 @@ class Database:
         return self.db.execute(query, (name,)).fetchone() is not None
 
     def meta(self, name: str, kind: type[T]) -> T | None:
-        """A JSON value by name, None if there is none."""
+        """A JSON value by name, None if it is missing."""
         row = self.db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else checked.json(row[0], "meta.value", kind)
 
     def set_meta(self, name: str, value: Any) -> None:
-        """Keep a value as JSON under a name; within a transaction of the caller's."""
+        """Keep a value as JSON under a name. The caller opens and commits the transaction."""
         self.db.execute("REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value)))
 
     # --- commands
@@ -129,7 +129,7 @@ class Database:
             self.set_meta("provenance", dict(provenance))
 
     def record_command(self, command: Command) -> None:
-        """Keep what a command ran: once, however often it is given."""
+        """Record a command. A repetition adds no row, but makes it the latest command."""
         pairs = [astuple(pair) for pair in command.pairs]
         row = (
             json.dumps(command.config.to_dict()), json.dumps(pairs, ensure_ascii=False),
@@ -190,9 +190,9 @@ class Database:
         ]
 
     def _ids(self, table: str) -> dict[str, tuple[str, ...]]:
-        """By command, the ids of pairs in one of the tables of them.
+        """The ids of pairs by command, from the table ``unread`` or ``uneven``.
 
-        Raises DamageError if it is anything else.
+        Raises DamageError if an entry is not a list of texts.
         """
         if not self._has_table(table):
             return {}
@@ -205,7 +205,7 @@ class Database:
     # --- images
 
     def check_file(self) -> None:
-        """Have SQLite check its own file, in time linear in its size.
+        """Have SQLite check its own file. Takes time linear in its size.
 
         Raises DamageError if it is damaged.
         """
@@ -215,7 +215,7 @@ class Database:
 
 
 def _true_margins(value: Any) -> TrueMargins:
-    """A command's own ceiling as the index keeps it. Raises DamageError if it is anything else."""
+    """A command's own ceiling, from its JSON in the index. Raises DamageError if it is invalid."""
     place, made = "ceilings.margins", {}
 
     def margins(side: Any) -> tuple[float, ...]:
@@ -234,7 +234,7 @@ def _true_margins(value: Any) -> TrueMargins:
 
 
 def _connected_to_read(folder: Path) -> sqlite3.Connection:
-    """The index, never written to. Without a log to read, its folder may be read-only."""
+    """A read-only connection to the index. Without a log to read, its folder may be read-only."""
     index = folder / FILE
     if not index.is_file():
         raise FileNotFoundError(f"there is no {index.name} in it")
@@ -242,7 +242,7 @@ def _connected_to_read(folder: Path) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, timeout=30.0)
     try:
         db.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone()
-    except sqlite3.OperationalError:  # WAL wants a file beside it; with nothing in it, it need not
+    except sqlite3.OperationalError:  # WAL needs a file beside the index, unless its log is empty
         db.close()
         log = folder / f"{FILE}-wal"
         if log.is_file() and log.stat().st_size:

@@ -15,8 +15,8 @@ MAX_DEPTH = 3
 def run_folders(places: Iterable[Path]) -> list[Path]:
     """The run folders at or below these places, each once, sorted within each place.
 
-    A place that is a run folder stands for itself. No link below a place is followed, and a folder
-    that cannot be read has none.
+    A place that is itself a run folder is searched no further. Links below a place are not
+    followed, and a folder that cannot be read counts as empty.
     """
     found: dict[str, Path] = {}
     for place in places:

@@ -36,16 +36,16 @@ from analogy.store.work import WorkFolder
 
 
 class RunFolder(WorkFolder):
-    """Images, scores and timings of a run. Opened for writing by one process at a time.
+    """Images, scores and timings of a run. One process at a time opens it for writing.
 
-    ``read_only``: for readers, which need no right to write, and never wait. ``note`` says if the
-    lock was taken over from a process that died. Whatever the disk or the index refuses is a
-    :class:`StoreError`.
+    ``read_only``: opens it without the lock and without the right to write, and never waits.
+    ``note``: a message if the lock was taken over from a dead process, else None. Errors of the
+    disk and of the index are raised as :class:`StoreError`.
     """
 
     @explained
     def n_images(self) -> int:
-        """The number of images that the index has."""
+        """The number of images in the index."""
         return self._index.n_images()
 
     @explained
@@ -110,9 +110,10 @@ class RunFolder(WorkFolder):
         """Write a batch of PNG files, generated in ``seconds``, and record them in the index.
 
         ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason, which
-        is kept instead. ``peak_bytes``: the most memory of the device that was in use. ``stage``:
-        the work that this is the outcome of. ``worker``: the name of the one among several that
-        did it, and the seconds of its own that it took. ``cost``: of a batch of one method.
+        is recorded instead. ``peak_bytes``: the peak memory of the device, None if not measured.
+        ``stage``: the kind of work, generate or import. ``worker``: if there are several, the name
+        of the one that made the batch, and its own seconds. ``cost``: the cost of a batch of one
+        method.
         """
         made, failed = [], []
         for i, (each, data) in enumerate(zip(wanted, pngs, strict=True)):
@@ -172,7 +173,7 @@ class RunFolder(WorkFolder):
     def read_file(self, key: str) -> bytes:
         """The content of an image's file. Raises ``OSError`` if it is not a file of this folder.
 
-        Its place follows from its key, whatever the index says, and no link is followed to it.
+        The path depends only on the key, not on the index, and no link on it is followed.
         """
         return self._images.read(key)
 
@@ -190,7 +191,7 @@ class RunFolder(WorkFolder):
         *,
         features: NDArray[np.float32] | None = None,
     ) -> None:
-        """Record (cos_target, cos_source, margin) of each image, scored in ``seconds``.
+        """Record (cos_target, cos_source, margin) for each image, scored in ``seconds``.
 
         ``features``: the judge's, ``(n, dim)``, for metrics that need more than a score.
         """
@@ -224,8 +225,8 @@ class RunFolder(WorkFolder):
 
         Columns: key, pair_id, category, the pair's words and prompts, alpha, seed, method (None
         for an unsteered image, which has none), path (relative to the folder), margin, cos_target
-        and cos_source (NaN where not scored), and one per kept metric (NaN where not measured). A
-        metric of features is of this judge.
+        and cos_source (NaN if not scored), and one per recorded metric (NaN if not measured). A
+        metric that is computed from features is this judge's.
         """
         jobs = list(jobs)
         keys, scores = self._index.images_with_scores({job.key for job in jobs}, judge)
@@ -276,7 +277,7 @@ class RunFolder(WorkFolder):
 
 
 def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
-    """Images of one size as one array. Raises StoreError if they have several sizes."""
+    """Images of one size as one array. Raises StoreError if their sizes differ."""
     first = images[0].shape
     for image, each in zip(images, wanted, strict=True):
         if image.shape != first:
@@ -290,5 +291,5 @@ def stacked(images: Sequence[Images], wanted: Sequence[Wanted]) -> Images:
 
 
 def folder_name(subject: Subject, **more: str) -> str:
-    """The name of the run folder for all images of one subject; ``more``: further parts."""
+    """The name of the run folder for all images of one subject; ``more``: further parts of it."""
     return digest({**subject, **more, "schema_version": SCHEMA_VERSION})[:12]

@@ -1,6 +1,6 @@
 """The images of a run: one job for each, with its role and the key that identifies its image.
 
-Only this module plans jobs. It knows no model and no run folder: a grid follows from a
+Only this module plans jobs. It needs no model and no run folder: a grid follows from a
 configuration, the fingerprint of its model, the scheduler and the pairs. Imports no torch and no
 SQLite.
 """
@@ -28,7 +28,7 @@ Subject: TypeAlias = dict[str, str | int | float]
 """Everything that determines an image except its text and its noise, by name."""
 
 Facts: TypeAlias = Mapping[str, str | int | float]
-"""What an image is, for readers, by name."""
+"""A description of an image for readers, by name."""
 
 TrueMargins: TypeAlias = Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
 """Margins on ground truth: a pair's digest to the margins of its target and of its source."""
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def what(self) -> Facts:
-        """The image's pair, alpha and seed; and its method, if it is steered."""
+        """The image's pair, alpha and seed, and its method and window if it is steered."""
         method: Facts = {}
         if not self.is_unsteered:
             method = {"method": self.method, **self.window.to_dict()}
@@ -165,9 +165,9 @@ class Sampling:
 class Grid:
     """All images of a run, by role, category, alpha and cell.
 
-    ``model``: the fingerprint; ``pairs``: all pairs of the run. A method that looks at a pair's
-    neighbours has them in the key. Null and target images are in it if the configuration asks for
-    them. Jobs are planned when they are first asked for.
+    ``model``: the fingerprint; ``pairs``: all pairs of the run. If the method uses the category's
+    other pairs, the keys depend on these. Null and target images are included if the configuration
+    asks for them. Jobs are planned on first use.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class Grid:
     ) -> list[Job]:
         """The jobs of these roles, of one category and alpha if given; each key once.
 
-        No roles: of all. First those of the run's method, by pair, alpha and seed; then the null's
-        in the same order; then the targets', by pair and seed, which are at alpha 1.
+        Without roles: all jobs. Order: those of the run's method by pair, alpha and seed; the
+        null's in the same order; the targets', which are at alpha 1, by pair and seed.
         """
         wanted = frozenset(roles or Role)
         found: list[Job] = []
@@ -214,7 +214,7 @@ class Grid:
 
     @cached_property
     def _own(self) -> Mapping[str | None, Sequence[Job]]:
-        """The jobs of the run's method by category; None has all of them."""
+        """The jobs of the run's method by category; the key None has all of them."""
         config = self.config
         return self._planned(config.method, config.grid_alphas, config.window)
 
@@ -233,7 +233,7 @@ class Grid:
     def _planned(
         self, method: str, alphas: Iterable[float], window: Window = WHOLE
     ) -> Mapping[str | None, Sequence[Job]]:
-        """Jobs of one method by category, in the order pair, alpha, seed; None has all of them."""
+        """Jobs of one method by category, in the order pair, alpha, seed; key None: all of them."""
         alphas = tuple(alphas)
         identity = Identity.in_config(replace(self.config, method=method))
         version = {"method_version": identity.version} if identity.version else {}
@@ -264,7 +264,7 @@ def targets_of(grid: Grid, pair: Pair, seeds: Sequence[int]) -> list[Job]:
 
 
 def once(jobs: Iterable[W]) -> list[W]:
-    """The jobs, each key once: the target images are in a grid of ``TARGET_METHOD``, too."""
+    """The jobs, each key once. A grid of ``TARGET_METHOD`` has the target images twice."""
     found: dict[str, W] = {}
     for job in jobs:
         found.setdefault(job.key, job)
@@ -272,9 +272,9 @@ def once(jobs: Iterable[W]) -> list[W]:
 
 
 def _neighbours(pair: Pair, pairs: Sequence[Pair]) -> dict[str, Json]:
-    """Additional parts of an image's key if its method uses its category's ``pairs``."""
+    """Additional parts of an image's key if its method uses its category's other ``pairs``."""
     others: dict[str, Json] = {"others": [content(o) for o in pairs if o.id != pair.id]}
-    # Earlier versions compared words as written: images of pairs to which that matters are others.
+    # Earlier versions compared words as written: where that matters, images need keys of their own.
     return {**others, "words": "folded"} if _has_cases(pair, pairs) else others
 
 
@@ -312,17 +312,18 @@ def pairs_digest(pairs: Iterable[Pair]) -> str:
 class Command:
     """A configuration that a command ran on a run folder, with the models that it resolved to.
 
-    From it the grid is known without any model, and the study can be opened again.
+    It determines the grid without any model, and the study can be opened again from it.
 
     - ``pairs``: those that were chosen;
     - ``model``, ``judge``: fingerprints;
     - ``lora``: the value of its option, None without one;
     - ``ceiling``: the judge's margins on ground truth that the user gave (``--ceiling``); None
-      where they are the suite's own;
-    - ``unread``: the ids of the pairs whose prompts the judge reads as one, of which no figure is;
-    - ``is_comparison``: whether its method was one of several that were compared. A sequential
-      comparison has looks of its own;
-    - ``uneven``: the ids of pairs that were chosen and left out, since the method has no curve
+      for the suite's own;
+    - ``unread``: the ids of the pairs whose two prompts the judge reads as one; no figure counts
+      them;
+    - ``is_comparison``: True if its method was one of several that were compared. A sequential
+      comparison has its own looks;
+    - ``uneven``: the ids of the chosen pairs that were left out, since the method has no curve
       between prompts of different token counts.
     """
 

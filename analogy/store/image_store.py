@@ -14,7 +14,7 @@ from analogy.core.files import check_own, check_regular, flush_folder, write_ato
 #: The folder of images, within a run folder.
 FOLDER = "images"
 
-#: A larger file is no image of this suite.
+#: Most bytes of an image file: more than any that this suite writes.
 MAX_IMAGE_BYTES = 4 * MAX_SIZE**2
 
 
@@ -24,7 +24,7 @@ def image_name(key: str) -> str:
 
 
 class ImageStore:
-    """The image files of one run folder. Every method raises ``OSError`` if the disk refuses."""
+    """The image files of one run folder. Every method raises ``OSError`` if the disk fails."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,25 +45,25 @@ class ImageStore:
         return hashlib.sha256(data).hexdigest()
 
     def flush(self) -> None:
-        """Have the names of all files that were written be on the disk."""
+        """Flush the folders of all files that were written, so that the names are on the disk."""
         while self._touched:
             flush_folder(self._touched.pop())
 
     def read(self, key: str) -> bytes:
-        """What an image's file holds. Raises ``OSError`` if it is not a file of this folder."""
+        """The bytes of an image's file. Raises ``OSError`` if it is not a file of this folder."""
         path = self._folder / image_name(key)
         self._check_place(path)
         check_regular(path, most=MAX_IMAGE_BYTES)
         return path.read_bytes()
 
     def remove(self, key: str) -> None:
-        """Remove an image's file, if there is one."""
+        """Remove an image's file if it exists."""
         path = self._folder / image_name(key)
         self._check_place(path)
         path.unlink(missing_ok=True)
 
     def _check_place(self, path: Path) -> None:
-        """Raise PlaceError, an ``OSError``, if a link leads out of the folder on the way."""
+        """Raise PlaceError, an ``OSError``, if a link on the way leads out of the folder."""
         if path.parent not in self._checked:
             check_own(self._folder, path.parent)
             self._checked.add(path.parent)

@@ -1,8 +1,8 @@
 """The index of a run folder: its tables in SQLite, and every query on them.
 
-It knows keys and rows, no jobs and no image files. An index may come from anywhere: what is read is
-checked, and a value that the suite does not write is a :class:`~analogy.core.checked.DamageError`.
-What SQLite refuses is raised as SQLite's own error.
+It works with keys and rows, not with jobs or image files. An index may come from anywhere, so its
+values are checked when they are read: :class:`~analogy.core.checked.DamageError` is raised for one
+that the suite does not write. Errors of SQLite are raised as they are.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from analogy.core import checked
 from analogy.core.records import MARGIN_LIMIT
 from analogy.store.database import Database, timestamp
 
-#: What stands before the reason of an image that was there once and is to be made again.
+#: Prefix of the reason of an image that existed once and must be made again.
 LOST = "lost: "
 _OF_IMAGES = ("scores", "features", "metrics")
 
-#: The longest time of a piece of work.
+#: The longest accepted time of a piece of work, in seconds.
 MAX_SECONDS = 1e9
 
-# Keys that are looked up in one query; old versions of SQLite take 999 parameters.
+# Most keys in one query; old versions of SQLite take 999 parameters.
 _LOOKED_UP = 500
 
 
 class ImageRow(NamedTuple):
-    """What the index has of an image: ``what`` is JSON, ``path`` relative to the folder."""
+    """An image in the index: ``what`` is JSON, ``path`` is relative to the run folder."""
 
     key: str
     what: str
@@ -40,7 +40,7 @@ class ImageRow(NamedTuple):
 
 
 class FailureRow(NamedTuple):
-    """An image that could not be made, and why: ``what`` is JSON."""
+    """An image that could not be made, and the reason: ``what`` is JSON."""
 
     key: str
     what: str
@@ -48,7 +48,7 @@ class FailureRow(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What a judge gave an image."""
+    """A judge's scores of an image."""
 
     margin: float
     cos_target: float
@@ -56,7 +56,9 @@ class Scores(NamedTuple):
 
 
 class WorkRow(NamedTuple):
-    """A piece of work. ``stage``: generate, score or import; ``peak_bytes``: of a CUDA device."""
+    """A piece of work. ``stage``: generate, score or import; ``peak_bytes``: of a CUDA device, None
+    if not measured.
+    """
 
     stage: str
     images: int
@@ -65,13 +67,13 @@ class WorkRow(NamedTuple):
 
 
 class BatchRow(NamedTuple):
-    """What a batch cost whose images are all of one method and window, or all unsteered.
+    """The cost of a batch whose images are all of one method and window, or all unsteered.
 
     - ``method``: None for unsteered images; ``steer_from``, ``steer_until``: of the window;
     - ``seconds``: of one worker, without fitting and writing;
-    - ``memory``: what ``peak_bytes`` was measured of
+    - ``memory``: which memory ``peak_bytes`` is of
       (:class:`~analogy.metrics.efficiency.Memory`); both are None if it was not measured;
-    - ``machine``: a digest of the machine: seconds of several machines are not comparable.
+    - ``machine``: a digest of the machine. Seconds of different machines are not comparable.
     """
 
     method: str | None
@@ -87,9 +89,10 @@ class BatchRow(NamedTuple):
 class FitWork(NamedTuple):
     """The work of fitting a method.
 
-    - ``method``, ``category``: whose; ``inputs``: a digest of all that the category's fit depends
-      on;
-    - ``images``: denoised for it, and not decoded; 0 if what they show was known;
+    - ``method``, ``category``: what was fitted; ``inputs``: a digest of all that the category's fit
+      depends on;
+    - ``images``: the number denoised for it, without decoding; 0 if the method observes no images
+      or all of them were observed before;
     - ``seconds``: of one generator.
     """
 
@@ -103,8 +106,8 @@ class FitWork(NamedTuple):
 class Index(Database):
     """The tables of the run folder at ``folder``, open until :meth:`close`.
 
-    Raises what SQLite raises, ``OSError``, ``ValueError`` for an index without a schema version
-    that is only read, and :class:`SchemaVersionError`.
+    Raises SQLite's errors, ``OSError``, :class:`SchemaVersionError`, and ``ValueError`` if an index
+    without a schema version is opened read-only.
     """
 
     def image_rows(self) -> list[ImageRow]:
@@ -130,11 +133,11 @@ class Index(Database):
         return count
 
     def with_image(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that have an image."""
+        """The keys that have an image."""
         return {key for (key,) in self._rows_of(keys, "SELECT key FROM images WHERE")}
 
     def without_score(self, keys: Iterable[str], judge: str) -> set[str]:
-        """Those of the keys that have an image which this judge has not scored."""
+        """The keys that have an image which this judge has not scored."""
         query = (
             "SELECT key FROM images WHERE NOT EXISTS "
             "(SELECT 1 FROM scores WHERE scores.key = images.key AND judge = ?) AND"
@@ -142,7 +145,7 @@ class Index(Database):
         return {key for (key,) in self._rows_of(keys, query, judge)}
 
     def failures(self, keys: Iterable[str]) -> dict[str, str]:
-        """Key to the reason, of those whose generation failed when it was last tried."""
+        """The reason by key, for the keys whose generation failed when it was last tried."""
         found = self._rows_of(keys, "SELECT key, reason FROM failures WHERE")
         return {key: checked.text(reason, "failures.reason") for key, reason in found}
 
@@ -154,10 +157,10 @@ class Index(Database):
         worker: tuple[str, float] | None,
         cost: BatchRow | None = None,
     ) -> None:
-        """Name images, and keep failures and the time that they took, in one transaction.
+        """Record images, failures and the time that they took, in one transaction.
 
-        ``worker``: the name of the one among several that made them, and its own seconds.
-        ``cost``: of a batch of one method.
+        ``worker``: if there are several, the name of the one that made them, and its own seconds.
+        ``cost``: the cost of a batch of one method.
         """
         now = timestamp()
         with self.db:
@@ -181,7 +184,7 @@ class Index(Database):
                 )
 
     def without_owner(self) -> dict[str, int]:
-        """Table to the number of its rows whose image is missing, where there are some."""
+        """The number of rows whose image is missing by table, for tables with such rows."""
         counts = {
             table: self.db.execute(
                 f"SELECT COUNT(*) FROM {table} WHERE key NOT IN (SELECT key FROM images)"
@@ -191,11 +194,11 @@ class Index(Database):
         return {table: count for table, count in counts.items() if count}
 
     def remove(self, lost: Sequence[tuple[ImageRow, str]]) -> None:
-        """Remove images, with all that was found on them, in one transaction.
+        """Remove images, with their scores, features and metrics, in one transaction.
 
-        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
-        of the same pair and seed go too: they compare with the unsteered image, which may be among
-        these. Rows that belong to no image go as well.
+        Each is recorded as failed, with its reason, so that it can be made again. Metrics of images
+        with the same pair and seed are removed, too: they compare with the unsteered image, which
+        may be removed. Rows without an image are removed as well.
         """
         compared = {_compared(row) for row, _ in lost}
         stale = [row[:1] for row in self.image_rows() if _compared(row) in compared]
@@ -216,7 +219,7 @@ class Index(Database):
         features: Mapping[str, NDArray[np.float32]],
         seconds: float,
     ) -> None:
-        """Keep a judge's scores and features by key, with the time that they took."""
+        """Record a judge's scores and features by key, with the time that they took."""
         with self.db:
             self.db.executemany(
                 "REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
@@ -229,16 +232,16 @@ class Index(Database):
             self._add_work(WorkRow("score", len(scores), seconds))
 
     def scores(self, keys: Iterable[str], judge: str) -> dict[str, Scores]:
-        """A judge's scores by key, of those that it has scored."""
+        """A judge's scores by key, for the keys that it has scored."""
         query = "SELECT key, margin, cos_target, cos_source FROM scores WHERE judge = ? AND"
         return _scores(self._rows_of(keys, query, judge))
 
     def images_with_scores(
         self, keys: Collection[str], judge: str
     ) -> tuple[set[str], dict[str, Scores]]:
-        """Those of the keys that have an image, and this judge's scores of those that it scored.
+        """The keys that have an image, and this judge's scores of those that it scored.
 
-        In one pass over the index: for tables of a whole run.
+        Makes one pass over the index, as tables of a whole run need.
         """
         found = self.db.execute(
             "SELECT images.key, margin, cos_target, cos_source FROM images "
@@ -249,28 +252,28 @@ class Index(Database):
         return {row[0] for row in rows}, _scores(row for row in rows if row[1] is not None)
 
     def features(self, keys: Iterable[str], judge: str) -> dict[str, NDArray[np.float32]]:
-        """A judge's features ``(dim,)`` by key, of those images that it has scored."""
+        """A judge's features ``(dim,)`` by key, for the images that it has scored."""
         query = "SELECT key, vector FROM features WHERE judge = ? AND"
         return checked.vectors(self._rows_of(keys, query, judge), "features.vector")
 
     def add_metric(self, metric: str, values: Mapping[str, float]) -> None:
-        """Keep a metric's values by key."""
+        """Record a metric's values by key."""
         rows = [(key, metric, value) for key, value in values.items()]
         with self.db:
             self.db.executemany("REPLACE INTO metrics VALUES (?, ?, ?)", rows)
 
     def metric(self, metric: str, keys: Iterable[str]) -> dict[str, float]:
-        """A metric's values by key, of those that are kept."""
+        """A metric's recorded values by key."""
         query = "SELECT key, value FROM metrics WHERE metric = ? AND"
         found = self._rows_of(keys, query, metric)
         return {key: checked.metric(value, "metrics.value") for key, value in found}
 
     def metrics(self, judge: str) -> dict[str, dict[str, float]]:
-        """Every metric by name, its values by key; of those of features, this judge's."""
+        """Every metric by name, with its values by key; metrics of features only by this judge."""
         metrics: dict[str, dict[str, float]] = {}
         for key, metric, value in self.db.execute("SELECT key, metric, value FROM metrics"):
             name, _, by = checked.name(metric, "metrics.metric").partition("/")
-            if by in ("", judge):  # a network of its own is named name-network@digest
+            if by in ("", judge):  # a metric with its own network is named name-network@digest
                 of = metrics.setdefault(name.partition("@")[0], {})
                 of[key] = checked.metric(value, "metrics.value")
         return metrics
@@ -278,7 +281,7 @@ class Index(Database):
     # --- work
 
     def add_fit(self, fit: FitWork) -> None:
-        """Keep the work of fitting a method."""
+        """Record the work of fitting a method."""
         with self.db:
             self.db.execute("INSERT INTO fits VALUES (?, ?, ?, ?, ?, ?)", (*fit, timestamp()))
 
@@ -303,7 +306,7 @@ class Index(Database):
         ]
 
     def batches(self, method: str | None, start: float, end: float) -> list[BatchRow]:
-        """What batches of one method and window cost, in their order; None: of unsteered images."""
+        """The costs of batches of one method and window, in their order; None: unsteered images."""
         if not self._has_table("batches"):
             return []
         found = self.db.execute(
@@ -336,14 +339,14 @@ class Index(Database):
         )
 
     def rate(self, stage: str) -> float | None:
-        """Images per second over all recorded work of a stage, None if there is none."""
+        """Images per second over all recorded work of a stage, None if nothing was recorded."""
         images, seconds = self.db.execute(
             "SELECT TOTAL(images), TOTAL(seconds) FROM work WHERE stage = ?", (stage,)
         ).fetchone()
         return checked.rate(images, seconds, "work")
 
     def worker_rates(self) -> dict[str, float]:
-        """Images per second of each worker; empty where there was one alone, or none yet."""
+        """Images per second of each worker; empty if there was only one, or no work yet."""
         if not self._has_table("workers"):
             return {}
         found = self.db.execute("SELECT name, images, seconds FROM workers ORDER BY name")
@@ -354,7 +357,7 @@ class Index(Database):
         return {name: rate for name, rate in rates.items() if rate is not None}
 
     def peak_memory(self) -> int | None:
-        """The most bytes of a device that generating took, None where that was not measured."""
+        """The peak device memory of generating, in bytes; None if it was not measured."""
         (most,) = self.db.execute("SELECT MAX(peak_bytes) FROM work").fetchone()
         return None if most is None else checked.count(most, "work.peak_bytes")
 
@@ -362,23 +365,23 @@ class Index(Database):
         self.db.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?)", (*work, timestamp()))
 
     def _rows_of(self, keys: Iterable[str], query: str, *values: Any) -> Iterator[Any]:
-        """Rows of those keys alone; ``query`` lacks the condition on their key, its last.
+        """The rows of these keys; ``query`` ends where the condition on the key goes.
 
-        Asking for a cell takes the time of a cell, not of the index. In the order of keys, in which
-        their index lies: asking for the whole run reads it once from front to back.
+        The time grows with the number of keys, not with the index. Keys are sorted, as in SQLite's
+        own index, so that a query for a whole run reads that index once from front to back.
         """
         wanted = sorted(set(keys))
         for i in range(0, len(wanted), _LOOKED_UP):
             some = wanted[i : i + _LOOKED_UP]
             marks = ", ".join("?" * len(some))
-            # Whole, so that no query is left open where what is read turns out to be damaged.
+            # fetchall: no query stays open if a row that is read turns out to be damaged.
             yield from self.db.execute(f"{query} key IN ({marks})", (*values, *some)).fetchall()
 
 
 def _scores(rows: Iterable[Sequence[Any]]) -> dict[str, Scores]:
-    """Scores by key, of rows of a key and the fields of :class:`Scores`.
+    """Scores by key, from rows of a key and the fields of :class:`Scores`.
 
-    Raises DamageError if they are not numbers such as a judge gives.
+    Raises DamageError if one is not a number within ±`MARGIN_LIMIT`.
     """
     found = list(rows)
     if not found:
@@ -394,6 +397,6 @@ def _scores(rows: Iterable[Sequence[Any]]) -> dict[str, Scores]:
 
 
 def _compared(row: ImageRow) -> tuple[Any, Any, Any]:
-    """The pair, or the prompt, and the seed of an image: those of the images it is compared with."""
-    what = json.loads(row.what)  # an object: image_rows looked
+    """The pair or prompt, and the seed, that an image shares with those it is compared with."""
+    what = json.loads(row.what)  # an object: image_rows checked that
     return what.get("pair_id"), what.get("prompt"), what.get("seed")

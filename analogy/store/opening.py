@@ -1,4 +1,4 @@
-"""A run folder opened: its lock, its index, its commands, and what its errors advise."""
+"""An open run folder: its lock, its index, its commands, and the advice in its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analogy.store.grid import Command
 from analogy.store.image_store import ImageStore
 from analogy.store.index import ImageRow, Index
 
-#: What the suite writes at the top of a run folder.
+#: The files that the suite writes at the top of a run folder.
 _OWN_FILES = re.compile(
     r"index\.sqlite(-wal|-shm|-journal)?|writer\.(lock|json)|results(-[\w.-]+)?\.json|metadata\.jsonl|run\.toml"
 )
@@ -35,13 +35,13 @@ F = TypeVar("F", bound="OpenFolder")
 def explained(
     method: Callable[Concatenate[F, P], T],
 ) -> Callable[Concatenate[F, P], T]:
-    """Have what the disk or SQLite refuses be a :class:`StoreError` that says what to do."""
+    """Turn errors of the disk and of SQLite into a :class:`StoreError` that says what to do."""
 
     @wraps(method)
     def call(self: F, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # of our own making
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # bugs of this suite
             raise
         except (OSError, sqlite3.DatabaseError) as error:
             raise StoreError(f"run folder {self.path}: {advice(error)}") from error
@@ -50,10 +50,10 @@ def explained(
 
 
 def _sqlite_code(error: Exception) -> int | None:
-    """SQLite's primary result code; None for an error that SQLite itself has not raised.
+    """SQLite's primary result code; None for an error that SQLite itself did not raise.
 
-    Python's ``sqlite3`` and :mod:`analogy.core.checked` raise such errors for what they cannot
-    read.
+    Python's ``sqlite3`` and :mod:`analogy.core.checked` raise such errors for values that they
+    cannot read.
     """
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF  # the rest is the extended code
@@ -65,7 +65,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def advice(error: Exception) -> str:
-    """What happened, that nothing is lost by it, and what to do."""
+    """The error, what is kept in spite of it, and what to do."""
     text, code = str(error), _sqlite_code(error)
     again = "What was done before is kept"
     if _is_full(error):
@@ -90,7 +90,7 @@ def advice(error: Exception) -> str:
 
 
 class OpenFolder:
-    """A run folder, open until :meth:`close`; for writing by one process at a time."""
+    """A run folder, open until :meth:`close`. One process at a time opens it for writing."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
@@ -129,7 +129,7 @@ class OpenFolder:
 
     @property
     def _repair(self) -> str:
-        """What makes a damaged image again."""
+        """Advice for a damaged image: the command that makes it again."""
         return f"repair it with: {analogy_command('verify', self.path, '--repair')}"
 
     def _unusable(self, error: Exception, *, read_only: bool) -> StoreError:
@@ -158,12 +158,12 @@ class OpenFolder:
 
     @explained
     def record_command(self, command: Command) -> None:
-        """Keep what a command ran: once, however often it is given."""
+        """Record a command. A repetition adds no row, but makes it the latest command."""
         self._index.record_command(command)
 
     @explained
     def commands(self) -> list[Command]:
-        """What commands ran on this folder, the latest first; empty for one of an old version."""
+        """The folder's commands, the latest first; empty for a folder written before version 2."""
         try:
             return self._index.commands()
         except ValueError as error:
@@ -174,32 +174,35 @@ class OpenFolder:
 
     @explained
     def check_index(self) -> None:
-        """Have SQLite check its own file; damage is a :class:`StoreError`. Linear in its size."""
+        """Have SQLite check its own file. Takes time linear in its size.
+
+        Raises :class:`StoreError` if it is damaged.
+        """
         self._index.check_file()
 
     @explained
     def image_rows(self) -> list[ImageRow]:
-        """All images that the index names."""
+        """All images in the index."""
         return self._index.image_rows()
 
     @explained
     def without_owner(self) -> dict[str, int]:
-        """Table to the number of its rows whose image is missing, where there are some."""
+        """The number of rows whose image is missing by table, for tables with such rows."""
         return self._index.without_owner()
 
     @explained
     def remove(self, lost: Iterable[tuple[ImageRow, str]]) -> None:
-        """Take images out of the index, with all that was found on them, in one transaction.
+        """Remove images from the index, with their scores, features and metrics: one transaction.
 
-        Each is kept as failed with its reason, so that it can be made again. Metrics of the images
-        of the same pair and seed go too: they compare with the unsteered image, which may be among
-        these. Rows that belong to no image go as well.
+        Each is recorded as failed, with its reason, so that it can be made again. Metrics of images
+        with the same pair and seed are removed, too: they compare with the unsteered image, which
+        may be removed. Rows without an image are removed as well.
         """
         self._index.remove(list(lost))
 
 
 def _check_own_files(path: Path) -> None:
-    """Have what the suite writes in a run folder be its own: no link out of it, no pipe."""
+    """Raises PlaceError if a file or folder with a name of the suite's is a link or a pipe."""
     if not path.is_dir():
         return
     with os.scandir(path) as entries:

@@ -1,4 +1,4 @@
-"""What a run folder knows of its work: rates, memory, and what methods cost."""
+"""A run folder's records of its work: rates, memory, and what methods cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class WorkFolder(OpenFolder):
 
     @explained
     def add_fit(self, fit: FitWork) -> None:
-        """Record the work of fitting a method. It is within the time of ``generate``, too."""
+        """Record the work of fitting a method. Its time is part of that of ``generate``, too."""
         self._index.add_fit(fit)
 
     @explained
@@ -22,7 +22,7 @@ class WorkFolder(OpenFolder):
 
     @explained
     def batches(self, method: str | None, window: Window = WHOLE) -> list[BatchRow]:
-        """What the batches of one method and window alone cost; None: of unsteered images alone."""
+        """The costs of the batches of this method and window alone; None: of unsteered images."""
         return self._index.batches(method, window.start, window.end)
 
     @explained

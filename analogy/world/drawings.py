@@ -1,4 +1,4 @@
-"""Drawings of a word pair's prompts, where both are captions of the rendered world."""
+"""Drawings of a word pair's prompts, if both are captions of the rendered world."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ SEED = "ceiling"
 def scenes(pair: Pair, rng: random.Random) -> tuple[Scene, Scene]:
     """The scenes that a pair's prompts describe, source and target.
 
-    What is not said is ordinary, in both alike. A colour that neither prompt says is the typical
-    one, of the source's object or of the target's, drawn from ``rng``: drawing each in its own
-    would change two things at once, and always taking one side's would favour that side.
+    Attributes that no prompt mentions are ordinary, the same in both scenes. A colour that neither
+    prompt mentions is the typical one of the source's object or of the target's, drawn from
+    ``rng``: with each its own, two things would change at once, and with always the same side's,
+    that side would be favoured.
 
-    Raises ``CaptionError``, naming the pair, where a prompt is no caption of the world or both
-    describe one scene.
+    Raises ``CaptionError``, which names the pair, if a prompt is not a caption of the world or if
+    both prompts describe one scene.
     """
     try:
         (source, source_said), (target, target_said) = map(
@@ -43,11 +44,11 @@ def scenes(pair: Pair, rng: random.Random) -> tuple[Scene, Scene]:
 
 
 def drawings(pair: Pair, renders: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Twins, drawings of a pair's source and target, each uint8 HWC of the world's size.
+    """Twins: a drawing of a pair's source and one of its target, each uint8 HWC (64, 64, 3).
 
-    Twins share the state of their jitter: they are laid out alike unless the category itself asks
-    for another number of draws (counts, scenes, weathers). The jitter comes from the pair's content
-    and the twin's number alone, so that a pair is drawn the same in any file and company.
+    The jitter of both starts from one random state: they are laid out alike unless the category
+    itself needs another number of draws (counts, scenes, weathers). It depends only on the pair's
+    content and the twin's number, so a pair is drawn the same in any file, with any other pairs.
     """
     twins = []
     for i in range(renders):

@@ -1,7 +1,7 @@
 """The words of prompts that the embedded models were not trained on.
 
-Their captions have the words of `analogy.world.vocabulary` and no others. A pair with another word
-still has images and margins; they say nothing about the word.
+Their training captions have only the words of `analogy.world.vocabulary`. A pair with another word
+still has images and margins, but these say nothing about the word.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ WORDS: frozenset[str] = frozenset(
 
 
 def unknown_words(prompts: Iterable[str]) -> tuple[str, ...]:
-    """The words of prompts that are not among `WORDS`, as they are written, each once.
+    """The words of prompts that are not in `WORDS`, as they are written, each once.
 
-    Letter case does not count, as it does not to the models' tokenizers.
+    Letter case is ignored, as it is by the models' tokenizers.
     """
     found: dict[str, str] = {}
     for prompt in prompts:
@@ -45,9 +45,9 @@ def unknown_words(prompts: Iterable[str]) -> tuple[str, ...]:
 def unknown_pairs(
     pairs: Iterable[Pair], *, model: str | None, judge: str | None
 ) -> dict[str, tuple[str, ...]]:
-    """Pair id to its unknown words, of pairs that have some.
+    """Pair id to its unknown words, for pairs that have some.
 
-    ``model``, ``judge``: their names, as options have them; empty unless one of them is embedded.
+    ``model``, ``judge``: their names, as in options. Empty unless one of them is embedded.
     """
     if EMBEDDED not in (model, judge):
         return {}
@@ -56,15 +56,15 @@ def unknown_pairs(
 
 
 def with_unknown(results: Results, pairs: Sequence[Pair]) -> Results:
-    """The results of these pairs, which say which of their words are unknown."""
+    """The results with the unknown words of these pairs."""
     settings = results.header.config
     found = unknown_pairs(pairs, model=settings.model, judge=settings.text("clip_model"))
     return replace(results, unknown=found)
 
 
 def unknown_note(words: Iterable[str], *, model: str | None) -> str:
-    """``the embedded model does not know: watercolour, Paris``, or the judge if only it is
-    embedded.
+    """A note such as ``the embedded model does not know: watercolour, Paris``; it names the judge
+    if only that is embedded.
     """
     who = "model" if model == EMBEDDED else "judge"
     listed = list(dict.fromkeys(words))

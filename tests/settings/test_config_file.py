@@ -106,7 +106,7 @@ def test_pytest_reads_the_same_file(pytester):
     file = pytester.makefile(".toml", run="limit = 2\nseeds = [5]\ncontrol = true\n")
     config = pytester.parseconfig("-p", "analogy.plugin", f"--config={file}", "--seeds=0,1,2")
     plugin.pytest_configure(config)
-    assert config.stash[plugin._REQUEST] == RunRequest(limit=2, control=True)
+    assert config.stash[plugin.REQUEST] == RunRequest(limit=2, control=True)
     file.write_text("limt = 2")
     with pytest.raises(pytest.UsageError, match="did you mean 'limit'"):
         plugin.pytest_configure(config)
