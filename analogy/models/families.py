@@ -66,7 +66,7 @@ class Family(Protocol):
     pipeline: str
     denoiser: str
     decoder: str
-    load_options: Mapping[str, Any]
+    load_options: Mapping[str, object]
     parts: Mapping[str, tuple[str, ...]]
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
@@ -159,7 +159,7 @@ class PipelineFamily:
     pipeline: str
     denoiser: str = "unet"
     decoder: str = "vae"
-    load_options: Mapping[str, Any] = {}
+    load_options: Mapping[str, object] = {}
     parts: Mapping[str, tuple[str, ...]]
 
     def is_guided(self, guidance: float) -> bool:
@@ -262,7 +262,7 @@ class SDXL(PipelineFamily):
 
     pipeline = "StableDiffusionXLPipeline"
     layout = (Encoder("tokenizer", "text_encoder"), Encoder("tokenizer_2", "text_encoder_2"))
-    load_options: Mapping[str, Any] = {"add_watermarker": False}
+    load_options: Mapping[str, object] = {"add_watermarker": False}
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
         "text_encoder": ("transformers.CLIPTextModel",),
@@ -296,7 +296,7 @@ class SD(PipelineFamily):
     pipeline = "StableDiffusionPipeline"
     layout = (Encoder("tokenizer", "text_encoder"),)
     #: The checker would put black pictures in the place of some, which the judge would score.
-    load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    load_options: Mapping[str, object] = {"safety_checker": None, "requires_safety_checker": False}
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
         "text_encoder": ("transformers.CLIPTextModel",),

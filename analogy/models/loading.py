@@ -114,7 +114,7 @@ def _check_fit(pipeline: Any, folder: Path) -> None:
 
 
 def _load_networks(
-    source: ModelSource, *, dtype: str, skipped: Mapping[str, Any]
+    source: ModelSource, *, dtype: str, skipped: Mapping[str, object]
 ) -> dict[str, nn.Module]:
     """The parts of a folder's pipeline that have weights, by name, each as its files have it."""
     files = weight_files(source, dtype=dtype)

@@ -82,3 +82,6 @@ def test_tests_stand_in_folders_under_names_of_their_own():
     assert sorted({name for name in names if names.count(name) > 1}) == []
     long = [str(file) for file in files if len(file.read_text("utf-8").splitlines()) > 600]
     assert long == []
+    modules = (ROOT / "analogy").rglob("*.py")
+    long = [str(file) for file in modules if len(file.read_text("utf-8").splitlines()) > 500]
+    assert long == []
