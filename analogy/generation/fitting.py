@@ -1,4 +1,4 @@
-"""Observe each pair's images once for methods that learn. No pair's method learns from that pair."""
+"""Observe pairs' images once, for methods that learn. A method never learns from its own pair."""
 
 from __future__ import annotations
 

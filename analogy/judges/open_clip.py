@@ -172,8 +172,8 @@ def _files(source: JudgeSource) -> JudgeFiles | None:
 def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[str]) -> JudgeSource:
     """A judge with weights in a file, which does not say how images are preprocessed.
 
-    It is taken from the tags ``like``: all of the architecture's, or the one that the user named. Raises
-    ``ModelError`` unless they agree.
+    The preprocessing is taken from the tags ``like``: all of the architecture's, or the one that
+    the user named. Raises ``ModelError`` unless they agree.
     """
     refuse_pickles([file])
     if file.suffix != ".safetensors":
