@@ -108,7 +108,7 @@ class ScoredBatch:
 
 Results: TypeAlias = collections.abc.Generator[tuple[Sequence[J], R, str | None], None, None]
 """Batches in the order in which they were given, each with its result and the name of its worker.
-The name is None if there is only one worker. Closing it early abandons the work in progress."""
+The name is None if there is only one worker. Closing this early abandons the work in progress."""
 
 ReadPngs: TypeAlias = Callable[[Sequence[Job]], list[bytes]]
 """Gives the PNG files of a batch."""

@@ -1,7 +1,7 @@
 """The libraries that load networks. Each is imported when it is first used.
 
 Each import takes two to five seconds. A run that already has all its images, a command that only
-names a model, and code that uses tokenizers alone do without some of them.
+names a model, and code that uses only tokenizers do without some of them.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Leaf:
 
     - ``name``: its path in the recording, such as ``0.1``;
     - ``batch``: the axis of the prompts, or another way to hold several of them;
-    - ``tokens``: the axis that grows with the prompt, without the batch axis; None if none does;
+    - ``tokens``: the axis that grows with the prompt, not counting the batch axis, or None;
     - ``value``: the tensor of one prompt, which also gives the dtype and the device;
     - ``has_zeros``: True if shorter prompts have more tokens of zeros, which are padding.
     """

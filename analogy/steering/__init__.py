@@ -1,4 +1,4 @@
-"""Steering methods: make a conditioning from a pair's words and prompts and a strength.
+"""Steering methods make a conditioning from a pair's words and prompts and a strength.
 
 :mod:`~analogy.steering.base` defines methods and has the table of their names;
 :mod:`~analogy.steering.conditioning` defines their input and output. Each method uses:

@@ -41,8 +41,9 @@ class Reading:
 class Conditioning:
     """The conditioning of the denoiser for one image: tensors by name.
 
-    Their names are those of the arguments of the family's pipeline, such as ``prompt_embeds``.
-    Methods steer ``states`` and ``pooled``, which they receive in float32 on the CPU:
+    The names are those of the pipeline's arguments, such as ``prompt_embeds``. With replay they are
+    the places of the tensors in what ``encode_prompt`` returns, such as ``0.1``. Methods steer
+    ``states`` and ``pooled``, which they receive in float32 on the CPU:
 
     - ``states``: token states, each ``(..., tokens, dim)``;
     - ``pooled``: pooled vectors, each ``(dim,)``; a family may have none;

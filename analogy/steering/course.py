@@ -23,7 +23,7 @@ class ScheduledMethod(Method, Protocol):
 
 @runtime_checkable
 class GuidanceMethod(Method, Protocol):
-    """A method that adds to the noise prediction. ``condition`` gives the added conditioning.
+    """A method that adds to the noise prediction. ``condition`` gives its conditioning.
 
     An image's prediction is that of the source prompt plus ``weight`` times a difference: the
     prediction with ``condition``'s value minus that of the source prompt. Each image takes one more
@@ -37,7 +37,7 @@ class GuidanceMethod(Method, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The conditioning of an image that is not the same at all steps, or is added by weight.
+    """The conditioning of an image that is steered only at some steps, or by an added prediction.
 
     ``source``: used outside of ``window``; ``steered``: used within it, and it replaces ``source``
     if ``weight`` is None. With a weight the noise prediction within the window is

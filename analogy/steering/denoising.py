@@ -24,7 +24,7 @@ class Switch:
         return edit.target if alpha else edit.source
 
     def window(self, alpha: float) -> Window:
-        """The last part of the schedule, of the share ``alpha``."""
+        """The last part of the schedule: a share of ``alpha``."""
         return Window(1.0 - alpha, 1.0)
 
 
