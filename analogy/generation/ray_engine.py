@@ -54,7 +54,8 @@ from analogy.store.grid import AnyJob, Job
 #: The errors of waiting for a result if the worker or its machine is lost.
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 
-#: The most workers that are lost at a batch, or at a start, before it is taken for the cause.
+#: Lost workers after which a batch is taken for the cause. Without a finished batch, the run ends
+#: after more than this number for each worker.
 MOST_LOST = 3
 
 #: Batches in progress or waiting for their turn, for each one that workers can have at once.
