@@ -1,1 +1,1 @@
-"""The work of a run: engines, and what a worker does with a batch."""
+"""The work of a run: engines, and how a worker processes a batch."""

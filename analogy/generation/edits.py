@@ -1,4 +1,4 @@
-"""The edit of a pair, for steering methods, from the texts that were encoded for it."""
+"""Make the edit of a pair, which is a steering method's input, from the encoded texts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from analogy.steering.base import Method, Need
 from analogy.steering.conditioning import Conditioning, Edit, Reading, Span, Words, WordTokens
 
 TokensOf: TypeAlias = Callable[[Pair], WordTokens]
-"""Finds which tokens are a pair's words, by the tokenizers' offsets."""
+"""Finds the tokens of a pair's words by the tokenizers' offsets."""
 
 Places: TypeAlias = Sequence[tuple[int, int]]
-"""Where a word is in a text: its first character, and the one after its last."""
+"""The places of a word in a text: of each its first character, and the one after its last."""
 
 
 def edit_of(
@@ -29,12 +29,12 @@ def edit_of(
     encoded: Mapping[str, Conditioning],
     tokens: TokensOf | None = None,
 ) -> Edit:
-    """What a method is given to steer a pair.
+    """The input of a method that steers a pair.
 
-    ``others``: the category's other pairs, for a method that needs them; ``encoded``: all their
-    texts. Where conditionings are as long as their prompts, what is compared with the source prompt
-    is brought onto its tokens (:func:`onto`). ``tokens``: for pipelines whose conditionings do not
-    say which tokens are which.
+    ``others``: the category's other pairs, for a method that needs them; ``encoded``: the
+    conditionings of all their texts. If conditionings have a length, those that are compared with
+    the source prompt are mapped onto its tokens (:func:`onto`). ``tokens``: finds the words' tokens
+    for pipelines whose conditionings have no readings.
     """
     source = encoded[pair.source_prompt]
 
@@ -73,7 +73,7 @@ def edit_of(
 
 @dataclass(frozen=True, slots=True)
 class _Beside(Mapping[str, Conditioning]):
-    """Texts brought onto the tokens of a source prompt when they are asked for.
+    """Conditionings of texts, mapped onto the tokens of a source prompt at each access.
 
     ``words``: the word of each text.
     """
@@ -95,7 +95,7 @@ class _Beside(Mapping[str, Conditioning]):
 
 
 def seed_of(pair: Pair) -> int:
-    """The seed of the null's direction: each pair's own."""
+    """The seed of the null's direction, different for each pair."""
     return derived_seed(pair.source_prompt, pair.target_prompt)
 
 
@@ -104,12 +104,14 @@ def onto(
 ) -> Conditioning:
     """Another prompt's conditioning on the tokens and with the mask of the source prompt.
 
-    The tokens of the source's word get the mean of those of the other's word, the template's tail
-    its tail's, token by token from the end, and padding the mean of its padding. All other tokens
-    stay the source's, so that they are the same in every conditioning that is brought onto these
-    tokens. A prompt that does not have its word takes part with all its tokens. Pooled vectors are
-    the other's. Where it is not known which tokens are which, states stay position by position as
-    they are; raises ``ModelError`` if their numbers differ.
+    - The tokens of the source's word all get the mean over the tokens of the other's word.
+    - The tokens of the template's tail get those of the other's tail, one by one from the end.
+    - The tokens of padding all get the mean over the other's padding.
+
+    All other tokens stay the source's, so that they are the same in every conditioning that is
+    mapped onto these tokens. If a prompt does not contain its word, all its tokens count as the
+    word's. Pooled vectors are the other's. If readings are unknown, the other's states are used
+    position by position; then it raises ``ModelError`` if their numbers of tokens differ.
     """
     states: dict[str, Tensor] = {}
     for name, own in source.states.items():
@@ -128,9 +130,9 @@ def onto(
 
 
 def check_lengths(pair: Pair, method: Method, edit: Edit) -> None:
-    """Raises ``ModelError`` if the pair's prompts have conditionings of different lengths or masks.
+    """Raise ``ModelError`` if the pair's prompts have conditionings of different lengths or masks.
 
-    Runs leave such pairs out of methods that mix the two prompts.
+    Runs with a method that mixes the two prompts leave out such pairs.
     """
     if edit.source.has_length and not edit.source.has_length_of(edit.target):
         raise ModelError(
@@ -160,7 +162,7 @@ def _moved(
 def _tokens(
     pair: Pair, encoded: Mapping[str, Conditioning], by_offsets: TokensOf | None
 ) -> WordTokens | None:
-    """Which tokens are the pair's words."""
+    """The tokens of the pair's words; None if they are unknown."""
     source = encoded[pair.source_prompt]
     if not source.readings:
         return None if by_offsets is None else by_offsets(pair)
@@ -177,5 +179,5 @@ def _tokens(
 
 
 def _of(word: Conditioning, name: str) -> tuple[int, ...]:
-    """A word's tokens, encoded as a prompt of its own."""
+    """The tokens of a word that is encoded as a prompt of its own; empty if they are unknown."""
     return word.readings[name].tokens() if name in word.readings else ()

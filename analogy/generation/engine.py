@@ -1,7 +1,7 @@
 """The seam of engines: what an engine is, its input and its results.
 
-An engine works on batches of jobs and returns their results in the batches' order. It knows no run
-folder: :class:`~analogy.generation.execution.Execution` writes the results.
+An engine works on batches of jobs and returns their results in the batches' order. It does not use
+the run folder: :class:`~analogy.generation.execution.Execution` writes the results.
 :class:`~analogy.generation.serial.Serial` works in this process,
 :class:`~analogy.generation.ray_engine.RayEngine` on other processes and machines. An engine of
 another package is chosen by an entry point of the group ``analogy.engines``, or as ``--engine
@@ -32,11 +32,11 @@ Progress: TypeAlias = Callable[[int], object]
 
 
 def no_progress(images: int) -> None:
-    """A :data:`Progress` for callers that want none."""
+    """A :data:`Progress` for callers that need none."""
 
 
 class ClusterError(AnalogyError, RuntimeError):
-    """Workers on other processes or machines cannot do the work; the message says what to do."""
+    """Workers in other processes or machines cannot do the work; the message says what to do."""
 
     exit_code = ExitCode.UNREADABLE
 
@@ -51,8 +51,8 @@ class ClusterLostError(ClusterError):
 class Setup:
     """What a worker needs to know about a run. It can be pickled and sent to other machines.
 
-    - ``pairs``: all of the run; a method may look at a pair's neighbours;
-    - ``model``: None where nothing is generated; ``judge``: None where nothing is scored;
+    - ``pairs``: all of the run, since a method may use the other pairs of a category;
+    - ``model``: None if nothing is generated; ``judge``: None if nothing is scored;
     - ``prompts``: texts of the run's :class:`~analogy.store.grid.PromptJob` s.
     """
 
@@ -67,8 +67,8 @@ class Capacity(NamedTuple):
     """How much an engine processes at a time, known once the generator is loaded.
 
     ``batch_size``: images in a batch; ``at_once``: batches that one worker generates side by side;
-    ``looks_ahead``: True if batches of later requests should be given along with the present one's,
-    as for several workers that would wait for each other otherwise.
+    ``looks_ahead``: True if batches of later requests should be given together with the present
+    one's. Several workers would otherwise wait for each other.
     """
 
     batch_size: int
@@ -80,10 +80,10 @@ class Capacity(NamedTuple):
 class GeneratedBatch:
     """A batch of images as PNG files, with its time and memory.
 
-    - ``pngs``: None for a failed image; ``faults``: its place in the batch to the reason;
+    - ``pngs``: None for a failed image; ``faults``: the reason for each failed image, by its index;
     - ``seconds``: of one generator, without fitting;
     - ``memory``: the most that was in use while it was generated and fitted; None if not measured;
-    - ``fits``: what was fitted before this batch, apart from its seconds.
+    - ``fits``: what was fitted for this batch; its time is not in ``seconds``.
     """
 
     pngs: list[bytes | None]
@@ -97,9 +97,9 @@ class GeneratedBatch:
 class ScoredBatch:
     """The judge's scores of a batch.
 
-    - ``cosines``: of each image the scores of the target prompt and of the source prompt, and their
-      difference;
-    - ``features``: float32 ``(n, dim)``; None of a judge that gives none.
+    - ``cosines``: for each image the scores of the target prompt and of the source prompt, and
+      their difference;
+    - ``features``: float32 ``(n, dim)``; None if the judge gives none.
     """
 
     cosines: list[tuple[float, float, float]]
@@ -107,8 +107,8 @@ class ScoredBatch:
 
 
 Results: TypeAlias = collections.abc.Generator[tuple[Sequence[J], R, str | None], None, None]
-"""Batches in the order in which they were given, each with its result and the name of its worker,
-which is None if there is only one. Closed early, it abandons what is in flight."""
+"""Batches in the order in which they were given, each with its result and the name of its worker.
+The name is None if there is only one worker. Closing this early abandons the work in progress."""
 
 ReadPngs: TypeAlias = Callable[[Sequence[Job]], list[bytes]]
 """Gives the PNG files of a batch."""
@@ -118,7 +118,7 @@ class Engine(Protocol):
     """Runs the work of a run."""
 
     def prepare(self) -> Capacity:
-        """Load the generator."""
+        """Load the generator, and return the engine's capacity."""
         ...
 
     def prepare_judge(self) -> None:
@@ -141,11 +141,11 @@ class Engine(Protocol):
 class BatchWorker(Protocol):
     """Processes one batch at a time in this process.
 
-    A :class:`~analogy.generation.worker.Worker`.
+    :class:`~analogy.generation.worker.Worker` is one.
     """
 
     def prepare(self) -> Capacity:
-        """Load the generator."""
+        """Load the generator, and return its capacity."""
         ...
 
     def prepare_judge(self) -> None:
@@ -162,10 +162,10 @@ class BatchWorker(Protocol):
 
 
 class EngineFactory(Protocol):
-    """Makes an engine for one run: a class or a function. :mod:`analogy.core.engines` has them.
+    """Makes an engine for one run: a class or a function. :mod:`analogy.core.engines` lists them.
 
-    ``worker`` is this process's own for the same setup. It loads a model when that is first used,
-    so an engine whose work is done elsewhere may ignore it.
+    ``worker`` is this process's own for the same setup. It loads each model on first use, so an
+    engine that does its work elsewhere may ignore it.
     """
 
     def __call__(self, setup: Setup, worker: BatchWorker) -> Engine:

@@ -1,4 +1,4 @@
-"""What methods learn from other pairs' images: observed once, and never of the steered pair."""
+"""Observe pairs' images once, for methods that learn. A method never learns from its own pair."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from analogy.steering.conditioning import Conditioning, Words
 from analogy.store.grid import Job, content, digest
 from analogy.store.index import FitWork
 
-#: The noise of the images that are observed is of their own pair and this seed, whatever the run's
-#: seeds are.
+#: The noise of observed images is drawn for their own pair and this seed, whatever the run's seeds
+#: are.
 FIT_SEED = 0
 
-#: Categories whose observations are kept, and pairs for which what was learned is: jobs come
-#: category by category and pair by pair. Of a large model an observation takes megabytes.
+#: The most categories whose observations are kept, and the most pairs whose learned values are
+#: kept. Jobs come category by category and pair by pair. A large model's observation is megabytes.
 MOST_CATEGORIES, MOST_PAIRS = 2, 64
 
 K = TypeVar("K")
@@ -56,14 +56,14 @@ class Recent(Generic[K, V]):
 
 @dataclass(slots=True)
 class _Slot:
-    """What was seen with a pair's source prompt and its target prompt; None until then."""
+    """What was observed with a pair's source prompt and target prompt; None before that."""
 
     seen: tuple[Any, Any] | None = None
     lock: Lock = field(default_factory=Lock)
 
 
 class Learning:
-    """Observes pairs for methods and has them learn, each once in this worker.
+    """Observes pairs for methods, and has methods learn from them, each once in this worker.
 
     A pair's two images are denoised in a batch of their own. What is observed of a pair therefore
     depends on that pair alone, bit for bit, and what is learned for a pair on its category's other
@@ -81,7 +81,7 @@ class Learning:
     ) -> tuple[list[Row], tuple[FitWork, ...]]:
         """A row for each job, and the work that this call did for them.
 
-        ``encoded``: the conditioning of all prompts of the jobs' categories, where the method
+        ``encoded``: the conditioning of all prompts of the jobs' categories, if the method
         observes.
         """
         check_version(self._setup.config, {job.method for job in jobs})
@@ -126,7 +126,7 @@ class Learning:
         generator: Generator,
         encoded: Mapping[str, Conditioning],
     ) -> tuple[dict[str, tuple[Any, Any]], int]:
-        """What was seen of each of the others, by pair id, and how many images were denoised now.
+        """What was observed of each of the others, by pair id, and how many images it denoised now.
 
         Pairs that another thread is observing are left until the end.
         """
@@ -173,7 +173,7 @@ def fit_inputs(setup: Setup, method: Method, category: str) -> str:
 class Fitted:
     """Methods fitted for each pair, so that all images of a pair need one fit.
 
-    Those of the pairs that were used last are kept. Called by several threads.
+    The methods of the pairs that were used last are kept. Several threads may call it.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -196,7 +196,7 @@ class Fitted:
             return found
 
     def taken(self) -> tuple[FitWork, ...]:
-        """The work since this was last asked for."""
+        """The work since the last call."""
         with self._lock:
             work, self._work = self._work, []
         return tuple(work)
@@ -208,7 +208,7 @@ def observed(
     generator: Generator,
     encoded: Mapping[str, Conditioning],
 ) -> tuple[Any, Any]:
-    """What the method sees with a pair's source prompt and with its target prompt.
+    """What the method observes with a pair's source prompt and with its target prompt.
 
     Both images have the same noise, the pair's with :data:`FIT_SEED`.
     """
@@ -221,7 +221,7 @@ def observed(
 def held_out(
     pair: Pair, others: Sequence[Pair], seen: Mapping[str, tuple[Any, Any]]
 ) -> list[Observed]:
-    """What was seen of the others, without any prompt that is the steered pair's own as well."""
+    """What was observed of the others, except with prompts that the steered pair has as well."""
     own = {folded(pair.source_prompt), folded(pair.target_prompt)}
     found = []
     for other in others:
@@ -237,9 +237,9 @@ def held_out(
 
 
 def check_version(config: RunConfig, methods: Collection[str]) -> None:
-    """Raises ``ExtensionError`` if the run's method has not the version that its images' keys have.
+    """Raise ``ExtensionError`` if the run's method has another version than its images' keys.
 
-    Its file was changed since the run began, or is another one on this machine.
+    Then its file has changed since the run began, or is another one on this machine.
     """
     for name in methods:
         version = METHODS.get(name).version

@@ -1,9 +1,9 @@
-"""Ray's engine: workers on the devices of this machine or of a cluster, which hold the models.
+"""The Ray engine: workers with the models, on the devices of this machine or of a cluster.
 
 The process that owns the run folder sends batches of jobs to the workers and takes the results in
-the order of the batches, so that a run that is killed leaves what a serial one leaves. A worker
-that is lost (its process, its machine) loses what it was at; another gets that, and its place is
-filled. A lost head or raylet ends the run: :class:`Watch`.
+the order of the batches, so that a killed run leaves the same as a killed serial run. If a worker
+is lost (its process, its machine), another one gets its batches, and a new worker is started. If
+the head or the raylet is lost, the run ends: :class:`Watch`.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ from analogy.generation.ray_watch import (
 from analogy.generation.ray_worker import ENVIRONMENT, Actor, Batch, WorkerHandle
 from analogy.store.grid import AnyJob, Job
 
-#: What a lost worker, or a lost machine, looks like to who waits for its result.
+#: The errors of waiting for a result if the worker or its machine is lost.
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 
-#: Workers that a batch, or a start, may cost before it is taken for the cause.
+#: Lost workers after which a batch is taken for the cause. Without a finished batch, the run ends
+#: after more than this number for each worker.
 MOST_LOST = 3
 
-#: Batches that may be begun for each that is at work: results wait for those before them.
+#: Batches in progress or waiting for their turn, for each one that workers can have at once.
 AHEAD = 3
 
 #: Seconds to wait for a worker when none is left.
@@ -68,11 +69,12 @@ J = TypeVar("J", bound=AnyJob)
 class RayEngine:
     """Ray's workers as an :class:`~analogy.generation.engine.Engine`.
 
-    On CUDA one for each GPU, on CPUs one for each machine, or ``num_workers``. ``n_threads``: of
-    each on a CPU; None to share out what there is. Uses the Ray that runs in this process, or else
-    connects to ``ray_address``, or else starts one on this machine. Raises :class:`ClusterError`;
-    where the cluster is lost in the middle, :class:`~analogy.generation.engine.ClusterLostError`,
-    after which this process is connected to none.
+    On CUDA there is one for each GPU, on CPUs one for each machine, or there are ``num_workers``.
+    ``n_threads``: threads of each worker on a CPU; None to divide all processors among them. Uses
+    the Ray to which this process is connected; otherwise connects to ``ray_address``, or starts Ray
+    on this machine. Raises :class:`ClusterError` if it cannot start, and
+    :class:`~analogy.generation.engine.ClusterLostError` if the cluster is lost during the work. The
+    process is then disconnected from Ray.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class RayEngine:
                 ray.shutdown()
             raise
         self._n_threads = n_threads or share
-        is_alone = config.ray_address is None  # then nobody brings the head back
+        is_alone = config.ray_address is None  # then nobody restarts a lost head
         self._watch = Watch(
             head_may_be_silent=RAYLET_MAY_BE_SILENT if is_alone else HEAD_MAY_BE_SILENT
         )
@@ -107,7 +109,7 @@ class RayEngine:
         self._started = 0
         self._workers: list[WorkerHandle] = []
         self._starting: dict[Any, WorkerHandle] = {}  # by the reference to their start's result
-        self._lost = 0  # one after another, with no batch done in between
+        self._lost = 0  # workers that were lost since the last batch was done
         self._generates = False
 
     def prepare(self) -> Capacity:
@@ -128,12 +130,12 @@ class RayEngine:
         self._ask_one(lambda actor: actor.load_judge.remote())
 
     def generate(self, batches: Iterable[Batch]) -> Results[AnyJob, GeneratedBatch]:
-        """Generate; a worker has a batch for each of its threads, and the next one."""
+        """Generate; a worker has a batch for each of its threads, and one more that waits."""
         most = self.prepare().at_once + 1
         return self._each(batches, lambda actor, batch: actor.generate.remote(batch), most)
 
     def score(self, batches: Iterable[Sequence[Job]], read: ReadPngs) -> Results[Job, ScoredBatch]:
-        """Score; a worker has a batch, and the next one."""
+        """Score; a worker has a batch, and one more that waits."""
         self._start_workers()
         return self._each(batches, lambda actor, batch: actor.score.remote(batch, read(batch)), 2)
 
@@ -150,9 +152,10 @@ class RayEngine:
     def _each(
         self, batches: Iterable[Sequence[J]], send: Callable[[Any, Sequence[J]], Any], most: int
     ) -> Results[J, Any]:
-        """Each batch with its result and its worker's name, in order; ``most`` at once with each.
+        """Each batch with its result and its worker's name, in order.
 
-        No more than ``AHEAD`` times as many are begun, or done and waiting for their turn.
+        A worker has at most ``most`` batches at once. At most ``AHEAD`` times as many as all
+        workers can have are in progress, or done and waiting for their turn.
         """
         waiting = enumerate(batches)
         again: list[tuple[int, Sequence[J]]] = []  # a heap: the earliest first
@@ -214,7 +217,10 @@ class RayEngine:
         return None if worker is None or worker.busy >= most else worker
 
     def _finished(self, begun: Iterable[Any]) -> list[Any]:
-        """Wait until one of ``begun`` is done, or a worker has started: those that are done."""
+        """Wait until one of ``begun`` is done, or a worker has started; return those done.
+
+        Raises :class:`ClusterError` if there is no worker for ``PATIENCE`` seconds.
+        """
         begun = list(begun)
         end = time.monotonic() + PATIENCE
         finished: list[Any] = []
@@ -233,7 +239,7 @@ class RayEngine:
         return [reference for reference in begun if reference in finished]
 
     def _get(self, reference: Any) -> Any:
-        """What an actor returned, or the error that it raised itself."""
+        """What an actor returned. Raises the error that the actor itself raised."""
         while True:
             self._check_cluster()
             try:
@@ -244,7 +250,7 @@ class RayEngine:
                 raise (error.cause or error) from error
 
     def _check_cluster(self) -> None:
-        """End the run where the cluster is gone, and let go of it, before Ray ends the process."""
+        """Raise ``ClusterLostError`` if the cluster is lost, before Ray ends the process."""
         if self._watch.gone is None:
             return
         self._workers.clear()
@@ -256,7 +262,7 @@ class RayEngine:
         )
 
     def _start_workers(self) -> None:
-        """Ask Ray for as many workers as are lacking; they are used once they have started."""
+        """Ask Ray for the missing workers; they are used once they have started."""
         self._check_cluster()
         while len(self._workers) + len(self._starting) < self._count:
             self._started += 1
@@ -299,10 +305,10 @@ class RayEngine:
 
 
 def shares(device: str, num_workers: int | None) -> tuple[int, int]:
-    """Workers, and processor threads of each, on the machines that Ray has now.
+    """The number of workers, and threads of each, on the machines that Ray has now.
 
-    ``num_workers``: None for one for each GPU, or on CPUs for each machine. More than there are
-    GPUs or processors is a :class:`ClusterError`.
+    ``num_workers``: None for one for each GPU, or on CPUs for each machine. Raises
+    :class:`ClusterError` if it is more than there are GPUs or processors.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kind = "GPU" if device == "cuda" else "CPU"
@@ -320,7 +326,7 @@ def shares(device: str, num_workers: int | None) -> tuple[int, int]:
 
 
 def _connect(address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark tells nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no statistics of its use
     settings: dict[str, Any] = {"address": address}
     if address is None:
         settings = {

@@ -10,16 +10,16 @@ from typing import TypeAlias
 
 import ray
 
-#: Seconds between two looks at the cluster, and for which one of its two servers on which this
-#: process depends may give no answer. Ray's native code ends the whole process, with exit code 1,
-#: about 10 s after a raylet was lost and 60 s after a head was, which may come back until then.
+#: Seconds between two checks of the cluster, and seconds for which its raylet and its head may give
+#: no answer. Ray's native code ends the whole process, with exit code 1, about 10 s after a raylet
+#: is lost and 60 s after a head is lost. A lost head may come back within that time.
 LOOK = 1.0
 RAYLET_MAY_BE_SILENT, HEAD_MAY_BE_SILENT = 2.0, 20.0
 
-#: Seconds after which a lost cluster is let go of, whatever else this process is busy with.
+#: Seconds after which this process disconnects from a lost cluster, whatever it is doing.
 BUSY = 3.0
 
-#: Where Ray writes what its processes say, and what every message about a lost run ends with.
+#: Where Ray writes the logs of its processes, and the end of every message about a lost run.
 LOGS = "/tmp/ray/session_latest/logs"
 KEPT = "What was done is kept; the same command goes on from there"
 
@@ -28,12 +28,12 @@ Address: TypeAlias = tuple[str, int]
 
 
 class Watch:
-    """Whether the cluster that this process is connected to still answers; looks from a thread.
+    """Watches from a thread whether the cluster that this process is connected to still answers.
 
-    ``gone``: what does not, and None as long as all do. Ray's native code ends a process that has
-    lost its raylet or the head, without any exception, unless the process lets go of Ray before.
-    A server that did not answer at the beginning (behind a firewall) is not watched, nor is
-    anything with a Ray client, which has neither.
+    ``gone``: the server that does not answer; None as long as all do. Ray's native code ends a
+    process that has lost its raylet or the head, without any exception, unless the process
+    disconnects from Ray before. A server that did not answer at the beginning (behind a firewall)
+    is not watched. Nothing is watched with a Ray client, which has neither.
     """
 
     def __init__(self, *, head_may_be_silent: float = HEAD_MAY_BE_SILENT) -> None:
@@ -50,13 +50,13 @@ class Watch:
             Thread(target=self._look, name="watch over Ray", daemon=True).start()
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._ended.set()
 
     def let_go(self) -> None:
         """Disconnect from a cluster that is gone."""
         self.end()
-        with self._letting_go, suppress(Exception):  # nothing else is to be said of it
+        with self._letting_go, suppress(Exception):  # its errors would add nothing
             ray.shutdown()
 
     def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""Ray's worker: a process of its own, with the models on one device."""
+"""Ray's worker: a process of its own with the models on one device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Actor:
     def start(self, *, generates: bool) -> tuple[str, str]:
         """Find the models' files on this machine, and load the generator if asked.
 
-        Returns the device and this machine's address.
+        Returns the device and this machine's address. Raises ``ClusterError`` if torch has no
+        CUDA device here for a run on CUDA, and ``ModelError`` if files are missing.
         """
         device, address = self._setup.config.device, ray.util.get_node_ip_address()
         if device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +80,7 @@ class Actor:
 def found_here(setup: Setup, address: str) -> Setup:
     """The setup with its models on this machine: at the same paths, or found by their names.
 
-    Raises ModelError if files of the same fingerprint are at neither.
+    Raises ModelError if neither gives files with the same fingerprint.
     """
     config, model, judge = setup.config, setup.model, setup.judge
 
@@ -118,7 +119,7 @@ def found_here(setup: Setup, address: str) -> Setup:
 
 @dataclass(eq=False, slots=True)
 class WorkerHandle:
-    """A worker as the run's own process knows it; ``busy``: batches that it has."""
+    """A worker as seen by the run's own process. ``busy``: the number of batches that it has."""
 
     actor: Any
     number: int

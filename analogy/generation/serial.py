@@ -40,7 +40,7 @@ class Serial:
         self._worker.prepare_judge()
 
     def generate(self, batches: Iterable[Sequence[AnyJob]]) -> Results[AnyJob, GeneratedBatch]:
-        """Generate, a few batches ahead of whoever takes the results."""
+        """Generate, a few batches ahead of the caller that takes the results."""
         at_once = self.prepare().at_once
         with closing(in_threads(self._worker.generate, batches, at_once, self._device)) as results:
             for batch, generated in results:
@@ -60,8 +60,8 @@ def in_threads(
 ) -> collections.abc.Generator[tuple[B, R], None, None]:
     """Each batch with its result, in order; ``at_once`` are in progress and a few are queued.
 
-    Off the CPU there is one thread more: it makes the next batch's conditioning and latents while
-    the device is busy. Close it to stop early.
+    Except on a CPU there is one thread more: it makes the next batch's conditioning and latents
+    while the device is busy. Close the iterator to stop early.
     """
     workers = at_once + (device != "cpu")
     begun: deque[tuple[B, Future[R]]] = deque()

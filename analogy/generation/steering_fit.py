@@ -1,4 +1,4 @@
-"""Fits a steering file on pairs, by the recipe of the method ``activation``."""
+"""Fit a steering file on pairs, by the recipe of the method ``activation``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from analogy.steering.files import Action, Entry, Steering, pair_digest
 def fit_steering(setup: Setup, progress: Progress = no_progress) -> Steering:
     """A steering file's content for a setup's model, fitted on its pairs.
 
-    ``progress``: called with each pair's two images. Raises :class:`TooFewPairsError` for a
-    category of one pair, before a model is loaded, and what loading and generating raise.
+    ``progress``: called with 2 after each pair's two images. Raises :class:`TooFewPairsError` for a
+    category of one pair, before a model is loaded. Also raises what loading and generating raise.
     """
     config, model = setup.config, setup.model
     if model is None:
@@ -50,7 +50,7 @@ def fit_steering(setup: Setup, progress: Progress = no_progress) -> Steering:
 
 
 def by_category(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Pairs by their category, both in their order."""
+    """Pairs by their category; categories and pairs stay in the given order."""
     found: dict[str, list[Pair]] = {}
     for pair in pairs:
         found.setdefault(pair.category, []).append(pair)
@@ -65,10 +65,10 @@ def steering_of(
     about: str,
     progress: Progress = no_progress,
 ) -> Steering:
-    """What a steering file has of these pairs, by the recipe of the method ``activation``.
+    """A steering file's content for these pairs, by the recipe of the method ``activation``.
 
     If each word of a category is in two prompts or more, there is a vector for each word, module
-    and step: the mean over the prompts that say it, minus the mean over all of them. A pair's
+    and step: the mean over prompts with that word, minus the mean over all prompts. A pair's
     direction is then its target word's vector minus its source word's. Any other category has one
     direction for all pairs: the mean over target prompts minus that over source prompts.
     """

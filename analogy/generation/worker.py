@@ -48,7 +48,7 @@ from analogy.store.folder import stacked
 from analogy.store.grid import TARGET_ALPHA, AnyJob, Job, PromptJob, W
 from analogy.store.index import FitWork
 
-#: Texts that are all encoded before the first image. Of more, each batch encodes its own.
+#: The most texts that are all encoded before the first image. Of more, each batch encodes its own.
 MOST_TEXTS = 4096
 
 
@@ -59,11 +59,11 @@ BatchInputs: TypeAlias = tuple[list[Conditioning | Course], Tensor, tuple[FitWor
 class Worker:
     """Holds the models of one run, each loaded at its first use, and processes batches.
 
-    It knows no run folder. What it makes of a batch depends on that batch alone: not on its
+    It does not use the run folder. Its result for a batch depends only on that batch: not on its
     process, its threads, or what it did before. ``generate`` may be called by several threads.
 
-    ``generator``: gives one that is loaded already and has other uses, so that its text encoders
-    stay; None to load ``setup.model``.
+    ``generator``: returns one that is loaded already and has other users, so that its text encoders
+    are kept; None to load ``setup.model``.
     """
 
     def __init__(self, setup: Setup, *, generator: Callable[[], Generator] | None = None) -> None:
@@ -72,7 +72,7 @@ class Worker:
         self._score_in_parts = InParts(sys.maxsize)  # whole batches, until memory runs out
 
     def prepare(self) -> Capacity:
-        """Load the generator. Call this before any thread generates."""
+        """Load the generator, and return its capacity. Call this before any thread generates."""
         generators = self._pool.generators
         return Capacity(generators[0].batch_size, len(generators))
 
@@ -166,7 +166,7 @@ class Worker:
         def inputs(jobs: Sequence[AnyJob]) -> BatchInputs:
             texts_of_jobs = encoded.of(jobs)
             given = (setup.pairs, texts_of_jobs, fitted, encoded.tokens)
-            # Images of several seeds share one, which takes 30 MB of a large model.
+            # Images of several seeds share a conditioning, which takes 30 MB for a large model.
             alike = [replace(job, seed=0, key="") for job in jobs]
             made = {each: conditioning(each, *given) for each in dict.fromkeys(alike)}
             conditionings = [made[each] for each in alike]
@@ -197,7 +197,7 @@ class Worker:
 
 
 def generator_of(pipeline: Any, config: RunConfig) -> Generator:
-    """A loaded pipeline with a run's settings."""
+    """A generator with a loaded pipeline and a run's settings."""
     return Generator(
         pipeline,
         steps=config.steps,
@@ -211,7 +211,7 @@ def generator_of(pipeline: Any, config: RunConfig) -> Generator:
 def _with_margins(
     target: NDArray[np.float32], source: NDArray[np.float32]
 ) -> list[tuple[float, float, float]]:
-    """Scores ``(n,)`` of both prompts and their difference, of each image."""
+    """For each image its scores of both prompts and their difference. Scores: ``(n,)``."""
     columns = (target, source, target - source)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -219,9 +219,9 @@ def _with_margins(
 class Encoded:
     """The conditioning of texts: encodes all of a run once, or above ``MOST_TEXTS`` per batch.
 
-    Where all are encoded at once, the pipeline's text encoders are given up on any device but the
-    CPU, unless the generator ``is_shared``. On a CPU one thread encodes: another number of them
-    rounds differently.
+    If all are encoded at once, the pipeline's text encoders are removed afterwards, except on the
+    CPU or if the generator ``is_shared``. On a CPU one thread encodes, because another number of
+    threads rounds differently.
     """
 
     def __init__(self, generator: Generator, setup: Setup, *, is_shared: bool = False) -> None:
@@ -252,7 +252,7 @@ class Encoded:
             return self._generator.encode([*own, *prompts])
 
     def tokens(self, pair: Pair) -> WordTokens:
-        """Which tokens are a pair's words. Several threads may call it."""
+        """The tokens of a pair's words. Several threads may call it."""
         with self._lock:
             return self._word_reader(pair)
 
@@ -260,9 +260,9 @@ class Encoded:
 class GeneratorPool:
     """Generators that share their weights, each for one batch at a time. Thread-safe.
 
-    ``inputs``: gives the conditionings of a batch, its latents ``(n, *latent_shape)``, and what was
+    ``inputs``: returns the conditionings of a batch, its latents ``(n, *latent_shape)``, and what
+    was fitted for them. ``rows``: returns the rows of a batch of an intervention, and what was
     fitted for them.
-    ``rows``: gives the rows of a batch of an intervention, and what was fitted for them.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class GeneratorPool:
     @contextmanager
     def _generator(self, *, alone: bool) -> Iterator[Generator]:
         """A free generator; ``alone``: wait until no other is in use."""
-        with self._taking_all if alone else nullcontext():  # two that took some each would wait
+        with self._taking_all if alone else nullcontext():  # two that took some would deadlock
             taken = [self._free.get() for _ in range(len(self.generators) if alone else 1)]
         try:
             yield taken[0]
@@ -307,8 +307,8 @@ class GeneratorPool:
 
 
 def change_of(job: AnyJob) -> tuple[Intervention | None, Window]:
-    """The change of the pipeline for a job's image, or None, and the part of the schedule in which
-    images are steered: both the same for a whole batch.
+    """The change of the pipeline for a job's image (None if there is none), and the part of the
+    schedule in which images are steered. Both are the same for a whole batch.
     """
     if not isinstance(job, Job):
         return None, WHOLE
@@ -318,7 +318,7 @@ def change_of(job: AnyJob) -> tuple[Intervention | None, Window]:
 def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
     """Jobs in their order, grouped by the change of the pipeline that they need.
 
-    Those of one intervention are together whatever their strength if it is ``per_row``.
+    Jobs of one intervention are in one group, whatever their strength, if it is ``per_row``.
     """
     found: dict[tuple[str, float | None, Window] | None, list[W]] = {}
     keys: dict[tuple[str, float, Window], tuple[str, float | None, Window] | None] = {}
@@ -339,7 +339,7 @@ def changed_alike(jobs: Iterable[W]) -> list[list[W]]:
 def no_truncation_warnings() -> Iterator[None]:
     """Stop diffusers and transformers from printing the truncated ends of prompts, with padding.
 
-    It would be a page for each batch. A run names the pairs that are affected before its work.
+    They would print a page for each batch. A run names the affected pairs before its work.
     """
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -356,12 +356,12 @@ def no_truncation_warnings() -> Iterator[None]:
 def threads(count: int, *, afterwards: int | None = None) -> Iterator[None]:
     """Use ``count`` threads for torch's operations in this thread, then restore the number.
 
-    ``afterwards``: as many as this instead. torch has one number for the process besides one for
-    each thread, and a thread takes the process's at its first operation: one that begins while
-    another is in here would take ``count`` for what was before.
+    ``afterwards``: the number to set at the end instead. torch has one number for the process and
+    one for each thread, and a thread takes over the process's number at its first operation. So a
+    thread that begins while another is within this context would restore ``count``.
     """
-    # To ask has this thread take the process's number now: at its first operation, which other
-    # threads may precede by setting another, it would undo what is set here.
+    # Reading the number makes this thread take over the process's number now. Otherwise it would do
+    # so at its first operation, when another thread may have set that number, and lose ``count``.
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -431,8 +431,9 @@ def steered(
     tokens: TokensOf | None = None,
 ) -> Conditioning:
     """The conditioning of a job's image; ``encoded`` has the :func:`texts` of its pair, and of
-    all ``pairs`` where the method looks at others. ``fitted`` keeps what methods have learned;
-    ``tokens`` finds the words' tokens, for methods that look at them.
+    all ``pairs`` if the method uses others. ``fitted`` keeps what methods have learned;
+    ``tokens`` finds the words' tokens, for methods that use them. Raises ``ExtensionError`` if the
+    method does not return a conditioning of the source's or the target's shapes.
     """
     pair = job.pair
     if job.is_unsteered:

@@ -1,1 +1,1 @@
-"""What scores how well an image shows a prompt; the margin."""
+"""Judges, which score how well an image shows a prompt, and the margin."""

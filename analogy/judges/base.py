@@ -31,8 +31,8 @@ class Judge(Protocol):
     def score(self, images: Images, prompts: Sequence[str]) -> ArrayLike:
         """How well each image shows its own prompt: ``(n,)``, each in -1..1, higher is better.
 
-        ``images``: uint8 ``(n, height, width, 3)``; ``prompts``: n. A score depends on its own
-        image and prompt alone.
+        ``images``: uint8 ``(n, height, width, 3)``; ``prompts``: n. A score depends only on its own
+        image and prompt.
         """
         ...
 
@@ -41,8 +41,8 @@ class Judge(Protocol):
 class FeatureEncoder(Protocol):
     """Turns images and prompts into vectors of one space.
 
-    A judge that does this too is asked for its features instead of scores: a score is then their
-    cosine, and the metrics that compare features can be measured.
+    If a judge is also a feature encoder, its features are used instead of its scores: a score is
+    then their cosine, and the metrics that compare features can be measured.
     """
 
     def image_features(
@@ -99,7 +99,7 @@ class FoundJudge(Protocol):
         ...
 
     def load(self, device: str) -> Judge:
-        """The judge, loaded. Raises ``ModelError`` if it cannot be."""
+        """The judge, loaded. Raises ``ModelError`` if it cannot be loaded."""
         ...
 
 
@@ -115,7 +115,7 @@ JUDGES = Registry[JudgeMaker](
 
 @dataclass(frozen=True, slots=True)
 class OwnJudge:
-    """A custom judge by its name in the table; a :class:`FoundJudge`."""
+    """A custom judge by its name in the table or ``package.module:name``: a :class:`FoundJudge`."""
 
     name: str
     fingerprint: str
@@ -136,7 +136,7 @@ class OwnJudge:
 
     def load(self, device: str) -> Judge:
         """The judge, loaded. Raises ``ModelError`` if its fingerprint has changed, and
-        ``ExtensionError`` for what is no judge.
+        ``ExtensionError`` if what it loads is not a judge.
         """
         maker = JUDGES.get(self.name)
         if _fingerprint(self.name, maker) != self.fingerprint:
@@ -156,11 +156,11 @@ class OwnJudge:
 
 
 def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> FoundJudge:
-    """The judge of ``--clip-model`` and ``--clip-pretrained``; loads nothing.
+    """Find the judge of ``--clip-model`` and ``--clip-pretrained`` without loading it.
 
-    One of the user's own by its name in the table or ``package.module:name``, which is imported;
-    any other name is open_clip's: see :func:`analogy.judges.open_clip.find_judge`. Raises
-    ``ModelError``.
+    A custom judge is found by its name in the table or ``package.module:name``, which is imported.
+    Any other name is open_clip's: see :func:`analogy.judges.open_clip.find_judge`. Raises
+    ``ModelError`` if there is no such judge.
     """
     is_own = name in JUDGES.names() or (is_spec(name) and not Path(name).exists())
     if not is_own:

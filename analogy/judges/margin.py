@@ -1,8 +1,8 @@
 """From features to margins: how much closer an image is to the target than to the source.
 
-Embeddings are `(..., dim)`, usually float32 `(n, dim)` as the clip module gives them. Everything is
-computed and returned in float32 whatever the input, so that a margin does not depend on the model's
-own number format. A row's result does not depend on the other rows.
+Embeddings are `(..., dim)`, usually float32 `(n, dim)` as judges give them. Everything is computed
+and returned in float32 whatever the input, so that a margin does not depend on the model's own
+number format. A row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 def normalize(x: ArrayLike) -> NDArray[np.float32]:
     """`x`, shape (..., dim), scaled to unit L2 length along the last axis.
 
-    A zero vector has no direction, and a NaN or an infinity means that the encoder failed: both are
-    a `ValueError`.
+    Raises `ValueError` for a zero vector, which has no direction, and for NaN and infinity, which
+    mean that the encoder failed.
     """
     with np.errstate(over="ignore"):  # too large for float32: infinite, refused below
         vectors = np.asarray(x, dtype=np.float32)
@@ -44,7 +44,7 @@ def cosine(x: ArrayLike, y: ArrayLike) -> NDArray[np.float32]:
 
     `x` and `y` have the same dim; their other axes broadcast as in numpy, so (n, dim) goes with
     (n, dim) row by row and with (dim,) as one vector for all rows. The result has the broadcast
-    shape without dim.
+    shape without dim. Raises `ValueError` if the dims differ.
     """
     a, b = normalize(x), normalize(y)
     if a.shape[-1] != b.shape[-1]:  # numpy would broadcast a dim of 1
@@ -54,7 +54,7 @@ def cosine(x: ArrayLike, y: ArrayLike) -> NDArray[np.float32]:
 
 
 def margin(image: ArrayLike, target: ArrayLike, source: ArrayLike) -> NDArray[np.float32]:
-    """Margin cos(image, target) - cos(image, source), -2..2; above 0 where closer to the target.
+    """Margin cos(image, target) - cos(image, source), -2..2; above 0 if closer to the target.
 
     All three are embeddings (..., dim) that broadcast as in `cosine`; usually each is (n, dim), one
     row per image with its own pair's prompts. Exchanging target and source negates the margin

@@ -43,24 +43,26 @@ from analogy.models.trust.rules import refuse_pickles
 
 Features = NDArray[np.float32]
 
-#: Pixels of the images that are preprocessed and encoded at a time, and the most images. On a CPU
-#: that is 32 images of 1024 pixels a side, 0.1 GB, of which more are no faster; of small images
-#: many, since threads that share a small batch wait for each other more than they work. On a GPU,
-#: not measured yet, four times as many: 0.4 GB of pixels go there before they are resized.
+#: The most pixels, and the most images, that are preprocessed and encoded at a time. On a CPU that
+#: is 32 images of 1024 pixels a side, 0.1 GB: more are no faster. Small images are many, since
+#: threads that share a small batch wait for each other more than they work. A GPU has four times as
+#: many, which was not measured yet: 0.4 GB of pixels go there before they are resized.
 CPU_PIXELS, GPU_PIXELS = 32 * 2**20, 128 * 2**20
 MOST_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeSource:
-    """What open_clip is asked for, and the fingerprint of what it gives.
+    """How open_clip loads a judge, and the judge's fingerprint.
 
-    ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``; ``pretrained``: the tag
-    of the weights, or None where the name says it all. ``dtype``: what it computes in; another than
-    float32 gives other scores, and so is in the fingerprint. ``preprocessing``: of images, where
-    the weights are a file, which does not say it. ``snapshot``: where the files of an
-    ``hf-hub:`` repository are, of the commit in the fingerprint. ``recorded``: known from a run
-    folder alone, which no one has confirmed; loading it is an error.
+    - ``name``: an architecture's name, ``hf-hub:...`` or ``local-dir:...``;
+    - ``pretrained``: the tag or the file of the weights; None if the name includes the weights;
+    - ``dtype``: what it computes in. It is in the fingerprint if it is not float32, since other
+      dtypes give other scores;
+    - ``preprocessing``: of images, for weights in a file, which does not contain it;
+    - ``snapshot``: the folder of an ``hf-hub:`` repository's files at the fingerprint's commit;
+    - ``recorded``: True if it is known only from a run folder. Loading it is then an error, since
+      nobody has confirmed it.
     """
 
     name: str
@@ -73,7 +75,7 @@ class JudgeSource:
 
     @property
     def places(self) -> list[Path]:
-        """Where its files are on this machine; empty for weights that open_clip has a tag of."""
+        """Its files and folders on this machine; empty for weights that open_clip has a tag for."""
         places = [] if self.snapshot is None else [self.snapshot]
         if self.name.startswith(FOLDER):
             places.append(Path(self.name.removeprefix(FOLDER)))
@@ -82,7 +84,10 @@ class JudgeSource:
         return places
 
     def tokenizer(self) -> Any:
-        """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``."""
+        """The judge's own tokenizer, without the judge: prompts -> token ids ``(n, context)``.
+
+        Raises ``ModelError`` if it cannot be loaded.
+        """
         files = _files(self)
         with loading(f"judge {self.name}", "a tokenizer that can be loaded"):
             if files is not None:
@@ -90,7 +95,7 @@ class JudgeSource:
             return open_clip.get_tokenizer(self.name)
 
     def load(self, device: str) -> Judge:
-        """The judge, loaded on this device. Raises ``ModelError`` if it cannot be."""
+        """The judge, loaded on this device. Raises ``ModelError`` if it cannot be loaded."""
         return Judge(self, device=device).load()
 
     def in_dtype(self, dtype: str) -> JudgeSource:
@@ -101,13 +106,13 @@ class JudgeSource:
 
 
 def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> JudgeSource:
-    """Resolve ``--clip-model`` and ``--clip-pretrained``; loads nothing.
+    """Find the judge of ``--clip-model`` and ``--clip-pretrained`` without loading it.
 
-    ``name`` is ``embedded``, a folder in open_clip's format, ``hf-hub:<id>`` (its weights are
-    fetched, to tell which commit they are), or one of open_clip's architectures together with one
-    of its weights' tags, a ``.safetensors`` file, or ``TAG:FILE``: a file whose images are
-    preprocessed as for this tag's weights. ``offline``: files that are not on this machine are a
-    :class:`ModelError`.
+    ``name``: ``embedded``, a folder in open_clip's format, ``hf-hub:<id>`` (its weights are
+    fetched, to determine their commit), or one of open_clip's architectures. ``pretrained``, with
+    an architecture: one of its weights' tags, a ``.safetensors`` file, or ``TAG:FILE``, a file
+    whose images are preprocessed as for this tag's weights. ``offline``: raise a
+    :class:`ModelError` for files that are not on this machine.
     """
     folder = shipped("models/clip-tiny") if name == EMBEDDED else Path(expanduser(name))
     if folder.is_dir():
@@ -148,7 +153,7 @@ def find_judge(name: str, pretrained: str | None, *, offline: bool = False) -> J
 def _files(source: JudgeSource) -> JudgeFiles | None:
     """The checked files of a folder or snapshot; None for an architecture of open_clip's own.
 
-    Checked again where it is loaded: it may be another machine's, or changed since it was found.
+    They are checked again on loading: they may be another machine's, or have changed since.
     """
     if source.recorded:
         raise ModelError(
@@ -165,9 +170,10 @@ def _files(source: JudgeSource) -> JudgeFiles | None:
 
 
 def _judge_of_file(name: str, file: Path, tags: Sequence[str], like: Sequence[str]) -> JudgeSource:
-    """Weights in a file: they do not say how images are preprocessed, so it must be known.
+    """A judge with weights in a file, which does not say how images are preprocessed.
 
-    It is if the tags ``like`` agree: all of the architecture's, or the one that the user has named.
+    The preprocessing is taken from the tags ``like``: all of the architecture's, or the one that
+    the user named. Raises ``ModelError`` unless they agree.
     """
     refuse_pickles([file])
     if file.suffix != ".safetensors":
@@ -208,14 +214,14 @@ class Judge:
         self._texts: dict[str, Features] = {}
 
     def load(self) -> Judge:
-        """Load the model now, and return this judge. Raises ``ModelError`` if it cannot be."""
+        """Load the model now, and return this judge. Raises ``ModelError`` if that fails."""
         self._preprocess  # noqa: B018
         self.tokenize  # noqa: B018
         return self
 
     @cached_property
     def tokenize(self) -> Any:
-        """The model's own tokenizer, for which the model is not loaded."""
+        """The model's own tokenizer, which works without loading the model."""
         return self._source.tokenizer()
 
     @cached_property
@@ -224,7 +230,7 @@ class Judge:
         files = _files(source)
         way = source.preprocessing
         with (
-            # Weights made in inference mode, where a first use may be, are of no use outside it.
+            # The first use may be in inference mode. Weights made in it cannot be used outside it.
             torch.inference_mode(False),
             loading(self._what, "one that open_clip can load with each of its weights"),
             nullcontext() if files is None else unwarned(),
@@ -243,7 +249,7 @@ class Judge:
                 # This file and no other: open_clip's own choice may be a pickle.
                 open_clip.load_checkpoint(model, str(files.weights))
         weights = source.pretrained if files is None else files.weights
-        if weights is not None and Path(weights).is_file():  # and no tag of open_clip's own
+        if weights is not None and Path(weights).is_file():  # and not a tag of open_clip's own
             refuse_resized(Path(weights), model)
         model.eval().requires_grad_(False).to(self._dtype)
         return model
@@ -294,7 +300,7 @@ class Judge:
 
 
 def judge_batch(images: Images, device: str = "cpu") -> int:
-    """How many images of this size, ``(n, height, width, 3)``, a judge sees at a time."""
+    """How many images of this size, ``(n, height, width, 3)``, a judge encodes at a time."""
     height, width = images.shape[1:3]
     pixels = CPU_PIXELS if device == "cpu" else GPU_PIXELS
     return min(max(pixels // (height * width), 1), MOST_IMAGES)

@@ -1,4 +1,4 @@
-"""The files of an open_clip judge: found, checked, and which ones they are."""
+"""Find and check the files of an open_clip judge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from analogy.models.places import absent
 from analogy.models.trust.judges import JUDGE_WEIGHTS, OPEN_CLIP_CONFIG, JudgeFiles, check_judge
 from analogy.models.trust.rules import TOKENIZER_FILES
 
-#: What open_clip looks for in a hub repository.
+#: The file of weights that open_clip looks for in a hub repository.
 HUB_WEIGHTS = JUDGE_WEIGHTS[0]
 HUB, FOLDER = "hf-hub:", "local-dir:"
 PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
@@ -33,9 +33,9 @@ PICKLED_WEIGHTS = "open_clip_pytorch_model.bin"
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a judge's images go through before its network, in open_clip's words, but for the size.
+    """How a judge's images are preprocessed, in open_clip's terms, without the size.
 
-    ``mean`` and ``std`` by channel, of values from 0 to 1.
+    ``mean`` and ``std``: by channel, for values 0..1.
     """
 
     mean: tuple[float, ...]
@@ -48,14 +48,17 @@ class Preprocessing:
         return f"mean {mean}, std {std}, {self.interpolation}, {self.resize_mode}"
 
 
-#: open_clip's own, of which a fingerprint says nothing.
+#: open_clip's default, which is not part of a fingerprint.
 USUAL = Preprocessing(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "bicubic", "shortest"
 )
 
 
 def hub_judge(repository: str, *, offline: bool) -> Path:
-    """The snapshot of a judge's repository, all of one commit, checked."""
+    """The checked snapshot of a judge's repository, with all files of one commit.
+
+    Raises ``ModelError`` if files are missing, or refused.
+    """
     weights = hub_file(repository, (HUB_WEIGHTS,), offline=offline)
     try:
         folder = Path(
@@ -76,7 +79,7 @@ def hub_judge(repository: str, *, offline: bool) -> Path:
 
 
 def check_folder(folder: Path, repository: str | None = None) -> JudgeFiles:
-    """The files of a judge's folder, if it may be loaded, is whole and says what it is."""
+    """The files of a judge's folder. Raises ``ModelError`` if it is unsafe or incomplete."""
     files = check_judge(folder, repository)
     check_weights(folder, [files.weights])
     _check_configuration(folder / OPEN_CLIP_CONFIG)
@@ -84,7 +87,7 @@ def check_folder(folder: Path, repository: str | None = None) -> JudgeFiles:
 
 
 def tokenizer_of(files: JudgeFiles) -> Any:
-    """The tokenizer of a judge's folder, or of the repository that it names, without its code."""
+    """The tokenizer of a judge's folder, or of the repository that it names. Runs no code of it."""
     name = f"{FOLDER}{files.folder}"
     if files.tokenizer is None:
         return open_clip.get_tokenizer(name)
@@ -112,8 +115,8 @@ def preprocessing_of(name: str, tag: str) -> Preprocessing:
 
 
 def _check_configuration(file: Path) -> None:
-    """Raise :class:`ModelError` unless a judge's configuration says what it is, and its images'
-    mean and deviation.
+    """Raise :class:`ModelError` unless a judge's configuration has its architecture, and the mean
+    and standard deviation of its images.
     """
     found = read_object(file, "model_cfg", "preprocess_cfg", what="a judge's configuration")
     for name, keys in (
@@ -144,7 +147,7 @@ def _check_configuration(file: Path) -> None:
 
 
 def expect_on_this_machine(name: str, tag: str) -> None:
-    """Refuse a tag whose weights are not where open_clip's ``download_pretrained`` keeps them."""
+    """Raise ``ModelError`` unless a tag's weights are where ``download_pretrained`` keeps them."""
     config = open_clip.get_pretrained_cfg(name, tag)
     repository, _, file = config.get("hf_hub", "").rpartition("/")
     if repository:
@@ -166,7 +169,10 @@ def expect_on_this_machine(name: str, tag: str) -> None:
 
 
 def hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
-    """The first of these files that the repository has, fetched unless ``offline``."""
+    """The first of these files that the repository has, fetched unless ``offline``.
+
+    Raises ``ModelError`` if it has none of them, or if they are not on this machine.
+    """
     failure: Exception | None = None
     for file in names:
         try:
@@ -188,7 +194,7 @@ def hub_file(repository: str, names: tuple[str, ...], *, offline: bool) -> Path:
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """No warning of open_clip's that a network is random: its weights are loaded right after."""
+    """Suppress open_clip's warning that a network is random: its weights are loaded right after."""
 
     def is_said(record: logging.LogRecord) -> bool:
         return record.funcName != "create_model"
@@ -202,7 +208,10 @@ def unwarned() -> Iterator[None]:
 
 
 def preprocessing_layers(config: dict[str, Any]) -> nn.Module:
-    """open_clip's own image transform, on whole batches of uint8 tensors and on any device."""
+    """open_clip's own image transform, for whole batches of uint8 tensors and on any device.
+
+    Raises ``ModelError`` for another ``resize_mode`` than ``shortest`` and ``squash``.
+    """
     mode = config.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise ModelError(

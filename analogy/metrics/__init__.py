@@ -1,7 +1,7 @@
 """Quality metrics as pure functions: images against prompts, against references, set against set.
 
-Images are uint8, 0..255, NHWC. Metrics of single images give an array, one value per image, in
-float64; metrics of sets give a :class:`SetScore`, whose name says whose features it used.
+Images are uint8, 0..255, NHWC. Metrics of single images return an array, one value per image, in
+float64. Metrics of sets return a :class:`SetScore`, whose name has the model of the features.
 """
 
 from analogy.metrics.clip_score import (

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from analogy.core.images import Images
 
 PIXELS_AT_ONCE = 2**20
-"""Pixels per batch without a batch size: 256 images of 64x64, one of 1024x1024."""
+"""The pixels of a batch if no batch size is given: 256 images of 64x64, one of 1024x1024."""
 
 
 def check_images(images: Any, what: str = "images") -> None:
-    """Raises ``ValueError`` unless images are uint8, ``(n, height, width, 3)``, n > 0."""
+    """Raise ``ValueError`` unless images are uint8, ``(n, height, width, 3)``, n > 0."""
     if images is None:
         raise ValueError(f"{what}: this metric compares with {what}, got None")
     if (
@@ -35,7 +35,7 @@ def check_images(images: Any, what: str = "images") -> None:
 
 
 def check_same_shape(images: Images, references: Images, metric: str) -> None:
-    """Refuse images and references that cannot be compared pixel by pixel."""
+    """Raise ``ValueError`` unless images and references can be compared pixel by pixel."""
     check_images(images)
     check_images(references, "references")
     if images.shape != references.shape:
@@ -47,7 +47,7 @@ def check_same_shape(images: Images, references: Images, metric: str) -> None:
 
 
 def check_prompts(prompts: Sequence[str], n: int, what: str = "prompts") -> None:
-    """Refuse anything but one prompt per image."""
+    """Raise ``ValueError`` unless there is one prompt per image."""
     if isinstance(prompts, str):
         raise ValueError(f"{what}: expected a sequence, one per image, got the string {prompts!r}")
     if prompts is None or len(prompts) != n:
@@ -56,7 +56,10 @@ def check_prompts(prompts: Sequence[str], n: int, what: str = "prompts") -> None
 
 
 def finite_features(features: ArrayLike, what: str) -> NDArray[np.float64]:
-    """Features as float64 ``(n, dim)``; a ``ValueError`` for another shape, NaN and infinity."""
+    """Features as float64 ``(n, dim)``.
+
+    Raises ``ValueError`` for another shape, NaN and infinity.
+    """
     values = np.asarray(features, dtype=np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"{what}: expected features of shape (n, dim), got {values.shape}")
@@ -68,7 +71,10 @@ def finite_features(features: ArrayLike, what: str) -> NDArray[np.float64]:
 def two_sets(
     features: ArrayLike, references: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two sets of features as float64 ``(n, dim)`` and ``(m, dim)``, each of two or more."""
+    """Two sets of features as float64 ``(n, dim)`` and ``(m, dim)``.
+
+    Raises ``ValueError`` if one has fewer than two rows, or if their dims differ.
+    """
     x, y = finite_features(features, "features"), finite_features(references, "references")
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -80,7 +86,7 @@ def two_sets(
 
 
 def check_sizes(n: int, n_references: int) -> None:
-    """Refuse a set of fewer than two: it has no spread to compare."""
+    """Raise ``ValueError`` for a set of fewer than two, which has no spread to compare."""
     if min(n, n_references) < 2:
         raise ValueError(
             "a metric of sets compares spreads: expected at least 2 images and 2 references, "
@@ -89,7 +95,7 @@ def check_sizes(n: int, n_references: int) -> None:
 
 
 def batches(images: Images, batch_size: int | None) -> Iterator[slice]:
-    """Slices over ``images``, ``batch_size`` at a time; None: about a million pixels."""
+    """Slices over ``images``, ``batch_size`` at a time; None for about a million pixels."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     n, height, width, _ = images.shape

@@ -14,8 +14,8 @@ from analogy.judges.open_clip import Judge
 from analogy.metrics.checks import check_images, check_prompts
 
 UNMOVED = 1e-5
-"""Unit features nearer than this are the same: float32 rounding between batches is some 1e-7, and
-its direction is chance."""
+"""Unit features closer than this count as the same: float32 rounding between batches is about 1e-7,
+and its direction is random."""
 
 
 class TruncationWarning(UserWarning):
@@ -59,9 +59,9 @@ def directional_similarity(
 ) -> NDArray[np.float64]:
     """cos(image - source image, prompt - source prompt) per image, -1..1; higher is better.
 
-    Gal et al. (2022), "StyleGAN-NADA", eq. 3: did the image move the way the prompt did? It says
-    nothing of how far. An image that is its source to the judge has moved in no direction: 0.
-    Two prompts that the judge reads as one are a ``ValueError``: they name no direction.
+    Gal et al. (2022), "StyleGAN-NADA", eq. 3: did the image move the way the prompt did? It does
+    not measure how far. It is 0 for an image that has the same features as its source image. Raises
+    ``ValueError`` if two prompts have the same features, since they have no direction.
 
     ``images`` and ``source_images``: uint8 ``(n, height, width, 3)``, paired in order, of any two
     sizes; ``prompts`` and ``source_prompts``: n each. Returns ``(n,)``.
@@ -89,7 +89,8 @@ def directional_similarity_of_features(
 ) -> NDArray[np.float64]:
     """Directional similarity of embeddings ``(n, dim)``, normalised here.
 
-    0 where an image's embedding is within ``UNMOVED`` of its source's.
+    It is 0 if an image's embedding is within ``UNMOVED`` of its source's. Raises ``ValueError`` if
+    two prompts have one embedding.
     """
     x, x0, t, t0 = (
         normalize(features).astype(np.float64)
@@ -115,7 +116,7 @@ def directional_similarity_where_prompts_differ(
     prompts: NDArray[np.floating],
     source_prompts: NDArray[np.floating],
 ) -> NDArray[np.float64]:
-    """As :func:`directional_similarity_of_features`; 0 where two prompts have one embedding.
+    """As :func:`directional_similarity_of_features`, but 0 if two prompts have one embedding.
 
     Half precision may give two prompts the same embedding. The similarity is then undefined.
     """
@@ -129,10 +130,11 @@ def directional_similarity_where_prompts_differ(
 
 
 def truncated(prompts: Sequence[str], judge: Judge) -> list[str]:
-    """The distinct prompts of which the judge's tokenizer drops the end.
+    """The distinct prompts whose end the judge's tokenizer drops, sorted.
 
-    A prompt is one of them when a tokenizer with one more position gives other tokens before it, or
-    a token in it: so no knowledge of a tokenizer's special tokens is needed.
+    Prompts are tokenized again with one more position. A prompt's end is dropped if the tokens
+    before that position differ, or if there is a token at it. So no knowledge of a tokenizer's
+    special tokens is needed.
     """
     distinct = sorted(set(prompts))
     read = judge.tokenize(distinct)
@@ -144,7 +146,7 @@ def truncated(prompts: Sequence[str], judge: Judge) -> list[str]:
 
 
 def warn_of_truncation(prompts: Sequence[str], judge: Judge) -> None:
-    """Count the prompts whose end the judge does not read, in one :class:`TruncationWarning`."""
+    """Warn with one :class:`TruncationWarning` of the prompts whose end the judge does not read."""
     lost = set(truncated(prompts, judge))
     if lost:
         count = sum(prompt in lost for prompt in prompts)

@@ -1,7 +1,7 @@
 """The cost of a model: time, memory, size, operations, energy and carbon, per image.
 
-The measured function ``run()`` generates ``n_images`` images and returns them. Work that should not
-be measured, such as loading the model, is done before. Results are plain frozen dataclasses with
+The measured function ``run()`` generates ``n_images`` images and returns them. Do work that should
+not be measured, such as loading the model, before that. Results are plain frozen dataclasses with
 units in their names; ``to_dict`` is JSON.
 """
 
@@ -29,22 +29,23 @@ from analogy.models.places import ModelSource
 Run = Callable[[], object]
 
 SAMPLING_INTERVAL_S = 0.005
-"""Between two looks at a process's memory: a look takes some 20 microseconds."""
+"""Seconds between two samples of a process's memory. A sample takes about 20 microseconds."""
 
 CUDA = "cuda allocator"
 """The kind of memory that is measured on a CUDA device."""
 
 SHORTEST_ENERGY_S = 0.1
-"""codecarbon leaves out up to the last 0.05 s, and a CPU's load comes in ticks of 0.01 s."""
+"""The shortest work that is measured. codecarbon leaves out up to the last 0.05 s, and a CPU's load
+comes in ticks of 0.01 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing(Figures):
-    """Seconds of `repeats` calls of `n_images` images each, after `warmup` calls not counted.
+    """Seconds of `repeats` calls of `n_images` images each, after `warmup` uncounted calls.
 
-    - `latency_median_s`, `latency_p90_s`, `latency_p99_s`: of one call, so of `n_images` images;
-      p90 and p99 are calls that happened, not values between two: the shortest that at least that
-      share of the calls did not exceed. So p99 of fewer than 100 calls is the longest;
+    - `latency_median_s`, `latency_p90_s`, `latency_p99_s`: of one call, so of `n_images` images.
+      p90 and p99 are times of actual calls, not interpolated: the shortest time that at least 90%
+      or 99% of the calls did not exceed. So p99 of fewer than 100 calls is the longest call;
     - `images_per_s`: all images over all seconds;
     - `seconds`: every call's, in order.
     """
@@ -65,8 +66,9 @@ def timing(
 ) -> Timing:
     """Latency and throughput of ``run``, which makes ``n_images`` images on ``device``.
 
-    A GPU works on after its call has returned, so that each call starts and ends with the device
-    idle. The first calls pay for allocations, kernels and caches: ``warmup`` of them are not timed.
+    A GPU continues to work after its call has returned, so each call starts and ends with the
+    device idle. The first calls pay for allocations, kernels and caches: ``warmup`` of them are not
+    timed.
     """
     _check_integer("n_images", n_images, 1)
     _check_integer("repeats", repeats, 1)
@@ -105,14 +107,14 @@ def _nearest_rank(values: Sequence[float], percent: int) -> float:
 class Memory(Figures):
     """The most memory that was in use at one time, in bytes.
 
-    - `kind` says what was measured; kinds are not to be compared with each other:
+    - `kind`: what was measured. Figures of different kinds are not comparable.
       ``cuda allocator``, exact: tensors in torch's allocator, of this process on this device;
-      ``resident set``: all of this process in main memory, the interpreter and libraries too,
-      without its child processes; ``metal driver``: what the driver gave this process;
+      ``resident set``: all of this process in main memory, including the interpreter and libraries,
+      without its child processes; ``metal driver``: what the driver allocated for this process;
     - `peak_bytes`: the peak during the run; `before_bytes`: before it, mostly the loaded model;
-      `added_bytes`: the difference, what the work itself needed;
-    - `reserved_bytes`: on CUDA the most that torch held of the device, caches included;
-    - `interval_s`: between samples; a peak that came and went between two is missed. None: exact.
+      `added_bytes`: the difference, which the work itself needed;
+    - `reserved_bytes`: on CUDA the most of the device that torch held, including caches;
+    - `interval_s`: between samples; a peak between two samples is missed. None: exact.
     """
 
     kind: str
@@ -127,9 +129,9 @@ class Memory(Figures):
 def peak_memory(run: Run, *, device: str) -> Memory:
     """Peak memory during one call of ``run``: torch's own on CUDA, sampled elsewhere.
 
-    A first call also pays for what stays (caches, compiled kernels), and memory that earlier calls
-    freed but the process kept is used again without being seen: so measure in a fresh process,
-    after one call, to have figures that compare.
+    A first call also allocates what stays, such as caches and compiled kernels. Memory that earlier
+    calls freed and the process kept is used again without being counted. For comparable figures,
+    measure in a fresh process, after one call.
     """
     check_device(device)
     _synchronize(device)
@@ -152,7 +154,7 @@ def peak_memory(run: Run, *, device: str) -> Memory:
 
 
 def _sampled(run: Run, read: Callable[[], int]) -> tuple[int, int]:
-    """``read()`` before the run, and the largest that a thread saw from then until after it."""
+    """``read()`` before the run, and its largest value until after the run, sampled by a thread."""
     before = peak = read()
     done = threading.Event()
 
@@ -177,9 +179,10 @@ def modules_of(pipeline: Any) -> list[nn.Module]:
 
 
 def parameters(modules: nn.Module | Iterable[nn.Module]) -> int:
-    """Numbers that were learned, each tensor once however many modules share it.
+    """The number of parameters. A tensor that several modules share counts once.
 
-    As stored: weights packed several to a number, as 4-bit formats do, count packed.
+    Parameters count as stored: weights that are packed into one number, as in 4-bit formats, count
+    as one.
     """
     return sum(tensor.numel() for tensor in _distinct(modules, buffers=False))
 
@@ -203,19 +206,18 @@ def _distinct(modules: nn.Module | Iterable[nn.Module], *, buffers: bool) -> lis
 def size_on_disk(source: ModelSource, *, dtype: str) -> int:
     """Bytes of the weight files for ``dtype``; only one precision counts if both exist.
 
-    ``source``: of :func:`analogy.models.sources.find_pipeline`. A LoRA's file counts as well.
+    ``source``: from :func:`analogy.models.sources.find_pipeline`. A LoRA's file counts as well.
     """
     return sum(path.stat().st_size for path in weight_files(source, dtype=dtype))
 
 
 def flops(run: Run, *, n_images: int = 1) -> int:
-    """Floating point operations of one call of ``run``, per image; a product and sum are two.
+    """Floating point operations of one call of ``run``, per image; a product and a sum are two.
 
-    By torch's counter, from the shapes of what is called: matrix products, convolutions and
-    attention (masked or causal as if it were full). It knows nothing of the rest (normalisation,
-    activations, softmax, resizing, embeddings), which is little, nor of compiled graphs, kernels
-    from elsewhere (Triton, xformers) and other threads: a run of which it sees nothing is a
-    ``ValueError``.
+    torch's counter derives them from the shapes of matrix products, convolutions and attention
+    (masked or causal as if it were full). It does not count the rest (normalisation, activations,
+    softmax, resizing, embeddings), which is little. Nor does it count compiled graphs, kernels of
+    other libraries (Triton, xformers) or other threads. Raises ``ValueError`` if it counts nothing.
     """
     _check_integer("n_images", n_images, 1)
     with FlopCounterMode(display=False) as counter:
@@ -236,15 +238,17 @@ def macs(flops: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Energy(Figures):
-    """Electricity and carbon of one image, as codecarbon has them for the whole machine.
+    """Electricity and carbon of one image, as codecarbon determines them for the whole machine.
 
     - `energy_kwh_per_image`: the sum of `cpu_kwh_per_image`, `gpu_kwh_per_image` and
-      `ram_kwh_per_image`; a part that was not counted is None and missing in the sum;
-    - `cpu_method`, `gpu_method`, `ram_method`: how, each beginning with ``measured``, ``estimated``
-      or ``not counted``; `estimated`: the parts that are no measurements, empty where all are;
+      `ram_kwh_per_image`. A GPU that was not counted is None, and is not in the sum;
+    - `cpu_method`, `gpu_method`, `ram_method`: how each was determined, beginning with
+      ``measured``, ``estimated`` or ``not counted``; `estimated`: the parts that were estimated,
+      empty if none was;
     - `emissions_kg_per_image`: CO2 equivalent, the energy times `carbon_intensity_kg_per_kwh`,
-      `country`'s yearly mean in codecarbon's table, so estimated even where energy is measured;
-    - `pue`: the data centre's overhead, in all of the above: 1 unless codecarbon's settings say so;
+      `country`'s yearly mean in codecarbon's table. So it is estimated even if energy is measured;
+    - `pue`: the data centre's overhead (power usage effectiveness), included in all of the above: 1
+      unless codecarbon's settings have another value;
     - `duration_s`: of the run of `n_images` images.
     """
 
@@ -269,19 +273,20 @@ class Energy(Figures):
 def energy(
     run: Run, *, country: str, n_images: int, device: str = "cpu", at_least_s: float = 0.0
 ) -> Energy:
-    """Energy and carbon per image of ``run``, by codecarbon, without any network.
+    """Energy and carbon per image of ``run``, by codecarbon, without any network access.
 
-    ``n_images``: of one call. ``run`` is called once, and again until ``at_least_s`` seconds of
-    work are done.
+    ``n_images``: of one call. ``run`` is called once, and again until ``at_least_s`` seconds have
+    passed.
 
-    ``country``: where the machine stands, as ISO 3166 has it in three letters (``DEU``); carbon
-    differs more than tenfold between countries, so none is supposed. ``device``: waited for
-    before the meter stops. Counted is the whole machine while ``run`` works, idle power and other
-    programs included: use an idle machine and 10 s of work or more. Work below 0.1 s is a
-    ``ValueError``, since codecarbon would miss most of it.
+    ``country``: where the machine is, as a three-letter code of ISO 3166 (``DEU``). It has no
+    default, since carbon differs more than tenfold between countries. ``device``: its work is
+    finished before the meter stops. The whole machine is counted while ``run`` works, including
+    idle power and other programs: use an idle machine and 10 s of work or more. Raises
+    ``ValueError`` for work below 0.1 s, since codecarbon would miss most of it, and
+    ``RuntimeError`` if codecarbon measured nothing.
 
     codecarbon's settings for the machine (``CODECARBON_FORCE_CPU_POWER``, ``CODECARBON_GPU_IDS``,
-    ``CODECARBON_PUE``) apply; those that ask a network, write files or name a place do not.
+    ``CODECARBON_PUE``) apply. Those that use a network, write files or set a location do not.
     """
     _check_integer("n_images", n_images, 1)
     check_device(device)
@@ -294,8 +299,8 @@ def energy(
         tracker = codecarbon.OfflineEmissionsTracker(
             country_iso_code=code,
             tracking_mode="machine",
-            allow_multiple_runs=True,  # the lock against it would take over SIGINT and SIGTERM
-            # Nothing is written or sent, nor is the place another: the user's settings could.
+            allow_multiple_runs=True,  # codecarbon's lock would take over SIGINT and SIGTERM
+            # Override the user's settings, which could write, send, or set another location.
             output_methods=[],
             output_handlers=[],
             output_dir=".",
@@ -325,7 +330,7 @@ def energy(
             "codecarbon sees too little; make more images in one run"
         )
     found = getattr(tracker, "final_emissions_data", None)
-    if found is None or not found.energy_consumed > 0:  # it swallows its own errors
+    if found is None or not found.energy_consumed > 0:  # codecarbon swallows its own errors
         raise RuntimeError(
             f"codecarbon {codecarbon.__version__} measured nothing; it said: "
             f"{'; '.join(heard.said) or 'nothing'}"
@@ -380,7 +385,7 @@ def _codecarbon() -> Any:
 
 
 def _country_code(country: str) -> str:
-    """The code as codecarbon's table has it; an unknown one is a ``ValueError`` with near ones."""
+    """The code in codecarbon's table. Raises ``ValueError`` with similar ones if it is unknown."""
     from codecarbon.input import DataSource  # as above
 
     names = {
@@ -412,7 +417,7 @@ _CPU_METHODS = {
 
 
 def _methods(hardware: Iterable[Any]) -> dict[str, str]:
-    """How codecarbon's parts of a machine get at their figures: by ``cpu``, ``gpu`` and ``ram``."""
+    """How codecarbon determines the figures of ``cpu``, ``gpu`` and ``ram``."""
     methods = {
         "cpu": "not counted: codecarbon found no CPU",
         "gpu": "not counted: codecarbon found no GPU that it can read",
@@ -428,7 +433,7 @@ def _methods(hardware: Iterable[Any]) -> dict[str, str]:
             is_given = part._force_ram_power is not None
             watts = "watts from codecarbon's settings" if is_given else "watts by memory installed"
             methods["ram"] = f"estimated: {watts}"
-        elif kind == "AppleSiliconChip":  # its man page calls its figures estimates
+        elif kind == "AppleSiliconChip":  # powermetrics' man page calls its figures estimates
             methods[part.chip_part.lower()] = "estimated: powermetrics"
         elif kind == "Raspberry":
             methods[part.chip_part.lower()] = "measured: the board's power management"
@@ -441,7 +446,7 @@ def _check_integer(name: str, value: Any, low: int) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not cpu, mps, cuda or cuda:N, or that torch does not see here."""
+    """Raise ``ValueError`` unless it is cpu, mps, cuda or cuda:N, and torch sees it here."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
         raise ValueError(f"device: expected cpu, mps, cuda or cuda:N, got {device!r}")
     kind, _, index = device.partition(":")

@@ -1,4 +1,4 @@
-"""Features for metrics of sets: from a judge, Inception, or any callable; and scores by name."""
+"""Features for metrics of sets, from a judge, Inception or any callable; and names of scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SmallSampleWarning(UserWarning):
 class Encoder(Protocol):
     """Turns images into features.
 
-    :class:`analogy.judges.open_clip.Judge` and ``Inception`` do.
+    :class:`analogy.judges.open_clip.Judge` and ``Inception`` are encoders.
     """
 
     fingerprint: str
@@ -33,7 +33,7 @@ class Encoder(Protocol):
 
 
 FeatureModel: TypeAlias = Encoder | Callable[[Images], ArrayLike]
-"""An encoder, or a function of a batch of uint8 NHWC images that gives ``(batch, dim)``."""
+"""An encoder, or a function of a batch of uint8 NHWC images that returns ``(batch, dim)``."""
 
 
 class SetScore(NamedTuple):
@@ -48,7 +48,7 @@ class SetScore(NamedTuple):
 def model_name(model: FeatureModel) -> str:
     """The part of a metric's name: the fingerprint up to ``@``, or the function's name.
 
-    A lambda has none and is refused, so that scores of two of them never share a name.
+    Raises ``ValueError`` for a lambda, which has no name: scores of two would share one.
     """
     if isinstance(model, Encoder):
         return model.fingerprint.partition("@")[0]
@@ -59,7 +59,7 @@ def model_name(model: FeatureModel) -> str:
 
 
 def score_name(metric: str, *qualifiers: str) -> str:
-    """``fid``, ``fid (clip-tiny)``, ``cmmd (clip-tiny, unbiased)``."""
+    """A score's name, such as ``fid``, ``fid (clip-tiny)``, ``cmmd (clip-tiny, unbiased)``."""
     said = ", ".join(qualifier for qualifier in qualifiers if qualifier)
     return f"{metric} ({said})" if said else metric
 
@@ -69,10 +69,10 @@ def set_features(
 ) -> NDArray[np.float64]:
     """Features of all images, float64 ``(n, dim)``, a batch at a time.
 
-    ``batch_size``: None is what a judge takes at a time, and 32 for other networks, which may be
+    ``batch_size``: None for a judge's own batch size, and for 32 with other networks, which may be
     as large as Inception.
 
-    Metrics of the same images by the same model share them: ``frechet_distance``,
+    Several metrics of the same images and model can share them: ``frechet_distance``,
     ``kernel_distance`` and ``mmd_distance`` take features.
     """
     check_images(images, what)

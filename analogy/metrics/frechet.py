@@ -21,7 +21,7 @@ from analogy.metrics.features import (
 from analogy.metrics.inception import Inception
 
 ENOUGH_IMAGES = 2048
-"""FID's covariance of 2048 features is singular below this and its bias, about 1/n, is large."""
+"""Below this, FID's covariance of 2048 features is singular, and its bias, about 1/n, is large."""
 
 
 def fid(
@@ -34,12 +34,13 @@ def fid(
     """Fréchet inception distance of two sets, from 0; lower is closer.
 
     Heusel et al. (2017), "GANs Trained by a Two Time-Scale Update Rule": |m1 - m2|² + tr(C1 + C2 -
-    2 (C1 C2)^1/2) of the means and covariances of ``features``. Only on :class:`Inception` is its
-    name "fid"; on other features it is named after them, "fid (clip-tiny)", and is another scale.
+    2 (C1 C2)^1/2) of the means and covariances of ``features``. Its name is "fid" only with
+    :class:`Inception`. With other features it is named after them, as in "fid (clip-tiny)", and its
+    scale is another one.
 
-    Fewer than 2 images in either set are a ``ValueError``; fewer than 2,048 a
-    :class:`SmallSampleWarning`, because FID falls with n by an amount that depends on the model
-    judged: figures of two n are not comparable; KID has no such bias.
+    Raises ``ValueError`` for fewer than 2 images in either set. Fewer than 2,048 give a
+    :class:`SmallSampleWarning`, because FID falls with n by an amount that depends on the measured
+    model: figures of different n are not comparable. KID has no such bias.
 
     ``images`` and ``references``: uint8 NHWC, of any sizes and numbers.
     """
@@ -65,11 +66,11 @@ def warn_of_small_sample(name: str, n: int, n_references: int) -> None:
 def frechet_distance(features: ArrayLike, references: ArrayLike) -> float:
     """Squared Fréchet distance between the Gaussians of two sets of features, float64, from 0.
 
-    With C1 = A'A and C2 = B'B, tr (C1 C2)^1/2 is the sum of the singular values of A B'. So no
-    square root is taken of a product of covariances, which for fewer images than features, or for
-    features that are constant, is singular: there the usual code adds 1e-6 to the diagonal or drops
-    imaginary parts. Here A and B are the triangular factors of the centred features and nothing
-    needs mending. Covariances divide by n - 1.
+    With C1 = A'A and C2 = B'B, tr (C1 C2)^1/2 is the sum of the singular values of A B'. So it
+    needs no square root of a product of covariances. That product is singular for fewer images than
+    features, or for constant features, and the usual code then adds 1e-6 to the diagonal or drops
+    imaginary parts. Here A and B are the centred features, or their triangular factors, and nothing
+    has to be corrected. Covariances divide by n - 1.
 
     ``features`` ``(n, dim)``, ``references`` ``(m, dim)``; n and m at least 2.
     """

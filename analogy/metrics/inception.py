@@ -25,9 +25,9 @@ class Inception:
     """The Inception v3 of FID (TensorFlow's of 2015-12-05), by torch-fidelity; 2048 features.
 
     ``weights`` is a file in the format of torch-fidelity's
-    ``weights-inception-2015-12-05-6726825d.pth`` (pytorch-fid's has the same names); None looks
-    where torch keeps its downloads. Missing weights are a :class:`ModelError` with the file's name
-    and the command that fetches it.
+    ``weights-inception-2015-12-05-6726825d.pth`` (pytorch-fid's has the same names). None looks
+    where torch keeps its downloads. Raises :class:`ModelError` for missing weights, with the file's
+    name and the command that fetches it.
     """
 
     def __init__(self, *, weights: str | PathLike[str] | None = None, device: str = "cpu") -> None:
@@ -69,7 +69,7 @@ class Inception:
 
 
 def clean_resize(images: Tensor, side: int = INPUT_SIDE) -> Tensor:
-    """uint8 NCHW -> float NCHW 0..255, ``side`` pixels a side, as clean-fid's: bicubic with
+    """uint8 NCHW -> float NCHW 0..255, ``side`` pixels a side, as clean-fid does: bicubic with
     antialiasing, in floating point, not rounded to bytes.
 
     Parmar et al. (2022), "On Aliased Resizing and Surprising Subtleties in GAN Evaluation": the
@@ -84,7 +84,7 @@ def clean_resize(images: Tensor, side: int = INPUT_SIDE) -> Tensor:
 def _network() -> nn.Sequential:
     """torch-fidelity's blocks up to the pooled layer, under their names in its file of weights.
 
-    Its own extractor runs whatever code a file of weights holds and resizes by itself.
+    torch-fidelity's own extractor is not used: it runs any code in a file of weights, and resizes.
     """
     with torch.device("meta"):
         layers = {

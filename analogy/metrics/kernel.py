@@ -43,12 +43,12 @@ def kid(
     *,
     batch_size: int | None = None,
 ) -> SetScore:
-    """Kernel inception distance of two sets, lower is closer; around 0 for one distribution.
+    """Kernel inception distance of two sets, lower is closer; around 0 if from one distribution.
 
     Bińkowski et al. (2018), "Demystifying MMD GANs": the unbiased estimate of the squared MMD under
-    the kernel (x'y / dim + 1)³. Unbiased for every n, and so sometimes a little below 0. All images
-    are used once, where published code averages over random subsets of 1,000: the same expectation,
-    less noise, no seed. Only on :class:`Inception` is its name "kid".
+    the kernel (x'y / dim + 1)³. It is unbiased for every n, and so sometimes a little below 0. All
+    images are used once. Published code averages over random subsets of 1,000, which has the same
+    expectation, but more noise, and needs a seed. Its name is "kid" only with :class:`Inception`.
 
     ``images`` and ``references``: uint8 NHWC, of any sizes and numbers, at least 2 each.
     """
@@ -74,10 +74,11 @@ def cmmd(
     """CLIP maximum mean discrepancy of two sets, lower is closer.
 
     Jayasumana et al. (2024), "Rethinking FID": 1000 times the squared MMD of unit CLIP features
-    under exp(-|x - y|² / (2 10²)). The published code computes the ``biased`` estimate, at least 0
-    and too large by about (1/n + 1/m) times the spread; ``unbiased`` is around 0 for one
-    distribution and may fall below. Named "cmmd" only by the published judge (``CMMD_JUDGE``), else
-    after the judge, "cmmd (clip-tiny)"; the unbiased one "cmmd (clip-tiny, unbiased)".
+    under exp(-|x - y|² / (2 10²)). The published code computes the ``biased`` estimate. It is at
+    least 0, and too large by about (1/n + 1/m) times the spread. The ``unbiased`` one is around 0
+    for sets of one distribution and may be below. The name is "cmmd" only with the published judge
+    (``CMMD_JUDGE``). With others it has the judge's name, "cmmd (clip-tiny)", and the unbiased one
+    is "cmmd (clip-tiny, unbiased)".
 
     ``images`` and ``references``: uint8 NHWC, of any sizes and numbers, at least 2 each.
     """
@@ -95,7 +96,7 @@ def mmd_distance(
     estimator: Estimator = "biased",
     block: int = BLOCK,
 ) -> float:
-    """CMMD of features ``(n, dim)`` and ``(m, dim)``, which are normalised here as published."""
+    """CMMD of features ``(n, dim)`` and ``(m, dim)``, normalised here as in the published code."""
     _check_estimator(estimator)
     x, y = two_sets(features, references)
     x, y = normalize(x).astype(np.float64), normalize(y).astype(np.float64)
@@ -113,8 +114,8 @@ def cubic(x: Matrix, y: Matrix) -> Matrix:
 def gaussian_less_one(x: Matrix, y: Matrix) -> Matrix:
     """CMMD's kernel exp(-|x - y|² / (2 sigma²)) between rows, minus 1.
 
-    Its values lie in 0.98..1 on unit vectors, and MMD is a difference of their means: what is left
-    of them without the 1, which cancels there, keeps all its digits.
+    On unit vectors the kernel is 0.98..1, and MMD is a difference of its means, in which the 1
+    cancels. Without the 1, the values keep all their digits.
     """
     exponents = x @ y.T  # -|x - y|² / 2 is x'y - |x|² / 2 - |y|² / 2
     exponents -= (x**2).sum(axis=1)[:, None] / 2.0

@@ -1,4 +1,4 @@
-"""The network of LPIPS, by torchmetrics, which imports transformers and takes seconds."""
+"""The network of LPIPS, from torchmetrics, whose import takes seconds (it imports transformers)."""
 
 from __future__ import annotations
 

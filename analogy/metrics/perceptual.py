@@ -35,7 +35,7 @@ Network = Literal["alex", "vgg", "squeeze"]
 BACKBONES: dict[Network, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 """Each network's backbone, as torchvision names it."""
 
-_SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # sides below leave a layer nothing to pool
+_SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}  # in smaller images a layer has nothing to pool
 
 
 def psnr(
@@ -43,7 +43,7 @@ def psnr(
 ) -> NDArray[np.float64]:
     """Peak signal-to-noise ratio 10 log10(range² / MSE) per image, in dB; higher is closer.
 
-    Infinite where an image equals its reference. ``images`` and ``references``: uint8 of one shape
+    Infinite if an image equals its reference. ``images`` and ``references``: uint8 of one shape
     ``(n, height, width, 3)``, paired in order. Returns ``(n,)``.
     """
     check_same_shape(images, references, "psnr")
@@ -71,11 +71,12 @@ def ssim(
     Wang et al. (2004), "Image Quality Assessment: From Error Visibility to Structural Similarity",
     eq. 13: a Gaussian window of 11x11, sigma 1.5, K1 0.01, K2 0.03, on each colour channel,
     averaged over the windows that lie within the image, as in the paper and in scikit-image.
-    torchmetrics (and Pruna with it) averages windows around every pixel, those near an edge filled
-    with mirrored pixels: that is ``borders=True``, of another value on small images.
+    torchmetrics (and Pruna with it) averages windows around every pixel, with mirrored pixels
+    beyond the edges. ``borders=True`` does that; its values differ on small images.
 
-    In float64, where torchmetrics' default of float32 loses the variances of flat areas (SSIM of a
-    drawing with itself: 0.9997) and its float64 takes ten times as long: see docs/metrics.md.
+    It is computed in float64. torchmetrics' default, float32, loses the variances of flat areas
+    (SSIM of a drawing with itself: 0.9997), and its float64 takes ten times as long: see
+    docs/metrics.md.
 
     ``images`` and ``references``: uint8 of one shape ``(n, height, width, 3)``, paired in order, 11
     pixels or more a side. Returns ``(n,)``.
@@ -108,12 +109,12 @@ def _windows(values: NDArray[np.float64], borders: bool) -> NDArray[np.float64]:
 
 
 class Lpips:
-    """The network behind :func:`lpips`, loaded once: a backbone of torchvision's, and the linear
-    layers of version 0.1, which torchmetrics ships.
+    """The network behind :func:`lpips`, loaded once: torchvision's backbone, and the linear layers
+    of version 0.1, which torchmetrics ships.
 
     ``weights`` is a file in the format of torchvision's for the backbone (``alexnet``, ``vgg16`` or
-    ``squeezenet1_1``); None looks where torch keeps its downloads. Missing weights are a
-    :class:`ModelError` with the file's name and the command that fetches it.
+    ``squeezenet1_1``). None looks where torch keeps its downloads. Raises :class:`ModelError` for
+    missing weights, with the file's name and the command that fetches it.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ def lpips(
     """LPIPS version 0.1 per image, from 0 for equal images; lower is closer.
 
     Zhang et al. (2018), "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
-    by torchmetrics' network, at the images' own size; so ``batch_size`` None is as many as have a
-    million pixels. ``images`` and ``references``: uint8 of one shape
+    by torchmetrics' network, at the images' own size. ``batch_size``: None for about a million
+    pixels. ``images`` and ``references``: uint8 of one shape
     ``(n, height, width, 3)``, paired in order. Returns ``(n,)``.
     """
     check_same_shape(images, references, "lpips")

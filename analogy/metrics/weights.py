@@ -15,7 +15,7 @@ from analogy.core.text import command_line
 def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
     """The file ``weights``, or the file of ``url`` in torch's download folder.
 
-    A :class:`ModelError` names the file that is missing and the command that fetches it.
+    Raises :class:`ModelError` if it is missing, with the command that fetches it.
     """
     name = url.rpartition("/")[2]
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -30,10 +30,13 @@ def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file of ``torch.save``, on the CPU; a file that runs code is refused."""
+    """The state dict in a file of ``torch.save``, on the CPU.
+
+    Raises :class:`ModelError` for other files, and for files that would run code.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader stumbled on
+    except Exception as error:  # torch's reader raises errors of any type
         raise ModelError(
             f"{path}: expected a state dict saved by torch.save ({error}); fetch the file again"
         ) from error

@@ -1,4 +1,4 @@
-"""The layers of a LoRA apart from the denoiser that they are for."""
+"""Load a LoRA's layers without changing the denoiser that they are for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from analogy.steering.hooks import sharing
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A LoRA's two layers for one module, linear ones or convolutions, and the file's scale."""
+    """A LoRA's two layers for one module, linear layers or convolutions, and the file's scale."""
 
     down: nn.Module
     up: nn.Module
@@ -40,21 +40,22 @@ class LowRank:
 
 
 Adapter: TypeAlias = Mapping[str, LowRank]
-"""A module's name in the denoiser to what the LoRA adds to its output."""
+"""What a LoRA adds to the outputs of the denoiser's modules, by the module's name."""
 
 _NAME = "analogy_slider"
-"""Of the adapter while peft holds it."""
+"""The adapter's name in peft."""
 
 _lock = Lock()
 _read: WeakKeyDictionary[nn.Module, dict[object, Adapter]] = WeakKeyDictionary()
 
 
 def adapter_of(pipeline: Any, file: Path, version: str, what: str) -> Adapter:
-    """A LoRA's layers for a pipeline's denoiser, which is left as it is.
+    """A LoRA's layers for a pipeline's denoiser. The denoiser is not changed.
 
-    Read once for each denoiser. diffusers converts most formats, and peft makes the layers on a
-    copy of the denoiser that shares its weights. ``version``: the file's; ``what``: the option
-    and the file, for messages. Raises ``ModelError`` if the pipeline does not take the whole file.
+    A file is read once for each denoiser. diffusers converts most formats, and peft makes the
+    layers on a copy of the denoiser that shares its weights. ``version``: the file's digest;
+    ``what``: the option and the file, for messages. Raises ``ModelError`` if the pipeline does not
+    take the whole file.
     """
     part = family_of(pipeline).denoiser
     denoiser = getattr(pipeline, part)
@@ -68,16 +69,16 @@ def adapter_of(pipeline: Any, file: Path, version: str, what: str) -> Adapter:
 
 def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
     twin = copy.copy(pipeline)
-    # Not by setattr, by which a pipeline notes the classes of its parts.
+    # Not by setattr, with which a pipeline records the classes of its parts.
     vars(twin)[part] = sharing(getattr(pipeline, part))
-    with torch.inference_mode(False):  # in it peft could not set the weights
+    with torch.inference_mode(False):  # peft cannot set weights in inference mode
         state = by_module(read_adapter(file)[0], getattr(pipeline, part), part)
         load_adapter(twin, file, what, state=state, name=_NAME)
     found = {}
     for name, module in getattr(twin, part).named_modules():
         if not isinstance(module, peft_tuners.BaseTunerLayer):
             continue
-        layer: Any = module  # peft's classes of it have no common type
+        layer: Any = module  # peft's layer classes have no common type with these attributes
         own = [key for key, _ in layer.named_parameters() if f".{_NAME}" in key]
         if not own:
             continue
@@ -94,12 +95,13 @@ def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
 def by_module(
     state: Mapping[str, Tensor], denoiser: nn.Module, part: str
 ) -> dict[str, Tensor] | None:
-    """A LoRA whose keys are the denoiser's own modules, in diffusers' format; None for others.
+    """Convert a LoRA whose keys are the denoiser's own modules to diffusers' format.
 
-    Concept Sliders (rohitgandikota/sliders, ``LoRANetwork``) and kohya's scripts for models in
-    diffusers' layout write ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight`` and
-    ``.alpha``, with ``_`` for each dot of the module's name, for a transformer too. diffusers knows
-    some modules of these names. ``part``: the denoiser's name in the pipeline.
+    Returns None for a LoRA with other keys. Concept Sliders (rohitgandikota/sliders,
+    ``LoRANetwork``) and kohya's scripts for models in diffusers' layout write
+    ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, with ``_`` for each
+    dot of the module's name, for a transformer too. diffusers converts only some of these names.
+    ``part``: the denoiser's name in the pipeline.
     """
     names = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in denoiser.named_modules()}
     made = {}

@@ -1,4 +1,4 @@
-"""What a pipeline's class declares: its parts, and whether replay can carry it."""
+"""What a pipeline's class declares: its parts, and whether replay supports it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _flattened(declared: Any) -> list[Any]:
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    """``library.Class`` of a class, and of those that read the same files."""
+    """``library.Class`` of a class, and of the classes that read the same files."""
     name = kind.__name__
     if name == "StableDiffusionSafetyChecker":
         return ("stable_diffusion.StableDiffusionSafetyChecker",)
@@ -54,9 +54,9 @@ def _names(kind: type) -> tuple[str, ...]:
 
 
 def lacking(name: str) -> str | None:
-    """Why a pipeline of this name is not carried, for messages; None if its class shows no reason.
+    """Why the suite does not support a pipeline of this name, for messages.
 
-    Nothing is imported for the name but what diffusers itself exports.
+    Returns None if the class shows no reason. Imports nothing but what diffusers itself exports.
     """
     if name in NOT_CARRIED:
         return NOT_CARRIED[name]

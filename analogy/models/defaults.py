@@ -1,4 +1,4 @@
-"""What a model, a device and this machine prescribe unless a run says otherwise."""
+"""Defaults that depend on the model and the device, and the description of this machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from analogy.models.folders import family_of_folder
 from analogy.models.places import EMBEDDED
 from analogy.models.samplings import CARD_SAMPLING, EMBEDDED_SAMPLING
 
-#: What a run uses unless told otherwise: embedded on a CPU, SSD-1B with --gpu.
+#: The default model and judge with --gpu. Without --gpu both defaults are the embedded ones.
 DEFAULT_GPU_MODEL = "segmind/SSD-1B"
 DEFAULT_GPU_CLIP = ("ViT-B-32", "laion2b_s34b_b79k")
 
 
 def sampling(model: str, folder: Path) -> tuple[int, float]:
-    """Steps and guidance for a model unless told otherwise.
+    """The default number of steps and guidance scale of a model.
 
-    The embedded model's own; what the card of a hub model asks for (``CARD_SAMPLING``); else what
-    its pipeline does by itself.
+    The embedded model has its own. A hub model in ``CARD_SAMPLING`` has what its card recommends.
+    Every other model has the defaults of its pipeline.
     """
     if model == EMBEDDED:
         return EMBEDDED_SAMPLING
@@ -31,10 +31,10 @@ def sampling(model: str, folder: Path) -> tuple[int, float]:
 
 
 def native_dtype(device: str) -> str:
-    """What the processor computes natively at its fastest: see DESIGN.md.
+    """The fastest dtype that the processor computes natively.
 
-    bfloat16 where a CPU has AVX512_BF16 or AMX, float16 on CUDA, else float32; float16 on a CPU
-    is emulated and about 60 times slower, so it is never chosen.
+    bfloat16 on a CPU with AVX512_BF16 or AMX, float16 on CUDA, else float32. float16 on a CPU is
+    emulated and about 60 times slower, so it is never chosen.
     """
     if device.startswith("cuda"):
         return "float16"

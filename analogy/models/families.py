@@ -2,7 +2,7 @@
 
 :class:`Family` is the protocol. :class:`PipelineFamily` implements it for most diffusers pipelines,
 so that a new family is a class of a few lines. A pipeline's family is found by the name of its
-class, which a folder has in ``model_index.json``.
+class, which ``model_index.json`` gives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from analogy.models.replay_table import CFG, ROWS, Knob
 from analogy.models.tokens import T5_TOKENS, Encoder
 from analogy.steering.conditioning import Conditioning
 
-#: More latents a side or blocks of a VAE no image model has, and no memory has room for.
+#: Upper limits of latents a side and of blocks of a VAE. No image model has more, and no machine
+#: has memory for more.
 MOST_LATENTS, MOST_BLOCKS = 4096, 8
 
 CLIP_TOKENIZER = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
@@ -34,7 +35,7 @@ CLIP_IMAGE_PROCESSOR = (
     "transformers.CLIPImageProcessor", "transformers.CLIPImageProcessorFast",
     "transformers.CLIPImageProcessorPil", "transformers.CLIPFeatureExtractor",
 )  # fmt: skip
-#: Any of diffusers' own.
+#: Any scheduler of diffusers.
 SCHEDULER = ("diffusers.*Scheduler",)
 
 
@@ -55,12 +56,12 @@ class Sampling:
 class Family(Protocol):
     """The protocol of a family of pipelines.
 
-    - ``pipeline``: the name of its class in diffusers; ``denoiser`` and ``decoder``: the
-      pipeline's parts that denoise and that decode latents;
-    - ``load_options``: what ``from_pretrained`` is given beyond the usual; a part that is named
-      here is not loaded from the folder;
-    - ``parts``: each part that ``model_index.json`` may name, with the classes that may make it,
-      ``library.Class``. Anything else in a folder is refused.
+    - ``pipeline``: the name of the pipeline's class in diffusers;
+    - ``denoiser`` and ``decoder``: the names of the parts that denoise and that decode latents;
+    - ``load_options``: further arguments of ``from_pretrained``. A part that is named here is not
+      loaded from the folder;
+    - ``parts``: each part that ``model_index.json`` may name, with its allowed classes as
+      ``library.Class``. A folder with any other part or class is refused.
     """
 
     pipeline: str
@@ -72,13 +73,13 @@ class Family(Protocol):
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
         """Each prompt's conditioning, on the device and in the dtype of the text encoders.
 
-        All conditionings of a pipeline have the same names and shapes, but for the number of
-        tokens.
+        All conditionings of a pipeline have the same names and shapes, except that their numbers
+        of tokens may differ.
         """
         ...
 
     def empty(self, pipeline: Any) -> Conditioning:
-        """The pipeline's own default for the negative prompt."""
+        """The conditioning of the pipeline's default negative prompt."""
         ...
 
     def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
@@ -93,62 +94,68 @@ class Family(Protocol):
         latents: Tensor,
         sampling: Sampling,
     ) -> Tensor:
-        """From noise to the latents that the pipeline would decode, one for each conditioning.
+        """Denoise to the latents that the pipeline would decode, one for each conditioning.
 
-        ``latents``: ``(n, *latent_shape)``, standard normal; ``empty``: what :meth:`empty` gave.
+        ``latents``: ``(n, *latent_shape)``, standard normal; ``empty``: the result of
+        :meth:`empty`.
         """
         ...
 
     def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """The VAE's images for such latents: ``(n, 3, size, size)``, -1..1.
+        """The VAE's images for latents of :meth:`denoise`: ``(n, 3, size, size)``, -1..1.
 
-        ``vae``: the pipeline's or a copy in another dtype, which ``latents`` have.
+        ``vae``: the pipeline's or a copy in another dtype. ``latents`` have its dtype.
         """
         ...
 
     def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
-        """The denoiser's input channels and those that the other parts give, by kind.
+        """The channels that the denoiser takes and those that the other parts give, by input.
 
-        They differ in a pipeline whose parts are of different models. ``made``: a conditioning.
+        The two numbers differ if the pipeline's parts are of different models. ``made``: any
+        conditioning of the pipeline.
         """
         ...
 
     def defaults(self) -> tuple[int, float]:
-        """Steps and guidance that the pipeline uses by itself."""
+        """The pipeline's default number of steps and guidance scale."""
         ...
 
     def native_size(self, folder: Path) -> int:
         """Pixels a side of the images that a saved pipeline was trained for.
 
-        Raises ``ModelError`` if its configuration does not say.
+        Raises ``ModelError`` if its configuration has no valid size.
         """
         ...
 
     def size_of(self, pipeline: Any) -> int:
-        """The same of a loaded pipeline."""
+        """Pixels a side of the images that a loaded pipeline was trained for."""
         ...
 
 
 @runtime_checkable
 class Counted(Protocol):
-    """A family whose conditionings are as long as their prompts, or have masks of that length.
+    """A family whose conditionings have a length or a mask that depends on the prompt.
 
-    - ``counted``: the tokenizers whose number of tokens decides it: names of the pipeline's parts,
-      None for all of them; empty if it is the same for every prompt.
+    - ``counted``: the tokenizers whose number of tokens decides the length, as names of the
+      pipeline's parts. None for all of them; empty if the length is the same for every prompt.
     """
 
     counted: tuple[str, ...] | None
 
 
 class PipelineFamily:
-    """A :class:`Family` but for its parts and :meth:`encode` and :meth:`empty`.
+    """A :class:`Family` without ``parts``, :meth:`encode` and :meth:`empty`, which subclasses add.
 
-    For pipelines that take a conditioning's tensors by their names, the negative prompt's with
-    ``negative_`` before them, and guide if the scale is above 1. ``layout``: where each text
-    encoder's tokens are in the token states, for methods that steer single tokens. ``knob``: what
-    the guidance scale is to the pipeline, None if it has no guidance; ``second_knob``: the same of
-    a second one. ``hides_masked``: True if what masked tokens hold has no effect on images, so
-    that only the other tokens are kept. ``prompts_at_once``: prompts that are encoded together.
+    It is for pipelines that take a conditioning's tensors as arguments of the same names, take
+    those of the negative prompt with the prefix ``negative_``, and guide if the scale is above 1.
+
+    - ``layout``: where each text encoder's tokens are in the token states, for methods that steer
+      single tokens;
+    - ``knob``: what the guidance scale sets in the pipeline, None if it has no guidance;
+    - ``second_knob``: the same for a second guidance scale;
+    - ``hides_masked``: True if the values of masked tokens have no effect on images, so that only
+      the other tokens are kept;
+    - ``prompts_at_once``: prompts that are encoded together.
     """
 
     layout: tuple[Encoder, ...] = ()
@@ -178,7 +185,7 @@ class PipelineFamily:
         latents: Tensor,
         sampling: Sampling,
     ) -> Tensor:
-        """As :meth:`Family.denoise`, by the pipeline itself."""
+        """As :meth:`Family.denoise`, by the pipeline's own call."""
         place = computing_place(pipeline, getattr(pipeline, self.denoiser))
         given = stacked(conditionings, *place)
         if self.is_guided(sampling.guidance):
@@ -207,7 +214,7 @@ class PipelineFamily:
         return images
 
     def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """Latents as the denoiser leaves them, in the shape and on the scale of the VAE's own."""
+        """Latents from the denoiser in the shape and on the scale that the VAE takes."""
         mean = getattr(vae.config, "latents_mean", None)
         deviation = getattr(vae.config, "latents_std", None)
         if mean is None or deviation is None:
@@ -216,7 +223,7 @@ class PipelineFamily:
         return latents * by_channel[0] / vae.config.scaling_factor + by_channel[1]
 
     def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
-        """As :meth:`Family.widths`, of the text and of the latents."""
+        """As :meth:`Family.widths`, for ``text`` and ``latents``."""
         config = getattr(pipeline, self.denoiser).config
         states = next(iter(made.states.values()))
         text = config.get("cross_attention_dim", config.get("joint_attention_dim"))
@@ -226,7 +233,7 @@ class PipelineFamily:
         }
 
     def defaults(self) -> tuple[int, float]:
-        """As :meth:`Family.defaults`, from the signature of its call."""
+        """As :meth:`Family.defaults`, from the signature of the pipeline's call."""
         call = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
         return call["num_inference_steps"].default, call["guidance_scale"].default
 
@@ -257,7 +264,8 @@ class PipelineFamily:
 class SDXL(PipelineFamily):
     """Stable Diffusion XL: SSD-1B, SDXL base, Turbo, Vega and their fine-tunes.
 
-    Token states of two text encoders side by side, and the second one's pooled vector.
+    Conditioned on the token states of two text encoders, side by side, and on the pooled vector
+    of the second one.
     """
 
     pipeline = "StableDiffusionXLPipeline"
@@ -295,7 +303,7 @@ class SD(PipelineFamily):
 
     pipeline = "StableDiffusionPipeline"
     layout = (Encoder("tokenizer", "text_encoder"),)
-    #: The checker would put black pictures in the place of some, which the judge would score.
+    #: The safety checker would replace some images by black ones, which the judge would score.
     load_options: Mapping[str, object] = {"safety_checker": None, "requires_safety_checker": False}
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
@@ -324,9 +332,10 @@ class SD(PipelineFamily):
 
 
 class SD3(PipelineFamily):
-    """Stable Diffusion 3 and 3.5: a transformer, conditioned as SDXL's UNet is, in one sequence.
+    """Stable Diffusion 3 and 3.5: a transformer.
 
-    The T5 encoder may be missing, as its makers allow: its token states are then zeros.
+    Conditioned on the token states of three text encoders in one sequence, and on a pooled
+    vector. The T5 encoder may be missing, as its makers allow: its token states are then zeros.
     """
 
     pipeline = "StableDiffusion3Pipeline"
@@ -353,7 +362,7 @@ class SD3(PipelineFamily):
     }  # fmt: skip
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """As :meth:`Family.encode`; the other encoders' prompts are None: the same one."""
+        """As :meth:`Family.encode`. None for the other encoders' prompts means the same prompt."""
         states, _, pooled, _ = pipeline.encode_prompt(
             list(prompts),
             None,
@@ -371,7 +380,7 @@ class SD3(PipelineFamily):
         return _with_pooled(states[0], pooled[0])
 
     def for_decoder(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """As :meth:`PipelineFamily.for_decoder`; its VAE's latents have an offset."""
+        """As :meth:`PipelineFamily.for_decoder`, plus the VAE's ``shift_factor``."""
         return latents / vae.config.scaling_factor + vae.config.shift_factor
 
 
@@ -381,7 +390,7 @@ def _with_pooled(states: Tensor, pooled: Tensor) -> Conditioning:
 
 sdxl, sd, sd3 = SDXL(), SD(), SD3()
 
-#: By the name of their pipeline's class.
+#: Families by the name of their pipeline's class.
 FAMILIES: Registry[Family] = Registry(
     kind="model family",
     group="analogy.families",
@@ -399,7 +408,7 @@ _OWN_FAMILY = "_analogy_family"
 
 
 def with_family(pipeline: Any, family: Family) -> None:
-    """Have a pipeline and its copies carried by this family, whatever the name of its class."""
+    """Assign this family to a pipeline and its copies, whatever the name of their class."""
     vars(pipeline)[_OWN_FAMILY] = family
 
 
@@ -410,9 +419,9 @@ def family_of(pipeline: Any) -> Family:
 
 
 def knobs_of(family: Family) -> tuple[Knob | None, Knob | None]:
-    """What the guidance scale and the second one set in a family's pipelines, None for nothing.
+    """What the guidance scale and the second one set in a family's pipelines; None for nothing.
 
-    A family of another package that does not say so guides by ``guidance_scale``.
+    A family of another package without ``knob`` is taken to guide by ``guidance_scale``.
     """
     return getattr(family, "knob", CFG), getattr(family, "second_knob", None)
 
@@ -422,7 +431,7 @@ def stacked(
 ) -> dict[str, Tensor]:
     """A batch on the computing device: each tensor by name, ``(n, *shape)``.
 
-    What is steered has ``dtype``; masks of integers or truth values keep theirs.
+    Tensors are converted to ``dtype``, except carried ones of integers or booleans, such as masks.
     """
     batch = {}
     for name in conditionings[0].tensors():

@@ -1,4 +1,4 @@
-"""Which files a model has: digests and SHA256SUMS."""
+"""Fingerprints of a model's files, and the file SHA256SUMS."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ CHECKSUMS = "SHA256SUMS"
 def fingerprint(folder: Path, *, without: str | None = None) -> str:
     """``<folder name>@sha256:<16 hex>`` over the folder's configuration and weight files.
 
-    Where the folder has a SHA256SUMS, every file in it is checked against it: a mismatch is a
-    :class:`ModelError`. ``without``: a part whose weights are not read, and may be missing.
+    If the folder has a SHA256SUMS, every file that it lists is checked. Raises
+    :class:`ModelError` if one is missing or has another digest. ``without``: the name of a part
+    whose weights are left out, and may be missing from a folder without SHA256SUMS.
     """
     files = sorted(
         path
@@ -56,7 +57,10 @@ def _check_sums(folder: Path, listed: Path, found: dict[str, str]) -> None:
 
 
 def _read_sums(folder: Path, listed: Path) -> dict[str, str]:
-    """The digest of each file that SHA256SUMS lists; all of them lie in the folder."""
+    """The digest of each file that SHA256SUMS lists.
+
+    Raises ``ModelError`` for a line of another format, or a file outside the folder.
+    """
     try:
         lines = list(lines_of(listed.read_text("utf-8")))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a pipeline's folder says of itself: its parts, weights, scheduler and native size."""
+"""Read a pipeline's folder: its parts, weights, scheduler and native size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analogy.models.trust.pipelines import read_index
 
 
 def _variant(part: Path, dtype: str) -> str | None:
-    """``fp16`` where the half-precision files of a part are the ones to load, else None."""
+    """``fp16`` if a part's half-precision files are the ones to load, else None."""
     weights = {path.name for path in part.glob("*")}
     halves = {name for name in weights if ".fp16" in name and "safetensors" in name}
     whole = {name for name in weights - halves if name.endswith(".safetensors")}
@@ -24,9 +24,10 @@ def _variant(part: Path, dtype: str) -> str | None:
 def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
     """The weights that :func:`load_pipeline` reads in this dtype: one precision, not both.
 
-    Per part ``<name>.fp16.safetensors`` where half precision is loaded and the part has it, else
-    ``<name>.safetensors``; shards of either; the files of a transformer and a LoRA as well. What is
-    loaded where a part has both precisions, the denoiser's files decide, if it is in the folder.
+    For each part ``<name>.fp16.safetensors`` if half precision is loaded and the part has it, else
+    ``<name>.safetensors``, whole or in shards; also the files of a transformer and a LoRA. If the
+    denoiser is in the folder, its files decide the precision of every part that has both; else
+    each part's own files decide.
     """
     lora = [] if source.lora is None else [source.lora]
     if source.file is not None:
@@ -51,7 +52,7 @@ def weight_files(source: ModelSource, *, dtype: str) -> list[Path]:
 
 
 def index_of(folder: Path) -> dict[str, Json]:
-    """What a pipeline's folder says of itself: its class and, for each part, library and class."""
+    """``model_index.json``: the pipeline's class and, for each part, its library and class."""
     return read_index(folder)[1]
 
 
@@ -60,7 +61,7 @@ NETWORK = re.compile(r"unet|transformer|vae|movq|text_encoder(_\d)?|image_encode
 
 
 def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """The parts of a folder's pipeline that it does not leave out: library and class by name."""
+    """Library and class of each part of a folder's pipeline, by name, without omitted parts."""
     index = index_of(folder)
     return {name: tuple(part) for name, part in index.items()
             if isinstance(part, list) and all(isinstance(each, str) for each in part)}  # fmt: skip
@@ -77,7 +78,10 @@ def native_size(folder: Path) -> int:
 
 
 def scheduler_settings(folder: Path) -> dict[str, Json]:
-    """The settings of a pipeline's scheduler, its class among them as ``_class_name``."""
+    """The settings of a pipeline's scheduler, including its class as ``_class_name``.
+
+    Raises ``ModelError`` if the file is missing or invalid.
+    """
     file = folder / "scheduler" / "scheduler_config.json"
     settings = read_object(file, "_class_name", what="a scheduler's configuration")
     if not isinstance(settings["_class_name"], str):

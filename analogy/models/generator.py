@@ -30,7 +30,8 @@ from analogy.steering.course import Course
 class Generated:
     """A batch: ``images``, uint8 ``(n, size, size, 3)``, and which of them failed.
 
-    ``faults``: an image's place in the batch to the reason; its pixels mean nothing.
+    ``faults``: the reason for each failed image, by its index. A failed image's pixels mean
+    nothing.
     """
 
     images: Images
@@ -40,9 +41,9 @@ class Generated:
 class Generator:
     """A loaded pipeline of any family with the settings of one run.
 
-    An image depends on its own conditioning and latents alone: not on the batch that it is in,
-    nor on its place there (in float32 up to rounding, at most 1/255). ``batch_size``: images that
-    are denoised together, fewer once memory has run out.
+    An image depends only on its own conditioning and latents: not on the batch that it is in, nor
+    on its index there (in float32 up to rounding, at most 1/255). ``batch_size``: images that are
+    denoised together. It is reduced when memory runs out.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Generator:
         self._empty = self._empty_prompt() if empty is None else empty
 
     def clone(self) -> Generator:
-        """Another generator on the same weights, for another thread: a scheduler keeps state."""
+        """A generator with the same weights for another thread; schedulers keep state."""
         pipeline = copy.copy(self._pipeline)
         scheduler = self._pipeline.scheduler
         pipeline.scheduler = type(scheduler).from_config(scheduler.config)
@@ -95,7 +96,10 @@ class Generator:
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str], *, batch_size: int | None = None) -> Texts:
-        """Each distinct prompt's conditioning, encoded once."""
+        """Each distinct prompt's conditioning, encoded once.
+
+        ``batch_size``: prompts that are encoded together, None for the family's own number.
+        """
         family, distinct = self._family, list(dict.fromkeys(prompts))
         at_once = batch_size or int(getattr(family, "prompts_at_once", 64))
         encoded = Texts(hides_masked=getattr(family, "hides_masked", False))
@@ -106,28 +110,29 @@ class Generator:
         return encoded
 
     def word_reader(self) -> WordReader:
-        """What finds the tokens of words. Made before the text encoders are dropped."""
+        """A reader that finds the tokens of words. Call it before :meth:`drop_text_encoders`."""
         return WordReader(self._pipeline, getattr(self._family, "layout", ()))
 
     def drop_text_encoders(self) -> None:
-        """Forget them: once all prompts are encoded, their memory is worth more to images.
+        """Remove the text encoders once all prompts are encoded, so that images get their memory.
 
-        The pipeline must be the caller's own, who encodes nothing more with it. They are not moved
-        to the CPU: a pipeline is, to older versions of diffusers, where its first part is.
+        The caller must be the pipeline's only user, and encode nothing more with it. The text
+        encoders are not moved to the CPU: older versions of diffusers take the device of a
+        pipeline's first part for that of the pipeline.
         """
         for name in self._pipeline.components:
             if name.startswith("text_encoder"):
                 setattr(self._pipeline, name, None)
-        self._pipeline.maybe_free_model_hooks()  # offloading has them, too
+        self._pipeline.maybe_free_model_hooks()  # offloading's hooks refer to them, too
 
     @torch.inference_mode()
     def observe(
         self, method: ObservingMethod, conditionings: Sequence[Conditioning], latents: Tensor
     ) -> Sequence[Any]:
-        """What ``method`` sees of each image while they are denoised together, without guidance.
+        """What ``method`` observes of each image while they are denoised together.
 
-        ``latents``: as of :meth:`generate`. Nothing is decoded. Guidance is left out since methods
-        observe what the prompt's own rows do; the negative prompt's would double the cost.
+        ``latents``: as for :meth:`generate`. Nothing is decoded. Guidance is left out because
+        methods observe the prompt's own rows; the negative prompt's rows would double the cost.
         """
         sampling = Sampling(self._steps, min(self._guidance, 1.0), self._size)
 
@@ -147,13 +152,13 @@ class Generator:
         rows: Sequence[Row] = (),
         window: Window = WHOLE,
     ) -> Generated:
-        """One image for each conditioning, in as many passes as memory asks for.
+        """One image for each conditioning, in as many batches as the memory requires.
 
-        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning. ``change``:
-        what changes the pipeline while they are denoised, with a row for each image, in the part
-        ``window`` of the schedule. An image that
-        a VAE in half precision gives as NaN or black is decoded once more in float32. Raises
-        :class:`~analogy.models.memory.MemoryFullError` where not even one image fits.
+        ``latents``: standard normal, ``(n, *latent_shape)``, one for each conditioning.
+        ``change``: a change of the pipeline while it denoises, with one of ``rows`` for each image.
+        It is made in the part ``window`` of the schedule. An image that a VAE in half precision
+        decodes to NaN or black is decoded once more in float32. Raises
+        :class:`~analogy.models.memory.MemoryFullError` if not even one image fits.
         """
         n = len(conditionings)
 
@@ -190,9 +195,10 @@ class Generator:
         return Generated(from_unit(decoded.nan_to_num()), found)
 
     def peak_memory(self, n: int) -> int:
-        """Peak bytes of its CUDA device while denoising ``n`` images at once, with the model.
+        """Peak bytes of its CUDA device while denoising ``n`` images at once, model included.
 
-        Of an offloaded model what is on the device then. Decoding has batches of its own.
+        Of an offloaded model, only the part on the device counts. Decoding is not measured: it has
+        batches of its own.
         """
         device, _ = computing_place(self._pipeline, self._denoiser)
         latents = torch.randn(n, *self.latent_shape)
@@ -210,7 +216,7 @@ class Generator:
         steps: int,
         change: Change | None = None,
     ) -> Tensor:
-        """The pipeline itself, up to the latents that it would decode."""
+        """Run the pipeline itself, up to the latents that it would decode."""
         sampling = Sampling(steps, self._guidance, self._size, self._second)
         plain = [each for each in conditionings if isinstance(each, Conditioning)]
         if len(plain) == len(conditionings) and change is None:
@@ -220,7 +226,7 @@ class Generator:
             return self._family.denoise(pipeline, given, self._empty, latents, sampling)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Float NCHW 0..1, as the pipeline itself decodes; failed images again, in float32."""
+        """Float NCHW 0..1, as the pipeline itself decodes. Failed images are redone in float32."""
         images = self._decoded_by(self._vae, latents)
         if self._vae.dtype != torch.float32:
             again = [
@@ -247,7 +253,7 @@ class Generator:
 
     @cached_property
     def _vae_float32(self) -> Any:
-        """A new copy, because other threads may use the pipeline's."""
+        """The VAE in float32: a copy, because other threads may use the pipeline's."""
         decoder = getattr(self._pipeline, self._family.decoder)
         device, _ = computing_place(self._pipeline, self._denoiser)
         return copy.deepcopy(not_offloaded(decoder)).float().to(device)
@@ -260,14 +266,15 @@ class Generator:
 def latents_for(pair: Pair, seed: int, shape: tuple[int, ...]) -> Tensor:
     """The initial noise of one image, float32 on the CPU, determined by pair and seed.
 
-    The same for every alpha, method, batch, device and worker, which pairs the alphas and makes
-    a run reproducible image by image. A pair is known by its prompts, not by its id.
+    It is the same for every alpha, method, batch, device and worker, so that the images of all
+    alphas are paired and a run is reproducible image by image. A pair is identified by its
+    prompts, not by its id.
     """
     return drawn(shape, latents_seed(pair, seed))
 
 
 def latents_seed(pair: Pair, seed: int) -> int:
-    """The seed of torch's CPU generator with which the latents of pair and seed are drawn."""
+    """The seed of torch's CPU generator that draws the latents of a pair and seed."""
     return derived_seed(pair.source_prompt, pair.target_prompt, str(seed))
 
 

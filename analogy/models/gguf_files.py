@@ -16,10 +16,10 @@ _FORMAT = "a whole GGUF file (versions 2 and 3)"
 
 
 def shapes_in_gguf(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a GGUF file, as of its weights before they were quantized.
+    """The shape of each tensor in a GGUF file, as it was before quantization.
 
-    Raises :class:`ModelError` for a file that is missing, cut off, or of another format, and if
-    the package that reads it is not installed.
+    Raises :class:`ModelError` if the file is missing, cut off or of another format, or if the
+    package gguf is not installed.
     """
     if find_spec("gguf") is None:
         raise ModelError(
@@ -33,10 +33,10 @@ def shapes_in_gguf(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _reader(file: Path) -> Any:
-    """The package's reader of a file; it reads nothing beyond the file's end.
+    """The gguf package's reader of a file, made to raise an error for data beyond the file's end.
 
-    The package's own takes what is there: of a count of 2^60 in a short file it never comes to an
-    end.
+    The package's own reader returns less data than asked for without an error. With a count of
+    2^60 in a short file it never ends.
     """
 
     class WithinFile(gguf.GGUFReader):

@@ -1,7 +1,7 @@
 """The libraries that load networks. Each is imported when it is first used.
 
-They take two to five seconds each. A run that has all its images, a model that is only named, and
-tokenizers alone do without some of them.
+Each import takes two to five seconds. A run that already has all its images, a command that only
+names a model, and code that uses only tokenizers do without some of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ else:
     diffusers = deferred("diffusers")
     diffusers_logging = deferred("diffusers.utils.logging")
     open_clip = deferred("open_clip")
-    peft_tuners = deferred("peft.tuners.tuners_utils")  # not always installed
+    peft_tuners = deferred("peft.tuners.tuners_utils")  # an optional package
     single_file_model = deferred("diffusers.loaders.single_file_model")
     single_file_utils = deferred("diffusers.loaders.single_file_utils")
     transformers = deferred("transformers")
     transformers_logging = deferred("transformers.utils.logging")
 
-gguf: Any = deferred("gguf")  # these two are not always installed
+gguf: Any = deferred("gguf")  # these two are optional packages
 torchao: Any = deferred("torchao.quantization")
 
 __all__ = [

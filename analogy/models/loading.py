@@ -1,4 +1,4 @@
-"""Load a pipeline of a verified source onto a device."""
+"""Load a pipeline from a verified source onto a device."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ from analogy.models.transformer_file import TRANSFORMER, is_gguf, load_transform
 from analogy.models.trust.pipelines import check_pipeline
 from analogy.models.untested import check_untested
 
-#: Modules of classes that transformers 5 has, and does not export.
+#: Modules of classes that transformers 5 has but does not export.
 _DEEPER = {"T5GemmaEncoder": "transformers.models.t5gemma.modeling_t5gemma"}
 
 
 def load_pipeline(
     source: ModelSource, *, device: str, dtype: str, offload: str | None = None
 ) -> Any:
-    """The pipeline on its device, in its dtype, with its LoRA fused, ready and silent.
+    """Load a pipeline onto its device, in its dtype, with its LoRA fused and no progress bars.
 
-    ``offload``: how its networks are kept on the CPU until they are at work, one of
-    :data:`~analogy.core.fields.OFFLOADS`; None to keep all on the device.
+    ``offload``: how its networks are kept on the CPU until they are used, one of
+    :data:`~analogy.core.fields.OFFLOADS`; None to keep all of them on the device.
 
     Only safetensors are loaded, and only files that :func:`find_pipeline` found. Half-precision
-    files are used where the folder has them, unless it has float32 and that is asked for.
+    files are used if the folder has them, unless ``dtype`` is float32 and the folder has that, too.
+    Raises :class:`ModelError` for files that are refused, invalid or do not fit each other.
     """
-    # A bar for every part's loading would bury the one that matters.
+    # The bars of every part's loading would hide the run's own.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     # Checked here as well: the folder may be another machine's, or changed since it was found.
@@ -56,12 +57,12 @@ def load_pipeline(
         "torch_dtype": getattr(torch, dtype),
         "local_files_only": True,
         **family.load_options,
-        # Parts that the folder leaves out on purpose, such as SD3's T5 encoder, must be said.
+        # Parts that the folder omits on purpose, such as SD3's T5 encoder, must be passed as None.
         **{name: None for name, part in index.items() if part == [None, None]},
     }
     what = f"a {family.pipeline} in the format of save_pretrained"
     with warnings.catch_warnings():
-        # Weights saved as fp16 and computed in another dtype are what we mean to do.
+        # Libraries warn of fp16 weights that are loaded in another dtype; that is intended here.
         warnings.simplefilter("ignore")
         if source.file is not None:
             for name, (library, kind) in parts_of(source.folder).items():
@@ -82,11 +83,11 @@ def load_pipeline(
             fuse_lora(pipeline, source.lora)
     pipeline.set_progress_bar_config(disable=True)
     if device.startswith("cuda"):
-        # The layout that a card's convolutions are fastest in.
+        # The memory layout in which a GPU's convolutions are fastest.
         is_rounded = source.quantize is not None or is_gguf(source.transformer)
         names = [family.decoder] if is_rounded else [family.denoiser, family.decoder]
         for part in (getattr(pipeline, name) for name in names):
-            if all(weights.ndim < 5 for weights in part.parameters()):  # none of a video's
+            if all(weights.ndim < 5 for weights in part.parameters()):  # no convolutions in 3D
                 part.to(memory_format=torch.channels_last)
     place(pipeline, device, decoder=family.decoder, offload=offload)
     with_family(pipeline, family)
@@ -97,9 +98,9 @@ def load_pipeline(
 
 
 def _check_fit(pipeline: Any, folder: Path) -> None:
-    """Raise :class:`ModelError` unless a pipeline's parts fit each other: one prompt is encoded.
+    """Encode one prompt; raise :class:`ModelError` unless a pipeline's parts fit each other.
 
-    Each may be whole and of another model than the rest.
+    Each part may be complete and yet belong to another model than the rest.
     """
     family = family_of(pipeline)
     with torch.inference_mode(), loading(folder, "tokenizers that fit the text encoders"):
@@ -116,7 +117,7 @@ def _check_fit(pipeline: Any, folder: Path) -> None:
 def _load_networks(
     source: ModelSource, *, dtype: str, skipped: Mapping[str, object]
 ) -> dict[str, nn.Module]:
-    """The parts of a folder's pipeline that have weights, by name, each as its files have it."""
+    """The parts of a folder's pipeline that have weights, by name, loaded from their files."""
     files = weight_files(source, dtype=dtype)
     networks = {}
     for name, (library, kind) in parts_of(source.folder).items():

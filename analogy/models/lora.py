@@ -31,7 +31,11 @@ LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
-    """A source with a LoRA's file, found and checked. Raises ModelError if there is none."""
+    """A source with a LoRA's file, found and checked.
+
+    Raises ModelError if the file is missing or invalid, if peft is not installed, or if the
+    transformer is a GGUF file.
+    """
     require_peft("--lora")
     if is_gguf(source.transformer):
         raise ModelError(
@@ -56,7 +60,7 @@ def with_lora(source: ModelSource, lora: str, *, offline: bool) -> ModelSource:
 
 
 def require_peft(what: str) -> None:
-    """Raises ``ModelError`` without the package that diffusers loads LoRAs with."""
+    """Raise ``ModelError`` if peft, with which diffusers loads LoRAs, is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"{what} needs the package peft, which is not installed: pip install peft")
 
@@ -95,7 +99,7 @@ def _hub_lora(lora: str, *, offline: bool) -> Path:
 
 
 def fuse_lora(pipeline: Any, lora: Path) -> None:
-    """Add the LoRA to the weights themselves, so that it costs nothing from here on."""
+    """Add the LoRA to the weights themselves, so that it adds no cost to an image."""
     load_adapter(pipeline, lora, f"--lora {lora}")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -107,8 +111,8 @@ def load_adapter(
 ) -> None:  # fmt: skip
     """Add a LoRA's layers to a pipeline's modules, all of them with the file's values.
 
-    ``what``: the option and the file, for messages; ``state``: these tensors, in diffusers' format,
-    in the place of the file's; ``name``: the adapter's. Raises ``ModelError`` if the pipeline does
+    ``what``: the option and the file, for messages; ``state``: tensors in diffusers' format that
+    replace the file's; ``name``: the adapter's name. Raises ``ModelError`` if the pipeline does
     not take the whole LoRA.
     """
     kind = type(pipeline).__name__
@@ -126,7 +130,7 @@ def load_adapter(
             )  # fmt: skip
     except MemoryFullError:
         raise
-    except Exception as error:  # diffusers raises whatever its reader stumbled on
+    except Exception as error:  # diffusers' readers raise errors of any type
         raise ModelError(
             f"{what}: does not fit a {kind} ({reason(error)}); choose a "
             "LoRA that was trained for this model"

@@ -1,4 +1,4 @@
-"""How many images a model processes at once: as many as fit, half after memory ran out."""
+"""How many images a model processes at once: as many as fit, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 GIB = 2**30
 
-#: Pixels of the images that are generated together unless the user says: beyond these a batch gains
-#: no speed, and a killed run loses a batch. On a CPU that is 38 of the embedded model's images
-#: (measured), so that threads share even a cell of 60, and one at a time of a larger model's; on
-#: CUDA fewer where they do not fit.
+#: The default number of pixels that are generated together. A larger batch gains no speed, and a
+#: killed run loses a whole batch. On a CPU that is 38 of the embedded model's images (measured), so
+#: that threads share even a cell of 60, and one image of a larger model. On CUDA it is fewer if
+#: they do not fit.
 MOST_PIXELS = {"cpu": 38 * 64**2, "mps": 2 * 1024**2, "cuda": 16 * 1024**2}
 MOST_IMAGES = 256
 
-#: Pixels that the VAE decodes together: its activations at full size are what fills a card first.
+#: Pixels that the VAE decodes together: its activations at full size are the first to fill a GPU.
 DECODED_PIXELS = 1024**2
 
-#: Of the memory that is free, what a batch may be planned for; the rest is for fragmentation.
+#: The share of the free memory that a batch is planned for; the rest is for fragmentation.
 PLANNED = 0.9
 
 
@@ -38,8 +38,8 @@ class MemoryFullError(AnalogyError, RuntimeError):
 class InParts:
     """Process n images in parts; the size of a part is halved whenever memory runs out.
 
-    ``at_once``: images in a part; it starts at what is asked for and never grows again, so that
-    what did not fit is tried once a run. Parts that are done are kept.
+    ``at_once``: images in a part. It never grows again, so that a size that did not fit is tried
+    once a run. Finished parts are kept.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -48,7 +48,7 @@ class InParts:
     def __call__(self, work: Callable[[slice], T], n: int) -> list[T]:
         """The results of ``work`` on slices that cover 0..n in order.
 
-        Raises :class:`MemoryFullError` where one image is too many.
+        Raises :class:`MemoryFullError` if one image does not fit.
         """
         done: list[T] = []
         start = 0
@@ -70,7 +70,7 @@ class InParts:
             else:
                 start = part.stop
                 continue
-            # Out here the failed attempt's tensors are no longer held by its traceback.
+            # Outside of the handler, the traceback no longer holds the failed attempt's tensors.
             _release()
         return done
 
@@ -79,7 +79,7 @@ class InParts:
 def memory_said(doing: str) -> Iterator[None]:
     """Turn every out-of-memory error in the block into a :class:`MemoryFullError`.
 
-    ``doing``: what the work is, in the message. For all that is not done :class:`InParts`.
+    ``doing``: the work, as the message names it. For all work that does not use :class:`InParts`.
     """
     try:
         yield
@@ -104,7 +104,7 @@ def _release() -> None:
 
 
 def most_at_once(device: str, size: int) -> int:
-    """The batch size above which such a device is not faster, for ``size`` pixels a side."""
+    """The batch size above which a device is not faster, for images of ``size`` pixels a side."""
     pixels = MOST_PIXELS[device.partition(":")[0]]
     return min(max(pixels // size**2, 1), MOST_IMAGES)
 
@@ -112,8 +112,8 @@ def most_at_once(device: str, size: int) -> int:
 def fitting(one: int, two: int, *, budget: int, most: int) -> int:
     """The number of images that fit into ``budget`` bytes together, 1..``most``.
 
-    ``one`` and ``two``: peak bytes with one and with two images, all that is loaded among them. An
-    image more takes what the second did.
+    ``one`` and ``two``: peak bytes with one and with two images, including all that is loaded. Each
+    further image is taken to need as much as the second.
     """
     each = max(two - one, 1)
     return min(max(1 + int(PLANNED * budget - one) // each, 1), most)
@@ -129,7 +129,7 @@ def limit_memory(device: str, gib: float) -> None:
 
 
 def budget(device: str, gib: float | None) -> int:
-    """Bytes of a CUDA device that this process may use: free or its own, at most ``gib`` GiB."""
+    """Bytes of a CUDA device that are free or this process's own, at most ``gib`` GiB."""
     free, _ = torch.cuda.mem_get_info(device)
     have = free + torch.cuda.memory_reserved(device)
     return have if gib is None else min(have, int(gib * GIB))

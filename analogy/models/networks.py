@@ -1,4 +1,4 @@
-"""Checks a model's weight files against its networks: every weight must come from the files.
+"""Check a model's weight files against its networks: every weight must come from the files.
 
 The libraries that load a network fill missing keys with random numbers and only log a line. Here
 every key of every part must be present, or a :class:`ModelError` names the part and the keys. What
@@ -31,10 +31,10 @@ from analogy.models.libraries import (
 )
 from analogy.models.memory import MemoryFullError, memory_said
 
-#: How a file begins that git-lfs left in the place of the one it stands for.
+#: The first bytes of a pointer that git-lfs has left in the place of a file.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
-#: Keys, or problems, that a message names; of more it says how many.
+#: The most keys or problems that a message names. It gives the number of further ones.
 _MOST_NAMED = 4
 
 _SAVED_ANEW = "fetch the model again, whole, or save it again with the versions that are installed"
@@ -42,21 +42,21 @@ _SAVED_ANEW = "fetch the model again, whole, or save it again with the versions 
 
 @contextmanager
 def loading(what: object, expected: str) -> Iterator[None]:
-    """Whatever a library stumbles on while it reads a user's files is a :class:`ModelError`.
+    """Turn any error of a library that reads a user's files into a :class:`ModelError`.
 
-    Not memory that is exhausted, which is the machine's fault: that is a ``MemoryFullError``.
+    An out-of-memory error becomes a ``MemoryFullError`` instead: the files are not its cause.
     """
     try:
         with memory_said(f"loading {what}"):
             yield
     except (ModelError, MemoryFullError):
         raise
-    except Exception as error:  # libraries raise whatever their readers stumble on
+    except Exception as error:  # libraries' readers raise errors of any type
         raise ModelError(f"{what}: expected {expected}, got {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
-    """An error of another library in one line."""
+    """An error of another library in one line, cut after 500 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 500 else f"{text[:500]}..."
 
@@ -64,7 +64,7 @@ def reason(error: BaseException) -> str:
 def read_object(file: Path, *keys: str, what: str) -> dict[str, Json]:
     """The object in a JSON file, which must have these keys.
 
-    Raises :class:`ModelError` for a file that cannot be read, is not JSON, or is another value.
+    Raises :class:`ModelError` if the file cannot be read, is not a JSON object, or lacks a key.
     """
     expected = f"{what}, a JSON object"
     if keys:
@@ -93,7 +93,7 @@ def refuse_pointer(file: Path) -> None:
         with open(file, "rb") as opened:
             start = opened.read(len(_LFS_POINTER))
     except OSError:
-        return  # whoever reads the file says so
+        return  # whoever reads the file reports it
     if start == _LFS_POINTER:
         raise ModelError(
             f"{file}: expected the file itself, got a pointer of git-lfs; "
@@ -111,16 +111,16 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="pt") as opened:
             keys = opened.keys()
             return {key: tuple(opened.get_slice(key).get_shape()) for key in keys}
-    except Exception as error:  # a SafetensorError, an OSError, or what its reader stumbled on
+    except Exception as error:  # a SafetensorError, an OSError, or another error of its reader
         raise ModelError(
             f"{file}: not a safetensors file, or not all of one ({reason(error)}); fetch it again"
         ) from error
 
 
 def check_weights(folder: Path, files: Iterable[Path]) -> None:
-    """Check a part's weights by their headers: no file is missing or incomplete.
+    """Raise :class:`ModelError` if a part's weights are missing or incomplete, by their headers.
 
-    ``files``: those that are to be loaded from ``folder``. Raises :class:`ModelError`.
+    ``files``: those that are to be loaded from ``folder``.
     """
     files = list(files)
     if not files:
@@ -135,7 +135,7 @@ def check_weights(folder: Path, files: Iterable[Path]) -> None:
         if not isinstance(listed, dict):
             raise ModelError(f"{index}: expected weight_map as an object; {_SAVED_ANEW}")
         names = set(map(str, listed.values()))
-        if names & {file.name for file in files}:  # the index of those that are loaded
+        if names & {file.name for file in files}:  # this index lists files that are to be loaded
             missing = sorted(name for name in names if not (folder / name).is_file())
             if missing:
                 raise ModelError(
@@ -147,14 +147,15 @@ def check_weights(folder: Path, files: Iterable[Path]) -> None:
 def load_network(
     kind: Any, folder: Path, *, dtype: torch.dtype, variant: str | None, quantization: Any = None
 ) -> nn.Module:
-    """A part of a pipeline, by diffusers or transformers, with each of its weights from its files.
+    """Load a part of a pipeline, with all of its weights from its files.
 
-    ``quantization``: the library's configuration of how they are quantized; None if they are not.
-    Raises :class:`ModelError` for keys that are missing, unexpected or of another shape.
+    ``kind``: its class in diffusers or transformers; ``quantization``: the library's configuration
+    of how its weights are quantized; None if they are not. Raises :class:`ModelError` for keys that
+    are missing, unexpected or of another shape.
     """
     options: dict[str, Any] = {"torch_dtype": dtype}
     if issubclass(kind, transformers.PreTrainedModel):
-        # Without this it says which keys do not fit in a log alone.
+        # Without this, the library names the keys that do not fit only in its log.
         options = {"dtype": dtype, "ignore_mismatched_sizes": True}
     if quantization is not None:
         options["quantization_config"] = quantization
@@ -188,9 +189,9 @@ def refuse_odd_keys(
 ) -> None:
     """Raise :class:`ModelError` if the weights of a part do not match its network.
 
-    A key that names a buffer which the network computes by itself, such as ``position_ids`` of
-    older files, is harmless. A tensor of a loaded network that is still without values is missing,
-    whatever was said.
+    An unexpected key that names one of the network's buffers, such as ``position_ids`` in older
+    files, is harmless: the network computes it by itself. A tensor of a loaded network that still
+    has no values counts as missing, even if the library has not reported it.
     """
     buffers = {name for name, _ in network.named_buffers()}
     tensors = (*network.named_parameters(), *network.named_buffers())
@@ -210,10 +211,11 @@ def refuse_odd_keys(
 
 
 def check_converted(kind: Any, file: Path, folder: Path) -> None:
-    """Check a single-file checkpoint against a part by diffusers that ``folder`` configures.
+    """Check a single-file checkpoint against the diffusers network that ``folder`` configures.
 
-    By shapes alone, through the conversion that diffusers loads it with; of a UNet also whether the
-    file has keys that a network of this configuration would leave out. Raises :class:`ModelError`.
+    Compares only shapes, after the conversion with which diffusers loads the file. For a UNet, it
+    also refuses keys of the file that a network of this configuration would leave out. Raises
+    :class:`ModelError`.
     """
     config = read_object(folder / "config.json", what="a network's configuration")
     with loading(file, f"a {kind.__name__} as {folder} configures it"), torch.device("meta"):
@@ -243,14 +245,14 @@ def check_converted(kind: Any, file: Path, folder: Path) -> None:
     )
 
 
-#: How the keys of a UNet begin in a single file.
+#: The prefix of a UNet's keys in a single file.
 _UNET = "model.diffusion_model."
 
 
 def refuse_resized(file: Path, network: nn.Module) -> None:
     """Raise :class:`ModelError` if a judge's weights have been stretched to fit its network.
 
-    open_clip interpolates the embeddings of positions of another image size or context length.
+    open_clip interpolates position embeddings made for another image size or context length.
     """
     takes = network.state_dict()
     mismatched = []
@@ -263,7 +265,7 @@ def refuse_resized(file: Path, network: nn.Module) -> None:
 
 
 def read_adapter(file: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of a LoRA's file, and whether its header has their scales.
+    """The tensors of a LoRA's file, and True if its header has their scales.
 
     Raises :class:`ModelError` if it cannot be read.
     """
@@ -278,11 +280,11 @@ def check_adapter(
 ) -> None:  # fmt: skip
     """Check that a LoRA is completely loaded into a pipeline, with the values that were given.
 
-    Libraries drop what they have no place for: layers of another model, the magnitudes of a DoRA,
-    scales. So each tensor is looked for among those of the layers, by its values, and each scale.
-    ``given``: its tensors and whether its header has scales, as of :func:`read_adapter`; ``what``:
-    the option and the file, for messages. Raises :class:`ModelError` with the keys that are
-    nowhere.
+    Libraries drop what does not fit: layers of another model, the magnitudes of a DoRA, scales. So
+    each tensor is looked for by its values among the layers' tensors, and so is each scale.
+    ``given`` and ``has_scales_of_its_own``: as from :func:`read_adapter`; ``what``: the option and
+    the file, for messages; ``dtype``: of the loaded layers, in which values are compared. Raises
+    :class:`ModelError` with the keys that were not found.
     """
     arrived: Counter[bytes] = Counter()
     scales: dict[bytes, list[float]] = {}
@@ -332,7 +334,7 @@ def check_adapter(
 
 
 _ALPHA = ".alpha"
-#: How the key of a LoRA's first matrix ends, by the tools that write them.
+#: The endings of the key of a LoRA's first matrix, in the formats of different tools.
 _DOWN = (
     ".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight",
     "_lora.down.weight",
@@ -348,13 +350,13 @@ def _lora_layers(pipeline: Any) -> Iterator[Any]:
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
-    """A digest of a tensor's values, independent of its shape and its file's dtype."""
+    """A digest of a tensor's values in ``dtype``, independent of its shape and its file's dtype."""
     values = tensor.detach().cpu().to(dtype).float().contiguous().reshape(-1)
     return hashlib.sha256(values.numpy().tobytes()).digest()
 
 
 def _mismatch(found: Any) -> str:
-    """A key that does not match, as the libraries report it: its name, or with both shapes."""
+    """A mismatched key, for messages: its name, with both shapes if the library reports them."""
     if isinstance(found, str):
         return found
     key, *shapes = found
@@ -369,7 +371,7 @@ def _listed(keys: Iterable[str]) -> str:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence what diffusers and transformers log about keys: our own error reports it."""
+    """Silence the logs of diffusers and transformers about keys, which our own error reports."""
     before = [each.get_verbosity() for each in (diffusers_logging, transformers_logging)]
     try:
         for each in (diffusers_logging, transformers_logging):

@@ -1,4 +1,4 @@
-"""Where a pipeline's networks are: on the device, or on the CPU until they are at work."""
+"""Where a pipeline's networks are: on the device, or on the CPU until they are used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def place(pipeline: Any, device: str, *, decoder: str, offload: str | None) -> N
     """Put a pipeline onto its device, or have diffusers offload it to the CPU.
 
     ``offload``: None, or one of :data:`~analogy.core.fields.OFFLOADS`. ``decoder``: the name of the
-    part that decodes latents. It is small and used by itself: where layers are offloaded, it stays
-    on the device.
+    part that decodes latents. It is small and is called on its own, so it stays on the device if
+    single layers are offloaded.
     """
     if offload is None:
         pipeline.to(device)
@@ -35,19 +35,19 @@ def place(pipeline: Any, device: str, *, decoder: str, offload: str | None) -> N
 def computing_place(pipeline: Any, denoiser: Any) -> tuple[torch.device, torch.dtype]:
     """The device and the dtype that a pipeline computes in.
 
-    A denoiser that is offloaded is elsewhere: its own device says nothing.
+    An offloaded denoiser's own device may be the CPU, so it is not used.
     """
     return pipeline._execution_device, denoiser.dtype
 
 
-#: What offloading a whole network sets on it: accelerate's hook, and the methods that call it.
+#: Attributes that offloading sets on a whole network: accelerate's hook and what calls it.
 _OFFLOADED = ("_hf_hook", "_old_forward", "forward")
 
 
 def not_offloaded(network: nn.Module) -> nn.Module:
-    """The same network without its offloading, sharing its weights: to be copied.
+    """The same network without its offloading, sharing its weights, so that it can be copied.
 
-    A copy of the hook would have a copy of the network that is offloaded before it.
+    A copy of the hook would include a copy of the network that is offloaded before this one.
     """
     alone = copy.copy(network)
     for name in _OFFLOADED:

@@ -17,15 +17,18 @@ CONFIG_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model's files are, and which files they are.
+    """Where a model's files are, and their fingerprint.
 
-    ``folder``: the pipeline's configuration, and its weights unless ``file`` has them;
-    ``transformer``: a file with the weights of its transformer; ``lora``: weights to fuse in.
-    ``fingerprint`` is ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16 hex>`` over all
-    configuration and weight files for a folder and over the file for a file, with
-    ``+configuration@sha256:<16 hex>`` of the folder that configures a file,
-    ``+<name>@sha256:<16 hex>`` for a transformer's file and for a LoRA, and ``+<name>`` of a
-    quantization, ``quantize``.
+    - ``folder``: the pipeline's configuration, and its weights unless ``file`` has them;
+    - ``file``: a single file with the weights of all networks;
+    - ``transformer``: a file with the weights of the transformer;
+    - ``lora``: weights to fuse in;
+    - ``quantize``: the name of a quantization;
+    - ``fingerprint``: ``<name>@<commit>`` for a hub model, ``<name>@sha256:<16 hex>`` over all
+      configuration and weight files for a folder and over the file for a file. It is followed by
+      ``+configuration@sha256:<16 hex>`` for the folder that configures a file,
+      ``+<name>@sha256:<16 hex>`` for a transformer's file and for a LoRA, and ``+<name>`` for a
+      quantization.
     """
 
     folder: Path
@@ -37,13 +40,16 @@ class ModelSource:
 
     @property
     def places(self) -> list[Path]:
-        """Where its files lie on this machine."""
+        """The paths of its files and folders on this machine."""
         places = (self.folder, self.file, self.transformer, self.lora)
         return [place for place in places if place is not None]
 
 
 def shipped(name: str) -> Path:
-    """A file or folder of ``fixtures/``, in a checkout or in an installed wheel."""
+    """A file or folder of ``fixtures/``, in a checkout or in an installed wheel.
+
+    Raises ``ModelError`` if it is missing.
+    """
     here = Path(__file__).resolve().parents[1]
     for root in (here.parent / "fixtures", here / "_data"):
         if (root / name).exists():
@@ -57,7 +63,7 @@ def shipped(name: str) -> Path:
 def absent(
     what: str, name: str, revision: str, failure: Exception | None, *, offline: bool
 ) -> ModelError:
-    """What to say when the hub's files are neither here nor to be had."""
+    """The error for a hub model whose files are not on this machine and cannot be fetched."""
     command = command_line("hf", "download", name, *(["--revision", revision] if revision else []))
     why = "and --offline fetches nothing" if offline else f"and could not be fetched ({failure})"
     return ModelError(
@@ -67,7 +73,7 @@ def absent(
 
 
 def go_offline() -> None:
-    """From here on this process and its children ask the hub for nothing, whatever loads."""
+    """Keep this process and its future children from any request to the hub, by any library."""
     from huggingface_hub import constants  # the command line reads this module at every start
 
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -75,12 +81,12 @@ def go_offline() -> None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of a hub id, ``owner/name``."""
+    """True if a name has the form of a hub id, ``owner/name``."""
     part = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
     return re.fullmatch(f"{part}/{part}", name) is not None
 
 
 def listing(folder: Path) -> str:
-    """The first names in a folder, for messages."""
+    """The first five names in a folder, for messages."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"

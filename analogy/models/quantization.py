@@ -14,7 +14,8 @@ from analogy.core.errors import ModelError, OptionError
 from analogy.models.libraries import torchao
 from analogy.models.places import ModelSource
 
-#: The parts that are quantized: nearly all weights. A decoder is small, and its errors are seen.
+#: The parts that are quantized. They have nearly all weights. A decoder is small, and its rounding
+#: errors would be visible.
 QUANTIZED = re.compile(r"unet|transformer|text_encoder(_\d)?")
 
 
@@ -22,9 +23,9 @@ QUANTIZED = re.compile(r"unet|transformer|text_encoder(_\d)?")
 class Quantization:
     """One way to quantize.
 
-    - ``package``: what it needs; ``on_cpu``: False if diffusers has it on a GPU alone;
-    - ``dtypes``: what the quantized network may compute in; empty for any;
-    - ``config``: its configuration in a library, diffusers or transformers, for a dtype.
+    - ``package``: the package it needs; ``on_cpu``: False if diffusers supports it on GPUs only;
+    - ``dtypes``: the dtypes that the quantized network may compute in; empty for any;
+    - ``config``: makes its configuration from a library, diffusers or transformers, and a dtype.
     """
 
     package: str
@@ -33,8 +34,8 @@ class Quantization:
     config: Callable[[Any, torch.dtype], Any]
 
 
-#: By the names of :data:`~analogy.core.fields.QUANTIZATIONS`. NF4 is what diffusers' documentation
-#: uses for four bits.
+#: Quantizations by the names of :data:`~analogy.core.fields.QUANTIZATIONS`. NF4 is what diffusers'
+#: documentation uses for four bits.
 QUANTIZATIONS: Mapping[str, Quantization] = {
     "bitsandbytes_8bit": Quantization(
         "bitsandbytes", False, (), lambda library, _: library.BitsAndBytesConfig(load_in_8bit=True)
@@ -57,7 +58,7 @@ QUANTIZATIONS: Mapping[str, Quantization] = {
 
 
 def check_device_for(device: str, *, quantize: str | None, offload: str | None) -> None:
-    """Raise ``OptionError`` for a quantization or offloading that makes no sense on a device."""
+    """Raise ``OptionError`` for a quantization or offloading that a device does not support."""
     if device != "cpu":
         return
     if offload is not None:
@@ -78,9 +79,10 @@ def check_device_for(device: str, *, quantize: str | None, offload: str | None) 
 
 
 def with_quantization(source: ModelSource, name: str, *, dtype: str) -> ModelSource:
-    """A source whose networks are quantized when they are loaded; its fingerprint says so.
+    """The source with a quantization, which is applied on loading and named in the fingerprint.
 
-    Raises :class:`ModelError` if a package is missing, or the model cannot be quantized so.
+    Raises :class:`ModelError` if the package is missing, if it does not compute in ``dtype``, or if
+    the source has a single file, a transformer's file or a LoRA.
     """
     found = QUANTIZATIONS[name]
     if find_spec(found.package) is None:
@@ -108,7 +110,7 @@ def with_quantization(source: ModelSource, name: str, *, dtype: str) -> ModelSou
 
 
 def quantization_of(source: ModelSource, part: str, library: Any, *, dtype: str) -> Any:
-    """The configuration with which a part is loaded by its library; None for one left as it is."""
+    """A part's quantization configuration for its library; None if the part is not quantized."""
     if source.quantize is None or not QUANTIZED.fullmatch(part):
         return None
     return QUANTIZATIONS[source.quantize].config(library, getattr(torch, dtype))

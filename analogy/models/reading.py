@@ -1,8 +1,9 @@
-"""Which token states of a pipeline are which part of its prompt, by what its text encoders read.
+"""Find which token states belong to which part of a prompt, from the text encoders' input.
 
-Templates are applied, cut and padded within a pipeline's ``encode_prompt``, so that a tokenizer's
-offsets in the prompt do not say where its tokens are in the end. What a text encoder was given
-does: its token ids are decoded, and the prompt is found between the template's head and tail.
+A pipeline's ``encode_prompt`` puts the prompt into a template, cuts it and pads it. So a
+tokenizer's offsets in the prompt do not give the final positions of its tokens. The input of a text
+encoder does: its token ids are decoded, and the prompt is found between the template's head and
+tail.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from analogy.steering.conditioning import Conditioning, Reading
 
-#: Texts that show a template: they differ in one letter alone.
+#: Two prompts that differ in one letter only. What their encoded texts share is the template.
 LETTERS = ("x", "y")
 
-#: Tokens that a single letter may be split into: the bytes of UTF-8.
+#: The most tokens that a single letter may be split into: its bytes in UTF-8.
 _MOST_TOKENS = 4
 
 Decode = Callable[[Sequence[int]], str]
@@ -30,8 +31,9 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a text encoder was given for one text: the ids of all its tokens, and the positions of
-    those that are no padding.
+    """The input of a text encoder for one text.
+
+    ``ids``: the ids of all its tokens; ``real``: the positions of those that are not padding.
     """
 
     encoder: str
@@ -41,7 +43,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What is around every prompt that an encoder is given, in letters of the decoded text."""
+    """The lengths of the text before and after every prompt, in letters of the decoded text."""
 
     head: int
     tail: int
@@ -50,10 +52,11 @@ class Template:
 class PromptReader:
     """Finds the parts of prompts in the token states of one pipeline.
 
-    ``decoders``: by text encoder; ``encoders``: the text encoder of token states by their name,
-    where lengths alone do not tell; ``growing``: the states that have fewer tokens for a shorter
-    prompt. ``encode``: gives the conditioning of a text and what the text encoders were given for
-    it.
+    - ``decoders``: what turns token ids into text, by text encoder;
+    - ``encoders``: the text encoder of token states, by the states' name, if lengths alone do not
+      identify it;
+    - ``growing``: the names of states that have fewer tokens for a shorter prompt;
+    - ``encode``: gives a text's conditioning and the inputs of the text encoders for it.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class PromptReader:
     def __call__(
         self, prompt: str, made: Conditioning, given: Sequence[Given]
     ) -> dict[str, Reading]:
-        """By the states' names; without those of which it is not known."""
+        """Readings by the states' names, without states whose reading is unknown."""
         found = {name: self._reading(name, prompt, made, given) for name in self._checked}
         return {name: reading for name, reading in found.items() if reading is not None}
 
@@ -94,7 +97,8 @@ class PromptReader:
     ) -> bool:
         """True if the states of two texts begin to differ at the prompt's first token.
 
-        Only where the encoder is causal; where it is not, if states have a row for each token.
+        If an encoder is not causal, its states differ from the first row on. Then this is True if
+        no row of a real token was dropped.
         """
         made, given = one
         reading = self._reading(name, text, made, given)
@@ -122,10 +126,13 @@ class PromptReader:
             for each in _of(encoder, given)
         ]
         read = [each for each in found if each is not None]
-        return max(read, key=lambda each: len(each.text), default=None)  # not of a part of it
+        return max(read, key=lambda each: len(each.text), default=None)  # the longest text read
 
     def _encoder_of(self, rows: int, given: Sequence[Given]) -> str | None:
-        """The only encoder that was given as many tokens, or more, or that read the prompt."""
+        """The only encoder whose input had ``rows`` tokens, else at least ``rows``, else any input.
+
+        Returns None if several encoders fit, or none does.
+        """
         read = [each for each in given if each.encoder in self._templates]
         for possible in (
             {each.encoder for each in read if len(each.ids) == rows},
@@ -141,7 +148,10 @@ class PromptReader:
     def _found(
         self, prompt: str, given: Given, template: Template, kept: Mapping[int, int], rows: int
     ) -> Reading | None:
-        """``kept``: position among the encoder's tokens to the row of the token states."""
+        """The reading of a prompt in an encoder's input. Returns None if that has another text.
+
+        ``kept``: the row of the token states by a token's position in the encoder's input.
+        """
         text = self._text(given)
         letters = [(letter, i) for i, char in enumerate(prompt) for letter in _letters(char)]
         asked = "".join(letter for letter, _ in letters)
@@ -149,7 +159,7 @@ class PromptReader:
         rest = len(text) - template.head - read
         is_cut = read < len(asked)
         if not read or rest > template.tail or (rest < template.tail and not is_cut):
-            return None  # it was given another text, and not the beginning of this one
+            return None  # the input is another text, and not the beginning of this one
         parts: list[tuple[int, int, int]] = []
         tail: list[int] = []
         for at, span in zip(given.real, self._spans(given, template.head), strict=True):
@@ -166,14 +176,15 @@ class PromptReader:
         return Reading(tuple(parts), tuple(tail), padding) if parts else None
 
     def _text(self, given: Given) -> str:
-        """The letters of what an encoder was given, without padding."""
+        """The letters of an encoder's input, without padding."""
         return _letters(self._decoders[given.encoder]([given.ids[at] for at in given.real]))
 
     def _spans(self, given: Given, head: int) -> list[tuple[int, int]]:
-        """The letters of each of the real tokens, from the first to before the last.
+        """The range of letters of each of the real tokens: the first, and the one after the last.
 
-        White space has none; of a letter in several tokens each has all. Tokens that end before the
-        letter ``head`` are not looked at, and have none: a template may have hundreds.
+        A token of white space has an empty range. If several tokens make one letter, each of them
+        has that letter. Tokens that end before the letter ``head`` are not decoded, since a
+        template may have hundreds of them; their range is empty.
         """
         decode, ids = self._decoders[given.encoder], [given.ids[at] for at in given.real]
 
@@ -190,12 +201,12 @@ class PromptReader:
 
 
 def _letters(text: str) -> str:
-    """A text in lower case, without space: tokenizers change both."""
+    """A text in lower case, without white space: tokenizers change both."""
     return "".join(text.lower().split())
 
 
 def _common(a: str, b: str) -> int:
-    """The number of letters with which both texts begin."""
+    """The number of letters in the common beginning of two texts."""
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(a, b, strict=False)))
 
 
@@ -204,10 +215,11 @@ def _of(encoder: str | None, given: Iterable[Given]) -> list[Given]:
 
 
 def _kept(given: Given, rows: int, *, grows: bool) -> dict[int, int]:
-    """Position among the encoder's tokens to the row of the token states.
+    """The row of the token states by a token's position in the encoder's input.
 
-    A pipeline gives all tokens, or all but the head of its template; where states grow with the
-    prompt, those that are no padding, with or without the head.
+    A pipeline returns the states of all tokens, or of all but the head of its template. If states
+    grow with the prompt, it returns those of the tokens that are not padding, with or without the
+    head.
     """
     n, real = len(given.ids), given.real
     if rows >= n:
@@ -220,9 +232,7 @@ def _kept(given: Given, rows: int, *, grows: bool) -> dict[int, int]:
 
 
 def listening(pipeline: Any, heard: list[Given]) -> dict[str, Callable[..., Any]]:
-    """By text encoder, a ``forward`` in the place of its own that adds to ``heard`` what it is
-    given.
-    """
+    """A replacement for each text encoder's ``forward`` that also adds its input to ``heard``."""
     return {
         name: partial(_noted, heard, name, encoder.forward, tokenizer)
         for name, (encoder, tokenizer) in _encoders_of(pipeline).items()
@@ -230,7 +240,7 @@ def listening(pipeline: Any, heard: list[Given]) -> dict[str, Callable[..., Any]
 
 
 def decoders_of(pipeline: Any) -> dict[str, Decode]:
-    """By text encoder, what turns its token ids into text."""
+    """For each text encoder, a function that turns its token ids into text."""
     return {name: _decoder(tokenizer) for name, (_, tokenizer) in _encoders_of(pipeline).items()}
 
 
@@ -250,7 +260,7 @@ def _noted(
     heard: list[Given], name: str, forward: Callable[..., Any], tokenizer: Any,
     *args: Any, **options: Any,
 ) -> Any:  # fmt: skip
-    """What a text encoder's ``forward`` returns."""
+    """Note a text encoder's input in ``heard``, and return what its ``forward`` returns."""
     given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | options
     if isinstance(ids := given.get("input_ids"), Tensor):
         mask = given.get("attention_mask")
@@ -259,10 +269,10 @@ def _noted(
 
 
 def given_to(encoder: str, ids: Tensor, mask: Tensor | None, padding: int | None) -> list[Given]:
-    """What an encoder was given at one call, for each text.
+    """The input of an encoder at one call, one entry for each text.
 
     ``ids``: ``(n, tokens)``; ``mask``: of the same shape, 0 for padding, or None; ``padding``: the
-    id of a padding token, which is none within a text.
+    id of a padding token. Within a text, a token with this id is not padding.
     """
     found = []
     for i, row in enumerate(ids.tolist()):

@@ -1,8 +1,8 @@
-"""What a pipeline's ``encode_prompt`` returns: recorded, taken apart by prompt, and put together.
+"""Record what a pipeline's ``encode_prompt`` returns, split it by prompt, and put it together.
 
-A text encoder's output is a nest of tensors whose meaning no signature tells. It is found by
-encoding: one prompt once and twice shows the batch axis of each tensor, prompts of other words and
-of another length show what depends on them.
+``encode_prompt`` returns nested tensors whose meaning no signature gives. It is found by encoding:
+one prompt once and twice shows the batch axis of each tensor, and prompts of other words and of
+another length show which tensors depend on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from analogy.core.errors import ModelError
 from analogy.steering.conditioning import Conditioning
 
-#: The name, among what a conditioning carries, of the number of tokens in each of its tensors.
+#: The key, in a conditioning's ``carried``, of the number of tokens in each of its tensors.
 TOKENS = "tokens"
 
 #: Prompts that show what depends on words, and what on the number of tokens. The first two have
@@ -31,7 +31,7 @@ PROBES = (
 
 
 class Batch(Enum):
-    """How a value holds several prompts, where it is no axis of a tensor."""
+    """How a value holds several prompts, if not along an axis of a tensor."""
 
     ALIKE = "the same value for any number of prompts"
     LIST = "a list with a tensor for each prompt"
@@ -51,9 +51,10 @@ class Role(Enum):
 class Leaf:
     """One tensor of a recording.
 
-    - ``batch``: the axis of the prompts, or how else it holds several;
-    - ``tokens``: the axis that grows with the prompt, of one prompt's tensor; None if none does;
-    - ``value``: the tensor of one prompt, of its type, on its device;
+    - ``name``: its path in the recording, such as ``0.1``;
+    - ``batch``: the axis of the prompts, or another way to hold several of them;
+    - ``tokens``: the axis that grows with the prompt, not counting the batch axis, or None;
+    - ``value``: the tensor of one prompt, which also gives the dtype and the device;
     - ``has_zeros``: True if shorter prompts have more tokens of zeros, which are padding.
     """
 
@@ -71,7 +72,7 @@ class Leaf:
         return value if isinstance(self.batch, Batch) else value.select(self.batch, 0)
 
     def together(self, values: Sequence[Tensor]) -> Any:
-        """What ``encode_prompt`` returns for several prompts of these tensors."""
+        """What ``encode_prompt`` returns for several prompts, from one tensor for each prompt."""
         if self.batch is Batch.LIST:
             return list(values)
         if self.batch is Batch.CUMULATIVE:
@@ -84,7 +85,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of all that a pipeline's encoding returns, one nest for each call."""
+    """The layout of what a pipeline's encoding returns: nested values, one for each call."""
 
     calls: tuple[Any, ...]
 
@@ -94,7 +95,7 @@ class Layout:
 
     @property
     def is_single(self) -> bool:
-        """True if several prompts cannot be put together."""
+        """True if several prompts cannot be put into one batch."""
         return any(
             leaf.batch is Batch.ALIKE and leaf.role is not Role.FIXED for leaf in self.leaves()
         )
@@ -108,9 +109,9 @@ class Layout:
         )
 
     def conditioning(self, calls: Sequence[Any]) -> Conditioning:
-        """The conditioning of one prompt, as it was recorded. What is fixed is not in it.
+        """The conditioning of one prompt from its recording, without fixed tensors.
 
-        Raises ``ModelError`` if it is not of this layout.
+        Raises ``ModelError`` if the recording does not have this layout.
         """
         recorded = {".".join(path): value for path, value in _flat(tuple(calls))}
         found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
@@ -136,7 +137,7 @@ class Layout:
         )
 
     def returned(self, conditionings: Sequence[Conditioning]) -> list[Any]:
-        """What each call returns for these conditionings, which have the same tokens."""
+        """What each call returns for conditionings that have the same numbers of tokens."""
         tensors = [each.tensors() for each in conditionings]
         made: dict[str, Any] = {}
         for leaf in self.leaves():
@@ -152,15 +153,16 @@ class Layout:
 
 
 def _as_recorded(leaf: Leaf, tensor: Tensor) -> Tensor:
-    """One prompt's tensor with its axis of tokens where the pipeline has it."""
+    """One prompt's tensor with the axis of tokens in the pipeline's own place."""
     if leaf.role is not Role.STATES or leaf.tokens is None:
         return tensor
     return tensor.movedim(-2, leaf.tokens)
 
 
 def layout_of(record: Callable[[Sequence[str]], Sequence[Any]], *, is_single: bool) -> Layout:
-    """Find a pipeline's layout. ``record``: what each call of its encoding returns for prompts.
+    """Find a pipeline's layout.
 
+    ``record``: takes prompts, and gives what each call of the pipeline's encoding returns for them.
     ``is_single``: the pipeline encodes one prompt at a time. Raises ``ModelError`` for values that
     fit no layout.
     """
@@ -199,7 +201,7 @@ def _layout(path: tuple[str, ...], once: Any, twice: Any, other: Any, longer: An
 
 
 def _leaf(name: str, once: Tensor, twice: Tensor | None, other: Tensor, longer: Tensor) -> Leaf:
-    """``twice``: None for a tensor of a list."""
+    """The batch axis, token axis and role of a tensor. ``twice``: None for a tensor of a list."""
     batch = Batch.LIST if twice is None else _batch(name, once, twice)
     of_one = Leaf(name, Role.FIXED, batch, None, once).of_one
     one, like, long = (of_one(each) for each in (once, other, longer))
@@ -217,7 +219,7 @@ def _leaf(name: str, once: Tensor, twice: Tensor | None, other: Tensor, longer: 
 
 
 def _zeros(states: Tensor) -> int:
-    """The number of tokens of zeros."""
+    """The number of tokens whose values are all zero."""
     return int((states == 0).all(dim=-1).sum())
 
 

@@ -1,12 +1,12 @@
-"""One family for every pipeline that encodes prompts by ``encode_prompt``: by replay.
+"""One family for every pipeline with an ``encode_prompt``: its output is recorded and replayed.
 
 The pipeline's own call does the work. To encode a prompt, it runs on that prompt until it calls its
 denoiser for the first time, and what ``encode_prompt`` returned is recorded. To denoise, it runs on
 placeholder prompts: ``encode_prompt`` returns the steered tensors, and the run ends where latents
-are to be decoded. So names of arguments, packing, scaling and a pipeline's own defaults need no
-second description.
+are to be decoded. So the suite need not describe names of arguments, packing, scaling and defaults
+of a pipeline a second time.
 
-Latents and all further noise of an image are drawn by the pipeline from a generator of its own,
+The pipeline draws the latents and all further noise of an image from a generator for this image,
 whose seed is made of the image's starting noise.
 """
 
@@ -44,14 +44,14 @@ from analogy.models.replay_table import (
 )
 from analogy.steering.conditioning import Conditioning
 
-#: Numbers of an image's starting noise; the sign of each is a bit of its generator's seed, since
-#: the last digits differ between processors.
+#: How many numbers an image's starting noise has. The sign of each is a bit of its generator's
+#: seed; the last digits cannot be used, because they differ between processors.
 SEED_BITS = 63
 
-#: What the pipeline's call is given in the place of a prompt.
+#: The prompt with which the pipeline's call denoises; it has no effect.
 PLACEHOLDER = "x"
 
-#: Arguments by which a pipeline would change the prompt or the size it was given.
+#: Arguments that keep a pipeline from changing the prompt or the size it was given.
 _AS_ASKED: Mapping[str, object] = {
     "use_resolution_binning": False,
     "clean_caption": False,
@@ -63,7 +63,7 @@ _AS_ASKED: Mapping[str, object] = {
 #: A guidance scale at which a pipeline encodes the negative prompt, too.
 _GUIDED = 4.0
 
-#: Pixels a side where neither the call nor the configuration says.
+#: Pixels a side if neither the call nor the configuration gives them.
 _USUAL_SIZE = 1024
 
 _LAYOUT, _READER = "_analogy_layout", "_analogy_reader"
@@ -72,11 +72,11 @@ _ATTENTION = RLock()
 
 
 class _Interrupted(BaseException):
-    """Ends a pipeline's call. No Exception, which a pipeline may catch."""
+    """Ends a pipeline's call. It is not an Exception, which a pipeline may catch."""
 
 
 class Replay(PipelineFamily):
-    """The family of a pipeline's class, by its name and its :class:`Row`."""
+    """The family of a pipeline's class, made from its name and its :class:`Row`."""
 
     prompts_at_once = 1
 
@@ -104,9 +104,9 @@ class Replay(PipelineFamily):
     # -- conditioning
 
     def encode(self, pipeline: Any, prompts: Sequence[str]) -> list[Conditioning]:
-        """As :meth:`Family.encode`, each prompt alone; their numbers of tokens may differ.
+        """As :meth:`Family.encode`, one prompt at a time; their numbers of tokens may differ.
 
-        Raises ``ModelError`` if the pipeline does not encode as others do.
+        Raises ``ModelError`` if encoding fails, or if its output fits no layout.
         """
         reader, found = _reader(self, pipeline), []
         with _named(pipeline):
@@ -118,12 +118,12 @@ class Replay(PipelineFamily):
     def empty(self, pipeline: Any) -> Conditioning:
         """The conditioning of an empty prompt.
 
-        The negative prompt's is no part of any conditioning: the layout has it.
+        It is not the negative prompt's: that is fixed, so the layout has it.
         """
         return self.encode(pipeline, [""])[0]
 
     def _layout(self, pipeline: Any) -> Layout:
-        """Found at the first use, and kept by the pipeline and its copies."""
+        """The pipeline's layout, found on first use, and kept by the pipeline and its copies."""
         found = vars(pipeline).get(_LAYOUT)
         if found is None:
             with _named(pipeline):
@@ -139,7 +139,8 @@ class Replay(PipelineFamily):
     ) -> list[Any]:
         """What ``encode_prompt`` returns at each call, for these prompts and the negative one.
 
-        ``given``: a list to which is added what the text encoders are given.
+        ``given``: a list to which the inputs of the text encoders are added. Raises ``ModelError``
+        if the pipeline does not call ``encode_prompt``.
         """
         twin = twin_of(pipeline)
         own = twin.encode_prompt
@@ -170,7 +171,7 @@ class Replay(PipelineFamily):
     # -- denoising
 
     def latent_shape(self, pipeline: Any, size: int) -> tuple[int, ...]:
-        """Of numbers whose signs are the seed of the generator of an image's latents."""
+        """``(63,)``: numbers whose signs are the seed of the generator of an image's latents."""
         return (SEED_BITS,)
 
     def denoise(
@@ -181,7 +182,7 @@ class Replay(PipelineFamily):
         latents: Tensor,
         sampling: Sampling,
     ) -> Tensor:
-        """As :meth:`Family.denoise`: what the pipeline gives its decoder.
+        """As :meth:`Family.denoise`: the latents that the pipeline gives its decoder.
 
         Conditionings with the same numbers of tokens are denoised together.
         """
@@ -204,7 +205,7 @@ class Replay(PipelineFamily):
         self, pipeline: Any, returned: Sequence[Any], generators: list[torch.Generator],
         sampling: Sampling,
     ) -> Tensor:  # fmt: skip
-        """``returned``: what each call of ``encode_prompt`` is to return."""
+        """Denoise one batch. ``returned``: the results for each call of ``encode_prompt``."""
         twin = twin_of(pipeline, scheduler=pipeline.scheduler)
         answers = iter(returned)
 
@@ -232,7 +233,10 @@ class Replay(PipelineFamily):
         return decoded[0]
 
     def decode(self, vae: Any, latents: Tensor, size: int) -> Tensor:
-        """As :meth:`Family.decode`; of videos one frame, of RGBA images three channels."""
+        """As :meth:`Family.decode`: a video's first frame, and an RGBA image's colours alone.
+
+        Raises ``ModelError`` if the images do not have ``size`` pixels a side.
+        """
         images: Tensor = vae.decode(latents, **self._row.decoding).sample
         images = images[:, :, 0] if images.ndim == 5 else images
         images = images[:, :3]  # without an alpha channel
@@ -247,7 +251,8 @@ class Replay(PipelineFamily):
     def arguments(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments of the pipeline's call, besides prompts, generators and size.
 
-        Whoever gives its own call these, the prompt and a generator gets the suite's image.
+        With these, a prompt, a generator and a size, the pipeline's own call makes the suite's
+        image.
         """
         made: dict[str, Any] = {"num_inference_steps": sampling.steps, **self._row.fixed}
         guidance = max(sampling.guidance, self._row.least_guidance)
@@ -265,7 +270,7 @@ class Replay(PipelineFamily):
         return made
 
     def attributes(self, pipeline: Any, sampling: Sampling) -> dict[str, Any]:
-        """Attributes of the pipeline without which its call would not do what is asked for."""
+        """The attributes that the pipeline needs for its call to use this size and guidance."""
         made: dict[str, Any] = {}
         for name, rule in self._row.from_size.items():
             side = sampling.size
@@ -303,7 +308,7 @@ class Replay(PipelineFamily):
     # -- what the class and the folder say
 
     def widths(self, pipeline: Any, made: Conditioning) -> Mapping[str, tuple[Any, int]]:
-        """None: no configuration says of every pipeline what its denoiser takes."""
+        """Empty: no configuration gives the denoiser's channels for every pipeline."""
         return {}
 
     def native_size(self, folder: Path) -> int:
@@ -349,14 +354,14 @@ def _is_needed(second: Knob | None, denoiser: Any) -> bool:
 
 
 def encoded(family: Replay, pipeline: Any, text: str) -> tuple[Conditioning, list[Given]]:
-    """A text's conditioning, and what the text encoders were given for it."""
+    """A text's conditioning, and the inputs of the text encoders for it."""
     given: list[Given] = []
     calls = family._record(pipeline, [text], given)
     return family._layout(pipeline).conditioning(calls), given
 
 
 def _reader(family: Replay, pipeline: Any) -> PromptReader:
-    """Made at the first use, and kept as the layout is."""
+    """The pipeline's prompt reader, made on first use, and kept as the layout is."""
     found = vars(pipeline).get(_READER)
     if found is None:
         leaves = family._layout(pipeline).leaves()
@@ -370,7 +375,7 @@ def _reader(family: Replay, pipeline: Any) -> PromptReader:
 
 
 def twin_of(pipeline: Any, scheduler: Any = None) -> Any:
-    """A copy on the same networks, to be changed; with a new scheduler unless one is given."""
+    """A copy with the same networks, which may be changed; ``scheduler``: None for a new one."""
     twin = copy.copy(pipeline)
     own = pipeline.scheduler
     vars(twin)["scheduler"] = scheduler or type(own).from_config(own.config)
@@ -378,7 +383,7 @@ def twin_of(pipeline: Any, scheduler: Any = None) -> Any:
 
 
 def _replace(twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
-    """Give a copy a part of the same weights with other methods."""
+    """Replace a part of a copy by one with other methods and the same weights; return it."""
     part = copy.copy(getattr(twin, name))
     vars(part).update(methods)
     vars(twin)[name] = part
@@ -387,10 +392,10 @@ def _replace(twin: Any, name: str, **methods: Callable[..., Any]) -> Any:
 
 @contextmanager
 def _kept_attention(pipeline: Any, denoiser: str) -> Iterator[None]:
-    """Leave the attention of a pipeline of perturbed-attention guidance as it was.
+    """Restore the attention of a pipeline with perturbed-attention guidance.
 
-    Its call replaces the processors of some layers, and restores them only at its end. Threads
-    share the layers, so that one call runs at a time.
+    Its call replaces the attention processors of some layers, and restores them only if it runs to
+    its end. Threads share the layers, so only one call runs at a time.
     """
     if not hasattr(pipeline, "pag_attn_processors"):
         yield
@@ -415,14 +420,14 @@ def generator_of(noise: Tensor) -> torch.Generator:
 
 @contextmanager
 def _named(pipeline: Any) -> Iterator[None]:
-    """Give an error within the block the name of the pipeline's class."""
+    """Turn an error within the block into a ``ModelError`` with the pipeline's class name."""
     name = type(pipeline).__name__
     try:
         with memory_said(f"encoding prompts by {name}"):
             yield
     except MemoryFullError:
         raise
-    except Exception as error:  # libraries raise whatever they stumble on
+    except Exception as error:  # libraries raise errors of any type
         raise ModelError(f"{name}: its prompts cannot be encoded: {reason(error)}") from error
 
 

@@ -1,6 +1,6 @@
-"""The pipelines that are carried by replay, with the facts that a pipeline itself does not tell.
+"""The pipelines that replay supports, with the facts that a pipeline's class does not show.
 
-A row is as small as the pipeline allows: most are empty. Imports neither torch nor diffusers.
+A row has only what differs from the defaults. Imports neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A guidance scale of a pipeline: the argument or part that has it, and what it does."""
+    """A guidance scale of a pipeline: the argument or part that has it, and its kind."""
 
     name: str
     kind: str
@@ -21,39 +21,41 @@ class Knob:
 
 
 CLASSIFIER_FREE = "classifier-free"
-#: A number that the denoiser is given, learned from classifier-free guidance.
+#: The scale is an input of the denoiser, which was trained to imitate classifier-free guidance.
 DISTILLED = "distilled"
 PERTURBED = "perturbed attention"
 
 CFG = Knob("guidance_scale", CLASSIFIER_FREE)
 TRUE_CFG = Knob("true_cfg_scale", CLASSIFIER_FREE)
 EMBEDDED_GUIDANCE = Knob("guidance_scale", DISTILLED)
-#: A component of the pipeline, and no argument of its call.
+#: A component of the pipeline, not an argument of its call.
 GUIDER = Knob("guider", CLASSIFIER_FREE)
 PAG = Knob("pag_scale", PERTURBED)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a pipeline's class does not say of itself.
+    """What a pipeline's class does not show.
 
     - ``guidance``: what ``--guidance`` sets, None if the class has no guidance; ``second``: what
       ``--second-guidance`` sets;
     - ``least_guidance``: the smallest scale that its call takes, at which guidance is off;
-    - ``guidance_default``: where the signature of its call has none;
+    - ``guidance_default``: the default scale, if the signature of its call has none;
     - ``fixed``: further arguments of its call;
     - ``from_size``: attributes of the pipeline that decide an image's size, each with how it
       follows from the side: ``latents`` (the side in latents) or ``sizes`` (a list of sizes);
-    - ``parts``: the classes of a part, where its annotation names a base class; ``unloaded``: parts
-      that its call never uses with the suite's arguments;
+    - ``parts``: the classes of a part whose annotation names a base class;
+      ``unloaded``: parts that its call never uses with the suite's arguments;
     - ``decoder`` and ``decoding``: the part that decodes latents, and arguments of its ``decode``;
     - ``is_single``: True if it makes one image at a time;
-    - ``asks_encoder``: True if its call asks the text encoder for its dtype;
-    - ``hides_masked``: True if what masked tokens hold has no effect on images, so that only the
-      other tokens are kept. Not given for pipelines that mask next to none;
+    - ``asks_encoder``: True if its call reads the text encoder's dtype;
+    - ``hides_masked``: True if the values of masked tokens have no effect on images, so that only
+      the other tokens are kept. False for pipelines that mask hardly any tokens;
     - ``counted``: the tokenizers whose number of tokens for a prompt decides the length, mask or
-      zeros of its conditioning; empty if all prompts have the same, None for all tokenizers;
-    - ``encoders``: the text encoder of token states by their name, where lengths do not tell.
+      zeros of its conditioning; empty if these are the same for all prompts, None for all
+      tokenizers;
+    - ``encoders``: the text encoder of token states, by the states' name, if lengths do not
+      identify it.
     """
 
     guidance: Knob | None = CFG
@@ -84,7 +86,7 @@ _GEMMA_TOKENIZER = (
     "transformers.T5Tokenizer", "transformers.T5TokenizerFast",
 )  # fmt: skip
 
-#: By the name of the pipeline's class.
+#: Rows by the name of the pipeline's class.
 ROWS: Mapping[str, Row] = {
     "FluxPipeline": Row(EMBEDDED_GUIDANCE, second=TRUE_CFG, counted=()),
     "Flux2Pipeline": Row(
@@ -100,7 +102,7 @@ ROWS: Mapping[str, Row] = {
                "tokenizer": _QWEN_TOKENIZER}
     ),
     "SanaPipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True),
-    # Its intermediate timestep goes with two steps alone.
+    # Its default intermediate timestep works with two steps only.
     "SanaSprintPipeline": Row(
         EMBEDDED_GUIDANCE,
         parts={"text_encoder": ("transformers.Gemma2Model",)},
@@ -142,7 +144,7 @@ ROWS: Mapping[str, Row] = {
         None, parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
     ),
     "LongCatImagePipeline": Row(counted=()),
-    # Its parts that rewrite prompts are switched off.
+    # Its parts that rewrite prompts are not loaded.
     "ErnieImagePipeline": Row(
         parts={"tokenizer": _LLAMA_TOKENIZER, "pe_tokenizer": _LLAMA_TOKENIZER},
         unloaded=("pe", "pe_tokenizer"),
@@ -157,7 +159,7 @@ ROWS: Mapping[str, Row] = {
     "SanaPAGPipeline": Row(second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}),
 }  # fmt: skip
 
-#: Pipelines from text to images that diffusers has and the suite does not carry, with the reason.
+#: Text-to-image pipelines of diffusers that the suite does not support, with the reason.
 NOT_CARRIED: Mapping[str, str] = {
     "KolorsPipeline": (
         "its tokenizer needs the package sentencepiece and its text encoder is a class of "

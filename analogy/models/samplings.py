@@ -5,13 +5,13 @@ from __future__ import annotations
 #: Steps and guidance of the embedded default.
 EMBEDDED_SAMPLING = (8, 4.0)
 
-#: Steps and guidance that a model's card asks for, where that is not what its pipeline does by
-#: itself. SSD-1B's (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number
-#: of steps, which leaves the pipeline's; the turbo models are distilled to few steps without
-#: guidance. FLUX.1's, Z-Image's and LCM's are those of diffusers' documentation and examples
+#: Steps and guidance that a model's card asks for, if they differ from its pipeline's defaults.
+#: SSD-1B's card (huggingface.co/segmind/SSD-1B) asks for a "CFG around 9.0" and names no number of
+#: steps, so the pipeline's is used. The turbo models are distilled to few steps without guidance.
+#: Those of FLUX.1, Z-Image and LCM are from diffusers' documentation and examples
 #: (docs/source/en/api/pipelines/flux.md, z_image.md and latent_consistency_models.md,
 #: pipeline_z_image.py). FLUX.2 klein is distilled to four steps without guidance (is_distilled in
-#: its model_index.json); HiDream's distilled models have the steps of github.com/HiDream-ai/
+#: its model_index.json). HiDream's distilled models have the steps of github.com/HiDream-ai/
 #: HiDream-I1's README and no guidance.
 CARD_SAMPLING: dict[str, tuple[int, float]] = {
     "segmind/SSD-1B": (50, 9.0),

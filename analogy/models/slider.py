@@ -1,4 +1,4 @@
-"""The method that adds LoRAs to the denoiser, at a strength of each image's own."""
+"""The method that adds LoRAs to the denoiser, with a strength for each image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from analogy.steering.base import ANY_ALPHA, DEFAULT_ALPHAS, Need, Row
 from analogy.steering.conditioning import Conditioning, Edit
 from analogy.steering.hooks import denoiser, hooked_with_input
 
-#: How keys of text encoders begin, in diffusers' format and in kohya's.
+#: Prefixes of text encoders' keys, in diffusers' format and in kohya's.
 _TEXT_ENCODERS = ("text_encoder", "lora_te")
 
 
@@ -35,8 +35,9 @@ _TEXT_ENCODERS = ("text_encoder", "lora_te")
 class SliderFile:
     """A LoRA's file and the pairs that it steers.
 
-    ``category``: None for all; ``word``: those that have it as their target word, or, with the
-    opposite sign, as their source word; None for all, forwards.
+    ``category``: the category of the pairs, None for any. ``word``: the file steers pairs with this
+    target word, and with the opposite sign pairs with this source word. None for all pairs, with
+    the sign 1.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class SliderFile:
     word: str | None = None
 
     def sign(self, category: str, source: str, target: str) -> int:
-        """1 if it steers a pair of these folded words, -1 if with the opposite sign, else 0."""
+        """The sign with which it steers a pair of these folded words; 0 if it does not."""
         if self.category not in (None, category):
             return 0
         if self.word is None:
@@ -53,7 +54,7 @@ class SliderFile:
 
 
 def _says(words: str, word: str, other: str) -> bool:
-    """True if a pair's words are ``word``, or have it as a part that the other's have not."""
+    """True if ``words`` are ``word``, or if ``words`` contain it and ``other`` does not."""
     return words == word or word in set(words.split()) - set(other.split())
 
 
@@ -61,14 +62,14 @@ def _says(words: str, word: str, other: str) -> bool:
 class Slider:
     """Adds alpha times the LoRA of a pair's category, or of its target word, to the denoiser.
 
-    ``name``: as it is chosen; ``place``: a file for all pairs, or a folder with
-    ``CATEGORY.safetensors`` for the pairs of a category and ``CATEGORY/WORD.safetensors`` for those
-    whose target word it is. A pair has one file: its target word's, else its source word's with the
-    opposite sign, else its category's.
+    ``name``: the method's name as the user gave it; ``place``: a file for all pairs, or a folder
+    with ``CATEGORY.safetensors`` for the pairs of a category and ``CATEGORY/WORD.safetensors`` for
+    the pairs with that target word. A pair has one file: its target word's, else its source word's
+    with the opposite sign, else its category's.
 
-    Concept Sliders (Gandikota et al. 2023, arXiv 2311.12092): a module's output gets alpha times
-    its LoRA's, ``scale up(down(input))``, in the rows of the negative prompt too, as with
-    diffusers' ``set_adapters``. ``--steer-from`` is the paper's start step.
+    Concept Sliders (Gandikota et al. 2023, arXiv 2311.12092): alpha times the LoRA's output,
+    ``scale up(down(input))``, is added to a module's output. This includes the rows of the negative
+    prompt, as with diffusers' ``set_adapters``. ``--steer-from`` is the paper's start step.
     """
 
     name: str
@@ -81,7 +82,10 @@ class Slider:
 
     @cached_property
     def version(self) -> str:
-        """The start of the SHA-256 of its files. Raises ``ModelError`` if one cannot be used."""
+        """The first 16 hex digits of its files' SHA-256.
+
+        Raises ``ModelError`` if peft is not installed or a file is invalid.
+        """
         require_peft(f"--method {self.name}")
         for file in self.files:
             _check(file.path)
@@ -91,7 +95,10 @@ class Slider:
 
     @cached_property
     def files(self) -> tuple[SliderFile, ...]:
-        """Its files, by their names. Raises ``ModelError`` if there are none."""
+        """Its files: first those of words, then those of categories, each sorted by path.
+
+        Raises ``ModelError`` if there are none.
+        """
         place = self.place
         if place.is_file():
             return (SliderFile(place),)
@@ -117,16 +124,19 @@ class Slider:
         return tuple(found)
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
-        """The source's: the text stays."""
+        """The source's conditioning, which a slider does not change."""
         return edit.source
 
     def check_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Raises ``ModelError`` if it has no file for one of the pairs."""
+        """Raise ``ModelError`` if it has no file for one of the pairs."""
         for pair in pairs:
             self._file(pair)
 
     def _file(self, pair: Pair) -> tuple[SliderFile, int]:
-        """A pair's file, and the sign of its strength. A longer word is nearer to the pair's."""
+        """A pair's file, and the sign of its strength. Longer words are preferred.
+
+        Raises ``ModelError`` if it has no file for the pair.
+        """
         words = pair.category, folded(pair.source_word), folded(pair.target_word)
         signs = [(file, file.sign(*words)) for file in self.files]
         found = sorted(
@@ -148,9 +158,9 @@ class Slider:
 
     @contextmanager
     def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
-        """Within this context the rows' LoRAs act.
+        """Apply the LoRAs of the rows within this context.
 
-        Raises ``ModelError`` if a row has none, or if one is for another architecture.
+        Raises ``ModelError`` if a row has no LoRA, or if a LoRA is for another architecture.
         """
         by_file: dict[Path, list[tuple[int, float]]] = {}
         for i, row in enumerate(rows):
@@ -184,7 +194,7 @@ class _Act:
         self._placed: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, given: Tensor, output: Tensor) -> None:
-        """Add to the module's output, in place."""
+        """Add the LoRA's output to the module's, in place."""
         where, strengths = self._rows(output)
         if len(where) == len(output):
             output += self._layer(given, strengths)
@@ -192,9 +202,10 @@ class _Act:
             output[where] += self._layer(given[where], strengths)
 
     def _rows(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the images among all of a module's, and the strength of each.
+        """The indices of the images' rows in a module's output, and the strength of each.
 
-        With guidance there are as many rows of the negative prompt before those of the prompts.
+        With guidance, the output has as many rows of the negative prompt before those of the
+        prompts.
         """
         rows, n = len(output), self._n
         if rows not in (n, 2 * n):
@@ -212,7 +223,7 @@ class _Act:
 
 
 def _check(file: Path) -> None:
-    """Raises ``ModelError`` for a file that is no LoRA of a denoiser, or not safe to load."""
+    """Raise ``ModelError`` for a file that is not a LoRA of a denoiser, or not safe to load."""
     if file.suffix != ".safetensors":
         refuse_pickles([file])
         raise ModelError(f"{file}: expected a LoRA as a .safetensors file")
@@ -230,7 +241,7 @@ def _check(file: Path) -> None:
 
 
 def open_slider(path: str, name: str) -> Slider:
-    """The method of a file or a folder, read again only if a file has changed.
+    """The slider of a file or a folder, made anew only if a file has changed.
 
     ``name``: the method's. Raises ``ModelError`` if ``path`` is empty.
     """
@@ -247,5 +258,5 @@ def _opened(name: str, place: Path, stamps: tuple[tuple[Path, int, int], ...]) -
     return Slider(name, place)
 
 
-#: The embedded model's own.
+#: The method with the embedded model's own sliders.
 slider = Slider("slider", shipped("models/sliders"))

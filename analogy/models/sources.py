@@ -1,9 +1,9 @@
-"""Find, verify and load models; say which ones they are.
+"""Find and verify models, and fingerprint them.
 
 A model is ``embedded`` (shipped with the suite), a local folder, a single ``.safetensors`` file,
 or a hub id with an optional ``@revision``; a LoRA may be fused into it. Its fingerprint goes into
 every result, so that figures of different weights are never mixed. Weights come from safetensors
-alone: a pickle may run any code when it is loaded.
+(and GGUF, for a transformer) alone: a pickle may run any code when it is loaded.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def find_pipeline(
 ) -> ModelSource:
     """The files of a diffusers pipeline, downloaded if ``model`` is a hub id.
 
-    ``dtype`` decides whether half-precision weights are fetched where both exist. ``offline``:
-    what is not on this machine is a :class:`ModelError` that names the command that fetches it.
-    ``transformer``: a ``.safetensors`` or ``.gguf`` file of the weights of its transformer.
-    ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id. ``quantize``: one of
-    :data:`~analogy.core.fields.QUANTIZATIONS`.
+    ``dtype`` decides whether half-precision weights are fetched if both precisions exist.
+    ``offline``: raise a :class:`ModelError` for files that are not on this machine; it names the
+    command that fetches them. ``transformer``: a ``.safetensors`` or ``.gguf`` file with the
+    transformer's weights. ``lora``: a ``.safetensors`` file, a folder that holds one, or a hub id.
+    ``quantize``: one of :data:`~analogy.core.fields.QUANTIZATIONS`.
     """
     weights = None if transformer is None else find_transformer(transformer)
     path = shipped("models/sdxl-tiny") if model == EMBEDDED else Path(expanduser(model)).absolute()
@@ -77,9 +77,9 @@ def find_pipeline(
 
 
 def _check_parts(source: ModelSource, *, dtype: str) -> None:
-    """Raise :class:`ModelError` unless all that will be loaded is there and whole.
+    """Raise :class:`ModelError` if a file that will be loaded is missing or incomplete.
 
-    Reads configurations and headers alone; whether weights fit is known when they are loaded.
+    Reads only configurations and headers. Whether weights fit is checked when they are loaded.
     """
     skipped = family_of_folder(source.folder).load_options
     files = weight_files(source, dtype=dtype)
@@ -111,10 +111,10 @@ def _folder_source(folder: Path, transformer: Path | None) -> ModelSource:
 
 
 def _file_source(file: Path, *, offline: bool) -> ModelSource:
-    """A single-file checkpoint: it holds weights alone, so its configuration must be found.
+    """A single-file checkpoint. It has only weights, so its configuration must be found.
 
-    That is in the file's own folder, or in one beside it named like it; else it is that of the
-    model that diffusers takes the weights for, from the hub.
+    The configuration is in a folder beside the file with the file's name, or in the file's own
+    folder. Otherwise it comes from the hub, from the model to which diffusers assigns the weights.
     """
     refuse_pickles([file])
     if file.suffix != ".safetensors":
@@ -148,9 +148,9 @@ def _file_source(file: Path, *, offline: bool) -> ModelSource:
 
 
 def _configuration(folder: Path) -> str:
-    """``configuration@sha256:<16 hex>`` of a pipeline's folder, whatever weights are in it.
+    """``configuration@sha256:<16 hex>`` of a pipeline's folder, without its weights.
 
-    The same weights compute other images by another configuration or vocabulary.
+    The same weights make other images with another configuration or vocabulary.
     """
     files = [folder / "model_index.json"]
     for name in sorted(parts_of(folder)):
@@ -173,7 +173,7 @@ def _hub_source(model: str, transformer: Path | None, *, dtype: str, offline: bo
         )
     _check_hub_index(name, revision, offline=offline)
 
-    # A part that diffusers is given is not downloaded; its configuration is needed all the same.
+    # diffusers does not download a part that is passed to it, but its configuration is needed.
     given = {} if transformer is None else {TRANSFORMER: None}
     variants = ("fp16", None) if dtype != "float32" else (None, "fp16")
     failure: Exception | None = None
@@ -204,9 +204,9 @@ def _hub_source(model: str, transformer: Path | None, *, dtype: str, offline: bo
 
 
 def _check_hub_index(name: str, revision: str, *, offline: bool) -> None:
-    """Refuse a repository by its index, before diffusers downloads what that names.
+    """Check a repository's index before diffusers downloads what it names.
 
-    A repository or index that cannot be had is for the download itself to report.
+    Returns if the index cannot be fetched: the download itself then reports the error.
     """
     try:
         index = hf_hub_download(

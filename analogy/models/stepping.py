@@ -1,7 +1,7 @@
-"""A denoiser whose conditioning depends on the step, in the place of a pipeline's own.
+"""Replace a pipeline's denoiser by one whose conditioning depends on the step.
 
-It belongs to one call of one copy of a pipeline: generators that share weights in other threads
-never see it, and nothing has to be undone.
+The replacement belongs to one call of one copy of a pipeline. Generators in other threads that
+share its weights are not affected, and nothing has to be undone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from analogy.steering.conditioning import Conditioning
 from analogy.steering.course import Course
 
 Path: TypeAlias = tuple[str | int, ...]
-"""The place of a tensor among a call's arguments: a position or a name, and keys of dicts."""
+"""Where a tensor is among a call's arguments: a position or a name, then keys of nested dicts."""
 
-#: Arguments that have no axis of images in diffusers, whatever their length.
+#: Arguments of diffusers' denoisers without a batch axis, whatever their length.
 _NO_BATCH = ("img_ids", "txt_ids")
 
 
@@ -34,8 +34,8 @@ _NO_BATCH = ("img_ids", "txt_ids")
 class _Place:
     """A tensor of a call that holds the batch's conditioning.
 
-    ``name``: of the conditioning's tensor; ``starts``: where its rows begin: once, or more often if
-    the pipeline has further guidance terms with the same prompt.
+    ``name``: the tensor's name in the conditioning; ``starts``: the first row of each copy of the
+    batch. There are several copies if the pipeline has further guidance terms with the same prompt.
     """
 
     name: str
@@ -47,8 +47,8 @@ class _Place:
 class Change:
     """A change of the pipeline in a part of the schedule.
 
-    ``enter``: gives the context within which the pipeline is changed, from the step with this
-    number on.
+    ``enter``: takes the number of the current step, and returns the context within which the
+    pipeline is changed.
     """
 
     enter: Callable[[int], AbstractContextManager[object]]
@@ -56,11 +56,11 @@ class Change:
 
 
 class Stepped:
-    """A copy of a pipeline whose denoiser and scheduler count steps; used as a context, once.
+    """A copy of a pipeline whose denoiser and scheduler count steps. Used as a context, once.
 
-    ``pipeline``: the copy. ``conditionings``: of the batch, in the order of its images; the
-    pipeline is to be called with :attr:`given`. Raises ``ModelError`` if the pipeline does not hand
-    its conditioning to the denoiser as it was given.
+    ``pipeline``: the copy, which is to be called with the conditionings :attr:`given`.
+    ``conditionings``: those of the batch, in the order of its images. Raises ``ModelError`` on exit
+    if the pipeline has not passed its conditioning to the denoiser unchanged.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stepped:
         self.given = [each.source if isinstance(each, Course) else each for each in conditionings]
         self.pipeline = copy.copy(pipeline)
         self._scheduler = _counting(pipeline.scheduler, self._step_done)
-        # Not by setattr, by which a pipeline notes the classes of its parts.
+        # Not by setattr, with which a pipeline records the classes of its parts.
         parts = vars(self.pipeline)
         parts["scheduler"] = self._scheduler
         self._denoiser = parts[denoiser]
@@ -103,7 +103,7 @@ class Stepped:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._changed.close()
-        # What holds each other would keep a GPU's tensors until the garbage is collected.
+        # Reference cycles would keep tensors on a GPU until the garbage is collected.
         vars(self.pipeline).clear()
         vars(self._scheduler).pop("step")
         if kind is None and not self._is_seen:
@@ -143,10 +143,11 @@ class Stepped:
         places: Mapping[Path, _Place],
         added: Sequence[int],
     ) -> Any:
-        """A prediction with the weighted difference of the added predictions.
+        """A prediction plus the weighted difference between the steered predictions and it.
 
-        These have a pass of their own: that of the pipeline has the rows and the memory that it
-        has without them, so that images beside them stay bit for bit the same.
+        The steered rows are predicted in a pass of their own. So the pipeline's pass has the same
+        rows and memory as without them, and the other images stay bit for bit the same. Raises
+        ``ModelError`` if the pipeline predicts more than once with the prompt.
         """
         place = next(iter(places.values()))
         if len(place.starts) > 1:
@@ -180,8 +181,8 @@ class Stepped:
     def _places(self, call: Mapping[str | int, Any]) -> dict[Path, _Place]:
         """Where the conditioning of the batch is among a call's arguments.
 
-        By what it is, not by name: every family's denoiser has other names for it. Empty if this
-        call has none of it.
+        It is found by its values, since every family's denoiser has other names for it. Empty if
+        this call has none of it. Raises ``ModelError`` if it has only a part of it.
         """
         found: dict[Path, _Place] = {}
 
@@ -198,9 +199,9 @@ class Stepped:
         return found if names & set(self._needed) else {}
 
     def _place_of(self, leaf: Tensor) -> _Place | None:
-        """Which of the conditioning's tensors is in a tensor, if any.
+        """The conditioning's tensor whose rows ``leaf`` has; None if it has none.
 
-        Looked up by identity after the first time: to compare values, a GPU has to be waited for.
+        After the first time it is looked up by identity: comparing values waits for the GPU.
         """
         if id(leaf) in self._known:
             return self._known[id(leaf)][1]
@@ -213,12 +214,12 @@ class Stepped:
             starts = tuple(at for at in blocks if torch.equal(leaf[at : at + len(each)], each))
             if starts:
                 place = _Place(name, leaf, starts)
-        # The tensor is kept with it: its id would be another's once it is gone.
+        # The tensor is kept alive: another one could get its id once it is freed.
         self._known[id(leaf)] = (leaf, place)
         return place
 
     def _with_rows(self, place: _Place, rows: tuple[int, ...]) -> Tensor:
-        """A tensor of the pipeline's with the steered rows in their places."""
+        """A copy of a pipeline's tensor with these rows steered. It is kept and used again."""
         kept = self._replaced.get(id(place.tensor))
         if kept is not None and kept[0] == rows:
             return kept[1]
@@ -249,7 +250,7 @@ class Stepped:
 
 
 def _is_like(leaf: Tensor, source: Tensor) -> bool:
-    """True if some of a tensor's rows may be those of a conditioning's tensor ``(n, ...)``."""
+    """True if a tensor may contain the rows of a conditioning's tensor ``(n, ...)``."""
     return (
         leaf.ndim == source.ndim
         and leaf.shape[1:] == source.shape[1:]
@@ -259,7 +260,7 @@ def _is_like(leaf: Tensor, source: Tensor) -> bool:
 
 
 class _Denoiser:
-    """What a pipeline calls in the place of its denoiser; all else is the denoiser's own."""
+    """Takes the calls of a pipeline to its denoiser. All attributes are the denoiser's own."""
 
     def __init__(
         self, denoiser: Any, predict: Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -292,7 +293,7 @@ def _counting(scheduler: Any, count: Callable[[], None]) -> Any:
 def _mapped(
     tree: Mapping[Any, Any], change: Callable[[Path, Tensor], Tensor], path: Path = ()
 ) -> dict[Any, Any]:
-    """A call's arguments with their tensors changed, those in dicts as well."""
+    """A call's arguments with their tensors changed, including those in nested dicts."""
     made = {}
     for name, value in tree.items():
         if isinstance(value, Tensor):

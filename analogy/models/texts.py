@@ -1,4 +1,4 @@
-"""The conditioning of a run's texts: in the encoder's own format, above a budget in a file."""
+"""The conditioning of a run's texts, in the encoders' dtypes; in a file above a memory budget."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class _Filed:
 class Texts(Mapping[str, Conditioning]):
     """The conditioning of each text, on the CPU.
 
-    Tensors are kept in the types of the text encoders. What is steered is given in float32, in
-    which methods compute: a copy at each request, if it is kept in another type. The first texts
-    are in memory, up to ``budget`` bytes (None: :data:`MOST_BYTES`). The others are in a temporary
-    file without a name, which the system deletes with the process. Several threads may read.
+    Tensors are kept in the dtypes of the text encoders. Steered tensors are returned in float32, in
+    which methods compute. If they are kept in another dtype, each request makes a copy. The first
+    texts are in memory, up to ``budget`` bytes (None: :data:`MOST_BYTES`). The others are in a
+    temporary file without a name, which the system deletes when the process ends. Several threads
+    may read.
 
-    ``hides_masked``: what masked tokens hold has no effect on images. Only the other tokens are
-    kept; masked ones are given as zeros.
+    ``hides_masked``: True if the values of masked tokens have no effect on images. Then only the
+    other tokens are kept, and masked ones are returned as zeros.
     """
 
     def __init__(self, *, hides_masked: bool = False, budget: int | None = None) -> None:
@@ -56,7 +57,7 @@ class Texts(Mapping[str, Conditioning]):
         self.bytes_in_file = 0
 
     def add(self, text: str, made: Conditioning) -> None:
-        """Keep a copy of a text's conditioning. All must have the same names.
+        """Keep a copy of a text's conditioning. All must have tensors of the same names.
 
         Raises ``StoreError`` if the disk has no room for it.
         """
@@ -110,9 +111,9 @@ class Texts(Mapping[str, Conditioning]):
 
 
 def _masks(made: Conditioning) -> dict[str, str]:
-    """The mask of each of a conditioning's states that has one, by their names.
+    """The names of token states' masks, by the states' names. States without a mask are left out.
 
-    It is the only carried tensor of zeros and ones for as many tokens.
+    A mask is the only carried tensor of zeros and ones with as many tokens.
     """
     found = {}
     for name, states in made.states.items():

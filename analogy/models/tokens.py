@@ -1,4 +1,4 @@
-"""Which tokens of a text are a word's, in every text encoder of a pipeline."""
+"""Find the tokens of a word in a text, for every text encoder of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from analogy.core.records import Pair
 from analogy.core.words import places
 from analogy.steering.conditioning import Span, WordTokens
 
-#: Tokens of a prompt that diffusers gives to T5, which itself has no limit.
+#: The most tokens of a prompt that diffusers gives to T5, which itself has no limit.
 T5_TOKENS = 256
 
 
@@ -19,11 +19,11 @@ T5_TOKENS = 256
 class Encoder:
     """A text encoder's place in the token states of a family.
 
-    - ``tokenizer``, ``encoder``: names of parts of the pipeline, which may lack them;
+    - ``tokenizer``, ``encoder``: names of parts of the pipeline. A pipeline may lack them;
     - ``states``: the name of the token states in the conditioning;
-    - ``is_after``: True if its tokens follow those of all encoders before it; else it is beside the
-      encoder before it, at the next dimensions of the same tokens;
-    - ``limit``: the most tokens that it is given, None for the tokenizer's own.
+    - ``is_after``: True if its tokens follow those of all encoders before it. Otherwise its states
+      are the next dimensions of the same tokens as those of the encoder before it;
+    - ``limit``: the most tokens that it is given, None for the tokenizer's own limit.
     """
 
     tokenizer: str
@@ -35,7 +35,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """An encoder's part of the token states: its first token and its dimensions."""
+    """An encoder's part of the token states: its most tokens, its first token, its dimensions."""
 
     tokenizer: Any
     most: int
@@ -47,8 +47,8 @@ class _Block:
 class WordReader:
     """Finds the tokens of words by the tokenizers' offsets. To be used by one thread at a time.
 
-    Made while the pipeline has its text encoders, whose widths it keeps. ``layout``: of the
-    pipeline's family; empty if it is not known.
+    It must be made while the pipeline has its text encoders, whose widths it keeps. ``layout``: of
+    the pipeline's family; empty if unknown.
     """
 
     def __init__(self, pipeline: Any, layout: Sequence[Encoder]) -> None:
@@ -70,8 +70,8 @@ class WordReader:
     def __call__(self, pair: Pair) -> WordTokens:
         """The tokens of a pair's words, encoder by encoder.
 
-        An encoder that has read no token of one of the words, such as those behind its limit, is
-        left out. Raises ``ModelError`` if the tokenizers do not say where their tokens are.
+        An encoder is left out if one of the words has no token in its input, such as a word beyond
+        its limit. Raises ``ModelError`` if the layout is unknown or a tokenizer gives no offsets.
         """
         if not self._blocks:
             raise ModelError(
@@ -91,7 +91,7 @@ class WordReader:
         return found
 
     def _span(self, block: _Block, text: str, word: str | None = None) -> Span:
-        """The tokens of a word in a text; of the whole text without a word."""
+        """The tokens of a word in a text, or of the whole text if ``word`` is None."""
         tokens = word_tokens(block.tokenizer, text, word, most=block.most)
         return Span(block.states, tuple(block.first + i for i in tokens), block.dims)
 
@@ -99,8 +99,8 @@ class WordReader:
 def word_tokens(tokenizer: Any, text: str, word: str | None = None, *, most: int) -> list[int]:
     """The positions of a word's tokens among the first ``most`` of a text, special ones counted.
 
-    Every place of the word counts; without a word the whole text. Raises ``ModelError`` for a
-    tokenizer without offsets.
+    Every occurrence of the word counts. If ``word`` is None, the whole text counts. Raises
+    ``ModelError`` for a tokenizer without offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(

@@ -1,7 +1,7 @@
 """A transformer whose weights are in a file of its own, ``.safetensors`` or GGUF.
 
-It takes the place of the transformer of a pipeline's folder, which configures it and has the other
-parts. FLUX and its fine-tunes are passed around so.
+It replaces the transformer of a pipeline's folder. The folder has its configuration and the other
+parts. FLUX and its fine-tunes are often distributed this way.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from analogy.models.trust.rules import refuse_pickles
 #: The name of a pipeline's part whose weights may be in a file of their own.
 TRANSFORMER = "transformer"
 
-#: How keys begin in files that ComfyUI writes.
+#: The prefix of keys in files that ComfyUI writes.
 _PREFIX = "model.diffusion_model."
 
 
 def find_transformer(name: str) -> Path:
-    """The file of ``--transformer``. Raises ModelError if it is missing, cut off, or no weights."""
+    """The file of ``--transformer``. Raises ModelError if it is missing, invalid or a LoRA."""
     file = Path(expanduser(name)).absolute()
     if not file.is_file():
         raise ModelError(
@@ -57,7 +57,7 @@ def find_transformer(name: str) -> Path:
 def with_transformer(source: ModelSource, file: Path) -> ModelSource:
     """A source whose transformer is loaded from a file; its fingerprint has the file's digest.
 
-    Raises ModelError if the model has no transformer of its own folder.
+    Raises ModelError if the model is a single file, or its denoiser is not a transformer.
     """
     if source.file is not None:
         raise ModelError(
@@ -80,9 +80,9 @@ def is_gguf(file: Path | None) -> bool:
 
 
 def load_transformer(kind: Any, file: Path, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-    """A transformer of diffusers that ``folder`` configures, all its weights from ``file``.
+    """Load the diffusers transformer that ``folder`` configures, with all weights from ``file``.
 
-    The weights of a GGUF file stay quantized, and are computed with in ``dtype``. Raises
+    The weights of a GGUF file stay quantized; the network computes in ``dtype``. Raises
     :class:`ModelError` for keys that are missing, unexpected or of another shape.
     """
     _check_fit(kind, file, folder)
@@ -110,8 +110,8 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def _check_fit(kind: Any, file: Path, folder: Path) -> None:
     """Check a file's keys and shapes against the network that a folder configures.
 
-    Through the conversion that diffusers loads the file with: it knows the network's own keys, and
-    those of the model's makers.
+    If the file has fewer than half of the network's own keys, its keys are taken for those of the
+    model's makers. They are converted as diffusers does when it loads the file.
     """
     converters: Mapping[str, Any] = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
     if kind.__name__ not in converters:
@@ -148,9 +148,10 @@ def _converted(
     converter: Mapping[str, Any], held: dict[str, Tensor], config: Mapping[str, Any], file: Path,
     kind: Any,
 ) -> tuple[dict[str, tuple[int, ...]], set[str]]:  # fmt: skip
-    """The shapes that a conversion makes of a file's tensors, and the keys that it leaves over.
+    """The shapes of a file's tensors after a conversion, and the keys that it has not used.
 
-    What a conversion does not use stays in its dictionary, if it takes anything out of that at all.
+    Some conversions take what they use out of their dictionary, so that the rest stays in it. If
+    the result has as many numbers as the file, nothing is unused.
     """
     numbers = sum(tensor.numel() for tensor in held.values())
     try:
@@ -171,7 +172,7 @@ def _converted(
 def _check_quantized(file: Path, network: nn.Module) -> None:
     """Raise ModelError for quantized tensors other than the matrices of linear layers.
 
-    diffusers would compute with their bytes.
+    diffusers would compute with their bytes as if they were numbers.
     """
     if not is_gguf(file):
         return

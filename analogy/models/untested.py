@@ -1,8 +1,8 @@
-"""Pipelines of diffusers that the suite is not tested with: carried by replay after a check.
+"""Pipelines of diffusers that the suite is not tested with: supported by replay after a check.
 
-Their class is one that diffusers exports, and their parts are of the classes that its constructor
-declares. When one is loaded, it must show that replay gives its own image and that the prompt
-matters; else it is refused.
+Such a pipeline's class must be one that diffusers exports, and its parts must be of the classes
+that its constructor declares. When it is loaded, replay must reproduce the pipeline's own image,
+and another prompt must change it. Otherwise the pipeline is refused.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from analogy.models.recorded import PROBES
 from analogy.models.replay import SEED_BITS, Replay, generator_of, twin_of
 from analogy.models.replay_table import CFG, EMBEDDED_GUIDANCE, ROWS, TRUE_CFG, Row
 
-#: Pixels a side of the images of the check; the first that the pipeline's own call takes, else its
-#: native size.
+#: Pixels a side of the check's images: the first of these that the pipeline's call accepts, else
+#: its native size.
 SIZES = (64, 128, 256)
-#: What 8-bit rounding of an image may change, of values 0..1, and what the prompt must.
+#: The most that 8-bit rounding may change an image's values 0..1, and the least that a prompt must.
 ROUNDING, EFFECT = 1 / 255, 2 / 255
 
 
 def family_named(name: str) -> Family:
     """The family of a pipeline's class: a tested one, or replay for another class of diffusers.
 
-    Nothing is imported for the name but installed families and what diffusers exports. Raises
-    ``ModelError`` if no family can carry it.
+    Imports nothing for the name but installed families and what diffusers exports. Raises
+    ``ModelError`` if no family supports it.
     """
     if FAMILIES.is_installed(name):
         return FAMILIES.get(name)
@@ -56,7 +56,7 @@ def _untested(name: str) -> Replay:
     for tested, row in ROWS.items():
         for part, classes in {**declared_parts(getattr(diffusers, tested)), **row.parts}.items():
             known[part] = (*known.get(part, ()), *classes)
-    # Where a constructor declares a base class, any class that a tested pipeline has in that part.
+    # For a declared base class, any class is accepted that a tested pipeline has in that part.
     parts = {
         part: tuple(dict.fromkeys(known.get(part, ())))
         for part, classes in declared_parts(kind).items()
@@ -73,7 +73,7 @@ def _untested(name: str) -> Replay:
     return Replay(name, Row(scales[0] if scales else None, parts=parts))
 
 
-#: Classes that say nothing of a part's own.
+#: Base classes, which do not identify a part's own class.
 _BASES = frozenset(
     {
         "AutoModel", "AutoTokenizer", "AutoTokenizerFast", "AutoProcessor", "ModelMixin",
@@ -84,17 +84,17 @@ _BASES = frozenset(
 
 
 def with_checked_family(pipeline: Any) -> None:
-    """Have a pipeline of an untested class carried by replay, after :func:`check_untested`."""
+    """Assign replay to a pipeline of an untested class, after :func:`check_untested`."""
     family = _untested(type(pipeline).__name__)
     check_untested(pipeline, family)
     with_family(pipeline, family)
 
 
 def check_untested(pipeline: Any, family: Replay) -> None:
-    """Warn of a pipeline that is not tested, or raise ``ModelError`` if it fails the check.
+    """Warn that a pipeline is not tested, or raise ``ModelError`` if it fails the check.
 
-    Two prompts' images of one step: the first must be that of the pipeline's own call, the second
-    another one.
+    Replay makes one-step images of two prompts. The first image must be that of the pipeline's own
+    call, and the second must differ from it.
     """
     name = type(pipeline).__name__
     noise = torch.randn(1, SEED_BITS, generator=torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ def _own_image(pipeline: Any, family: Replay, noise: Tensor) -> tuple[Tensor, Sa
             )[0]  # fmt: skip
         except MemoryFullError:
             raise
-        except Exception as error:  # whatever a pipeline raises for a size, or for what it lacks
+        except Exception as error:  # a pipeline may raise any error for a size or a missing input
             failed = error
             continue
         return images[0, :3].float().cpu(), sampling

@@ -1,7 +1,7 @@
-"""Steering methods: how a pair's words and prompts, and a strength, become a conditioning.
+"""Steering methods make a conditioning from a pair's words and prompts and a strength.
 
-:mod:`~analogy.steering.base` says what a method is, and has the table of those that can be chosen;
-:mod:`~analogy.steering.conditioning` what a method gets and gives.
+:mod:`~analogy.steering.base` defines methods and has the table of their names;
+:mod:`~analogy.steering.conditioning` defines their input and output. Each method uses:
 
 ==============  =====================================================================
 ``lerp``        the target prompt; a straight line to it
@@ -14,5 +14,6 @@
 ``guidance``    the target prompt, in a noise prediction of its own
 ``span``        the pair's two words alone, at the tokens of the source word
 ``activation``  the category's other pairs, by what the denoiser computes for their prompts
+``slider``      a LoRA for the pair's words or category, in the denoiser
 ==============  =====================================================================
 """

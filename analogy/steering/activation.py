@@ -16,7 +16,7 @@ from analogy.steering.conditioning import Conditioning, Edit
 from analogy.steering.hooks import Calls, conditional, cross_attention, hooked
 
 ByModule: TypeAlias = Mapping[str, Tensor]
-"""A module's name to float32 ``(steps, dim)`` on the CPU, one vector for each denoising step."""
+"""By a module's name, float32 ``(steps, dim)`` on the CPU: one vector for each denoising step."""
 
 
 class TooFewPairsError(AnalogyError, ValueError):
@@ -26,10 +26,10 @@ class TooFewPairsError(AnalogyError, ValueError):
 class Activation:
     """Adds alpha times a direction to the conditional rows of each cross-attention output.
 
-    CASteer (arXiv 2503.09630), with MidSteer's (arXiv 2605.05220) question of switching from one
-    concept to another. There is a direction for each module and step: the mean output, over image
-    tokens and prompts, for prompts that say the target word, minus that for prompts that say the
-    source word. Only the category's other pairs are in it (:func:`direction`).
+    This is CASteer (arXiv 2503.09630) for the task of MidSteer (arXiv 2605.05220), to switch from
+    one concept to another. Each module and step has a direction: the mean output, over image tokens
+    and prompts, for prompts with the target word, minus that for prompts with the source word. Only
+    the category's other pairs are used (:func:`direction`).
     """
 
     name, version = "activation", ""
@@ -38,11 +38,11 @@ class Activation:
     default_alphas = BUILTIN_ALPHAS["activation"]
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
-        """The source's: the text stays."""
+        """The source's conditioning, which this method does not change."""
         return edit.source
 
     def observe(self, pipeline: Any, denoise: Callable[[], object], n: int) -> Sequence[ByModule]:
-        """Each image's mean output over tokens, by module and step, of the conditional rows."""
+        """The mean over tokens of each image's conditional outputs, by module and step."""
         modules = cross_attention(pipeline, method=self.name)
         seen: dict[str, list[Tensor]] = {name: [] for name in modules}
 
@@ -60,7 +60,10 @@ class Activation:
 
     @contextmanager
     def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
-        """Within this context the directions are added."""
+        """Add the directions within this context.
+
+        Raises ``ModelError`` if the denoiser has no cross-attention, or runs twice in a step.
+        """
         modules = cross_attention(pipeline, method=self.name)
         steered = [i for i, row in enumerate(rows) if row.alpha]
         whole = len(steered) == len(rows)
@@ -90,21 +93,21 @@ class Activation:
 
 
 def placed(tensors: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    """One of the tensors on the device and in the dtype of ``like``, where it is kept."""
+    """A tensor on the device and in the dtype of ``like``. The result is kept in ``tensors``."""
     if tensors[name].device != like.device or tensors[name].dtype != like.dtype:
         tensors[name] = tensors[name].to(like)
     return tensors[name]
 
 
 def direction(words: tuple[str, str], others: Sequence[Observed]) -> dict[str, Tensor]:
-    """From the source word to the target word, by what was seen of the category's other pairs.
+    """The direction from the source word to the target word, from the category's other pairs.
 
-    The mean over prompts that say the target word minus the mean over those that say the source
-    word, as in :func:`~analogy.steering.words.category`. Where the whole words do not recur (``one
-    red flower``, ``two hats``), prompts count that share a part of the words with one side and none
-    with the other (``one``, ``two``). Where no part recurs, it is the mean of the others' own
-    differences. Letter case does not count. Raises :class:`TooFewPairsError` if nothing is left to
-    learn from.
+    The mean over prompts with the target word minus the mean over prompts with the source word, as
+    in :func:`~analogy.steering.words.category`. If one of the whole words is in no other pair
+    (``one red flower``, ``two hats``), it uses the prompts that share a part of the words with one
+    side and none with the other (``one``, ``two``). If there are no such prompts, it is the mean of
+    the other pairs' own differences. Letter case does not count. Raises :class:`TooFewPairsError`
+    if nothing is left to learn from.
     """
     source, target = map(folded, words)
     said = [(folded(other.words[0]), other.source) for other in others]

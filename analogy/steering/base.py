@@ -16,13 +16,14 @@ from analogy.core.registry import ExtensionError, Registry
 if TYPE_CHECKING:
     from analogy.steering.conditioning import Conditioning, Edit, Words
 
-#: The strengths that are measured unless others are asked for, or the method has its own.
+#: The default strengths of a method that has none of its own.
 DEFAULT_ALPHAS = (0.5, 0.8, 1.0)
 
-#: The limits of a method that takes every strength.
+#: The limits of a method that takes any strength.
 ANY_ALPHA = (-ALPHA_LIMIT, ALPHA_LIMIT)
 
-#: The strengths of the built-in methods that have their own: to import a method takes torch.
+#: The default strengths of built-in methods that have their own. Importing the methods would import
+#: torch.
 BUILTIN_ALPHAS: Mapping[str, tuple[float, ...]] = {
     "prompt": (1.0,),
     "activation": (1.0, 2.0, 3.0),
@@ -33,7 +34,7 @@ BUILTIN_ALPHAS: Mapping[str, tuple[float, ...]] = {
 class Method(Protocol):
     """A steering method: a pure function from an edit and a strength to a conditioning.
 
-    At alpha 0 it gives the source's conditioning bit for bit; it leaves its input alone.
+    At alpha 0 it returns the source's conditioning bit for bit. It does not change its input.
     """
 
     @property
@@ -55,13 +56,13 @@ class Method(Protocol):
         ...
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
-        """The conditioning at strength ``alpha``, of the shapes of ``edit.source``."""
+        """The conditioning at strength ``alpha``, with the shapes of ``edit.source``."""
         ...
 
 
 @runtime_checkable
 class ScaledMethod(Method, Protocol):
-    """A method with strengths of its own: alpha is a method's own unit."""
+    """A method with its own default strengths, since alpha is a method's own unit."""
 
     @property
     def default_alphas(self) -> tuple[float, ...]:
@@ -71,11 +72,11 @@ class ScaledMethod(Method, Protocol):
 
 @runtime_checkable
 class BoundedMethod(Method, Protocol):
-    """A method that not every strength makes sense for."""
+    """A method that does not take every strength."""
 
     @property
     def alpha_limits(self) -> tuple[float, float]:
-        """The least and the largest strength that it takes."""
+        """The smallest and the largest strength that it takes."""
         ...
 
 
@@ -84,7 +85,7 @@ class SelectiveMethod(Method, Protocol):
     """A method that cannot steer every pair."""
 
     def check_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Raises an ``AnalogyError`` if it cannot steer one of them. Called before a run."""
+        """Raise an ``AnalogyError`` if it cannot steer one of them. Called before a run."""
         ...
 
 
@@ -93,17 +94,17 @@ class LearningMethod(Method, Protocol):
     """A method that learns from pairs. It needs ``Need.OTHERS``."""
 
     def fit(self, others: tuple[Words, ...]) -> Method:
-        """The method as learned from a category's pairs.
+        """The method that is learned from a category's pairs.
 
-        Called once for each pair that is steered, with the category's other pairs: no pair is ever
-        among those that its own method learns from.
+        Called once for each steered pair, with the category's other pairs, so that a pair's method
+        never learns from the pair itself.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image of a batch, as an intervention is told of it.
+    """One image of a batch, as an intervention receives it.
 
     ``learned``: what an :class:`ObservingMethod` has learned for the pair; None for other methods.
     """
@@ -120,37 +121,37 @@ class Intervention(Method, Protocol):
     @property
     def exclusive(self) -> bool:
         """True if it changes what generators in other threads share, such as the denoiser's
-        modules: none of them is at work meanwhile. False if it changes only what the pipeline
-        itself has, or what its own thread sees (:func:`~analogy.steering.hooks.hooked`).
+        modules. The other generators then wait. False if it changes only the pipeline's own
+        attributes, or what only its own thread sees (:func:`~analogy.steering.hooks.hooked`).
         """
         ...
 
     @property
     def per_row(self) -> bool:
-        """True if the images of one batch may have different strengths. False if batches must be
-        of one strength.
+        """True if the images of one batch may have different strengths. False if a batch must have
+        one strength.
         """
         ...
 
     def applied(
         self, pipeline: Any, rows: Sequence[Row], start: int = 0
     ) -> AbstractContextManager[object]:
-        """Within this context the pipeline is changed; on exit it is as before, whatever happened.
+        """A context within which the pipeline is changed. On exit it is restored in any case.
 
         ``rows``: the images that are denoised together, one or more, in the batch's order. With
         guidance the denoiser has as many rows of the negative prompt before them. ``start``: the
-        denoising step before which the context is entered. An image depends on its own row alone;
-        at alpha 0 it is as without this context, bit for bit.
+        denoising step before which the context is entered. An image depends only on its own row. At
+        alpha 0 it is bit for bit the same as without this context.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What an :class:`ObservingMethod` saw of another pair of the category.
+    """What an :class:`ObservingMethod` observed of another pair of the category.
 
-    ``words``: the pair's source and target word; ``source``, ``target``: what the method saw while
-    the image of that prompt was denoised. None if the prompt is one of the steered pair's own too.
+    ``words``: the pair's source and target word; ``source``, ``target``: what the method observed
+    while the image of that prompt was denoised. None if the steered pair has the same prompt.
     """
 
     words: tuple[str, str]
@@ -162,22 +163,22 @@ class Observed:
 class ObservingMethod(Intervention, Protocol):
     """An intervention that learns from what the denoiser does for other pairs' prompts.
 
-    It needs ``Need.OTHERS``. The images of each pair's two prompts are denoised once, apart from
-    those of all other pairs, with the run's own sampling.
+    It needs ``Need.OTHERS``. The images of a pair's two prompts are denoised once, in a batch of
+    their own, with the run's own sampling but without guidance.
     """
 
     def observe(self, pipeline: Any, denoise: Callable[[], object], n: int) -> Sequence[Any]:
-        """What is seen of each of ``n`` images while ``denoise`` makes them together.
+        """What is observed of each of ``n`` images while ``denoise`` makes them together.
 
-        The pipeline is left as it was.
+        The pipeline is not changed.
         """
         ...
 
     def learn(self, words: tuple[str, str], others: Sequence[Observed]) -> Any:
         """What steers a pair of these words, learned from the category's other pairs.
 
-        Nothing in ``others`` was seen with a prompt of the steered pair. Raises an ``AnalogyError``
-        if they are too few.
+        Nothing in ``others`` was observed with a prompt of the steered pair. Raises an
+        ``AnalogyError`` if there are too few.
         """
         ...
 
@@ -194,7 +195,7 @@ class FunctionMethod:
     alpha_limits: tuple[float, float] = ANY_ALPHA
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
-        """The function's value."""
+        """The function's result."""
         return self.function(edit, alpha)
 
 
@@ -204,9 +205,9 @@ def steering_method(
     default_alphas: tuple[float, ...] = DEFAULT_ALPHAS,
     alpha_limits: tuple[float, float] = ANY_ALPHA,
 ) -> Callable[[Callable[[Edit, float], Conditioning]], FunctionMethod]:
-    """Make a function ``(edit, alpha) -> Conditioning`` a method of the function's name.
+    """Make a function ``(edit, alpha) -> Conditioning`` a method with the function's name.
 
-    ``default_alphas`` and ``alpha_limits``: as of :class:`ScaledMethod` and :class:`BoundedMethod`.
+    ``default_alphas`` and ``alpha_limits``: as in :class:`ScaledMethod` and :class:`BoundedMethod`.
     """
 
     def made(function: Callable[[Edit, float], Conditioning]) -> FunctionMethod:
@@ -240,10 +241,10 @@ METHODS: Registry[Method] = Registry(
     },
 )
 
-#: The default: docs/methods.md has the measurement behind the choice.
+#: The default method: docs/methods.md has the measurement behind the choice.
 DEFAULT_METHOD = "word"
 
-#: The null: it steers in a random direction.
+#: The method of the null: it steers in a random direction.
 NULL_METHOD = "random"
 
 #: The method that gives the target prompt's own conditioning at alpha 1.
@@ -263,7 +264,7 @@ def default_alphas(name: str) -> tuple[float, ...]:
 
 
 def check_alphas(method: Method, alphas: Collection[float]) -> None:
-    """Raises ``FieldError`` if the method does not take one of these strengths."""
+    """Raise ``FieldError`` if the method does not take one of these strengths."""
     low, high = method.alpha_limits if isinstance(method, BoundedMethod) else ANY_ALPHA
     for alpha in alphas:
         if not low <= alpha <= high:
@@ -277,7 +278,7 @@ def check_alphas(method: Method, alphas: Collection[float]) -> None:
 def mixes_prompts(method: Method, window: Window) -> bool:
     """True if a method's images are made of both prompts, so that their lengths must be equal.
 
-    ``window``: the part of the schedule with the target prompt.
+    ``window``: the part of the schedule in which the method steers.
     """
     needs = method.needs
     return Need.TARGET in needs or (Need.TARGET_ALONE in needs and window != WHOLE)
@@ -286,8 +287,8 @@ def mixes_prompts(method: Method, window: Window) -> bool:
 def intervention(name: str, alpha: float) -> Intervention | None:
     """The method of this name if it changes the pipeline at this strength, else None.
 
-    Raises ``ExtensionError`` if it has ``applied`` but not all of :class:`Intervention`: it would
-    be taken for a method of the conditioning alone.
+    Raises ``ExtensionError`` if it has ``applied`` but lacks a part of :class:`Intervention`.
+    Otherwise it would count as a method that changes only the conditioning.
     """
     method = METHODS.get(name) if alpha else None
     if isinstance(method, Intervention):
@@ -311,7 +312,10 @@ class Identity:
 
     @classmethod
     def of(cls, method: Method) -> Identity:
-        """A method's. Raises ``ExtensionError`` if its version or needs are of a wrong type."""
+        """The identity of a method.
+
+        Raises ``ExtensionError`` if its version or needs have a wrong type.
+        """
         version, needs = method.version, method.needs
         if not isinstance(version, str) or len(version) > 100 or not version.isprintable():
             raise ExtensionError(
@@ -327,10 +331,10 @@ class Identity:
 
     @classmethod
     def in_config(cls, config: RunConfig) -> Identity:
-        """That of a configuration's method, without importing code that is not the suite's own.
+        """The identity of a configuration's method, without importing code from outside the suite.
 
-        A configuration holds the version and needs of a method that has a version or is not built
-        in, since it may be read from a run folder that names code of a stranger's.
+        A configuration has the version and needs of a method that has a version or is not built in,
+        since it may be read from a run folder of someone else, which names their code.
         """
         if METHODS.is_builtin(config.method) and not config.method_version:
             return cls.of(METHODS.get(config.method))
@@ -338,7 +342,7 @@ class Identity:
 
 
 def with_method(config: RunConfig, name: str) -> RunConfig:
-    """The configuration with another method. Imports the method: ``name`` must be the user's own.
+    """The configuration with another method. Imports the method, so ``name`` must be the user's.
 
     Raises ``UnknownNameError`` or ``ExtensionError`` if it cannot be used, and ``FieldError`` if it
     does not take the configuration's alphas.

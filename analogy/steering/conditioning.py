@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Which tokens of a prompt's token states are which part of the text that was encoded.
+    """Which part of an encoded text each token of the token states belongs to.
 
-    - ``text``: each token of the prompt itself, as its position along axis -2 and the characters of
-      the prompt that it covers, from the first to before the last;
+    - ``text``: for each token of the prompt itself, its position along axis -2, and the range of
+      the prompt's characters that it covers: the first, and the one after the last;
     - ``tail``: positions of what a template puts after the prompt, such as an end token;
     - ``padding``: positions of padding.
 
-    What is left comes before the prompt: a template's head.
+    All other tokens come before the prompt: they are a template's head.
     """
 
     text: tuple[tuple[int, int, int], ...]
@@ -26,9 +26,9 @@ class Reading:
     padding: tuple[int, ...] = ()
 
     def tokens(self, places: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
-        """Positions of the prompt's tokens within these places in it, from character to character.
+        """Positions of the prompt's tokens that overlap these places, as in :attr:`text`.
 
-        Without places those of all its tokens.
+        ``places``: ranges of the prompt's characters; None for all of the prompt's tokens.
         """
         return tuple(
             at
@@ -41,14 +41,15 @@ class Reading:
 class Conditioning:
     """The conditioning of the denoiser for one image: tensors by name.
 
-    Their names are those of the arguments of the family's pipeline, such as ``prompt_embeds``.
-    Methods steer ``states`` and ``pooled``, which are float32 on the CPU:
+    The names are those of the pipeline's arguments, such as ``prompt_embeds``. With replay they are
+    the places of the tensors in what ``encode_prompt`` returns, such as ``0.1``. Methods steer
+    ``states`` and ``pooled``, which they receive in float32 on the CPU:
 
     - ``states``: token states, each ``(..., tokens, dim)``;
     - ``pooled``: pooled vectors, each ``(dim,)``; a family may have none;
-    - ``carried``: what belongs to the prompt and is not steered, such as masks: any shape and type;
-    - ``readings``: of states by name, which of their tokens are which part of the prompt; empty
-      where that is not known;
+    - ``carried``: tensors of the prompt that are not steered, such as masks: any shape and dtype;
+    - ``readings``: by the states' names, which part of the prompt their tokens belong to; without
+      states for which this is unknown;
     - ``has_length``: True if the shapes, masks or zeros of a model's conditionings differ between
       prompts of different token counts.
 
@@ -82,9 +83,9 @@ class Conditioning:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
 
     def map(self, change: Callable[..., Tensor], *others: Conditioning) -> Conditioning:
-        """Each steered tensor changed, with those of the same name of ``others`` as arguments.
+        """Apply ``change`` to each steered tensor and those of the same name in ``others``.
 
-        What is carried stays. Raises ``ValueError`` if the others' names or shapes differ.
+        Carried tensors stay the same. Raises ``ValueError`` if the others' names or shapes differ.
         """
         for other in others:
             _check_alike(self, other)
@@ -101,22 +102,22 @@ class Conditioning:
         )
 
     def plus(self, other: Conditioning, alpha: float) -> Conditioning:
-        """``self + alpha * other``; itself at alpha 0, where adding 0 would make a -0 to +0."""
+        """``self + alpha * other``; ``self`` at alpha 0, where adding 0 would turn -0 into +0."""
         if alpha == 0.0:
             return self
         return self.map(lambda a, b: torch.add(a, b, alpha=alpha), other)
 
     def minus(self, other: Conditioning) -> Conditioning:
-        """``self - other``: the direction from ``other`` to here."""
+        """``self - other``: the direction from ``other`` to ``self``."""
         return self.map(torch.sub, other)
 
     def is_close(self, other: Conditioning, atol: float) -> bool:
-        """True if no steered value differs by more than ``atol``, up to rounding."""
+        """True if no steered value differs by more than ``atol`` plus 1e-5 of the other's."""
         mine, theirs = ({**each.states, **each.pooled} for each in (self, other))
         return all(torch.allclose(mine[name], theirs[name], atol=atol) for name in mine)
 
     def changed(self, change: Callable[[str, Tensor], Tensor]) -> Conditioning:
-        """Each tensor, what is carried too, as ``change`` gives it for its name and itself."""
+        """A conditioning with ``change(name, tensor)`` for each tensor, carried ones included."""
         return replace(
             self,
             states={name: change(name, tensor) for name, tensor in self.states.items()},
@@ -125,11 +126,11 @@ class Conditioning:
         )
 
     def kept(self) -> Conditioning:
-        """A copy on the CPU, of the same types."""
+        """A copy on the CPU, in the same dtypes."""
         return self.changed(lambda _, tensor: tensor.cpu().clone())
 
     def float32(self) -> Conditioning:
-        """The same with the steered tensors in float32, as methods are given them."""
+        """The same with the steered tensors in float32, as methods receive them."""
         steered = (*self.states.values(), *self.pooled.values())
         if all(tensor.dtype == torch.float32 for tensor in steered):
             return self
@@ -150,13 +151,16 @@ class Conditioning:
         )
 
 
-#: Conditionings of a running sum whose sum begins anew: the order in which torch adds up the mean
-#: of a stacked tensor of fewer than 256, so that the mean is that one bit for bit.
+#: Conditionings that are summed before the sum is added to the total. torch sums in this order for
+#: the mean of a stacked tensor of fewer than 256, so that :func:`mean` is the same bit for bit.
 _SUMMED = 16
 
 
 def mean(values: Iterable[Conditioning]) -> Conditioning:
-    """The mean of one conditioning or more; one after another, so that no two need memory."""
+    """The mean of one conditioning or more. They are read one by one, so that memory holds few.
+
+    Raises ``ValueError`` if there are none, or if their names or shapes differ.
+    """
     total: Conditioning | None = None
     part: Conditioning | None = None
     count = 0
@@ -187,8 +191,8 @@ def _check_alike(one: Conditioning, other: Conditioning) -> None:
 class Words:
     """A pair's two words, and its two prompts as texts.
 
-    ``encoded``: gives a text's conditioning, which may be read from a file each time: keep none of
-    many pairs.
+    ``encoded``: the conditioning by text. It may be read from a file at each access: do not keep
+    those of many pairs.
     """
 
     source_word: str
@@ -213,7 +217,7 @@ class Span:
     """A word's tokens in the part of the token states that one text encoder gives.
 
     ``states``: the states' name in the conditioning; ``tokens``: positions along axis -2; ``dims``:
-    start and end of the encoder's dimensions along axis -1.
+    the encoder's dimensions along axis -1, the first and the one after the last.
     """
 
     states: str
@@ -230,8 +234,8 @@ class Span:
 class WordTokens:
     """A pair's words as tokens: a span for each text encoder, in the same order.
 
-    ``prompt``: of the source word in the source prompt; ``source``, ``target``: of each word alone.
-    Empty where no encoder reads the source word in its prompt.
+    ``prompt``: the source word's tokens in the source prompt; ``source``, ``target``: the tokens of
+    each word, encoded alone. All are empty if no encoder reads the source word in its prompt.
     """
 
     prompt: tuple[Span, ...]
@@ -239,18 +243,21 @@ class WordTokens:
     target: tuple[Span, ...]
 
     def plus(self, prompt: Span, source: Span, target: Span) -> WordTokens:
-        """These and one encoder's more."""
+        """These spans and those of one more encoder."""
         return WordTokens((*self.prompt, prompt), (*self.source, source), (*self.target, target))
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """All that a steering method may look at.
+    """The input of a steering method.
 
-    ``source`` and ``target``: the encoded prompts; ``source_word`` and ``target_word``: the bare
-    words, encoded as prompts of their own; ``others``: the category's other pairs, with their
-    prompts encoded, empty unless the method needs them; ``seed``: for the null, different
-    for every pair; ``tokens``: which tokens are the words', None unless the method needs them.
+    - ``source`` and ``target``: the encoded prompts;
+    - ``words``: the source and the target word;
+    - ``source_word`` and ``target_word``: the bare words, encoded as prompts of their own;
+    - ``others``: the category's other pairs, with their prompts encoded, empty unless the method
+      needs them;
+    - ``seed``: of the null's direction, different for every pair;
+    - ``tokens``: the words' tokens, None unless the method needs them.
     """
 
     source: Conditioning

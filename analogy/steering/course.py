@@ -1,4 +1,4 @@
-"""The conditioning of one image in the course of its denoising steps."""
+"""The conditioning of one image over its denoising steps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from analogy.steering.conditioning import Conditioning
 
 @runtime_checkable
 class ScheduledMethod(Method, Protocol):
-    """A method that steers in a part of the schedule only. The strength may decide in which."""
+    """A method that steers only in a part of the schedule. The part may depend on the strength."""
 
     def window(self, alpha: float) -> Window:
-        """The part in which it steers; a share of what ``--steer-from`` and ``--steer-until``
-        leave.
+        """The part in which it steers, as a share of the part that ``--steer-from`` and
+        ``--steer-until`` leave.
         """
         ...
 
 
 @runtime_checkable
 class GuidanceMethod(Method, Protocol):
-    """A method that adds to the noise prediction; ``condition`` gives what it predicts with.
+    """A method that adds to the noise prediction. ``condition`` gives its conditioning.
 
-    An image's prediction is that of the source prompt plus ``weight`` times the difference of the
-    prediction with ``condition``'s value and that of the source prompt. It takes one more forward
-    pass of the denoiser for each image, without a negative branch.
+    An image's prediction is that of the source prompt plus ``weight`` times a difference: the
+    prediction with ``condition``'s value minus that of the source prompt. Each image takes one more
+    forward pass of the denoiser, without a negative branch.
     """
 
     def weight(self, alpha: float) -> float:
@@ -37,10 +37,10 @@ class GuidanceMethod(Method, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The conditioning of an image that is not steered alike at all its steps.
+    """The conditioning of an image that is steered only at some steps, or by an added prediction.
 
-    ``source``: outside of ``window``; ``steered``: within it, in the place of ``source`` if
-    ``weight`` is None. With a weight the noise prediction within the window is
+    ``source``: used outside of ``window``; ``steered``: used within it, and it replaces ``source``
+    if ``weight`` is None. With a weight the noise prediction within the window is
 
         eps(source) + weight (eps(steered) - eps(source)),
 
@@ -56,9 +56,9 @@ class Course:
 def course(
     method: Method, source: Conditioning, made: Conditioning, alpha: float, window: Window
 ) -> Conditioning | Course:
-    """What an image of ``method`` at strength ``alpha`` is conditioned on.
+    """The conditioning of an image of ``method`` at strength ``alpha``.
 
-    ``made``: the method's conditioning, which is the whole answer where every step has it;
+    ``made``: the method's conditioning, which is returned itself if every step uses it;
     ``window``: the part of the schedule in which images are steered.
     """
     own = method.window(alpha) if isinstance(method, ScheduledMethod) else WHOLE

@@ -22,10 +22,10 @@ from analogy.steering.hooks import Calls, conditional, denoiser, hooked
 
 @dataclass(frozen=True, slots=True)
 class DeclaredMethod:
-    """A method that does what a steering file says.
+    """A method that does what a steering file describes.
 
-    ``name``: ``file:`` and the path, as it was given; ``version``: the start of the file's SHA-256,
-    so that images are made again after a change of the file.
+    ``name``: ``file:`` and the path, as the user gave it; ``version``: the first 16 hex digits of
+    the file's SHA-256, so that images are made again after a change of the file.
     """
 
     name: str
@@ -37,16 +37,16 @@ class DeclaredMethod:
 
     @property
     def default_alphas(self) -> tuple[float, ...]:
-        """Those of the file."""
+        """The file's default strengths."""
         return self.steering.default_alphas
 
     def condition(self, edit: Edit, alpha: float) -> Conditioning:
-        """The source's: the text stays."""
+        """The source's conditioning, which a steering file does not change."""
         return edit.source
 
     @contextmanager
     def applied(self, pipeline: Any, rows: Sequence[Row], start: int = 0) -> Iterator[None]:
-        """Within this context the entries act on the conditional rows of their modules' outputs.
+        """Apply the entries to the conditional rows of their modules' outputs within this context.
 
         Raises ``SteeringFileError`` if a row's pair is one that the file was fitted on or has no
         entries for, if the denoiser lacks a module, or if its output has another dimension.
@@ -82,7 +82,11 @@ class DeclaredMethod:
             yield
 
     def _entries(self, rows: Sequence[Row]) -> list[Entry]:
-        """The entries that act on some row, in the file's order; refuses a row that has none."""
+        """The entries that act on any of the rows, in the file's order.
+
+        Raises ``SteeringFileError`` if a row has none, or its pair is one that the file was fitted
+        on.
+        """
         found: dict[int, Entry] = {}
         for row in rows:
             if not row.alpha:
@@ -119,7 +123,7 @@ class DeclaredMethod:
 
 
 def _sign(entry: Entry, row: Row) -> int:
-    """1 if the entry acts on the row, -1 if with the opposite sign, 0 if not at all."""
+    """The sign with which the entry acts on the row; 0 if it does not."""
     if entry.category is not None and entry.category != row.pair.category:
         return 0
     if entry.word is None:
@@ -131,7 +135,7 @@ def _sign(entry: Entry, row: Row) -> int:
 
 @dataclass(slots=True)
 class _Act:
-    """An entry's action on some rows of a batch: ``where``, and ``strengths``, float32 ``(n,)``."""
+    """An entry's action on the rows ``where`` of a batch; ``strengths``: float32 ``(n,)``."""
 
     entry: Entry
     where: list[int]
@@ -139,7 +143,7 @@ class _Act:
     _placed: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, features: Tensor, call: int, total: int) -> None:
-        """Change ``(rows, ..., dim)`` in place at this call of the module, of ``total``."""
+        """Change ``(rows, ..., dim)`` in place, at this call of the module out of ``total``."""
         share = call / total
         if not self.entry.start <= share < self.entry.end:
             return
@@ -179,7 +183,7 @@ def open_file(path: str, name: str) -> DeclaredMethod:
         state = place.stat()
         stamp = (state.st_mtime_ns, state.st_size)
     except OSError:
-        stamp = (0, 0)  # reading it says why
+        stamp = (0, 0)  # reading it raises the error
     return _opened(place, name, stamp)
 
 

@@ -32,7 +32,7 @@ VERSION = 1
 #: The largest file that is read: vectors for every step and module of a large model take less.
 MOST_BYTES = 4 * 2**30
 
-#: Keys of the metadata, and of an entry.
+#: The keys of the metadata, and those of an entry.
 KEYS = ("format", "version", "unit", "default_alphas", "entries", "pairs", "about")
 ENTRY_KEYS = ("module", "action", "vector", "matrix", "from", "until", "category", "word")
 
@@ -42,10 +42,10 @@ class SteeringFileError(AnalogyError, ValueError):
 
 
 class Action(StrEnum):
-    """What an entry does to an output x of its module, token by token, at strength a = alpha unit.
+    """What an entry does to each token x of its module's output, at strength a = alpha * unit.
 
     - ``add``: x + a v;
-    - ``project_out``: x - a (x . u) u, where u = v / |v|: at a = 1 the direction is gone;
+    - ``project_out``: x - a (x . u) u, where u = v / |v|: at a = 1 the direction is removed;
     - ``affine``: x + a (M x + v - x): at a = 1 the map M x + v.
     """
 
@@ -58,13 +58,15 @@ class Action(StrEnum):
 class Entry:
     """One action on the output of one module.
 
-    - ``module``: its name in the denoiser; ``vector``: float32 ``(dim,)``, or ``(parts, dim)``: one
-      for each of ``parts`` equal parts of the schedule;
+    - ``module``: its name in the denoiser;
+    - ``vector``: float32 ``(dim,)``, or ``(parts, dim)``: one for each of ``parts`` equal parts of
+      the schedule;
     - ``matrix``: ``(dim, dim)`` of an affine map;
-    - ``start``, ``end``: shares of the schedule, 0..1; the action is taken from ``start`` on and
-      before ``end``;
-    - ``category``: of the pairs that it steers, None for all; ``word``: with ``add``, only pairs
-      whose target word it is, with the opposite sign those whose source word it is; None for all.
+    - ``start``, ``end``: shares of the schedule, 0..1; the entry acts from ``start`` on and before
+      ``end``;
+    - ``category``: of the pairs that it steers, None for all;
+    - ``word``: only with ``add``: it steers pairs with this target word, and with the opposite sign
+      pairs with this source word; None for all.
     """
 
     module: str
@@ -81,9 +83,10 @@ class Entry:
 class Steering:
     """The content of a steering file.
 
-    - ``unit``: what alpha is multiplied by; ``default_alphas``: measured without ``--alphas``;
+    - ``unit``: what alpha is multiplied by; ``default_alphas``: the strengths that are measured
+      without ``--alphas``;
     - ``pairs``: digests of the pairs it was fitted on (:func:`pair_digest`), which it does not
-      steer; ``about``: the text of its maker.
+      steer; ``about``: a text by its maker.
     """
 
     entries: tuple[Entry, ...]
@@ -102,7 +105,7 @@ def pair_digest(pair: Pair) -> str:
 def read(path: Path) -> tuple[Steering, str]:
     """A file's content, and the SHA-256 of its bytes.
 
-    Raises ``SteeringFileError`` if it cannot be read or has anything that the format does not.
+    Raises ``SteeringFileError`` if it cannot be read or does not follow the format.
     """
     try:
         data = read_regular(path, MOST_BYTES)
@@ -115,7 +118,10 @@ def read(path: Path) -> tuple[Steering, str]:
 
 
 def parsed(data: bytes, place: str) -> Steering:
-    """The content of a steering file's bytes; ``place`` names it in messages."""
+    """The content of a steering file's bytes; ``place`` names it in messages.
+
+    Raises ``SteeringFileError`` if the bytes do not follow the format.
+    """
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
@@ -141,7 +147,7 @@ def parsed(data: bytes, place: str) -> Steering:
 
 
 def write(steering: Steering) -> bytes:
-    """A file of this content; :func:`parsed` gives it back."""
+    """The bytes of a file with this content, which :func:`parsed` reads."""
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
     for i, entry in enumerate(steering.entries):
@@ -257,7 +263,10 @@ def _entry(told: Any, tensors: Mapping[str, Tensor], used: set[str], place: str)
 
 
 def _tensor(name: Any, tensors: Mapping[str, Tensor], used: set[str], place: str) -> Tensor:
-    """A tensor of the file in float32; refuses one that is missing, or not finite."""
+    """A tensor of the file in float32.
+
+    Raises ``SteeringFileError`` if it is missing, not floating point or not finite.
+    """
     found = tensors[_one_of(name, tensors, place)]
     used.add(name)
     if not found.is_floating_point():

@@ -1,4 +1,4 @@
-"""Hooks on a denoiser's modules, which are seen by the thread that sets them alone."""
+"""Hooks on a denoiser's modules that act only in the thread that sets them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from analogy.core.errors import ModelError
 
 Hook: TypeAlias = Callable[[str, Tensor], object]
-"""Called with a module's name and its output, which it may change in place."""
+"""Called with a module's name and its output. It may change the output in place."""
 
 InputHook: TypeAlias = Callable[[str, Tensor, Tensor], object]
-"""Called with a module's name, its input and its output, which it may change in place."""
+"""Called with a module's name, its input and its output. It may change the output in place."""
 
-#: torch numbers hooks by a count that threads share: two at once could get the same number.
+#: torch numbers hooks with a counter that threads share: two set at once could get the same number.
 _registering = Lock()
 
 
 def hooked(modules: Mapping[str, nn.Module], hook: Hook) -> AbstractContextManager[None]:
     """Within this context call ``hook`` after each of ``modules`` has run in this thread.
 
-    Other threads that use the same modules meanwhile see nothing of it. All hooks are removed on
-    exit. A module that returns a tuple is taken for its first element. Raises ``ModelError`` from a
-    module whose output is no tensor.
+    Calls from other threads to the same modules are not affected. All hooks are removed on exit. If
+    a module returns a tuple, its first element is the output. Raises ``ModelError`` if a module's
+    output is not a tensor.
     """
     return _hooked(modules, lambda name, given, output: hook(name, output))
 
@@ -72,8 +72,8 @@ def _hooked(
 
 
 def sharing(module: nn.Module) -> Any:
-    """A copy of a module's structure with the same parameters and buffers: it takes no memory."""
-    with _registering:  # which would change what is being copied
+    """A copy of a module's structure with the same parameters and buffers, without more memory."""
+    with _registering:  # setting hooks would change what is being copied
         shared = (*module.parameters(), *module.buffers())
         return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
@@ -95,7 +95,7 @@ def denoiser(pipeline: Any) -> nn.Module:
 def cross_attention(pipeline: Any, *, method: str) -> dict[str, nn.Module]:
     """The denoiser's cross-attention modules by their names in it.
 
-    Raises ``ModelError`` if it has none: ``method`` is who needs them.
+    ``method``: the method that needs them, for messages. Raises ``ModelError`` if there are none.
     """
     whole = denoiser(pipeline)
     found = {
@@ -127,7 +127,7 @@ def conditional(output: Tensor, n: int) -> Tensor:
 
 
 class Calls:
-    """Counts the calls of each module, one in each denoising step; ``start``: the first step."""
+    """Counts the calls of each module, one in each denoising step. ``start``: the first step."""
 
     def __init__(self, start: int = 0) -> None:
         self._start = start

@@ -22,7 +22,7 @@ def lerp(edit: Edit, alpha: float) -> Conditioning:
 
 @steering_method(Need.TARGET)
 def slerp(edit: Edit, alpha: float) -> Conditioning:
-    """Along the sphere, vector by vector (Shoemake 1985), lengths along a straight line."""
+    """Spherical interpolation of each vector (Shoemake 1985); lengths are interpolated linearly."""
     if alpha in (0.0, 1.0):
         return edit.target if alpha else edit.source
     return edit.source.map(partial(_slerp, alpha=alpha), edit.target)
@@ -35,17 +35,17 @@ def prompt(edit: Edit, alpha: float) -> Conditioning:
     """The target prompt itself at every alpha above 0: the plain baseline (AxBench, Wu et al. 2025,
     arXiv 2501.17148).
 
-    Its images have the target's concept at the cost of the whole image: what a method leaves of the
-    source's image is to be compared with what this one leaves.
+    Its images have the target's concept at the cost of the whole source image. Compare what
+    another method keeps of the source's image with what this one keeps.
     """
     return edit.target if alpha > 0.0 else edit.source
 
 
 def _slerp(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """Spherical interpolation along the last axis; a straight line where there is no arc: between
-    parallel vectors, and from or to zero.
+    """Spherical interpolation along the last axis; linear if there is no arc, that is, between
+    parallel vectors and from or to zero.
 
-    In float64: rounding to float32 makes an arc, any arc, out of two opposite vectors.
+    Computed in float64: rounding to float32 would make an arbitrary arc between opposite vectors.
     """
     a, b = a.double(), b.double()
     length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)

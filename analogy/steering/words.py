@@ -21,19 +21,19 @@ def word(edit: Edit, alpha: float) -> Conditioning:
 
 
 def word_direction(edit: Edit) -> Conditioning:
-    """E(target word) - E(source word), each word a prompt of its own."""
+    """E(target word) - E(source word), each word encoded as a prompt of its own."""
     return edit.target_word.minus(edit.source_word)
 
 
 @steering_method(Need.WORDS, Need.TOKENS)
 def span(edit: Edit, alpha: float) -> Conditioning:
-    """``word``'s direction at the source word's own tokens only; pooled vectors stay.
+    """``word``'s direction, added only to the source word's own tokens; pooled vectors stay.
 
-    To each of these tokens alpha (mean E(target word) - mean E(source word)) is added, the means
-    over the tokens of each word, encoded alone as a prompt, so that the words may have different
-    numbers of tokens. Selected tokens are steered by attribute control (arXiv 2403.17064) and by
-    text-embedding interpolation (arXiv 2603.17998). Each text encoder is steered by its own tokens.
-    Where none of them reads the source word in its prompt, nothing is steered.
+    It adds alpha (mean E(target word) - mean E(source word)) to each of these tokens. The means are
+    over the tokens of each word, encoded alone as a prompt, so the words may have different numbers
+    of tokens. Attribute control (arXiv 2403.17064) and text-embedding interpolation (arXiv
+    2603.17998) steer selected tokens, too. Each text encoder's states are steered at its own
+    tokens. If no encoder reads the source word in its prompt, nothing is steered.
     """
     if alpha == 0.0:
         return edit.source
@@ -52,12 +52,12 @@ def span(edit: Edit, alpha: float) -> Conditioning:
 def category(edit: Edit, alpha: float) -> Conditioning:
     """E_A + alpha times the mean direction of the category's other pairs (leave one out).
 
-    Where both words recur among the others, the direction is between their means: the mean over
-    the others' prompts that say the target word minus that over those that say the source word.
-    In a balanced category (red to blue, blue to red) the plain mean of all directions is about
-    zero and would say nothing; it is used where the words do not recur (king to queen among man
-    to woman). Letter case does not count where words are compared, as it does not to the text
-    encoders. A category of one pair has no direction: ``ValueError``.
+    If both words are in other pairs, the direction is between their means: the mean over the other
+    pairs' prompts with the target word minus the mean over those with the source word. In a
+    balanced category (red to blue, blue to red) the plain mean of all directions is about zero. It
+    is used only if the words are not in other pairs (king to queen among man to woman). Words are
+    compared without letter case, which text encoders ignore, too. Raises ``ValueError`` if the
+    category has no other pair.
     """
     if not edit.others:
         raise ValueError(
@@ -83,7 +83,7 @@ def category_direction(edit: Edit) -> Conditioning:
 
 @steering_method(Need.WORDS)
 def random(edit: Edit, alpha: float) -> Conditioning:
-    """The null: a random direction as long as ``word``'s, token by token and pooled."""
+    """The null: a random direction as long as ``word``'s, for each token and each pooled vector."""
     generator = torch.Generator().manual_seed(edit.seed)
     drawn = word_direction(edit).map(
         lambda like: _as_long_as(torch.randn(like.shape, generator=generator), like)

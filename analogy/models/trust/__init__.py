@@ -1,1 +1,1 @@
-"""What the folder of a model or judge may hold. Checked before any library reads it."""
+"""Checks of a model's or judge's folder, made before any library reads it."""

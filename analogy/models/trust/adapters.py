@@ -1,4 +1,4 @@
-"""What a LoRA's file may say."""
+"""Check the header of a LoRA's file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from analogy.core.errors import ModelError
 from analogy.models.trust.rules import refuse
 
-# The settings of a LoRA that peft may be given from a file's header; others only if they are empty.
+# The settings in a LoRA's header that peft may be given. Others are accepted only if empty.
 _LORA = frozenset(
     {
         "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
@@ -23,9 +23,9 @@ _LORA_DEFAULTS = {"megatron_core": "megatron.core", "init_lora_weights": True}
 
 
 def check_lora(file: Path) -> None:
-    """Refuse a LoRA whose header has settings for peft that are more than numbers and modules.
+    """Raise ModelError for a LoRA whose header has settings for peft beyond numbers and modules.
 
-    Raises ModelError as well if it is not a safetensors file.
+    Also raises ModelError if it is not a safetensors file.
     """
     try:
         with safe_open(str(file), "pt") as opened:

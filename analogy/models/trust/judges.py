@@ -1,4 +1,4 @@
-"""What the folder of a judge may hold."""
+"""Check the folder of a judge."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ _PREPROCESSING = frozenset(
 class JudgeFiles:
     """A judge's checked folder.
 
-    ``weights``: the one file that is loaded; ``tokenizer``: where its tokenizer is, the folder's
-    own, a repository of the hub, or None for open_clip's own one.
+    ``weights``: the one file that is loaded; ``tokenizer``: the folder with its tokenizer, a
+    repository of the hub, or None for open_clip's own tokenizer.
     """
 
     folder: Path
@@ -86,9 +86,9 @@ class JudgeFiles:
 
 
 def check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
-    """Refuse a judge's folder that holds anything but data for open_clip's own classes.
+    """Raise ModelError if a judge's folder holds anything but data for open_clip's own classes.
 
-    ``repository``: the hub's id of the folder, if it is a snapshot of one.
+    ``repository``: the hub id, if the folder is a snapshot from the hub.
     """
     weights = _judge_weights(folder)
     file = folder / OPEN_CLIP_CONFIG
@@ -125,7 +125,10 @@ def check_judge(folder: Path, repository: str | None = None) -> JudgeFiles:
 def _check_known(
     file: Path, at: tuple[str, ...], settings: Mapping[str, Json], keys: Collection[str]
 ) -> None:
-    """Each key is one of ``keys``, each value plain; keywords hold plain ones of their own."""
+    """Raise ModelError unless each key is one of ``keys`` and each value is a plain setting.
+
+    A mapping of keyword arguments is checked in the same way against its own keys.
+    """
     for key, value in settings.items():
         if key not in keys:
             refuse(file, ".".join((*at, key)), value, "no such setting: open_clip has none")
@@ -142,7 +145,7 @@ def _check_known(
 
 
 def _check_network_names(file: Path, model: Mapping[str, Json]) -> None:
-    """The networks of timm and transformers that a judge is made of are ones known by name."""
+    """Raise ModelError for a timm or transformers network that is not known by its plain name."""
     timm = _settings(model, "vision_cfg").get("timm_model_name")
     if timm is not None and not (isinstance(timm, str) and re.fullmatch(r"[\w.]+", timm)):
         refuse(
@@ -179,7 +182,7 @@ def _tokenizer_of(
 
 
 def _check_repository(file: Path, key: str, name: Any) -> None:
-    """Another repository is read only if open_clip's own architectures read it, too."""
+    """Raise ModelError unless open_clip's own architectures use this repository, too."""
     known = set()
     for architecture in open_clip.list_models():
         settings = open_clip.get_model_config(architecture)["text_cfg"]
@@ -205,7 +208,7 @@ def _judge_weights(folder: Path) -> Path:
         if folder / name in files:
             return folder / name
     refused = sorted(file for file in folder.iterdir() if file.suffix in PICKLED)
-    if refused:  # an unrelated file beside them does not stand for them
+    if refused:  # a safetensors file of another name may be unrelated to these weights
         raise ModelError(f"{refused[0]}: {NO_PICKLES}")
     if len(files) == 1:
         return files[0]

@@ -1,4 +1,4 @@
-"""What the folder of a pipeline may hold."""
+"""Check the folder of a pipeline."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from analogy.models.untested import family_named
 
 
 def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
-    """A pipeline's family and its ``model_index.json``, of which every entry is accepted.
+    """A pipeline's family and its ``model_index.json``, with every entry checked.
 
-    Raises ModelError if the index names another class than the family's, or code.
+    Raises ModelError if the index names code, or a class that the family does not allow.
     """
     file = folder / "model_index.json"
     index = read_settings(file, folder)
@@ -43,7 +43,7 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
         )
     if not isinstance(name, str):
         refuse(file, "_class_name", name, f"the name of a pipeline. {sentence(NO_CODE)}")
-    try:  # the index is a stranger's: nothing is imported for it but what is installed
+    try:  # the index is untrusted: nothing is imported for it but what is installed
         family = family_named(name)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
@@ -59,12 +59,12 @@ def read_index(folder: Path) -> tuple[Family, dict[str, Json]]:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Numbers name no class: a setting, such as the layers of a text encoder."""
+    """True for a list of numbers. It is a setting, such as the layers of a text encoder."""
     return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
 
 
 def _check_pair(file: Path, part: str, value: Any, expected: Collection[str]) -> None:
-    """A part is made by a class of the family's; its library and name are those of a list."""
+    """Raise ModelError unless a part's library and class are ones that the family allows."""
     accepted = [each.partition(".")[::2] for each in expected]
     is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
     if is_pair and tuple(value) in accepted:
@@ -77,9 +77,9 @@ def _check_pair(file: Path, part: str, value: Any, expected: Collection[str]) ->
 
 
 def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Json]]:
-    """Refuse a pipeline's folder that holds anything but data for its family's classes.
+    """Raise ModelError if a pipeline's folder holds anything but data for its family's classes.
 
-    ``weights``: whether its weights are to be loaded, besides its configuration and tokenizers.
+    ``weights``: True if its weights are to be loaded, besides its configuration and tokenizers.
     Returns what :func:`read_index` does.
     """
     family, index = read_index(folder)
@@ -104,7 +104,10 @@ def check_pipeline(folder: Path, *, weights: bool = True) -> tuple[Family, dict[
 
 
 def check_part(inside: Path, root: Path, *, also: Collection[str] = ()) -> None:
-    """Every configuration file of a part is a known one, or ``also``, and holds plain settings."""
+    """Raise ModelError unless a part's configuration files are known, with plain settings.
+
+    ``also``: the names of further files that are accepted, which the caller has checked.
+    """
     for file in files_of(inside, root):
         name = file.name
         if name == "tokenizer_config.json":

@@ -1,4 +1,4 @@
-"""What is refused in any configuration file: code, pickles, other places, odd settings."""
+"""Rules for a model's files: no code, no pickles, no links to other places, no odd settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from analogy.core.errors import ModelError
 from analogy.core.strict_json import Json
 from analogy.models.networks import read_object
 
-#: Weights that are read by running a pickle.
+#: Suffixes of weights that are pickles.
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-#: What a tokenizer of :data:`TOKENIZERS` is read from.
+#: The files that a tokenizer of :data:`TOKENIZERS` is read from.
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt",
     "special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model",
@@ -45,13 +45,13 @@ NO_CODE = (
     "model with it yourself, save it with save_pretrained, and name the folder that this wrote"
 )
 
-# Keys by which a configuration asks for code, wherever they stand.
+# Keys with which a configuration requests code, at any depth.
 CODE_KEYS = frozenset(
     {"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines", "custom_components"}
 )
-# Where a model came from, which no loader reads.
+# Keys that record where a model came from. No loader reads them.
 _ORIGINS = frozenset({"_name_or_path", "name_or_path"})
-# Settings that are themselves mappings. Any other mapping is refused: it may be a quantizer's or a
+# Settings that are mappings themselves. Any other mapping is refused: it may be a quantizer's or a
 # loader's, such as quantization_config.
 _MAPPINGS = frozenset(
     {
@@ -80,7 +80,7 @@ SHARDS = re.compile(r".+\.safetensors\.index(\.\w+)?\.json|.+\.index\.\w+\.json"
 
 
 def refuse_pickles(files: Iterable[Path]) -> None:
-    """A :class:`ModelError` if weights are among these files, but no safetensors."""
+    """Raise :class:`ModelError` if these files have pickled weights, but no safetensors."""
     files = list(files)
     pickled = sorted(file for file in files if file.suffix in PICKLED)
     if pickled and not any(file.suffix == ".safetensors" for file in files):
@@ -88,19 +88,19 @@ def refuse_pickles(files: Iterable[Path]) -> None:
 
 
 def pickled(what: str, failure: object) -> ModelError:
-    """What to say where a library found weights pickled and nothing else."""
+    """The error for a model of which a library found only pickled weights."""
     return ModelError(f"{what}: {NO_PICKLES} ({failure})")
 
 
 def refuse_pickled_part(inside: Path, stem: str) -> None:
-    """Pickled weights are refused unless the part's own are there as safetensors, too."""
+    """Raise ModelError for a part's pickled weights unless it has its own as safetensors, too."""
     files = [file for file in inside.iterdir() if file.suffix in (".safetensors", *PICKLED)]
     own = [file for file in files if file.suffix in PICKLED or file.name.startswith(stem)]
     refuse_pickles(own)
 
 
 def refuse_code(folder: Path) -> None:
-    """No Python file, wherever it is in the folder: a library may be told to import it."""
+    """Raise ModelError for code anywhere in a folder: a library may be told to import it."""
     for place, _, names in os.walk(folder):
         for name in sorted(names):
             if name.lower().endswith((".py", ".pyc", ".pyd", ".so")):
@@ -108,7 +108,7 @@ def refuse_code(folder: Path) -> None:
 
 
 def files_of(inside: Path, root: Path) -> Iterator[Path]:
-    """The files of a folder that a library may read, each a regular one of the model itself."""
+    """The files of a folder that a library may read. Raises ModelError for one outside ``root``."""
     for file in sorted(inside.iterdir()):
         if file.is_dir() or file.name.startswith("."):
             continue
@@ -118,7 +118,7 @@ def files_of(inside: Path, root: Path) -> Iterator[Path]:
 
 
 def _check_place(file: Path, root: Path) -> None:
-    """A file is a regular one and in its folder, or in the hub's cache if the folder is."""
+    """Raise ModelError unless a file is a regular one in ``root`` (or the hub's cache of it)."""
     target = file.resolve()
     within = [root.resolve()]
     if root.resolve().parent.name == "snapshots":
@@ -132,13 +132,13 @@ def _check_place(file: Path, root: Path) -> None:
         raise ModelError(f"{file}: expected a regular file, got a device, a pipe or a socket")
 
 
-#: Bytes of a configuration file, and how deep it is nested. Published ones have 2 MB and 5.
+#: The most bytes and levels of a configuration file. Published ones have up to 2 MB and 5 levels.
 MOST_BYTES = 2**24
 MOST_NESTED = 20
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and mappings are nested deeper; without recursion, which has a limit."""
+    """True if lists and mappings are nested deeper than ``depth``; works without recursion."""
     level = [value]
     for _ in range(depth):
         inner = [each for each in level if isinstance(each, (list, dict))]
@@ -147,7 +147,10 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def read_settings(file: Path, root: Path) -> dict[str, Json]:
-    """A JSON file's mapping. Raises ModelError if it is missing or anything else."""
+    """A JSON file's mapping.
+
+    Raises ModelError if the file is missing, too large, nested too deeply, or not a mapping.
+    """
     kind = "a pipeline's index" if file.name == "model_index.json" else "a file of settings"
     _check_place(file, root)
     if file.is_file() and file.stat().st_size > MOST_BYTES:
@@ -161,9 +164,10 @@ def read_settings(file: Path, root: Path) -> dict[str, Json]:
 
 
 def check_setting(file: Path, at: tuple[str, ...], value: Any) -> None:
-    """A number, a word, nothing, or lists of such; mappings only where they are known.
+    """Raise ModelError unless a value is a number, a word, null, or a list of these.
 
-    A text with a separator of paths may be a file, a repository or an attention kernel to fetch.
+    A mapping is accepted only under a known key. A text with a path separator is refused, since it
+    may be a file, a repository or an attention kernel to fetch.
     """
     key = at[-1]
     if key in CODE_KEYS:
@@ -188,7 +192,7 @@ def check_setting(file: Path, at: tuple[str, ...], value: Any) -> None:
 
 
 def check_tokenizer(settings: Mapping[str, Json], file: Path) -> None:
-    """Tokens and numbers; no other file, and a class that is known to read nothing else."""
+    """Raise ModelError unless a tokenizer's settings name no other file, and its class is known."""
     for key, value in settings.items():
         if key in CODE_KEYS:
             refuse(file, key, value, f"no such setting: {NO_CODE}")
@@ -204,7 +208,7 @@ def check_tokenizer(settings: Mapping[str, Json], file: Path) -> None:
 
 
 def check_shards(index: Mapping[str, Json], file: Path) -> None:
-    """The shards of a part are safetensors beside its index."""
+    """Raise ModelError unless the shards of a part are safetensors beside its index."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict):
         refuse(file, "weight_map", shards, "a mapping of weights to files")
@@ -214,7 +218,7 @@ def check_shards(index: Mapping[str, Json], file: Path) -> None:
 
 
 def entries_of(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Any]]:
-    """Every key of nested mappings, with where it stands."""
+    """Every key of nested mappings: where it is, the key and its value."""
     inner: Iterable[Any] = ()
     if isinstance(value, dict):
         for key, each in value.items():
