@@ -20,11 +20,13 @@ from analogy.settings.options import OPTIONS, parse_options
 from analogy.studies.study import Study
 
 SIDE, TEXT_WIDTH, GAP, HEAD = 128, 250, 8, 34
-"""Of the sheet, in pixels."""
+"""Layout of the sheet, in pixels."""
 
 
 def draw_strips(study: Study, pairs: Sequence[Pair], seed: int) -> Image.Image:
-    """One row a pair: its prompts, the image at each alpha with its margin, the target's own."""
+    """A row per pair: its prompts, and the image at each alpha and the target prompt's own image,
+    with their margins.
+    """
     rows = [generate_strip(study, pair, [seed]) for pair in pairs]
     width = TEXT_WIDTH + len(rows[0]) * (SIDE + GAP) + GAP
     height = HEAD + len(pairs) * (SIDE + 26 + GAP)
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--nth", type=int, default=1, help="which pair of each category (from 1)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    try:  # before the work, not after it
+    try:  # fails before the work, not after it
         check_output(options.output)
         picture_format(options.output)
     except (PlaceError, ValueError) as error:
