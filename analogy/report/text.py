@@ -63,7 +63,7 @@ def verdict_table(
 ) -> Iterator[str]:
     """Category x alpha, alpha 0 first, then each alpha over all categories, then the overall row.
 
-    ``known``: cells that do not succeed in the baseline either; ``wide``: print all columns,
+    ``known``: cells that do not succeed in the baseline; ``wide``: print all columns,
     otherwise the table fits `WIDTH`; ``marked``: categories whose verdicts get a ``*``, which the
     caller explains. With any of these all pools are marked, too.
     """

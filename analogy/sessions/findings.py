@@ -24,8 +24,8 @@ from analogy.world.known import unknown_note
 class CaseOutcome(Enum):
     """How a case ends.
 
-    ``known``: a failure that the baseline has, too; ``skipped``: the case could not be decided;
-    ``inconclusive``: neither a success nor a failure.
+    ``known``: an expected failure, since the baseline has no success there; ``skipped``: the case
+    could not be decided; ``inconclusive``: neither a success nor a failure.
     """
 
     PASSED = "passed"

@@ -49,7 +49,7 @@ class Session:
     - ``update``: the baseline file that this run's results will replace, or None;
     - ``is_strict``: whether every cell must succeed, also those known to fail in the baseline;
     - ``planned``: the cells of the cases, in their order (a dict as an ordered set);
-    - ``known``: the decided cells that do not succeed in the baseline either;
+    - ``known``: the decided cells that do not succeed in the baseline;
     - ``room``: the columns beside pytest's dots for a progress bar, None outside of pytest;
     - ``held``: the limits that some case has checked;
     - ``changes``: the changes from the baseline, by cell or None for all cells together; if a case

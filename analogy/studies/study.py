@@ -124,7 +124,7 @@ class Study(GridWork):
         ``model``, ``judge``: needed to generate or score what is missing. The caller must have
         asked the user about them, since a run folder may come from anyone. ``unread``: None for the
         recorded pairs, if the judge is the command's own. ``changed``: fields of the configuration
-        with new values, such as the device; the engine is always this process.
+        with new values, such as the device. The engine is this process unless changed.
 
         Raises ``OptionError`` if the device is invalid or missing on this machine.
         """
