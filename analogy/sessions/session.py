@@ -47,7 +47,7 @@ class Session:
     - ``baseline``: comparable results of an earlier run, or None; ``note``: which baseline is used,
       or why there is none;
     - ``update``: the baseline file that this run's results will replace, or None;
-    - ``is_strict``: whether every cell must succeed, also those known to fail in the baseline;
+    - ``is_strict``: whether failures count even in cells that do not succeed in the baseline;
     - ``planned``: the cells of the cases, in their order (a dict as an ordered set);
     - ``known``: the decided cells that do not succeed in the baseline;
     - ``room``: the columns beside pytest's dots for a progress bar, None outside of pytest;
