@@ -1,1 +1,1 @@
-"""Programs that measure the suite or prepare something for it; not part of the wheel."""
+"""Programs that measure the suite or prepare files for it; not part of the wheel."""

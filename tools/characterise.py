@@ -34,11 +34,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
-#: Of every run: results that do not depend on the number of images that fit into memory.
+#: Options of every run. The batch size is fixed, so results do not depend on the machine's memory.
 SMALL = ("--limit=6", "--seeds=0", "--steps=4", "--dtype=float32", "--batch-size=16")
-#: The second run's: a part of the first one's grid, by another method.
+#: Options of the second run: a part of the first run's grid, by another method.
 LERP = ("--method=lerp", "--control", "--target", "--categories=color,size", "--alphas=0.5,1")
-#: A path from the checkout, whose own would be in the digests of commands.
+#: A relative path, since the checkout's own path would change the digests of commands.
 PAIRS = "--pairs=fixtures/pairs.csv"
 #: The cases of a grid, without the simulations of test_calibration.
 CASES = tuple(f"benchmarks/test_{name}.py" for name in ("margin", "quality", "regression"))
@@ -46,16 +46,16 @@ CASES = tuple(f"benchmarks/test_{name}.py" for name in ("margin", "quality", "re
 #: Names of environment variables that change options or how programs print.
 AMBIENT = ("ANALOGY_", "GITHUB_", "PYTEST_", "PY_COLORS", "FORCE_COLOR", "TYPER_", "_TYPER_")
 
-#: What differs between two runs of one code, and what stands for it.
+#: Text that differs between two runs of the same code, and its replacement.
 VOLATILE = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+\d\d:\d\d|Z)?"), "<time>"),
     (re.compile(r"[\d.,]+ (images|img)/s"), r"<rate> \1/s"),
     (re.compile(r"\bin [\d.]+s( \(\d+:\d\d:\d\d\))?"), "in <seconds>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
 )  # fmt: skip
-#: Lines of pytest's head that say what is installed and where.
+#: Lines of pytest's header that depend on what is installed, and where.
 HEAD = re.compile(r"(platform|benchmark:|rootdir:|configfile:|plugins:|cachedir:) ?")
-#: Entries of the report's section Provenance whose values are of the machine or the moment.
+#: Entries of the report's section Provenance whose values depend on the machine or the time.
 PROVENANCE = (
     "commit", "python", "packages", "machine", "time", "generated", "scored", "cost of the method",
     "fit of the method", "memory",
@@ -73,13 +73,13 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record is made: the code under test, and a folder for what it writes."""
+    """Where a record is made: the checkout under test, and a folder for files that it writes."""
 
     checkout: Path
     work: Path
 
     def without_paths(self, text: str) -> str:
-        """The text with words for what differs between places, moments and machines."""
+        """The text with placeholders for paths, times, rates and commits."""
         for path, name in ((self.work, "<work>"), (self.checkout, "<checkout>")):
             text = text.replace(str(path), name)
         for pattern, word in VOLATILE:
@@ -104,7 +104,7 @@ class Place:
 
 @dataclass
 class Record:
-    """What was found, as plain JSON values, by the name of the command or folder."""
+    """The recorded behaviour, as plain JSON values, by the name of the command or folder."""
 
     exit_codes: dict[str, int] = field(default_factory=dict)
     printed: dict[str, list[str]] = field(default_factory=dict)
@@ -116,9 +116,9 @@ class Record:
 
 
 def record(place: Place, *, keep: Path | None) -> Record:
-    """Run all commands and read what they print and write.
+    """Run all commands and read their output and files.
 
-    ``keep``: where the first run's folder is copied to.
+    ``keep``: the place to which the first run's folder is copied, or None.
     """
     found, work = Record(), place.work
     shutil.copy(place.checkout / "fixtures" / "pairs.csv", work)
@@ -178,7 +178,7 @@ def grid_options(work: Path, name: str) -> tuple[str, ...]:
 
 
 def pytest_(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest in the checkout, without the caches that it would leave there."""
+    """Run pytest in the checkout, without leaving caches there."""
     plugins = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
     return place.run("pytest", *plugins, *arguments, folder=place.checkout)
 
@@ -186,7 +186,7 @@ def pytest_(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
 def keep_text(
     found: Record, name: str, done: subprocess.CompletedProcess[str], place: Place
 ) -> None:
-    """Keep a command's exit code and what it printed, first to stdout, then to stderr."""
+    """Record a command's exit code and its output, first stdout, then stderr."""
     found.exit_codes[name] = done.returncode
     found.printed[name] = [
         *printed_lines(place.without_paths(done.stdout)),
@@ -195,10 +195,10 @@ def keep_text(
 
 
 def printed_lines(text: str) -> Iterator[str]:
-    """Lines without progress bars, tables of times and the names of what is installed."""
+    """Lines without progress bars, tables of times and lines about installed packages."""
     is_table = is_cost = False
     for line in text.splitlines():
-        # Rules around a title are as long as the title, and so the times in it, leave room.
+        # The length of rules around a title depends on the title, which may contain times.
         line = re.sub(r"^([-=_])\1+ (.+?) \1+$", r"\1 \2 \1", line.rpartition("\r")[2]).rstrip()
         if is_cost or re.match(r"cost +images +s/image", line):
             is_cost = not line.startswith("Seconds of one worker")
@@ -212,10 +212,10 @@ def printed_lines(text: str) -> Iterator[str]:
 
 
 def results_of(text: str, place: Place) -> JSON:
-    """JSON of a file or of ``--json=-``, with the names of types for measured times and versions.
+    """JSON of a file or of ``--json=-``, with measured times and versions replaced by their types.
 
-    ``is_dumped``: the text is what `json.dumps` makes of the value, so that equal values are equal
-    bytes.
+    ``is_dumped``: whether the text is the output of `json.dumps` for the value, so that equal
+    values have equal bytes.
     """
     plain = json.loads(text)
     value = json.loads(place.without_paths(text))
@@ -227,14 +227,14 @@ def results_of(text: str, place: Place) -> JSON:
 
 
 def types_of(value: JSON) -> JSON:
-    """The names in objects, and the types of what they name."""
+    """The value with everything but objects replaced by the name of its type."""
     if isinstance(value, dict):
         return {name: types_of(each) for name, each in value.items()}
     return type(value).__name__
 
 
 def junit_of(path: Path, place: Place) -> JSON:
-    """How each case ended, what was said of it, and its properties."""
+    """The outcome of each case, its messages, and its properties."""
     cases: dict[str, JSON] = {}
     for case in ElementTree.parse(path).iter("testcase"):
         ends: list[JSON] = [
@@ -254,7 +254,7 @@ def junit_of(path: Path, place: Place) -> JSON:
 
 
 def report_of(text: str, place: Place) -> tuple[list[str], list[str]]:
-    """The report's visible text, an element a line, and a digest of every picture in it."""
+    """The report's visible text, one element per line, and a digest of every image in it."""
     pictures = [
         hashlib.sha256(base64.b64decode(data)).hexdigest()[:16]
         for data in re.findall(r"data:image/[\w+.-]+;base64,([\w+/=]+)", text)
@@ -271,7 +271,7 @@ def report_of(text: str, place: Place) -> tuple[list[str], list[str]]:
 
 
 def folder_of(folder: Path, place: Place) -> JSON:
-    """A run folder's files, and what its index holds apart from times."""
+    """A run folder's files, and the content of its index without times."""
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     db = sqlite3.connect(f"file:{folder / 'index.sqlite'}?mode=ro", uri=True)
     try:
@@ -329,9 +329,9 @@ def folder_of(folder: Path, place: Place) -> JSON:
 
 
 def differences(before: JSON, after: JSON, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every difference: its path, and what was there before and after.
+    """Every difference, as its path and the values before and after.
 
-    The order of an object's names counts.
+    The order of an object's names counts as a difference.
     """
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
@@ -360,7 +360,7 @@ def differences(before: JSON, after: JSON, path: str = "") -> Iterator[tuple[str
 
 
 def shown(value: JSON) -> str:
-    """JSON in at most 300 letters."""
+    """JSON cut to 300 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
@@ -378,9 +378,10 @@ def compare(before: Path, after: Path) -> int:
 
 
 def go_on(place: Place, run: Path) -> int:
-    """Give the commands that made a run again, on a copy. Returns 1 if they do any work, else 0.
+    """Repeat the commands that made a run, on a copy of its folder.
 
-    What the folder holds then must be what it held, its images' times included.
+    Returns 1 if they generate or score anything, or change the folder's content, the times of its
+    images included; otherwise 0.
     """
     copy = place.work / "run"
     shutil.copytree(run, copy)
@@ -395,7 +396,7 @@ def go_on(place: Place, run: Path) -> int:
             print(f"{name}: exit code {done.returncode}")
             return 1
     after, new = made(copy), folder_of(copy, place)
-    # The folder's results and latest command are those of whoever ran last.
+    # The folder's results and latest command are those of the last command, so they may differ.
     changed = [
         each
         for each in differences(old, new)
@@ -409,7 +410,9 @@ def go_on(place: Place, run: Path) -> int:
 
 
 def made(folder: Path) -> tuple[set[tuple[str, str]], int]:
-    """The images that a folder's index names, with the times they were made; images scored."""
+    """The images in a folder's index with the times at which they were made; and the number of
+    images scored.
+    """
     db = sqlite3.connect(f"file:{folder / 'index.sqlite'}?mode=ro", uri=True)
     try:
         images = {(key, time) for key, time in db.execute("SELECT key, made FROM images")}
@@ -420,7 +423,7 @@ def made(folder: Path) -> tuple[set[tuple[str, str]], int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 if a comparison finds a difference or a kept run is worked on again."""
+    """Returns 0, or 1 if a comparison finds a difference or a kept run has to do work again."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.characterise",
         description=__doc__,

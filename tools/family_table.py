@@ -18,12 +18,12 @@ _HEADING = (
 
 
 def tested() -> str:
-    """The pipelines that are tested, one a line."""
+    """The Markdown table of tested pipelines."""
     return "\n".join([_HEADING, "|---|---|---|---|---|", *map(_line, FAMILIES.builtin)])
 
 
 def refused() -> str:
-    """The pipelines that are refused by name, with the reason."""
+    """The Markdown table of pipelines that are refused by name, with the reasons."""
     lines = (f"| `{name}` | {why} |" for name, why in NOT_CARRIED.items())
     return "\n".join(["| refused | why |", "|---|---|", *lines])
 

@@ -2,15 +2,15 @@
 
     python -m tools.gpu_wheels -o .whl            # then carry the folder along with the checkout
 
-There, in the checkout:
+Then run on that machine, in the checkout:
 
     python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .whl/*.whl
     export PYTHONPATH=/tmp/site && python3 -m tools.gpu_check -o "$OUT"
 
-The packages are those that pyproject.toml needs, and what these need in turn, without those that
-the machine has (``PRESENT``). Versions are those installed here. With ``--ray`` the folder also
-gets ``ray.tar.xz``: Ray without its Java archive, dashboard page and libraries, a quarter of the
-size of its wheel, for ``tar -xf .whl/ray.tar.xz -C /tmp/site``.
+The packages are those of pyproject.toml with all their dependencies, without those that the machine
+has (``PRESENT``). Versions are those installed here. With ``--ray`` the folder also gets
+``ray.tar.xz``: Ray without its Java archive, dashboard page and libraries, a quarter of the size of
+its wheel, for ``tar -xf .whl/ray.tar.xz -C /tmp/site``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-#: What the machine has, of all that pyproject.toml's packages need. A package that is not listed is
-#: carried there, so a gap in this list costs size alone.
+#: The dependencies that the machine already has. A package that is not listed is added to the
+#: folder, so a gap in this list only costs size.
 PRESENT = frozenset({
     "accelerate", "attrs", "certifi", "charset-normalizer", "click", "coverage", "filelock",
     "fsspec", "httpcore", "httpx", "huggingface-hub", "hypothesis", "idna", "jinja2", "joblib",
@@ -46,7 +46,7 @@ PRESENT = frozenset({
 #: Parts of Ray's wheel that tasks and actors do not need.
 RAY_LEFT_OUT = re.compile(r"ray/(jars|dashboard/client|rllib|serve|tune|data|train|llm|air)/")
 
-#: Bytes that the checkout and the wheels may have together.
+#: The most bytes of the checkout and the wheels together.
 MOST = 60 * 2**20
 
 PLATFORMS = (
@@ -58,8 +58,8 @@ PLATFORMS = (
 def missing(project: Path, *, ray: bool, python: str) -> list[str]:
     """Names of the packages that a checkout needs and the machine lacks, sorted.
 
-    ``project``: its pyproject.toml. ``ray``: with those of its extra of this name. ``python``: the
-    machine's, as in ``3.12``.
+    ``project``: the checkout's pyproject.toml; ``ray``: whether to include the extra ``ray``;
+    ``python``: the machine's version, such as ``3.12``.
     """
     table = tomllib.loads(project.read_text("utf-8"))["project"]
     waiting = [*table["dependencies"], *(table["optional-dependencies"]["ray"] if ray else ())]
@@ -76,7 +76,7 @@ def missing(project: Path, *, ray: bool, python: str) -> list[str]:
 
 
 def download(names: Sequence[str], folder: Path, *, python: str) -> None:
-    """Fetch one wheel a package, in the version that is installed here, for Linux on x86-64."""
+    """Download a wheel of each package, in the version installed here, for Linux on x86-64."""
     command = [
         sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
         "--implementation", "cp", "--python-version", python, "-d", str(folder),
@@ -93,13 +93,13 @@ def repack_ray(wheel: Path, archive: Path) -> None:
             for entry in whole.infolist():
                 if not RAY_LEFT_OUT.match(entry.filename):
                     path = Path(whole.extract(entry, place))
-                    path.chmod(entry.external_attr >> 16 or 0o644)  # Ray starts its own programs
+                    path.chmod(entry.external_attr >> 16 or 0o644)  # Ray runs its own executables
         with tarfile.open(archive, "w:xz", preset=9) as packed:
             packed.add(place, arcname=".")
 
 
 def checkout_bytes() -> int:
-    """Bytes of the files that git tracks here."""
+    """Bytes of the files that git tracks in the current folder."""
     listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True).stdout
     names = listed.decode("utf-8", "surrogateescape").split("\0")
     return sum(Path(name).stat().st_size for name in names if name and Path(name).is_file())

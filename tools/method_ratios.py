@@ -28,14 +28,14 @@ from tools.side_by_side import Row, Side, Table, compare, in_turn, rate
 UNSTEERED, WORD = "unsteered", "word"
 
 PAIRS = 13
-"""Of one category."""
+"""The number of pairs, all of one category."""
 
 BARS = {"span": 0.97, "switch": 0.97}
-"""Of the rate of ``word``."""
+"""The smallest acceptable ratio to the rate of ``word``, by method."""
 
 OF_PASSES, OF_UNSTEERED = 0.9, 0.85
-"""Of the unsteered rate: for guidance, whose further noise prediction is counted as work, and for
-what changes the pipeline.
+"""The smallest acceptable ratios to the unsteered rate: for guidance methods, whose additional
+noise prediction counts as work, and for methods that change the pipeline.
 """
 
 
@@ -59,9 +59,9 @@ def ratios(
     names: Sequence[str], *, dtype: str = "float32", steps: int = 8, rounds: int = 7,
     images: int = 38,
 ) -> Table:  # fmt: skip
-    """The rates of methods on the embedded model, in rows of the denoiser for a CPU second.
+    """The rates of methods on the embedded model, in rows of the denoiser's batch per CPU second.
 
-    ``images``: in a batch. The notes have the range of each ratio over the rounds.
+    ``images``: the batch size. The notes have the range of each ratio over the rounds.
     """
     source = find_pipeline(EMBEDDED, dtype=dtype)
     pairs = select(load_pairs(shipped("pairs.csv")), ["color"], limit=PAIRS)
@@ -99,13 +99,13 @@ def _side(worker: Worker, jobs: Sequence[Job], work: int) -> Side:
 
 
 def _work(name: str) -> int:
-    """Rows of the denoiser for an image and step: two, and one more for a guidance term."""
+    """The denoiser's rows per image and step: two, and one more for a guidance term."""
     is_more = name != UNSTEERED and isinstance(METHODS.get(name), GuidanceMethod)
     return 3 if is_more else 2
 
 
 def _bar(name: str, against: str) -> float | None:
-    """The ratio that is asked for, None where none is."""
+    """The smallest acceptable ratio; None if there is no bar."""
     if against == WORD:
         return BARS.get(name)
     method = METHODS.get(name)

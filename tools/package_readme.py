@@ -1,8 +1,8 @@
-"""README.md as the description of the package, without links that lead nowhere on an index.
+"""README.md as the package's description, without links that would be broken on a package index.
 
-A build hook of hatchling (``[tool.hatch.metadata.hooks.custom]`` of pyproject.toml). Links to files
-of the repository are absolute if ``Repository`` of ``[project.urls]`` says where it is; without it
-they name the file, and pictures are left out.
+A build hook of hatchling (``[tool.hatch.metadata.hooks.custom]`` in pyproject.toml). Links to files
+of the repository become absolute if ``[project.urls]`` has ``Repository``. Without it, links are
+replaced by the file's name, and pictures are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 class PackageReadme(MetadataHookInterface):
-    """Gives the metadata their ``readme``."""
+    """Adds ``readme`` to the package's metadata."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Add the description to the project's metadata."""
@@ -29,7 +29,7 @@ class PackageReadme(MetadataHookInterface):
 
 
 def described(text: str, address: str | None) -> str:
-    """Markdown without relative links; ``address``: of the repository, None if it has none."""
+    """Markdown without relative links. ``address``: the repository's URL, None if unknown."""
 
     def absolute(link: re.Match[str]) -> str:
         picture, words, target = link["picture"], link["text"], link["target"]
@@ -43,6 +43,6 @@ def described(text: str, address: str | None) -> str:
         file = target.partition("#")[0]
         return words if file in words else f"{words} (`{file}`)"
 
-    parts = _FENCED.split(text)  # every second one is a block of code
+    parts = _FENCED.split(text)  # every second part is a block of code
     parts[::2] = [re.sub(r"\n{3,}", "\n\n", _LINK.sub(absolute, part)) for part in parts[::2]]
     return "".join(parts)

@@ -1,7 +1,8 @@
 """The time that ``--sequential`` saves: the main job in full and sequential, side by side.
 
 ``python -m tools.sequential_saving FOLDER`` runs both from empty run folders in FOLDER, with the
-same models, and prints each one's images, seconds of generation and successes, and their ratio.
+same models. It prints the images, seconds of generation and successes of each, and the ratios of
+images and seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from analogy.store.folder import RunFolder
 
 
 class Cost(NamedTuple):
-    """What a run took: images, seconds of generation, and the cells that succeeded."""
+    """A run's images, seconds of generation, and number of cells that succeeded."""
 
     images: int
     seconds: float
@@ -26,7 +27,7 @@ class Cost(NamedTuple):
 def cost(folder: Path, *, sequential: bool, limit: int | None) -> Cost:
     """Run the main job into an empty folder, and measure it.
 
-    Raises ``FileExistsError`` if the folder exists: cached images take no time.
+    Raises ``FileExistsError`` if the folder exists, since existing images would take no time.
     """
     folder.mkdir(parents=True)
     run = analogy.run(
@@ -46,7 +47,7 @@ def cost(folder: Path, *, sequential: bool, limit: int | None) -> Cost:
 
 
 def main() -> None:
-    """The command."""
+    """Run both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a new folder for both runs")
     parser.add_argument("--limit", type=int, help="only so many pairs of each category")

@@ -1,4 +1,4 @@
-"""What all commands share: the application, exit codes, options from the table, printing."""
+"""Shared by all commands: the application, exit codes, options from the table, printing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _verbatim(text: str | None) -> str | None:
-    """A help text that is shown as it is written: rich takes ``[words]`` for markup.
+    """A help text with its brackets escaped, since rich reads ``[words]`` as markup.
 
-    Its paragraphs fill the terminal's lines, whatever their own are.
+    Line breaks within a paragraph are removed, so that it fills the terminal's lines.
     """
     if not text or not HAS_RICH:
         return text
@@ -45,9 +45,9 @@ def _verbatim(text: str | None) -> str | None:
 
 
 class _Command(TyperCommand):
-    """A command; its help texts are shown as they are written, without rich's markup.
+    """A command whose help texts are shown as written, without rich's markup.
 
-    Its paths are read like those of the table of options: ``~`` is the user's home.
+    Its paths are read like those in the table of options: ``~`` is the user's home.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -76,7 +76,7 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """Commands under one name; help texts as in :class:`_Command`."""
+    """A group of commands under one name, with help texts as in :class:`_Command`."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -95,11 +95,11 @@ class Commands(typer.Typer):
 
 
 EXAMPLES = "Examples:"
-"""The first words of an epilog that shows commands, each in a line of its own."""
+"""The first words of an epilog that shows commands, each on its own line."""
 
 
 def examples(*commands: str) -> str:
-    """An epilog of commands to try, each a paragraph, which the help keeps in a line of its own."""
+    """An epilog of example commands, each its own paragraph, so that the help keeps their lines."""
     return "\n\n".join((EXAMPLES, *(f"analogy {command}" for command in commands)))
 
 
@@ -141,15 +141,15 @@ GENERATING, REPORTING, CHECKING = "Generate images", "Report and compare", "Chec
 """The groups of commands in the help."""
 
 option = functools.partial(typer.Option, show_envvar=False)
-"""An option. The help describes environment variables once and not for each option."""
+"""An option. The help describes environment variables once instead of for each option."""
 
 
 def checked_output(
     context: typer.Context, option: typer.CallbackParam, value: Path | str | None
 ) -> Path | str | None:
-    """Refuse an output path that cannot be written; typer calls this before the command runs.
+    """End the command if an output path cannot be written. Typer calls this before the command.
 
-    Every option that names a file to write has it as ``callback``.
+    Every option that names a file to write has this as its ``callback``.
     """
     if value in (None, "-") or context.resilient_parsing:
         return value
@@ -162,7 +162,7 @@ def checked_output(
 
 
 def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
-    """Refuse an output path that cannot be written: see :func:`analogy.core.files.check_output`."""
+    """End the command if :func:`analogy.core.files.check_output` refuses the path, with code 2."""
     try:
         files.check_output(name, may_link=may_link)
     except files.PlaceError as error:
@@ -170,7 +170,7 @@ def check_output(name: str | Path, flag: str, *, may_link: bool = True) -> None:
 
 
 def a_path(text: str) -> str:
-    """A path that is an option's text; see :func:`~analogy.settings.options.parse_path`."""
+    """An option's path, by :func:`~analogy.settings.options.parse_path`. Raises BadParameter."""
     try:
         return parse_path(text)
     except OptionError as error:
@@ -196,7 +196,7 @@ Json = Annotated[
 
 
 def _settings(context: typer.Context, value: str | None) -> str | None:
-    """Have the options of a file be the defaults of this command; typer calls this first."""
+    """Use the options of a file as the defaults of this command. Typer calls this first."""
     if value is None or context.resilient_parsing:
         return value
     try:
@@ -217,9 +217,9 @@ Config = Annotated[
 
 
 def main() -> None:
-    """Run a command. An internal error has its own exit code, so it is never read as a verdict."""
+    """Run a command. Internal errors have their own exit code, so they never pass for a verdict."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+        if hasattr(stream, "reconfigure"):  # characters that it cannot encode are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -231,7 +231,7 @@ def main() -> None:
             say("interrupted; a run folder keeps finished work, and the same command continues")
         raise
     except MemoryError:
-        # Of this process; errors of a device's memory are handled where they happen.
+        # Memory of this process. Errors of a device's memory are handled where they occur.
         say(
             "memory is full; a run folder keeps finished work. Free memory, or give the same "
             "command with a smaller file or fewer pairs (--limit N)"
@@ -244,7 +244,7 @@ def main() -> None:
 
 
 def _say_warnings_plainly() -> None:
-    """Print the suite's own warnings in one line each, others as Python does."""
+    """Print each of the suite's own warnings in one line, and others as Python does."""
     usual = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -259,12 +259,12 @@ def _say_warnings_plainly() -> None:
 def with_options(
     names: Collection[str] | None = None, **defaults: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command options of the table, which pytest has too: all of them, or those ``names``.
+    """Give a command the options of the table that pytest uses, too: all, or those in ``names``.
 
-    ``defaults``: by option, where this command's default differs from the table's. The command gets
-    all options as one :class:`~analogy.settings.request.RunRequest`, its parameter ``request``;
-    options that it does not have keep the table's defaults. A parameter ``given`` gets the names of
-    the options that the user gave a value other than the default.
+    ``defaults``: option to this command's default, where it differs from the table's. The command
+    gets all options as one :class:`~analogy.settings.request.RunRequest` in its parameter
+    ``request``; options outside ``names`` have their defaults. If the command has a parameter
+    ``given``, it gets the names of the options whose value is not the default.
     """
     table = {each.key: each for each in OPTIONS}
     own = {key: defaults.get(key, each.default) for key, each in table.items()}
@@ -278,7 +278,7 @@ def with_options(
                 given["given"] = {key for key in chosen if raw[table[key].name] != own[key]}
             command(**given, request=parse_options(raw.__getitem__))
 
-        # What typer reads: the command's own parameters, then those of the table.
+        # The signature for typer: the command's own parameters, then those of the table.
         parameters = dict(inspect.signature(command, eval_str=True).parameters)
         del parameters["request"]
         wants_given = parameters.pop("given", None) is not None
@@ -292,7 +292,7 @@ def with_options(
 
 
 def _parameter(of: Option, default: Any) -> inspect.Parameter:
-    """An option of the table as typer reads it off a function: a switch or a text."""
+    """An option of the table as a function's parameter for typer: a switch (bool) or a text."""
     is_switch = of.parse is None
 
     def complete(incomplete: str) -> list[str]:
@@ -318,7 +318,7 @@ def write(
     report: ElementTree.Element | None = None,
     junit: Path | None = None,
 ) -> None:
-    """Write JSON and JUnit XML, before anything is printed, so that a closed pipe loses nothing."""
+    """Write JSON and JUnit XML. Call it before printing, so that a closed pipe loses no file."""
     try:
         if junit is not None and report is not None:
             ElementTree.indent(report)
@@ -333,9 +333,9 @@ def write(
 
 
 def show_lines(lines: Iterable[str], json_file: str | None = None, *, quiet: bool = False) -> None:
-    """Print lines on stdout, or on stderr if JSON goes to stdout; the last alone if ``quiet``.
+    """Print lines on stdout, or on stderr if JSON goes to stdout; only the last one if ``quiet``.
 
-    On a terminal verdicts have colours.
+    On a terminal verdicts are coloured.
     """
     shown = [printable(line) for line in lines]
     text = "".join(f"{line}\n" for line in (shown[-1:] if quiet else shown))
@@ -361,13 +361,13 @@ def say(message: object) -> None:
 
 
 def say_which(path: Path) -> None:
-    """Say on stderr which of a run folder's measurements is read, if it has several."""
+    """Print on stderr which of a run folder's measurements is used, if it has several."""
     show_lines(kept.notes(path), "-")
 
 
 @contextmanager
 def exit_code(code: ExitCode) -> Iterator[None]:
-    """End a command with this code on any ``AnalogyError``, whatever its own code is."""
+    """End a command with this code on any ``AnalogyError``, whatever the error's own code."""
     try:
         yield
     except AnalogyError as error:

@@ -36,7 +36,7 @@ else:
     values = deferred("analogy.statistics.values")
 
 PAIRS_VERSION = 1
-"""The schema version of what ``pairs check --json`` writes."""
+"""The schema version of the JSON of ``pairs check --json``."""
 
 CHECK_OPTIONS = ("clip_model", "clip_pretrained", "model", "offline")
 
@@ -105,7 +105,7 @@ def check(
 
 
 def _doubtful(pairs: list[Pair], request: RunRequest) -> list[Doubtful]:
-    """Notes on the pairs, also those by the judge and the model of the request."""
+    """Notes on doubtful pairs, also by the tokenizers of the request's judge and model."""
     differing = differing_pairs(pairs)
     found = [
         Doubtful(

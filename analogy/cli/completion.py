@@ -1,4 +1,4 @@
-"""What a shell offers for options whose values are on the disk: categories and run folders."""
+"""Shell completion of values that are on the disk: categories and run folders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from analogy.settings.options import csv_list
 from analogy.settings.pairs import categories, load_pairs
 
 RUNS = Path(".analogy") / "runs"
-"""Where runs are unless ``--run-dir`` says another place."""
+"""The default parent of run folders, unless ``--run-dir`` is given."""
 
 
 def category_names(ctx: Any, incomplete: str) -> list[str]:
-    """The categories of the pairs of ``--pairs``, those before the last comma as they are."""
+    """Completions by the categories in the file ``--pairs``.
+
+    Text before the last comma is kept, and categories in it are not offered again.
+    """
     done, comma, begun = incomplete.rpartition(",")
     try:
         with warnings.catch_warnings():
@@ -35,9 +38,9 @@ def category_names(ctx: Any, incomplete: str) -> list[str]:
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """Run folders: those in the usual place, and those that the path leads to.
+    """Run folders in the default place, and paths that begin with ``incomplete``.
 
-    Other folders end with a slash, so that they can be entered.
+    Folders that are not run folders end with a slash, so that completion can go on below them.
     """
     usual = [str(path) for path in sorted(RUNS.glob("*")) if _is_run(path)]
     found = [name for name in usual if name.startswith(incomplete)]
@@ -46,7 +49,7 @@ def run_folders(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run folders, and results files."""
+    """Run folders and JSON files."""
     found = run_folders(incomplete)
     files = (path for path in glob(f"{escape(incomplete)}*.json") if Path(path).is_file())
     return [*found, *sorted(files)]
@@ -67,4 +70,4 @@ COMPLETIONS: dict[str, Callable[..., list[str]]] = {
     "categories": category_names,
     "run_dir": run_folders,
 }
-"""By an option's key: what completes its value."""
+"""Option key to the function that completes the option's value."""

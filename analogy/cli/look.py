@@ -102,10 +102,11 @@ def steer(
 
 
 def pair_of(source: str, target: str, words: tuple[str, str] | None) -> Pair:
-    """A pair of two prompts. Its words: those given, or what differs between the prompts.
+    """The pair of two prompts, with the given words or with the words in which the prompts differ.
 
-    That is the rest of each prompt without the words that both begin with and both end with. Raises
-    ``OptionError`` if the prompts do not differ, or if it is not clear which words do.
+    These are what remains of each prompt without its common start and common end with the other.
+    Raises ``OptionError`` if a prompt is empty or too long, if the prompts do not differ, or if it
+    is not clear which words differ.
     """
     source, target = " ".join(source.split()), " ".join(target.split())
     if not source or not target:

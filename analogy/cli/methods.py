@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 else:
     work = deferred("analogy.cli.work.methods")
 
-#: The built-in methods that every model can be steered by: the sliders are the embedded model's.
+#: The built-in methods that work with every model. The sliders are left out, since they belong to
+#: the embedded model.
 DEFAULT_METHODS = tuple(name for name in METHODS.builtin if name != "slider")
 
 METHODS_OPTIONS = (

@@ -1,4 +1,4 @@
-"""Runs a task: one pass of inference, all metrics on the same images, results with intervals."""
+"""Runs a task: generates images once, computes all metrics on them, and adds intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ONE_CLUSTER = "one prompt: an interval over prompts takes two or more"
 
 
 SAMPLED = ("steps", "guidance", "size")
-"""Settings by which two models are compared unequally if they differ."""
+"""Settings that make a comparison of two models unequal if they differ."""
 
 
 class _Mean(TypedDict, total=False):
@@ -56,8 +56,8 @@ class EvaluationAgent(Inference):
     """Evaluates models on a task.
 
     A model is ``embedded``, a diffusers folder, a ``.safetensors`` file, a hub id, a live diffusers
-    pipeline, or a folder of images made elsewhere. Images are kept in the task's run folder and
-    made once; features are computed once for each distinct image, for all metrics and all calls.
+    pipeline, or a folder of images made elsewhere. Images are made once and kept in the task's run
+    folder. Features are computed once for each distinct image, for all metrics and all calls.
     """
 
     def evaluate(self, model: Any) -> Report:
@@ -78,10 +78,10 @@ class EvaluationAgent(Inference):
     def _prepare(
         self, subjects: Sequence[Subject], metrics: Sequence[Metric], needs: frozenset[str]
     ) -> None:
-        """Load judge and models before the first image, where images are missing.
+        """Load the judge, and the models that lack images, before the first image is made.
 
-        What cannot be loaded is then a ``ModelError`` that has cost no image. Of several models the
-        later ones are loaded once more when it is their turn.
+        Raises ``ModelError`` for one that cannot be loaded, before any time is spent on images. Of
+        two models the second one is released and loaded again later.
         """
         task = self.task
         sees = {getattr(metric, "judge", None) for metric in metrics}
@@ -96,7 +96,11 @@ class EvaluationAgent(Inference):
                     subject.release()
 
     def _check_references(self, metrics: Sequence[Metric], size: Any) -> None:
-        """Read the references, so that an error is reported before anything is generated."""
+        """Read the references before anything is generated.
+
+        Raises :class:`TaskError` if there are fewer than a metric needs, or if a metric compares
+        pixel by pixel and a reference has not the size of the model's images.
+        """
         task, needs = self.task, needs_of_all(metrics)
         if "reference_set" in needs:
             count = 0 if task.reference_set is None else len(task.reference_set)
@@ -122,9 +126,9 @@ class EvaluationAgent(Inference):
     def compare(self, model_a: Any, model_b: Any) -> Report:
         """Pairwise mode: two models' images of the same prompts and latents, matched by key.
 
-        Metrics of single images: both values and b - a, prompt by prompt, with a verdict. Metrics
-        that compare with references: b's images against a's. Models whose images are made by other
-        steps, guidance or size are compared all the same: ``unequal`` of the report says it.
+        Metrics of single images give both values and b - a, prompt by prompt, with a verdict.
+        Metrics that need references compare b's images with a's. Models may differ in steps,
+        guidance and size; the report lists such settings in ``unequal``.
         """
         a, b = open_subject(model_a, self.task), open_subject(model_b, self.task)
         metrics, left_out = self.task.choose("pairwise", [a, b])
@@ -154,7 +158,7 @@ class EvaluationAgent(Inference):
 
     @staticmethod
     def _check_sizes(metrics: Sequence[Metric], sizes: Sequence[tuple[int, int] | None]) -> None:
-        """Refuse images of two sizes if a metric compares them pixel by pixel."""
+        """Raises :class:`TaskError` if the sizes differ and a metric compares pixel by pixel."""
         strict = [metric.name for metric in metrics if getattr(metric, "same_size", False)]
         if strict and len(set(sizes)) > 1:
             shown = " and ".join(f"{size[1]}x{size[0]}" for size in sizes if size is not None)
@@ -215,13 +219,13 @@ class EvaluationAgent(Inference):
         )
 
     def _mean(self, keys: Sequence[str], values: Scores) -> _Mean:
-        """The mean over prompts of their images' means, and its interval over prompts."""
+        """The mean over prompts (each the mean of its images), and its interval over prompts."""
         clusters = {sample.key: sample.cluster for sample in self.task.samples}
         names = [clusters.get(key, key) for key in keys]
         n = len(set(names))
         if not np.isfinite(values).all():
             return {"value": None, "n_prompts": n, "ci_absent": n_infinite_of(values)}
-        # A sum in float64 depends on the order of its terms: sorted, it has only one.
+        # A float64 sum depends on the order of its terms; sorting makes it reproducible.
         ordered = pd.Series(values, index=names).sort_values()
         means = ordered.groupby(level=0, sort=True).mean().to_numpy()
         value = float(np.sort(means).mean())
@@ -238,7 +242,7 @@ class EvaluationAgent(Inference):
         keys: Sequence[str],
         left_out: Mapping[str, str],
     ) -> Report:
-        """The results with what they have in common."""
+        """The report: the results, with the models and versions added to each."""
         lost = {key for part in parts for key in part.failed}
         models = {name: subject.fingerprint for name, subject in subjects.items()}
         versions = {"analogy-bench": __version__, **package_versions()}
@@ -270,7 +274,9 @@ class EvaluationAgent(Inference):
 
 
 def _check_same_names(a: Gathered, b: Gathered) -> None:
-    """Refuse folders whose images have other names: which of them belong together is unknown."""
+    """Raises :class:`TaskError` if the two sides have images of different names, since it is
+    unknown which of them belong together.
+    """
     odd = sorted({*a.keys, *a.failed} ^ {*b.keys, *b.failed})
     if odd:
         raise TaskError(
@@ -280,7 +286,7 @@ def _check_same_names(a: Gathered, b: Gathered) -> None:
 
 
 def _verdict(mean: _Mean, higher_is_better: bool | None) -> PairVerdict | None:
-    """Of the mean difference b - a; None if it has no interval."""
+    """The verdict on the mean difference b - a; None if it has no interval."""
     if "ci_low" not in mean or "ci_high" not in mean:
         return None
     return PairVerdict.of(
@@ -290,7 +296,7 @@ def _verdict(mean: _Mean, higher_is_better: bool | None) -> PairVerdict | None:
 
 
 def _unequal(a: Subject, b: Subject) -> tuple[Unequal, ...]:
-    """The settings of sampling that differ; none for a folder, whose settings are not known."""
+    """The settings of sampling that differ; empty for a folder, whose settings are unknown."""
     found = (Unequal(n, float(a.settings[n]), float(b.settings[n])) for n in SAMPLED
              if n in a.settings and n in b.settings)  # fmt: skip
     return tuple(one for one in found if one.a != one.b)

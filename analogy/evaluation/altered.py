@@ -1,9 +1,9 @@
-"""How a live pipeline differs from one built only from its configuration and weights.
+"""Finds how a live pipeline differs from one built only from its configuration and weights.
 
-Adapters, FreeU, attention processors, hooks, slicing and patched methods change images and are
+Adapters, FreeU, attention processors, hooks, slicing and patched methods change images but are
 neither in the weights nor in the configuration. Each part is therefore compared with a part that is
-built from its configuration, without weights. Every difference enters the pipeline's fingerprint.
-A difference without a stable name (the user's own code) means that the images cannot be kept.
+built from its configuration, without weights. Every difference becomes part of the pipeline's
+fingerprint. Images are not reused if a difference has no stable name (the user's own code).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from analogy.core.strict_json import Json
 
-#: What this code belongs to is known by its name: results have these libraries' versions.
+#: Code of these libraries is identified by its name, since results record the libraries' versions.
 _LIBRARIES = frozenset({"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate"})
 _PLAIN = frozenset({"builtins", "collections", "enum", "functools"})
 
-#: What every module has, and what libraries keep of how they loaded a part.
+#: Attributes that every module has, and those that libraries set while loading a part.
 _OF_ALL = frozenset(vars(nn.Module())) | {
     "_weight_conversions", "_use_kernels", "_internal_dict", "_output_capturing_hooks_installed",
 }  # fmt: skip
 
-#: transformers collects hidden states by hooks, which it sets at the first call and leaves there.
+#: The module of transformers' hooks that collect hidden states; they stay after the first call.
 _OUTPUTS = "transformers.utils.output_capturing"
 
 #: Settings of a tokenizer that may be changed after it was loaded.
@@ -38,13 +38,14 @@ _MOST_NESTED = 12
 
 
 class UnknownError(ValueError):
-    """Something that cannot be told from another of its kind; the message names it."""
+    """A part of the pipeline has no stable identity; the message names it."""
 
 
 def alterations(pipeline: Any) -> dict[str, Json]:
     """The alterations, as plain values by place; empty for a pipeline as it was loaded.
 
-    Raises :class:`UnknownError` for code of the user's own, and for hooks.
+    Raises :class:`UnknownError` if the pipeline has the user's own code, hooks, or a part that
+    cannot be built from its configuration.
     """
     _check_class(pipeline, type(pipeline).__name__)
     _check_class(pipeline.scheduler, "scheduler")
@@ -69,7 +70,7 @@ def _of_network(name: str, part: nn.Module) -> dict[str, Json]:
         _check_module(module, f"{name}.{inner}" if inner else name)
     try:
         built = dict(_as_configured(part).named_modules())
-    except Exception as error:  # whatever a class of another kind takes
+    except Exception as error:  # a class with another constructor may raise anything
         raise UnknownError(f"{name} cannot be built from its configuration ({error})") from error
     found: dict[str, Json] = {}
     modules = dict(part.named_modules())
@@ -83,7 +84,7 @@ def _of_network(name: str, part: nn.Module) -> dict[str, Json]:
         ours, theirs = _attributes(module), {} if like is None else _attributes(like)
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) is None and theirs.get(key) is None:
-                continue  # what was switched on and off again
+                continue  # a feature that was switched on and off again
             if key not in ours:
                 found[f"{place}.{key}"] = "absent"
             elif key not in theirs or not _is_same(ours[key], theirs[key]):
@@ -106,7 +107,7 @@ def _as_configured(part: Any) -> nn.Module:
 
 
 def _check_module(module: nn.Module, place: str) -> None:
-    """Refuse a module whose computation its class name does not identify."""
+    """Raises :class:`UnknownError` if the module's class name does not identify its computation."""
     _check_class(module, place)
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     if any(getattr(hook, "__module__", None) != _OUTPUTS for hook in hooks):
@@ -128,7 +129,7 @@ def _is_known(function: Any) -> bool:
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
-    """A module's state beside its weights, with the buffers that are in no file of weights."""
+    """A module's state without its weights, but with buffers that are not saved with weights."""
     found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
     if module.training and _drops(module):
         found["training"] = True
@@ -138,7 +139,7 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 
 def _drops(module: nn.Module) -> bool:
-    """Whether a module computes something else while it is trained."""
+    """Whether a module computes something else in training mode (dropout, batch norm)."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
     rates = [value for key, value in vars(module).items() if key == "p" or "dropout" in key]
@@ -156,7 +157,11 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _described(value: Any, place: str, depth: int = 0) -> Json:
-    """A value as JSON, independent of its address: an object as its class and attributes."""
+    """A value as JSON without addresses; an object is described by its class and attributes.
+
+    Raises :class:`UnknownError` for the user's own code, values that cannot be inspected, and
+    nesting deeper than 12.
+    """
     if depth > _MOST_NESTED:
         raise UnknownError(f"{place} is nested too deeply")
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -1,4 +1,4 @@
-"""What a task evaluates on: prompts, prompt-image pairs, a folder of images, or word pairs."""
+"""The data of a task: prompts, prompt-image pairs, a folder of images, or word pairs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ from analogy.settings.pairs import load_pairs
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An image that a task asks of a model.
+    """An image that a model has to make for a task.
 
-    ``key``: what it is called in results; ``cluster``: what is resampled with all its images, the
-    prompt or the pair. Of word pairs ``pair`` and ``alpha``, else None; ``prompt`` is what the
-    image should show.
+    - ``key``: its name in results;
+    - ``cluster``: the prompt or the id of the pair; a cluster is resampled with all its images;
+    - ``prompt``: what the image should show;
+    - ``pair``, ``alpha``: set for word pairs, otherwise None.
     """
 
     key: str
@@ -53,15 +54,15 @@ def steered(pair: Pair, alpha: float, seed: int) -> Sample:
     return Sample(f"{pair.id} alpha {alpha:.12g} #{seed}", pair.id, prompt, seed, pair, alpha)
 
 
-#: Reads the reference images of data, by the names of its ``pictures``.
+#: Reads the reference images of data; the keys are those of its ``pictures``.
 References: TypeAlias = Callable[[], Mapping[str, Images]]
 
 
 class Data(ABC):
     """A task's data in one of its four forms.
 
-    ``kind``: the form in words; ``prompts``; ``pairs``; ``files``: by name without suffix, of a
-    folder of images alone. What a form does not have is empty.
+    ``kind``: the name of the form; ``prompts``, ``pairs`` and ``files`` (images by name without
+    suffix, only for a folder of images without prompts) are empty in the other forms.
     """
 
     kind: ClassVar[str]
@@ -80,16 +81,16 @@ class Data(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many prompts, images or pairs there are."""
+        """The number of prompts, images or pairs."""
 
     @abstractmethod
     def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
-        """The images that a model is asked for; empty if only a folder of images can be given."""
+        """The images that a model has to make; empty if only folders of images can be evaluated."""
 
     @abstractmethod
     def provides(self) -> frozenset[str]:
-        """The fields of :class:`~analogy.evaluation.samples.Samples` that this data gives in single
-        mode, beside ``images``.
+        """The fields of :class:`~analogy.evaluation.samples.Samples` that this data provides in
+        single mode, beside ``images``.
         """
 
     @abstractmethod
@@ -101,10 +102,10 @@ class Data(ABC):
         references: References,
         cache: FeatureCache,
     ) -> Samples:
-        """What metrics with these needs are given, but for sets of references.
+        """The input of metrics with these needs, without the set of references.
 
-        ``images``: a model's, by the key of each sample, and of pairs those at alpha 0;
-        ``samples``: those that are scored, empty for a folder of images, whose names are the keys.
+        ``images``: a model's images by the key of each sample, for word pairs also those at alpha
+        0; ``samples``: those to score, empty for a folder of images, whose names are the keys.
         """
 
 
@@ -182,7 +183,7 @@ class PromptImages(Prompts):
 
 @dataclass(frozen=True)
 class ImageFolder(Data):
-    """Images alone, ``by_name``: references for a folder of images with the same names."""
+    """Images without prompts: references for a folder of images with the same names."""
 
     kind: ClassVar[str] = "images alone"
     by_name: Mapping[str, Path] = field(default_factory=dict)
@@ -201,7 +202,7 @@ class ImageFolder(Data):
         return len(self.by_name)
 
     def samples(self, seeds: Sequence[int], alphas: Sequence[float]) -> tuple[Sample, ...]:
-        """None: it is not known what a model should make."""
+        """Empty: without prompts a model has nothing to generate."""
         return ()
 
     def provides(self) -> frozenset[str]:
@@ -216,7 +217,7 @@ class ImageFolder(Data):
         references: References,
         cache: FeatureCache,
     ) -> Samples:
-        """The images, and their references if all have one."""
+        """The images, and their references if every image has one."""
         made = Samples(keys=tuple(images), images=stacked(images, "images"), cache=cache)
         if "references" not in needs or not images.keys() <= self.by_name.keys():
             return made
@@ -273,7 +274,7 @@ class WordPairs(Data):
 
 
 def read_data(given: Any) -> Data:
-    """A task's data; what is none of the forms is a :class:`TaskError` that names them."""
+    """A task's data. Raises :class:`TaskError` if it has none of the four forms or is invalid."""
     if isinstance(given, (str, PathLike)):
         return _of_path(Path(expanduser(given)), str(given))
     try:
@@ -296,7 +297,7 @@ def read_data(given: Any) -> Data:
 
 
 def _kind(item: Any) -> type | None:
-    """What a sequence of such items is of: text, word pairs, or (prompt, image); else None."""
+    """The kind of an item: str, Pair, or tuple for (prompt, image). Otherwise None."""
     for kind in (str, Pair):
         if isinstance(item, kind):
             return kind
@@ -349,7 +350,7 @@ def _prompts(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse_broken(text: str, where: str) -> None:
-    """Refuse text that no file and no tokenizer takes: half a character, as JSON can spell it."""
+    """Raises :class:`TaskError` for text that UTF-8 cannot encode: lone surrogates, as in JSON."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -386,11 +387,13 @@ def _picture(given: Any, prompt: str) -> Picture:
 
 
 def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
-    """The file of each sample, by key, as the folder's ``metadata.jsonl`` says it; never by order.
+    """The file of each sample, by key, from the folder's ``metadata.jsonl``; never by order.
 
-    A line belongs to the sample of its ``key``; without one, of its ``text`` and ``seed``, which
-    may be missing where the samples have one seed. A sample without a file is a
-    :class:`TaskError`: a model is not judged by the images that happen to be there.
+    A line belongs to the sample with its ``key``; without a key, to the sample with its ``text``
+    and ``seed``. The seed may be missing if all samples have the same one.
+
+    Raises :class:`TaskError` if a sample has no file, so that no model is judged by a part of the
+    images, or if it has several.
     """
     if not (folder / METADATA).is_file():
         raise TaskError(
@@ -415,7 +418,7 @@ def match(folder: Path, samples: Sequence[Sample]) -> dict[str, Path]:
             seed = next(iter(seeds)) if seed is None else seed
             key = by_prompt.get((entry.text or "", seed), "")
         if key not in prompts or entry.text not in (None, prompts[key]):
-            continue  # another task's
+            continue  # an image of another task
         if key in found:
             raise TaskError(
                 f"{folder / METADATA}: expected one image of {key!r}, got "

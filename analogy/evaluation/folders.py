@@ -16,7 +16,7 @@ from analogy.core.text import lines_of
 from analogy.evaluation.protocol import TaskError
 
 METADATA = "metadata.jsonl"
-"""Beside images: a JSON object a line, as Hugging Face's ImageFolder has it."""
+"""The metadata file beside images: a JSON object per line, as in Hugging Face's ImageFolder."""
 
 MAX_METADATA_BYTES = 2**30
 
@@ -24,12 +24,12 @@ Picture: TypeAlias = "Path | Images"
 
 
 def read_picture(picture: Picture) -> Images:
-    """uint8 HWC. Raises :class:`~analogy.core.images.ImageError` for a file that cannot be used."""
+    """The image, uint8 HWC. Raises :class:`~analogy.core.images.ImageError` for an invalid file."""
     return picture if isinstance(picture, np.ndarray) else read_image(picture)
 
 
 def check_file(path: Path, where: str) -> None:
-    """Raise TaskError unless there is a regular file."""
+    """Raises TaskError if the path is not a regular file."""
     if not path.is_file():
         is_there = path.exists()
         what = "expected a regular file, got another kind" if is_there else "no such file"
@@ -38,7 +38,7 @@ def check_file(path: Path, where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a metadata file; a field that it lacks is None. Other names are ignored."""
+    """A line of a metadata file. A missing field is None; unknown names are ignored."""
 
     file_name: str
     text: str | None = None
@@ -48,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image file and what the folder's metadata says of it, None where that says nothing."""
+    """An image file with its fields of the folder's metadata, None if missing."""
 
     file: Path
     text: str | None = None
@@ -57,10 +57,12 @@ class Entry:
 
 
 def read_folder(folder: Path) -> list[Entry]:
-    """The images that a folder's ``metadata.jsonl`` names; without one, all there are below it.
+    """The images that a folder's ``metadata.jsonl`` names; without that file, all images below it.
 
     A line has ``file_name``, relative to the folder, and may have ``text`` (the prompt), ``seed``
-    and ``key`` (as a result's values have it); other names are ignored.
+    and ``key`` (that of the image in results). Unknown names are ignored.
+
+    Raises TaskError if there are no images, or if a line or a path in it is invalid.
     """
     file = folder / METADATA
     if not os.path.lexists(file):
@@ -90,7 +92,10 @@ def read_folder(folder: Path) -> list[Entry]:
 
 
 def read_metadata(file: Path) -> list[tuple[int, Line]]:
-    """The lines of a metadata file that are not blank, each with its number."""
+    """The lines of a metadata file with their numbers, without blank ones.
+
+    Raises TaskError if the file cannot be read or a line is invalid.
+    """
     try:
         text = read_regular(file, MAX_METADATA_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -123,7 +128,10 @@ def line_of(line: str, where: str) -> Line:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """A folder's images by their path in it without suffix, so that PNG and JPEG match."""
+    """A folder's images by their relative path without suffix, so that PNG and JPEG match.
+
+    Raises TaskError if two images have the same name.
+    """
     found: dict[str, Path] = {}
     for entry in read_folder(folder):
         name = entry.file.relative_to(folder).with_suffix("").as_posix()
@@ -137,6 +145,6 @@ def by_name(folder: Path) -> dict[str, Path]:
 
 
 def shown(value: Any) -> str:
-    """The type of a value, and the value cut after 60 characters."""
+    """The type of a value, and its repr cut to 60 characters."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

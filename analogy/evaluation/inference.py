@@ -1,4 +1,4 @@
-"""The images and costs of one model for a task, and what its metrics are given."""
+"""Gathers the images and costs of one model for a task, and prepares the input of its metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a metric gave: a value for each image, or a single one; and what it rests on."""
+    """The output of a metric: a value for each image, or a single one.
+
+    - ``keys``: the images' keys; ``values``: one for each, ``(n,)``, or None if there is a single
+      one;
+    - ``single``: that one, NaN if there is one for each image;
+    - ``n``: the number of images, or repetitions, behind it; ``notes``: shown beside the value.
+    """
 
     keys: tuple[str, ...]
     values: Scores | None
@@ -44,8 +50,8 @@ class Scored:
 class Gathered:
     """A model's part of an evaluation, once its weights are no longer needed.
 
-    ``keys``: the samples that can be scored; ``images``: by key, those at alpha 0 among them;
-    ``failed``: the samples that cannot, each with the reason; ``costs``: by metric.
+    ``keys``: the samples that can be scored; ``images``: by key, including those at alpha 0;
+    ``failed``: the samples that cannot be scored, each with the reason; ``costs``: by metric.
     """
 
     keys: tuple[str, ...]
@@ -55,25 +61,25 @@ class Gathered:
 
 
 class Inference:
-    """Gathers a model's images and costs for a task, and what metrics are given of them."""
+    """Gathers a model's images and costs for a task, and prepares the input of metrics."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self._cache = FeatureCache()
 
     def _sources(self, needs: frozenset[str]) -> dict[str, Sample]:
-        """The images at alpha 0 that metrics with these needs compare with, by sample's key."""
+        """Sample's key to its image at alpha 0; empty if metrics with these needs use none."""
         return self.task.sources if needs & {"sources", "references"} else {}
 
     def _wanted(self, needs: frozenset[str]) -> list[Sample]:
-        """Every image that a model is asked for by metrics with these needs, once."""
+        """Every image that metrics with these needs require of a model, each once."""
         samples = (*self.task.samples, *self._sources(needs).values())
         return list({sample.key: sample for sample in samples}.values())
 
     def _gather(
         self, subject: Subject, metrics: Sequence[Metric], needs: frozenset[str]
     ) -> Gathered:
-        """A model's images; and its costs, while it is loaded."""
+        """A model's images, and its costs while it is loaded; then the model is released."""
         sources = self._sources(needs)
         images: Mapping[str, Images] = {}
         failed: Mapping[str, str] = {}
@@ -105,9 +111,9 @@ class Inference:
         failed: Mapping[str, str],
         sources: Mapping[str, Sample],
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The samples that can be scored; and those that cannot, each with the reason.
+        """The samples that can be scored, and those that cannot, each with the reason.
 
-        ``sources``: the image at alpha 0 that a sample is not scored without, by its key.
+        ``sources``: by sample's key, the image at alpha 0 without which it cannot be scored.
         """
         task = self.task
         if not task.samples:
@@ -124,7 +130,7 @@ class Inference:
         return tuple(key for key in present if key not in lost), lost
 
     def _samples(self, part: Gathered, keys: tuple[str, ...], needs: frozenset[str]) -> Samples:
-        """What metrics with these needs are given."""
+        """The input of metrics with these needs."""
         task = self.task
         if not keys:
             return Samples(keys=keys, cache=self._cache)
@@ -143,7 +149,7 @@ REFERENCES = frozenset({"references", "reference_set"})
 
 
 def needs_of_all(metrics: Sequence[Metric]) -> frozenset[str]:
-    """What any of these metrics needs."""
+    """The union of these metrics' needs."""
     return frozenset().union(*(needs_of(metric) for metric in metrics))
 
 
@@ -153,7 +159,10 @@ def wants_images(metrics: Sequence[Metric]) -> bool:
 
 
 def computed(metric: Metric, samples: Samples) -> Scored:
-    """What a metric gives for these samples, checked; its warnings as notes."""
+    """The checked output of a metric for these samples, with its warnings as notes.
+
+    Raises :class:`TaskError` if it is not numeric, has another shape than () or (n,), or has NaN.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         given = metric.compute(samples)
@@ -190,14 +199,14 @@ def computed(metric: Metric, samples: Samples) -> Scored:
 
 
 def n_infinite_of(values: Scores) -> str:
-    """Why values of which some are infinite have no mean, and what they have instead."""
+    """The message for values without a finite mean, with their median if that is finite."""
     count = np.count_nonzero(~np.isfinite(values))
     with np.errstate(invalid="ignore"):
-        median = np.median(values)  # NaN where a difference of two infinite values is among them
+        median = np.median(values)  # NaN if a value is the difference of two infinite ones
     other = f"; the median is {median:.4g}" if np.isfinite(median) else ""
     return f"{count} of {len(values)} values are infinite, and so is their mean{other}"
 
 
 def progress_bar(items: Sequence[Metric], what: str) -> Any:
-    """A progress bar on stderr, quiet where that is no terminal."""
+    """A progress bar on stderr; silent if stderr is not a terminal."""
     return tqdm(items, desc=what, disable=None)

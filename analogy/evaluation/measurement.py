@@ -1,4 +1,4 @@
-"""One number for all images, or for a model: the result of metrics of sets and of cost."""
+"""The result of a metric of sets or of cost: one number for all images, or for a model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 
 class Measurement(NamedTuple):
-    """One number for all, with what it rests on and what should be said with it.
+    """One number for all images or for a model.
 
-    ``n``: images that it is of, None if unknown; ``notes``: shown beside the value.
+    ``n``: the number of images behind it, None for the number of samples; ``notes``: shown beside
+    the value.
     """
 
     value: float

@@ -49,9 +49,9 @@ from analogy.metrics.kernel import CMMD_JUDGE
 class Tools:
     """The settings of built-in metrics.
 
-    ``features``: what FID and KID see with, the judge or another; a function gives it, because
-    Inception is loaded only if a metric uses it. ``country``: where electricity is from, None if
-    that was not said.
+    ``features``: returns the feature extractor of FID and KID, such as the judge; a function,
+    because Inception is loaded only if a metric uses it. ``country``: the origin of the
+    electricity, None if unknown.
     """
 
     judge: Judge
@@ -65,7 +65,7 @@ Factory = Callable[[Tools], Metric]
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric of the table that only a task can measure, and how it is made."""
+    """A registered metric that only a task can measure; ``build`` makes it."""
 
     build: Factory
 
@@ -84,8 +84,8 @@ _FIELDS = {
 
 
 def _of_grid(metric: GridMetric, tools: Tools) -> Metric:
-    """A grid's metric as one of samples. An image's unsteered image is what it is compared with:
-    its reference, of word pairs the one at alpha 0.
+    """A metric of the grid as a metric of samples. Each image's reference takes the place of the
+    unsteered image; for word pairs both are the image at alpha 0.
     """
     judge = tools.judge
 
@@ -150,7 +150,7 @@ def _of_judge(
 
 
 def lpips_metric(network: Lpips) -> FunctionMetric:
-    """LPIPS by a network that is loaded, such as ``Lpips("alex", weights=PATH)``."""
+    """LPIPS with a loaded network, such as ``Lpips("alex", weights=PATH)``."""
     compute = _compared(lambda images, references: lpips(images, references, network))
     name = score_name("lpips", network.network)
     return FunctionMetric(name, compute, False, "", _PAIRED, network.fingerprint, same_size=True)
@@ -169,7 +169,7 @@ def _compared(distance: Callable[[Any, Any], Any]) -> Callable[[Samples], Any]:
 
 
 def fid_metric(features: FeatureModel) -> FunctionMetric:
-    """FID on these features, and named after them unless they are Inception's."""
+    """FID with these features. The name includes theirs unless they are Inception's."""
     name = _set_name("fid", features)
 
     def compute(samples: Samples) -> float:
@@ -181,7 +181,7 @@ def fid_metric(features: FeatureModel) -> FunctionMetric:
 
 
 def kid_metric(features: FeatureModel) -> FunctionMetric:
-    """KID on these features, and named after them unless they are Inception's."""
+    """KID with these features. The name includes theirs unless they are Inception's."""
 
     def compute(samples: Samples) -> float:
         return kernel_distance(
@@ -228,7 +228,7 @@ def _cost(
     higher_is_better: bool = False,
     needs: str = "model",
 ) -> TaskMetric:
-    """A metric of the model itself: ``measure`` is given ``samples.model``."""
+    """A metric of the model itself; ``measure`` is called with ``samples.model``."""
 
     def build(tools: Tools) -> Metric:
         return FunctionMetric(
@@ -281,7 +281,8 @@ MACS = _cost("macs", "per image", lambda model: model.macs())
 ENERGY = _electric("energy", "kWh/image", "energy_kwh_per_image")
 CARBON = _electric("carbon", "kg CO2e/image", "emissions_kg_per_image")
 
-#: Metrics of a grid that a task names after their network, which may be another than the grid's.
+#: Metrics of the grid that a task makes itself: their network may be another one here, and their
+#: names in results then include it.
 _NAMED_AFTER_NETWORK: dict[str, Factory] = {
     "lpips": _lpips("alex"),
     "kid": lambda tools: kid_metric(tools.features()),
@@ -296,12 +297,16 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "macs", "size_on_disk", "energy", "carbon",
     ),
 }  # fmt: skip
-"""Lists of names, of which a task computes those that its data and mode allow, and says which it
-leaves out. LPIPS is in none, since its weights have to be fetched."""
+"""Named lists of metrics. A task computes those that its data and mode allow and reports those that
+it leaves out. LPIPS is in no preset, since its weights have to be downloaded."""
 
 
 def find_metrics(names_or_metrics: Iterable[Any], tools: Tools) -> tuple[Metric, ...]:
-    """Metrics by name, or as they are; a name taken twice is a :class:`TaskError`."""
+    """The metrics of these names; objects are used as they are.
+
+    Raises :class:`TaskError` for an unknown name, an invalid object, two metrics of one name, or an
+    empty list.
+    """
     found: dict[str, Metric] = {}
     for each in names_or_metrics:
         if isinstance(each, GridMetric):
@@ -355,7 +360,10 @@ def _all_names() -> str:
 
 
 def _checked(given: Any, entry_point: str | None = None) -> Metric:
-    """A user's metric. Raises :class:`TaskError` with the missing attributes."""
+    """A user's metric. Raises :class:`TaskError` if an attribute is missing or invalid.
+
+    ``entry_point``: the name that it must have, if it comes from an entry point.
+    """
     what = f"metric {given!r}" if entry_point is None else f"metric {entry_point!r}"
     if isinstance(given, type) or not callable(getattr(given, "compute", None)):
         hint = ""

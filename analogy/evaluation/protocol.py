@@ -1,4 +1,4 @@
-"""The protocol of a metric, and a wrapper that makes a metric of a plain function."""
+"""The protocol of a metric, and a wrapper that turns a plain function into one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ class TaskError(AnalogyError, ValueError):
 
 
 class Metric(Protocol):
-    """What a task measures: a built-in metric, or any object with these three attributes.
+    """A metric of a task: a built-in one, or any object with these three attributes.
 
-    It may have more: ``units``, text; ``needs``, names of fields of :class:`Samples`, by default
-    images alone; ``judge``, the fingerprint of the network that it looks with; ``least``, the
-    fewest images that it is defined for; ``same_size``, whether references must be of the images'
-    size.
+    Optional attributes:
+
+    - ``units``: text;
+    - ``needs``: names of fields of :class:`Samples`, by default ``images`` alone;
+    - ``judge``: the fingerprint of the network that it uses;
+    - ``least``: the fewest images that it is defined for, by default 1;
+    - ``same_size``: whether references must have the size of the images, by default False.
     """
 
     @property
@@ -35,8 +38,8 @@ class Metric(Protocol):
         ...
 
     def compute(self, samples: Samples) -> Any:
-        """A value for each image, ``(n,)``; or one number, or a
-        :class:`~analogy.evaluation.measurement.Measurement`, for all.
+        """A value for each image, ``(n,)``; or, for all images together, one number or a
+        :class:`~analogy.evaluation.measurement.Measurement`.
         """
         ...
 
@@ -51,7 +54,7 @@ class ImageSource(Protocol):
 
     @property
     def generates(self) -> bool:
-        """True for a model, which makes images of prompts."""
+        """True for a model, which generates images from prompts."""
         ...
 
     @property
@@ -82,7 +85,7 @@ def metric(
     units: str = "",
     needs: str | Iterable[str] = ("images",),
 ) -> FunctionMetric:
-    """A plain function as a metric: samples -> a value for each image, or one number for all."""
+    """A metric from a plain function: samples -> a value for each image, or one number for all."""
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     return FunctionMetric(name, function, higher_is_better, units, needs)
 

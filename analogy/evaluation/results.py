@@ -25,11 +25,11 @@ Values = Mapping[str, float | None]
 
 
 class PairVerdict(StrEnum):
-    """What the 95% interval of b - a says of b.
+    """The verdict on b from the 95% interval of b - a.
 
-    - ``better``, ``worse``: it lies on one side of 0; ``different``: the same, of a metric that has
-      no better side;
-    - ``undecided``: it holds 0;
+    - ``better``, ``worse``: the interval lies on one side of 0;
+    - ``different``: the same, for a metric of which neither higher nor lower is better;
+    - ``undecided``: the interval contains 0;
     - ``too_few``: 5 prompts or fewer decide nothing.
     """
 
@@ -55,8 +55,8 @@ class PairVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Unequal:
-    """A setting of sampling in which two compared models differ: it, and not the model, may be the
-    reason of a difference.
+    """A setting of sampling in which two compared models differ. A difference in figures may be due
+    to it and not to the models.
     """
 
     setting: str
@@ -71,21 +71,21 @@ class Unequal:
 class MetricResult(Figures):
     """One metric's figures.
 
-    - `value`: single mode: the mean over prompts of the mean over a prompt's images, or the one
-      value that the metric gives; pairwise mode: b - a of those (`value_a`, `value_b`), or one
-      value of b against a (then both are None). None where it is infinite;
-    - `ci_low`, `ci_high`: its 95% bootstrap interval over prompts (pairs, of word pairs), each with
-      all its images; None where there is none, and `ci_absent` says why;
-    - `n`: images that the value rests on (repetitions, for a cost); `n_prompts`: clusters;
-      `n_failed`: failed images, which are not scored; `n_infinite`: images
-      whose value is infinite;
-    - `values`: of each image, by key, b - a in pairwise mode with `values_a` and `values_b` beside;
-      None in the place of one that is infinite; None where the metric has no values of images;
-    - `verdict`: pairwise mode, of values with an interval: is b better or worse than a, by this
-      metric alone? None elsewhere;
-    - `models`: fingerprints, of ``model`` or of ``a`` and ``b``; `judge`: of the network that the
-      metric looks with; `versions`: of the packages involved;
-    - `notes`: what should be said with the value.
+    - `value`: in single mode the mean over prompts of the mean over a prompt's images, or the one
+      value of a metric of sets or cost. In pairwise mode `value_b` - `value_a`, or one value of b
+      against a (`value_a` and `value_b` are then None). None if it is infinite;
+    - `ci_low`, `ci_high`: its 95% bootstrap interval over prompts (for word pairs over pairs), each
+      resampled with all its images. None without an interval; `ci_absent` then has the reason;
+    - `n`: the number of images behind the value (for a cost, of repetitions); `n_prompts`: the
+      number of prompts or pairs; `n_failed`: the number of failed images, which are not scored;
+      `n_infinite`: the number of images with an infinite value;
+    - `values`: image key to its value, None if infinite; in pairwise mode to b - a, with those of a
+      and b in `values_a` and `values_b`. None if the metric has no values of single images;
+    - `verdict`: in pairwise mode, for a value with an interval, whether b is better or worse than a
+      by this metric alone; otherwise None;
+    - `models`: fingerprints, by ``model`` or by ``a`` and ``b``; `judge`: the fingerprint of the
+      network that the metric uses; `versions`: those of the packages involved;
+    - `notes`: remarks to show with the value.
     """
 
     name: str
@@ -114,7 +114,7 @@ class MetricResult(Figures):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetricResult:
         """The result that ``to_dict`` wrote."""
-        given = {"verdict": None, **values}  # files of earlier suites have none
+        given = {"verdict": None, **values}  # files of earlier versions have no verdict
         said = given["verdict"]
         verdict = None if said is None else PairVerdict(said)
         return cls(**{**given, "notes": tuple(given["notes"]), "verdict": verdict})
@@ -125,8 +125,8 @@ class Report:
     """All results of one evaluation, with its task and models.
 
     ``config``: the task and its models, in plain values; ``left_out``: metrics of the preset that
-    could not be had, each with the reason; ``unequal``: in pairwise mode, how the models' images
-    were made differently.
+    could not be computed, each with the reason; ``unequal``: in pairwise mode, the settings of
+    sampling in which the models differ.
     """
 
     results: tuple[MetricResult, ...]
@@ -135,7 +135,7 @@ class Report:
     unequal: tuple[Unequal, ...] = ()
 
     def __getitem__(self, name: str) -> MetricResult:
-        """The result of a metric, by its name."""
+        """The result of the metric of this name. Raises ``KeyError`` for an unknown name."""
         by_name = {result.name: result for result in self.results}
         if name not in by_name:
             raise KeyError(f"{name!r}: expected one of {', '.join(by_name)}{near(name, by_name)}")
@@ -145,7 +145,7 @@ class Report:
         return iter(self.results)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row for each metric, by name; columns without a single figure are left out."""
+        """A row for each metric, by name; columns of lists and mappings are left out."""
         rows = [result.to_dict() for result in self.results]
         plain = [
             {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
@@ -227,7 +227,7 @@ class Report:
 
 
 def _table(rows: list[MetricResult], title: str, notes: list[str]) -> Iterator[str]:
-    """A line for each result, columns as wide as they need; figures to the right."""
+    """A line for each result, in columns as wide as needed; figures are right-aligned."""
     better = {True: "higher", False: "lower", None: "-"}
     lines = [["metric", "a", "b", title, "95% CI", "n", "better", "units", "b is", ""]]
     for row in rows:
@@ -273,7 +273,7 @@ def _marks(row: MetricResult, notes: list[str]) -> list[int]:
 
 
 def _number(value: float | None) -> str:
-    """Four digits, large ones in thousands, millions and so on."""
+    """Four significant digits; from 100,000 on with a suffix: k, M, G or T."""
     if value is None:
         return "-"
     for letter, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

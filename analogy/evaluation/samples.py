@@ -27,13 +27,13 @@ NEEDS: dict[str, str] = {
     "model": "a model that generates",
     "files": "a model that has files",
 }
-"""What a metric may need: the name of a field of :class:`Samples`, and a description."""
+"""The possible needs of a metric, with a description: fields of :class:`Samples`, and ``files``."""
 
 Pictures = Literal["images", "references", "reference_set", "sources"]
 
 
 class FeatureCache:
-    """Features of images: each distinct image once for each model, whatever array it is in."""
+    """Features of images, computed once per model for each distinct image, whatever its array."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[object, bytes], NDArray[np.float64]] = {}
@@ -50,7 +50,7 @@ class FeatureCache:
         return np.stack([self._rows[key] for key in keys])
 
     def _digests_of(self, images: Images) -> list[bytes]:
-        """A digest of each image, made once while the array lives."""
+        """A digest of each image, computed once in the lifetime of the array."""
         known = self._digests.get(id(images))
         if known is None or known[0]() is not images:
             known = weakref.ref(images), [_digest(image) for image in images]
@@ -69,16 +69,16 @@ class Samples:
 
     Images are uint8, 0..255, ``(n, height, width, 3)``, and cannot be written to.
 
-    - `keys`: what each image is called in results; n;
-    - `images`: the model's; in pairwise mode the second model's;
-    - `prompts`: what each should show (the target prompts of word pairs); n;
-    - `references`: what each is compared with, one by one; n. Single mode: the image given with its
-      prompt, or its own image at alpha 0. Pairwise mode: the first model's image of the same key;
-    - `reference_set`: what all are compared with; any number and size. Pairwise mode: the first
-      model's images;
-    - `sources`, `source_prompts`: of word pairs, the same pair and seed at alpha 0, and the prompt
-      of that; n;
-    - `model`: the model itself, to be timed; given only to metrics that need it.
+    - `keys`: the name of each image in results; n;
+    - `images`: the model's images; in pairwise mode the second model's; n;
+    - `prompts`: what each image should show (for word pairs the target prompt); n;
+    - `references`: the image that each one is compared with; n. Single mode: the image given with
+      its prompt, or the image at alpha 0. Pairwise mode: the first model's image of the same key;
+    - `reference_set`: the images that all are compared with; any number, all of one size. Pairwise
+      mode: the first model's images;
+    - `sources`, `source_prompts`: for word pairs, the image of the same pair and seed at alpha 0,
+      and its prompt; n;
+    - `model`: the model itself, to be timed; only for metrics that need it.
     """
 
     keys: tuple[str, ...]
@@ -95,9 +95,10 @@ class Samples:
         return len(self.keys)
 
     def features(self, model: FeatureModel, of: Pictures = "images") -> NDArray[np.float64]:
-        """Features ``(n, dim)`` of one of the fields, computed once for all metrics.
+        """Features ``(n, dim)`` of the images in one of the fields, computed once for all metrics.
 
-        ``model``: a judge, ``Inception``, or a function of uint8 NHWC images.
+        ``model``: a judge, ``Inception``, or a function of uint8 NHWC images. Raises ``ValueError``
+        if the field is None.
         """
         images = getattr(self, of)
         if images is None:
@@ -106,9 +107,9 @@ class Samples:
 
 
 def stacked(images: Mapping[str, Images], what: str) -> Images:
-    """uint8 HWC images by name -> one array NHWC that cannot be written to.
+    """uint8 HWC images by name -> one read-only NHWC array.
 
-    Different sizes are a ``ValueError`` that names two of them.
+    Raises ``ValueError`` if sizes differ; the message names two of them.
     """
     check_one_size(images, what)
     array = np.stack(list(images.values()))
@@ -117,9 +118,9 @@ def stacked(images: Mapping[str, Images], what: str) -> Images:
 
 
 def check_one_size(images: Mapping[str, Images], what: str) -> tuple[int, int] | None:
-    """Height and width of all the images, None without any.
+    """Height and width of all the images; None without images.
 
-    Different sizes are a ``ValueError`` that names two of them.
+    Raises ``ValueError`` if sizes differ; the message names two of them.
     """
     if not images:
         return None

@@ -1,4 +1,4 @@
-"""What is evaluated: a model that generates images, or a folder of images of another tool."""
+"""The subjects of evaluations: a model that generates images, or a folder of another tool's."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from analogy.store.image_store import image_name
 from analogy.studies.provenance import scheduler_of
 
 Found: TypeAlias = tuple[dict[str, Images], dict[str, str]]
-"""Images by key, uint8 HWC; and the reasons of failed images, by key."""
+"""Images by key, uint8 HWC; and the reason for each failed image, by key."""
 
 
 class Folder:
@@ -65,7 +65,7 @@ class Folder:
         files = by_name(path)
         self.names: tuple[str, ...] = tuple(files) if task.data.files else ()
         if task.samples:
-            match(path, task.samples)  # refuses a folder that lacks some
+            match(path, task.samples)  # raises TaskError if the folder lacks some
         whole = hashlib.sha256()
         for name, file in files.items():
             whole.update(f"{file_fingerprint(name, file)}\n".encode())
@@ -74,8 +74,8 @@ class Folder:
         self._decoded: dict[str, Images] = {}
 
     def check(self, wanted: Sequence[Sample]) -> tuple[int, int] | None:
-        """Read the images of ``wanted``: one that is missing, cannot be used or has another size
-        is an error now, before another model makes its own. Height and width of all.
+        """Read the images of ``wanted``, before another model generates any. Returns their height
+        and width. Raises an error if one is missing, invalid or of another size.
         """
         images, _ = self.images(wanted, no_progress)
         return check_one_size(images, "images")
@@ -90,17 +90,17 @@ class Folder:
         return {key: self._decoded[key] for key in files}, {}
 
     def release(self) -> None:
-        """Let go of the images."""
+        """Free the memory of the images."""
         self._decoded = {}
 
 
 class Model:
-    """A pipeline, named or live, that makes a task's images into its run folder.
+    """A pipeline, named or live, that generates a task's images into its run folder.
 
-    ``source``: its files, None for a live one, which is used as it is: on its device, in its dtype,
-    its own scheduler untouched. ``lora``: weights to fuse into a named one. One that is altered by
-    code without a name that stays makes its images anew each time; ``settings`` then has the reason
-    as ``not_kept``.
+    ``source``: its files; None for a live pipeline, which is used as it is, on its device and in
+    its dtype, and whose own scheduler is not changed. ``lora``: weights to fuse into a named one.
+    If a live pipeline is altered by code without a stable name, its images are made again each
+    time, and ``settings`` has the reason as ``not_kept``.
     """
 
     generates = True
@@ -169,7 +169,7 @@ class Model:
         return self.source is not None
 
     def check(self, wanted: Sequence[Sample]) -> tuple[int, int] | None:
-        """Height and width of the images to come."""
+        """Height and width of the images that it will make."""
         return (self.config.size, self.config.size)
 
     def images(self, wanted: Sequence[Sample], progress: Progress) -> Found:
@@ -177,7 +177,7 @@ class Model:
         jobs = self._jobs(wanted)
         folder = RunFolder(self.folder)
         try:
-            lines = self._described()  # damage is said before anything is made
+            lines = self._described()  # raises for a damaged file before anything is generated
             missing = folder.without_image(jobs.values())
             progress(len(jobs) - len(missing))
             if missing:
@@ -219,7 +219,7 @@ class Model:
     def _generate(self, missing: Sequence[AnyJob], folder: RunFolder, progress: Progress) -> None:
         prompts = sorted({job.prompt for job in missing if isinstance(job, PromptJob)})
         setup = Setup(self.config, self._task.data.pairs, self.source, None, prompts)
-        # Of this process, the generator that is timed afterwards.
+        # In this process, the same generator is timed afterwards.
         worker = Worker(setup, generator=lambda: self.generator)
         with closing(Execution(setup, folder, worker=worker)) as execution:
             execution.generate(missing, progress)
@@ -237,7 +237,9 @@ class Model:
     def _describe(
         self, lines: dict[str, Line], wanted: Sequence[Sample], jobs: Mapping[str, AnyJob]
     ) -> None:
-        """Name the images in the run folder's ``metadata.jsonl``, so that it is an image folder."""
+        """Add the images to the run folder's ``metadata.jsonl``, so that it can be read as an image
+        folder.
+        """
         for sample in wanted:
             if sample.key in jobs:
                 name = image_name(jobs[sample.key].key)
@@ -246,13 +248,15 @@ class Model:
         write_atomically(self.folder / METADATA, "".join(rows).encode())
 
     def prepare(self) -> None:
-        """Load the generator in this process first, so that a fault in it costs no image."""
+        """Load the pipeline if this process generates, so that faults show before any image."""
         if self.config.engine == "serial":
             self.pipeline  # noqa: B018
 
     @cached_property
     def pipeline(self) -> Any:
-        """The loaded pipeline; of a live one a copy that shares its weights and nothing else."""
+        """The loaded pipeline. For a live one, a shallow copy with its own scheduler: the weights
+        are shared, and the user's scheduler is not changed.
+        """
         config = self.config
         if config.device.startswith("cuda") and config.memory is not None:
             limit_memory(config.device, config.memory)
@@ -268,7 +272,7 @@ class Model:
 
     @cached_property
     def generator(self) -> Generator:
-        """A generator with the batch size that fits."""
+        """The generator, with the configured batch size or the one that fits the device."""
         config = self.config
         made = generator_of(self.pipeline, config)
         if config.batch_size is None:
@@ -276,14 +280,14 @@ class Model:
         return made
 
     def release(self) -> None:
-        """Let go of the weights, for the next model's; a live pipeline is its owner's to keep."""
+        """Free the weights, to make room for the next model. A live pipeline stays in memory."""
         for name in ("pipeline", "generator"):
             self.__dict__.pop(name, None)
         if self.config.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
     def timed(self) -> Timed:
-        """The model as efficiency metrics see it."""
+        """The model as the input of efficiency metrics."""
         task = self._task
         prompts = task.data.prompts or tuple(pair.source_prompt for pair in task.data.pairs)
         source, dtype = self.source, self.config.dtype
@@ -300,9 +304,11 @@ Subject: TypeAlias = Folder | Model
 
 
 def open_subject(given: Any, task: Task) -> Subject:
-    """What a user evaluates: a model's name or files, a live pipeline, or a folder of images.
+    """The subject that a user names: a model's name or files, a live pipeline, or a folder of
+    images.
 
-    A model with a LoRA fused into it is (name or files, LoRA).
+    A model with a LoRA fused into it is given as (name or files, LoRA). Raises ``ModelError`` or
+    :class:`TaskError` if it cannot be used.
     """
     if isinstance(given, tuple) and len(given) == 2:
         model, lora = given
@@ -326,9 +332,9 @@ def open_subject(given: Any, task: Task) -> Subject:
 
 
 def _known_or_new(pipeline: Any) -> tuple[str, str | None]:
-    """A live pipeline's fingerprint; one like no other, and the reason, where none can tell it.
+    """A live pipeline's fingerprint; or a random one, with the reason, if it has no stable one.
 
-    With that its images are found by nobody again, so that stale ones are not taken for them.
+    Images under a random fingerprint are never found again, so stale images are never reused.
     """
     try:
         return pipeline_fingerprint(pipeline), None
@@ -339,8 +345,8 @@ def _known_or_new(pipeline: Any) -> tuple[str, str | None]:
 def pipeline_fingerprint(pipeline: Any) -> str:
     """``<class>@sha256:<16 hex>`` of a live pipeline: weights, settings, vocabularies, alterations.
 
-    The scheduler is not in it: results and keys have it beside it. Raises
-    :class:`~analogy.evaluation.altered.UnknownError` for what two pipelines may differ in unseen.
+    The scheduler is left out: results and keys have it in addition. Raises
+    :class:`~analogy.evaluation.altered.UnknownError` if the pipeline has no stable fingerprint.
     """
     altered = alterations(pipeline)
     whole = hashlib.sha256(_settings(pipeline).encode())
@@ -372,7 +378,7 @@ def _settings(part: Any) -> str:
 
 
 def _sampling_of(pipeline: Any, family: Family) -> tuple[int, float]:
-    """Steps and guidance: those that the model's card recommends, else the pipeline's defaults."""
+    """Steps and guidance: those of the model's card if known, otherwise the pipeline's defaults."""
     name = str(pipeline.config.get("_name_or_path", ""))
     if name in CARD_SAMPLING:
         return CARD_SAMPLING[name]

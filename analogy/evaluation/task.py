@@ -1,4 +1,4 @@
-"""A task: what to measure, on what data, with which settings; checked when it is created."""
+"""A task: its metrics, data and settings, checked when it is created."""
 
 from __future__ import annotations
 
@@ -37,31 +37,32 @@ RUNS = Path(".analogy") / "evaluations"
 class Task:
     """What to measure, and on what data.
 
-    - `what`: a preset's name, or metrics by name, as objects, or both mixed in a list. A preset
-      computes those of its metrics that data and mode allow; a metric asked for by name that they
-      do not allow is a :class:`TaskError`, before any image is made;
+    - `what`: a preset's name, or a list of metrics by name or as objects. Of a preset, those
+      metrics are computed that data and mode allow. A listed metric that they do not allow raises
+      :class:`TaskError` before any image is made;
     - `data`: prompts; (prompt, image) pairs, whose images are references; a folder of images; or
-      word pairs, a CSV file or :class:`~analogy.core.records.Pair` records, whose images are
+      word pairs, as a CSV file or :class:`~analogy.core.records.Pair` records, whose images are
       steered by `method` at `alphas` and at 0;
     - `references`: a folder of images, or uint8 ``(n, height, width, 3)``, for metrics of sets;
-    - `seeds`: an image for each prompt (pair, alpha) and seed;
+    - `seeds`: one image is made for each prompt (for each pair and alpha) and seed;
     - `judge`: ``embedded``, an open_clip folder, ``hf-hub:ID``, (name, weights' tag), or a
-      :class:`~analogy.judges.open_clip.Judge`. `features`: what FID and KID see with:
-      ``inception``, ``judge``, or an encoder or function; None: Inception, but the judge where that
-      is embedded;
-    - `device`; `dtype` (None: the fastest it has natively); `batch_size`; `steps`, `guidance`,
-      `size` (None: the model's own), of models named or given as files. A live pipeline stays on
-      its device and in its dtype;
-    - `engine`: what generates, ``serial``, ``ray`` with `num_workers` and `ray_address`, or one of
-      another package; `memory`: the most of a CUDA device to use, in GiB; `quantize`, `offload`: of
-      models named or given as files. They are as the options of a run (docs/performance.md,
-      docs/models.md);
+      :class:`~analogy.judges.open_clip.Judge`;
+    - `features`: the feature extractor of FID and KID: ``inception``, ``judge``, or an encoder or
+      function; None for Inception, or for the judge if that is the embedded one;
+    - `device`, `dtype` (None: the fastest that the device supports natively), `batch_size`: for
+      models given by name or files. A live pipeline stays on its device and in its dtype;
+    - `steps`, `guidance`, `size`: None for the model's own;
+    - `engine`: what generates: ``serial``, ``ray`` with `num_workers` and `ray_address`, or the
+      engine of another package; `memory`: the most of a CUDA device to use, in GiB; `quantize`,
+      `offload`: for models given by name or files. They are the same as the options of a run
+      (docs/performance.md, docs/models.md);
     - `seed`: of the bootstrap; `country`: for energy and carbon, such as ``DEU``;
     - `run_dir`: where images are kept, in a folder for each model and its settings;
-    - `offline`: a file that is not on this machine is an error, and no network is asked.
+    - `offline`: whether missing files are an error instead of being downloaded.
 
-    Nothing is loaded but LPIPS or Inception, if asked for. Raises :class:`TaskError`; for a setting
-    ``ValueError``; for a missing judge or missing weights :class:`~analogy.core.errors.ModelError`.
+    Loads only LPIPS or Inception, if they are needed. Raises :class:`TaskError` for invalid data or
+    metrics, ``ValueError`` for an invalid setting, and :class:`~analogy.core.errors.ModelError` for
+    a missing judge or missing weights.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Task:
         if offline:
             go_offline()
         self.offline = offline
-        # A check of the settings; what is the model's own is filled in for each.
+        # Checks the settings. Placeholders are replaced by each model's own values later.
         self.config = RunConfig(
             model="-",
             clip_model="-",
@@ -167,11 +168,13 @@ class Task:
                 "features: expected 'judge', 'inception', an encoder or a function of uint8 "
                 f"images, got {features!r}"
             )
-        model_name(features)  # refuses what has no name
+        model_name(features)  # raises if they have no name
         return features
 
     def _refuse_hopeless(self, metric: Metric) -> None:
-        """Refuse a metric that this data can give to no model in either mode."""
+        """Raises :class:`TaskError` if the metric cannot be computed on this data for any model in
+        either mode.
+        """
         for need in ("prompts", "sources", "source_prompts"):
             if need in needs_of(metric) and not self.offers("pairwise", ())[need]:
                 raise TaskError(f"{metric.name} {self.refusal(need, 'either')}")
@@ -183,7 +186,7 @@ class Task:
 
     @cached_property
     def sources(self) -> dict[str, Sample]:
-        """Of word pairs each sample's image at alpha 0, by the sample's key."""
+        """For word pairs, each sample's image at alpha 0, by the sample's key; otherwise empty."""
         return {
             sample.key: steered(sample.pair, UNSTEERED, sample.seed)
             for sample in self.samples
@@ -207,7 +210,7 @@ class Task:
         return stacked(images, "references") if images else None
 
     def offers(self, mode: str, subjects: Iterable[ImageSource]) -> dict[str, bool]:
-        """What the samples can provide, by the names of ``NEEDS``."""
+        """Whether each of ``NEEDS`` is available with these subjects in this mode."""
         data, is_pairwise = self.data, mode == "pairwise"
         subjects = list(subjects)
         offered = {need: need in data.provides() for need in NEEDS}
@@ -228,9 +231,10 @@ class Task:
     def choose(
         self, mode: str, subjects: Iterable[ImageSource]
     ) -> tuple[tuple[Metric, ...], dict[str, str]]:
-        """The metrics to compute; and those of a preset that are left out, each with the reason.
+        """The metrics to compute, and those of a preset that are left out, each with the reason.
 
-        A metric that was asked for by name and cannot be had is a :class:`TaskError`.
+        Raises :class:`TaskError` if a listed metric, or every metric of a preset, cannot be
+        computed.
         """
         subjects = list(subjects)
         offers = self.offers(mode, subjects)
@@ -303,7 +307,7 @@ _HOW = {
 def _check_engine(
     engine: str, device: str, num_workers: int | None, ray_address: str | None
 ) -> None:
-    """Refuse an engine that does not exist, and settings that it has no use for."""
+    """Raises :class:`TaskError` for an unknown engine, or for settings that do not fit it."""
     try:
         ENGINES.check(engine)
     except UnknownNameError as error:
@@ -319,7 +323,9 @@ def _check_engine(
 
 
 def _asked(what: Any) -> Iterable[Any]:
-    """The list of metrics, also of a single one. Raises ``TaskError`` for an unknown name."""
+    """The list of metrics itself. Raises ``TaskError`` if it is not a list; text at this point is
+    an unknown preset.
+    """
     if isinstance(what, str):
         raise TaskError(
             f"unknown preset {what!r}{near(what, PRESETS)}; choose from {', '.join(PRESETS)}, or "
@@ -349,7 +355,7 @@ def _references(given: Any) -> Path | Images | None:
 
 
 def _judge(given: Any, device: str, *, offline: bool) -> Judge:
-    """A judge as it is, or one of this name, which is loaded when it is needed."""
+    """The judge itself, or the judge of this name, which is loaded when it is needed."""
     if isinstance(given, Judge):
         return given
     if isinstance(given, JudgeSource):

@@ -16,14 +16,14 @@ from analogy.models.generator import Generator, noise
 LATENCY_REPEATS = 20
 THROUGHPUT_REPEATS = 3
 ENERGY_SECONDS = 10.0
-"""Of work for one reading of electricity: see ``analogy.metrics.efficiency.energy``."""
+"""Seconds of work for one measurement of energy: see ``analogy.metrics.efficiency.energy``."""
 
 
 class Timed:
     """A loaded model that generates images from prompts, for metrics of cost.
 
-    ``run(n)`` makes n images in one call, of the task's prompts in turn: plain calls in this
-    thread, none of them kept. ``pipeline``, ``device`` and ``batch_size`` are the model's.
+    ``run(n)`` makes n images in one call, from the task's prompts in turn, in this thread. No image
+    is kept. ``pipeline``, ``device`` and ``batch_size`` are those of the model.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Timed:
         self._energies: dict[str, efficiency.Energy] = {}
 
     def run(self, n: int = 1) -> Images:
-        """``n`` images."""
+        """``n`` images, uint8 ``(n, height, width, 3)``."""
         generator = self._generator
         prompts = [self._prompts[i % len(self._prompts)] for i in range(n)]
         latents = torch.stack(
@@ -58,7 +58,7 @@ class Timed:
         return efficiency.timing(self.run, device=self.device, repeats=LATENCY_REPEATS)
 
     def latency(self, field: str) -> Measurement:
-        """A field of the :class:`~analogy.metrics.efficiency.Timing` of one image a call."""
+        """A field of the :class:`~analogy.metrics.efficiency.Timing` of calls for one image."""
         return Measurement(
             getattr(self._one, field), self._one.repeats, (f"{self._place}, one image a call",)
         )
@@ -74,7 +74,7 @@ class Timed:
         return Measurement(found.images_per_s, n * found.repeats, (note,))
 
     def peak_memory(self) -> Measurement:
-        """Peak bytes while a batch is generated, after a batch that is not measured."""
+        """Peak memory in bytes while a batch is generated, after a first unmeasured batch."""
         n = self.batch_size
         self.run(n)
         found = efficiency.peak_memory(lambda: self.run(n), device=self.device)
@@ -89,17 +89,20 @@ class Timed:
         return Measurement(efficiency.parameters(efficiency.modules_of(self.pipeline)), 1)
 
     def macs(self) -> Measurement:
-        """Multiply-accumulates of one image."""
+        """Multiply-accumulate operations for one image."""
         return Measurement(efficiency.macs(efficiency.flops(self.run)), 1)
 
     def size_on_disk(self) -> Measurement:
-        """Bytes of the weight files that are loaded."""
+        """Bytes of the weight files that are loaded. Raises ``ValueError`` for a live pipeline."""
         if self._files is None:
             raise ValueError("size_on_disk: a pipeline that is in memory has no files")
         return Measurement(self._files(), 1)
 
     def electric(self, field: str, country: str) -> Measurement:
-        """A field of the :class:`~analogy.metrics.efficiency.Energy` of ten seconds or more."""
+        """A field of the :class:`~analogy.metrics.efficiency.Energy` of `ENERGY_SECONDS` or more.
+
+        ``country``: ISO 3166, three letters.
+        """
         found = self._energy(country)
         how = (f"{part} {getattr(found, f'{part}_method')}" for part in ("cpu", "gpu", "ram"))
         note = f"{found.country}; {'; '.join(how)}"
@@ -108,7 +111,7 @@ class Timed:
     def _energy(self, country: str) -> efficiency.Energy:
         if country not in self._energies:
             n = self.batch_size
-            self.run(n)  # a first call also sets up what later ones reuse
+            self.run(n)  # not measured: a first call also does setup that later ones reuse
             self._energies[country] = efficiency.energy(
                 lambda: self.run(n), country=country, n_images=n, device=self.device,
                 at_least_s=ENERGY_SECONDS,

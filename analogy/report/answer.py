@@ -22,21 +22,21 @@ from analogy.results.answer import answer_of
 from analogy.results.model import Header, Results
 
 POOL = "published protocol's pool, all categories and strengths together"
-"""What the study that this suite repeats decides by; a run's answer does not."""
+"""The pool by which the published study decides. A run's answer does not depend on it."""
 
 
 def answer(results: Results) -> str:
-    """The answer to the suite's question, by strength and category, in one line."""
+    """The run's answer (does steering work?), by strength and category, in one line."""
     return answer_of(results.analysis, results.unknown_words).text
 
 
 def facts(results: Results) -> list[str]:
-    """The sentences below the answer: the figures that it rests on."""
+    """The sentences below the answer, with the figures behind it."""
     said = [*answer_of(results.analysis, results.unknown_words).notes(), _scope(results)]
     analysis = results.analysis
     overall, gain = analysis.overall.margin, analysis.overall.gain
     if number(overall.mean) is not None:
-        # The p of one look by itself takes no account of the other looks.
+        # The p of a single look is not corrected for the other looks.
         p = "" if is_sequential(results) else f", one-sided p {p_value(overall.p)}"
         said.append(
             f"The {POOL}: {words(verdict_name(overall.verdict))}, mean margin "
@@ -74,7 +74,7 @@ def facts(results: Results) -> list[str]:
 
 
 def _common_look(results: Results) -> str:
-    """Of a sequential run, the images that figures of all cells together are of."""
+    """The look of pooled figures, as part of a sentence; empty if the run is not sequential."""
     stop = results.analysis.overall.stop
     if stop is None:
         return ""
@@ -85,11 +85,11 @@ def _common_look(results: Results) -> str:
 
 
 def _scope(results: Results) -> str:
-    """What was measured, and for how many pairs."""
+    """A sentence on what was measured, and for how many pairs."""
     header = results.header
     measurement, subject = header.measurement, header.subject
     alphas = listed(f"{alpha:g}" for alpha in measurement.alphas)
-    most: dict[str, int] = {}  # cells of a sequential run stop at other pairs than their neighbours
+    most: dict[str, int] = {}  # cells of a sequential run stop at different numbers of pairs
     for cell, figures in results.analysis.cells.items():
         most[cell.category] = max(most.get(cell.category, 0), figures.margin.n)
     names = header.categories
@@ -119,7 +119,7 @@ def _verdict_counts(results: Results) -> str:
 
 
 def may_conclude(results: Results) -> list[str]:
-    """What the run supports."""
+    """The conclusions that the run supports."""
     own = "sequential p" if is_sequential(results) else "own p"
     has_findings = bool(_verdicts(results) & {Verdict.SUCCESS, Verdict.FAILURE})
     said = []
@@ -144,7 +144,7 @@ def may_conclude(results: Results) -> list[str]:
 
 
 def may_not_conclude(results: Results) -> list[str]:
-    """What the run does not support, the more important first."""
+    """The conclusions that the run does not support, the more important first."""
     verdicts, limit = _verdicts(results), results.header.measurement.limit
     said = []
     if _is_embedded(results.header):

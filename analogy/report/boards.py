@@ -1,9 +1,9 @@
-"""Leaderboards: runs of the same measurement, ranked by paired differences, with ties said.
+"""Leaderboards: runs of the same measurement, ranked by paired differences, with ties shown.
 
-A run's place is an interval of ranks: behind all runs that are told apart from it as better, before
-all that are told apart as worse (Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for ranks").
-Two runs are told apart by Holm's p of their paired difference, over all pairs of runs of the board,
-as :func:`analogy.studies.method_comparison.compared` has it.
+A run's place is an interval of ranks: behind all runs that are significantly better, before all
+that are significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024, "Inference for ranks").
+Significance is by Holm's p of the paired difference, corrected for all pairs of runs of the board
+(:func:`analogy.studies.method_comparison.compared`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ MOST_RANKED = 50
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A run's place. ``run``: its number among all runs; ``margin``: over all strengths but 0.
+    """A run's place.
 
-    ``first``, ``last``: the ranks that it may have, from 1. ``like``: the numbers of the runs that
-    it is not told apart from.
+    ``run``: its index in the list of runs; ``margin``: over all strengths but 0; ``first``,
+    ``last``: the ranks that it may have, from 1; ``like``: the indices of the runs from which it
+    does not differ significantly.
     """
 
     run: int
@@ -42,7 +43,7 @@ class Standing:
 class Board:
     """The runs of one measurement, the highest mean first.
 
-    ``unranked``: the numbers of runs of the same measurement that are not ranked, with the reason.
+    ``unranked``: the index of each run of the same measurement that is not ranked, with the reason.
     """
 
     measurement: Measurement

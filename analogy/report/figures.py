@@ -1,4 +1,4 @@
-"""The values that a run's plots draw, for the report and for notebooks."""
+"""The values in a run's plots, for the report and for notebooks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ from analogy.results.model import Analysis, Ceiling, CellFigures, Results, Stop
 class HeatCell:
     """An entry of the heat map.
 
-    ``verdict``: as in `numbers.SYMBOLS`. ``is_raw``: a success that does not survive Holm's
-    correction. ``strength``: of the colour, in percent. ``interval``: of the mean, as text, in a
-    sequential run with its confidence. ``note``: as of :func:`analogy.report.marks.cell_mark`.
+    - ``verdict``: as in `numbers.SYMBOLS`;
+    - ``is_raw``: whether it is a success that does not survive Holm's correction;
+    - ``strength``: that of the colour, in percent, 0..60;
+    - ``interval``: that of the mean, as text, in a sequential run with its confidence;
+    - ``note``: as :func:`analogy.report.marks.cell_mark` returns it.
     """
 
     mean: float | None
@@ -57,7 +59,7 @@ class HeatCell:
 
 @dataclass(frozen=True, slots=True)
 class HeatRow:
-    """A category at alpha 0, at each other alpha, and over all of them; or all categories."""
+    """The row of a category, or of all categories: at alpha 0, at each other alpha, and pooled."""
 
     name: str
     cells: Sequence[HeatCell]
@@ -66,7 +68,7 @@ class HeatRow:
 def verdict_map(results: Results) -> list[HeatRow]:
     """The heat map: a row per category, and one for all of them together.
 
-    ``strength``: |margin| as a share of the largest, in percent of the strongest colour.
+    ``strength``: |margin| as a share of the largest one, times 60%.
     """
     analysis, alphas = results.analysis, results.header.measurement.alphas
     figures = [*analysis.cells.values(), *analysis.unsteered.values()]
@@ -122,9 +124,9 @@ def _with_confidence(text: str, stop: Stop | None) -> str:
 
 
 def row_of(label: str, figures: Estimate | None, stop: Stop | None = None) -> Row:
-    """A row of an estimate; None for its figures if there is none.
+    """A row of an estimate; its figures are None without an estimate.
 
-    ``stop``: the look that it is of, whose confidence its interval has; None for 95%.
+    ``stop``: the look that determines the interval's confidence; None for 95%.
     """
     if figures is None:
         return Row(label, None, None, None, verdict_name(None))
@@ -148,7 +150,7 @@ def forest_rows(analysis: Analysis, name: str) -> list[Row]:
 def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> list[Row]:
     """The difference of every cell, and of all together, from the baseline.
 
-    ``has_confidence``: whether a row says that of its interval.
+    ``has_confidence``: whether a row shows the confidence of its interval.
     """
     rows = []
     for change in comparison.all_changes:
@@ -182,10 +184,10 @@ def decided_rows(results: Results) -> Sequence[Decided]:
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """A category at each alpha, ascending, 0 among them.
+    """A category at each alpha, ascending, 0 included.
 
-    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: the estimates.
-    ``ceiling``, ``share``, ``target_share``: as of the cell at the last alpha.
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing; ``rows``: the estimates;
+    ``ceiling``, ``share``, ``target_share``: those of the cell at the last alpha.
     """
 
     alphas: Sequence[float]
@@ -197,7 +199,7 @@ class Responses:
 
     @property
     def ceiling_mean(self) -> float | None:
-        """The ceiling's mean margin, None if there is none."""
+        """The ceiling's mean margin; None without a ceiling."""
         return None if self.ceiling is None else number(self.ceiling.mean)
 
 
@@ -245,9 +247,9 @@ def preservation(results: Results) -> dict[str, str]:
 
 
 def trade_off_series(results: Results, metric: str) -> Mapping[str, Sequence[Point]]:
-    """The input of `plots.trade_off`: category to its points, where both figures exist.
+    """The input of `plots.trade_off`: category to its points that have both figures.
 
-    ``metric``: the name of a metric of quality.
+    ``metric``: the name of a quality metric.
     """
     series: dict[str, list[Point]] = {}
     measured = sorted(results.quality.cells.items(), key=lambda one: one[0].alpha)

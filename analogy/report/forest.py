@@ -1,4 +1,4 @@
-"""The report's forest plots: rows of a table with a bar for each interval, which can be sorted."""
+"""The report's forest plots: sortable tables with a bar for each interval."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from analogy.results.model import Analysis
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The scale that a column's bars share. Places are in percent of its width.
+    """The scale that a column's bars share. Positions are in percent of its width.
 
-    ``ticks``: place and label; ``zero``: the place of 0.
+    ``ticks``: position and label; ``zero``: the position of 0.
     """
 
     name: str
@@ -30,8 +30,9 @@ class Axis:
 class Bar:
     """A mean and its interval on an axis.
 
-    ``at``: the mean's place, ``low`` and ``width``: the interval's, in percent of the axis; None
-    where there is none. ``mean``: the figure itself. ``text``: the interval in words.
+    ``at``: the mean's position; ``low`` and ``width``: the start and width of the interval, in
+    percent of the axis; None if there is no such figure. ``mean``: the figure itself; ``text``: the
+    interval as text.
     """
 
     mean: float | None
@@ -77,7 +78,7 @@ def cells_forest(analysis: Analysis) -> Forest:
 
 
 def comparison_forest(comparison: Comparison, *, has_confidence: bool) -> Forest:
-    """The differences from the baseline; ``has_confidence``: whether each row says its own."""
+    """The differences from the baseline. ``has_confidence``: whether rows show their confidence."""
     found = comparison_rows(comparison, has_confidence=has_confidence)
     rows = [
         ForestRow(change.category, change.alpha, (_bar(row, found),), row.verdict)
@@ -88,7 +89,7 @@ def comparison_forest(comparison: Comparison, *, has_confidence: bool) -> Forest
 
 
 def _scale(rows: Sequence[Row]) -> tuple[float, float]:
-    """The ends of an axis: every interval and 0, with a little room."""
+    """The ends of an axis that holds every interval and 0, with a margin of 4% on each side."""
     ends = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     low, high = min(low, 0.0), max(high, 0.0)

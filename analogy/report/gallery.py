@@ -22,10 +22,10 @@ from analogy.store.folder import RunFolder
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role, pairs_digest
 from analogy.studies.extension import jobs_of
 
-#: Images of at most this many pixels a side are shown at full size, larger ones at `THUMBNAIL`.
+#: Images of at most `OWN_SIZE` pixels a side are shown at full size, larger ones at `THUMBNAIL`.
 OWN_SIZE, THUMBNAIL = 64, 128
 
-#: A page of a run that has more is without them: 30,000 small ones are some 80 MB.
+#: The page of a run with more images shows none: 30,000 small ones take about 80 MB.
 MOST_IMAGES = 30_000
 
 _FEWER = (
@@ -39,9 +39,9 @@ _FEWER_IMPORTED = "A manifest of some of its pairs, imported into another folder
 class GalleryImage:
     """One image: its margin, its ``data:`` URI and size, and a link to the full image or "".
 
-    ``is_target``: the target prompt's own image, without steering. If there is no image,
-    ``problem`` is the reason and ``src`` is empty. ``is_due``: False in the place of an image that
-    no look of a sequential run needed.
+    ``is_target``: whether it is the target prompt's own image, without steering; ``problem``: the
+    reason for a missing image, whose ``src`` is empty; ``is_due``: False for an image that no look
+    of a sequential run needed.
     """
 
     alpha: float
@@ -60,8 +60,8 @@ class GalleryImage:
 class Strip:
     """A pair's images, a row per seed, ascending in alpha, and its items: alpha to margin.
 
-    Last in a row is the target prompt's own image, if it was requested; ``target`` is its item.
-    ``anchor`` is the strip's id in the page: ASCII without quotes, different for different pairs.
+    The target prompt's own image is the last in a row, if it was requested; ``target`` is its item.
+    ``anchor``: the strip's id in the page: ASCII without quotes, unique to the pair.
     """
 
     pair: Pair
@@ -73,7 +73,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Every pair's strip, and a note, such as why there are no images."""
+    """Every pair's strip, and a note, such as the reason for having no images."""
 
     strips: tuple[Strip, ...]
     note: str = ""
@@ -91,16 +91,16 @@ class Gallery:
 
 
 BaselineRows: TypeAlias = Mapping[tuple[str, int], Sequence[GalleryImage | None]]
-"""Pair id and seed to images."""
+"""Pair id and seed to the baseline's images in the gallery's columns, None if missing."""
 
 
 def gallery(results: Results, folder: Path | None, full_images: Path | None = None) -> Gallery:
-    """The gallery of results from their run folder; without one, only margins.
+    """The gallery of results from their run folder; without a folder, only margins.
 
-    ``full_images``: a folder to write the images to as they are, beside the page. A pair whose
-    words are not known, because the folder has another file's, is shown without images, and so is
-    every pair where there are more than `MOST_IMAGES`. An image that cannot be read is a problem of
-    that image.
+    ``full_images``: a folder beside the page, to which the images are written at full size.
+
+    A pair is shown without images if the folder does not record its words, or if there are more
+    than `MOST_IMAGES` images. An image that cannot be read has the reason as its ``problem``.
     """
     header, items, ends = results.header, _items(results.analysis), _target_items(results.analysis)
     if folder is None or not (folder / "index.sqlite").is_file():
@@ -121,7 +121,7 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
             return Gallery(_bare(items, ends, known), f"No images: {error}.")
         subject = header.subject
         shown = [*known.values()]
-        if config.sequential:  # which looks at no other pairs than those that the judge reads
+        if config.sequential:  # its looks leave out pairs that the judge cannot distinguish
             shown = [pair for pair in shown if pair.id not in results.unread]
         command = Command(
             config, tuple(shown), subject.model, header.measurement.judge, subject.scheduler,
@@ -158,7 +158,7 @@ def gallery(results: Results, folder: Path | None, full_images: Path | None = No
 def _jobs(command: Command, store: RunFolder) -> tuple[list[Job], list[Job]]:
     """The unsteered and steered jobs of a command, and those of the target prompts' own images.
 
-    Of a sequential run those of the looks that were taken, whatever else the folder has.
+    In a sequential run only those of the looks that were taken, even if the folder has others.
     """
     roles = (Role.UNSTEERED, Role.STEERED), (Role.TARGET,)
     jobs, own = (command.grid.jobs(*of) for of in roles)
@@ -169,7 +169,7 @@ def _jobs(command: Command, store: RunFolder) -> tuple[list[Job], list[Job]]:
 
 
 def _filled(strip: Strip, alphas: Sequence[float]) -> Strip:
-    """A strip whose rows all have the same columns: places of images that were not needed."""
+    """The strip with placeholders for images that were not needed, so that rows align."""
     has_target = any(image.is_target for _, row in strip.rows for image in row)
     columns = [(alpha, False) for alpha in alphas]
     if has_target:
@@ -183,15 +183,15 @@ def _filled(strip: Strip, alphas: Sequence[float]) -> Strip:
 
 
 def anchor(pair_id: str) -> str:
-    """A pair's id as the fragment of a link."""
+    """The anchor of a pair: its id as the fragment of a link."""
     return "pair-" + quote(pair_id, safe="", errors="backslashreplace")
 
 
 def baseline_rows(baseline: Results, images: Gallery) -> BaselineRows:
     """The baseline's images of the pairs and seeds of a gallery, if they are in its run folder.
 
-    The results must have been read from a file in that folder. A row has the columns of the
-    gallery's row of the same pair and seed, with None where the baseline has no image.
+    The results must have been read from a file in that folder. A row has the same columns as the
+    gallery's row of the same pair and seed, with None for images that the baseline lacks.
     """
     path = baseline.header.path
     before = gallery(baseline, None if path is None else folder_of(path))
@@ -209,7 +209,7 @@ def baseline_rows(baseline: Results, images: Gallery) -> BaselineRows:
 
 
 def in_gallery(category: str | None = None, alpha: float | None = None) -> str:
-    """A link to the gallery with the pairs of a category, ordered by the margin at an alpha."""
+    """A link to the gallery, filtered by a category and ordered by the margin at an alpha."""
     chosen = {"category": category, "alpha": None if alpha is None else str(alpha)}
     query = urlencode({name: value for name, value in chosen.items() if value is not None})
     return f"#gallery?{query}" if query else "#gallery"
@@ -218,9 +218,9 @@ def in_gallery(category: str | None = None, alpha: float | None = None) -> str:
 def data_uri(image: Images) -> tuple[str, int, int]:
     """An image as a ``data:`` URI, with its width and height.
 
-    WebP: up to 64 pixels a side its own pixels at quality 95, 37 dB for the embedded model's; the
-    page of its full grid and its target prompts' images, 6,000 in all, then has 13 MB. Larger ones
-    at 128 pixels and quality 75.
+    WebP. Images of up to 64 pixels a side keep their size, at quality 95, which gives 37 dB for the
+    embedded model's images; the page of its full grid with the target prompts' images, 6,000 in
+    all, takes 13 MB. Larger images are reduced to 128 pixels at quality 75.
     """
     picture, stream = Image.fromarray(image), io.BytesIO()
     quality = 95
@@ -292,7 +292,7 @@ def _gallery_images(
     *,
     is_target: bool,
 ) -> Iterator[tuple[Job, GalleryImage]]:
-    """The images of jobs of one method."""
+    """Each job with its image, margin, or problem."""
     frame = store.margins(jobs, judge)
     margins = dict(zip(frame["key"], frame["margin"].tolist(), strict=True))
     reasons = {job.key: reason for job, reason in store.failures(jobs)}
@@ -315,7 +315,7 @@ def _with_file(
     href = ""
     if full_images is not None:
         full_images.mkdir(parents=True, exist_ok=True)
-        check_own(full_images.parent, full_images)  # in a stranger's folder it may lead anywhere
+        check_own(full_images.parent, full_images)  # it may be a link that leads anywhere
         write_atomically(full_images / f"{job.key}.png", to_png(pixels))
         href = f"{quote(full_images.name)}/{job.key}.png"
     src, width, height = data_uri(pixels)

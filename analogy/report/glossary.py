@@ -1,6 +1,6 @@
-"""The words of this suite and what they mean: one table for docs/glossary.md and for the report.
+"""The suite's terms and their definitions: one table for docs/glossary.md and for the report.
 
-Write the page anew after a change here::
+Write the page again after a change here::
 
     python -m analogy.report.glossary > docs/glossary.md
 """
@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 
 class Run(StrEnum):
-    """Kinds of runs: all images, or only until each cell is decided."""
+    """Kinds of runs: with all images, or sequential, until each cell is decided."""
 
     FULL = "full"
     SEQUENTIAL = "sequential"
@@ -26,7 +26,7 @@ class Run(StrEnum):
 class Term:
     """A term and its definition, one or two sentences; code is between backticks.
 
-    ``only``: the kind of run whose report has it, if only one has.
+    ``only``: the kind of run whose report includes it; None for both.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Term:
 
     @property
     def html(self) -> Markup:
-        """The definition, escaped, its code marked up."""
+        """The definition as HTML, escaped, with its code marked up."""
         return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(self.definition))))
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Terms that belong together. ``in_report``: whether the report's readers meet them."""
+    """A section of terms. ``in_report``: whether reports use these terms."""
 
     title: str
     terms: tuple[Term, ...]
@@ -324,7 +324,7 @@ SECTIONS = (
 
 
 def report_terms(*, is_sequential: bool) -> Iterator[Term]:
-    """The terms that readers of a run's report meet."""
+    """The terms in the report of a run."""
     kind = Run.SEQUENTIAL if is_sequential else Run.FULL
     for section in SECTIONS:
         for term in section.terms:
@@ -333,7 +333,7 @@ def report_terms(*, is_sequential: bool) -> Iterator[Term]:
 
 
 def page() -> str:
-    """docs/glossary.md."""
+    """The text of docs/glossary.md."""
     lines = [
         "# Glossary",
         "",

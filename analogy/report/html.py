@@ -1,7 +1,7 @@
 """The report: a run as one HTML file that needs no network, made from its results and its folder.
 
-Everything that comes from a run's files is escaped by Jinja2 or by matplotlib, and the page's
-content security policy lets nothing be fetched and no script run but its own.
+Jinja2 or matplotlib escapes everything that comes from a run's files. The page's content security
+policy forbids loading anything and running any script but the page's own.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from analogy.results.model import Analysis, Pool, Results, TargetFigures
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A plot, its width in pixels at which its text is readable, its description for screen
-    readers, and its caption.
+    """A plot with its caption. ``width``: in pixels, at which its text is readable; ``alt``: its
+    description for screen readers.
     """
 
     svg: Markup
@@ -65,7 +65,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A category by itself. ``pool`` and ``target``: None if the results have none."""
+    """The section of one category. ``pool`` and ``target``: None if the results have none."""
 
     name: str
     pool: Pool | None
@@ -85,10 +85,10 @@ def write_report(
 ) -> None:
     """Write the report of ``results`` to ``path``, atomically.
 
-    ``folder``: their run folder, None for a report without images; ``comparison``: with a
-    baseline, as a section of its own; ``baseline``: its results, whose images are then shown, too,
-    if they were read from their run folder. ``full_images``: the images as they are, in a folder
-    beside the page that its thumbnails link to.
+    ``folder``: their run folder, None for a report without images; ``comparison``: the comparison
+    with a baseline, shown in its own section; ``baseline``: the baseline's results, whose images
+    are also shown if they were read from their run folder; ``full_images``: whether to write the
+    images at full size into a folder beside the page, to which thumbnails link.
     """
     check_output(path)
     beside = path.with_name(f"{path.stem}_images") if full_images else None
@@ -106,7 +106,11 @@ def render(
     baseline: Results | None = None,
     full_images: Path | None = None,
 ) -> str:
-    """The report as HTML; see :func:`write_report`. The same arguments give the same text."""
+    """The report as HTML. The same arguments give the same text.
+
+    ``full_images``: the folder for images at full size, or None; the others as in
+    :func:`write_report`.
+    """
     header, analysis = results.header, results.analysis
     images = gallery(results, folder, full_images)
     templates = environment(symbol=symbol, interval_name=interval_name, fingerprint=_name)
@@ -176,7 +180,7 @@ def _decided(results: Results) -> Plot:
 
 
 def _cards(analysis: Analysis, names: Sequence[str]) -> list[Card]:
-    """The categories by themselves, their plots with the same axis of margins."""
+    """The sections of the categories, whose plots share one axis of margins."""
     found = [responses(analysis, name) for name in names]
     limits = margin_limits(found)
     return [_card(analysis, name, of, limits) for name, of in zip(names, found, strict=True)]
@@ -203,7 +207,7 @@ def _card(analysis: Analysis, name: str, of: Responses, limits: plots.Limits) ->
 
 
 def _trade_offs(results: Results) -> list[Plot]:
-    """Gain against how much of the unsteered image is left, by SSIM and LPIPS if measured."""
+    """Plots of gain against preservation, for each metric of preservation that was measured."""
     made = []
     for metric, label in preservation(results).items():
         series = trade_off_series(results, metric)

@@ -1,4 +1,4 @@
-"""What a report says of the looks of a sequential run (docs/sequential.md)."""
+"""A report's sentences on the looks of a sequential run (docs/sequential.md)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _NUMBER = "for a number run the full grid"
 
 
 def is_sequential(results: Results) -> bool:
-    """Whether each cell stopped when it was decided."""
+    """Whether the run is sequential: each cell stopped when it was decided."""
     return results.header.config.is_on("sequential")
 
 
 def early_note(figures: CellFigures) -> str:
-    """What holds of the mean of a cell that stopped early; "" for any other cell."""
+    """A warning about the mean of a cell that stopped early; "" for any other cell."""
     if figures.stop is None or not figures.stop.is_early:
         return ""
     return f"stopped early: the mean is {_bias(figures)}; {_NUMBER}"
 
 
 def _bias(figures: CellFigures) -> str:
-    """The bias of a mean that stopped early; of a cell without a chance its direction is open."""
+    """The bias of a mean that stopped early. Its direction is unknown if the cell stopped because
+    it had little chance of a decision.
+    """
     return _BIASES.get(figures.margin.verdict or Verdict.INCOMPLETE, "biased")
 
 
@@ -39,7 +41,9 @@ def seed_variances(figures: CellFigures) -> Variances | None:
 
 
 def saved_facts(results: Results) -> Iterator[str]:
-    """Images made and saved, and cells that stopped early; nothing of a run that takes no looks."""
+    """Sentences on the images made and saved, and on cells that stopped early; none if the run is
+    not sequential.
+    """
     if not is_sequential(results):
         return
     saved, cells = results.saved, [*results.analysis.cells.values()]
@@ -64,7 +68,9 @@ def saved_facts(results: Results) -> Iterator[str]:
 
 
 def variance_said(results: Results) -> str:
-    """The share of an image's variance that lies between pairs, on which the saving rests."""
+    """A sentence on the share of the variance of images that lies between pairs (ICC), which
+    determines how much a sequential run saves.
+    """
     cells = results.analysis.cells.values()
     found = [figures.stop.icc for figures in cells if figures.stop is not None]
     shares = [icc for icc in found if number(icc) is not None]
@@ -82,7 +88,7 @@ def variance_said(results: Results) -> str:
 
 
 def early_conclusion(results: Results) -> str | None:
-    """What the means of cells that stopped early do not support; None if there are none."""
+    """What the means of cells that stopped early do not show; None without such cells."""
     if not any(early_note(figures) for figures in results.analysis.cells.values()):
         return None
     return (

@@ -1,4 +1,4 @@
-"""What a report says of single pairs: those left out of figures, and those with unknown words."""
+"""A report's notes on single pairs: those left out of figures, and those with unknown words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from analogy.results.model import CellFigures, Results
 from analogy.settings.pairs import named_ids
 
 UNKNOWN = "*"
-"""The mark of figures that are also of pairs with unknown words."""
+"""The mark of figures that include pairs with unknown words."""
 
 
 def pair_notes(results: Results) -> dict[str, str]:
@@ -25,7 +25,7 @@ def pair_notes(results: Results) -> dict[str, str]:
 
 
 def run_notes(results: Results) -> Iterator[str]:
-    """A sentence for each kind of such pairs, with their ids."""
+    """A sentence for each kind of pairs that need a note, with their ids."""
     if results.unknown:
         yield (
             f"{UNKNOWN} with {counted(len(results.unknown), 'pair')} "
@@ -39,12 +39,12 @@ def run_notes(results: Results) -> Iterator[str]:
 
 
 def cell_mark(results: Results, *cells: CellFigures) -> str:
-    """`UNKNOWN` if a pair of one of these cells has unknown words, else empty."""
+    """`UNKNOWN` if a pair in one of these cells has unknown words, otherwise empty."""
     return UNKNOWN if any(results.mark(one) for one in cells) else ""
 
 
 def _left_out(results: Results) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """For each kind, the ids of its pairs and what is said of them."""
+    """For each kind of pairs that figures leave out, their ids and the note."""
     return (
         (results.uneven, "left out: the numbers of tokens of the two prompts differ"),
         (results.unread, "in no figure: the judge reads both prompts as one"),

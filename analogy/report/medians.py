@@ -1,4 +1,4 @@
-"""The pairs that stand for their categories on the report's first screen."""
+"""The pairs that represent their categories on the report's first screen."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Median:
 def medians(strips: Sequence[Strip], categories: Sequence[str]) -> Iterator[Median]:
     """The median pair of each category that has images.
 
-    Pairs are ordered by the mean of their margins over the strengths. Of an even number the lower
-    of the two in the middle is taken. A pair that lacks a strength that others have is left out.
+    Pairs are ordered by the mean of their margins over the strengths. If their number is even, the
+    lower of the two in the middle is taken. A pair that lacks a strength that others have is left
+    out.
     """
     for category in categories:
         own = [strip for strip in strips if strip.pair.category == category and strip.rows]

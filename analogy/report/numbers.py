@@ -1,4 +1,4 @@
-"""How the report writes numbers, verdicts and lists."""
+"""Formats numbers, verdicts and counts for the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from analogy.core.records import Verdict
 from analogy.results.model import Stop
 
-#: A symbol for each verdict, where its word does not fit.
+#: A symbol for each verdict, for places where the word does not fit.
 SYMBOLS = {
     "success": "✓", "failure": "✗", "inconclusive": "?", "too_few": "<6", "incomplete": "…",
     "blind": "∅", "unsteered": "",
@@ -23,20 +23,20 @@ class WithInterval(Protocol):
 
     @property
     def ci_low(self) -> float:
-        """Its lower end, NaN if there is none."""
+        """Its lower end, NaN without an interval."""
 
     @property
     def ci_high(self) -> float:
-        """Its upper end."""
+        """Its upper end, NaN without an interval."""
 
 
 def number(value: float | None) -> float | None:
-    """A finite number; None for NaN, an infinity and None."""
+    """The value if it is finite; otherwise (NaN, infinite or None) None."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A margin or another signed figure; a dash if there is none."""
+    """A margin or another figure with its sign; a dash if it is not finite."""
     found = number(value)
     return DASH if found is None else f"{found:+.{digits}f}".replace("-", MINUS)
 
@@ -54,13 +54,13 @@ def significant(value: float | None) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """The p of a test."""
+    """The p of a test, to three significant digits; a dash if it is not finite."""
     found = number(value)
     return DASH if found is None else f"{found:.3g}"
 
 
 def interval(figures: WithInterval, digits: int = 3) -> str:
-    """An interval's ends."""
+    """An interval as ``[low, high]``; a dash if an end is not finite."""
     if number(figures.ci_low) is None or number(figures.ci_high) is None:
         return DASH
     return f"[{signed(figures.ci_low, digits)}, {signed(figures.ci_high, digits)}]"
@@ -77,7 +77,9 @@ def interval_name(stop: Stop | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit in which it is a few: ``26 s``, ``4.3 min``, ``17 h``."""
+    """A time in s, min or h, in the largest unit of which it is 1.5 or more: ``26 s``, ``4.3 min``,
+    ``17 h``.
+    """
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * size:
             found = seconds / size
@@ -86,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n: float) -> str:
-    """Bytes in the unit in which they are a few: ``640 kB``, ``1.2 GB``."""
+    """Bytes in kB, MB or GB (powers of 1,000): ``640 kB``, ``1.2 GB``."""
     for unit, one in (("GB", 1e9), ("MB", 1e6)):
         if n >= one:
             return f"{n / one:.1f} {unit}" if n < 10 * one else f"{n / one:,.0f} {unit}"

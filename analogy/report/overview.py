@@ -1,4 +1,4 @@
-"""The runs of this machine: a line for each measurement in each run folder."""
+"""The overview of runs on this machine: a line for each measurement in each run folder."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Entry:
 
     - ``results``, ``file``: its results and their file; None if the run has written none yet;
     - ``model``, ``judge``: names without fingerprints; ``pairs``: their number;
-    - ``done``: the share of its items that have all their images, or without results, of its
+    - ``done``: the share of its items that have all their images; without results, the share of its
       images that exist; 0..1;
-    - ``n_bytes``: of the whole folder; ``date``: ISO 8601, of the results or the latest command;
-    - ``fault``: why the folder cannot be read; all else is then empty.
+    - ``n_bytes``: the size of the whole folder;
+    - ``date``: that of the results or of the latest command, ISO 8601;
+    - ``fault``: why the folder cannot be read; all other fields are then empty.
     """
 
     folder: Path
@@ -48,7 +49,7 @@ class Entry:
 
     @property
     def answer(self) -> str:
-        """The answer to the suite's question in a sentence, or why there is none."""
+        """The run's answer in a sentence, or the reason for having none."""
         if self.fault is not None:
             return self.fault
         return "No results yet." if self.results is None else answer(self.results)
@@ -73,8 +74,8 @@ class Entry:
 def overview(places: Iterable[Path]) -> list[Entry]:
     """The measurements in the run folders at or below these places, the latest run first.
 
-    Those of one run folder are together, first the one that it shows. A folder that cannot be read
-    is an entry that says why.
+    The measurements of one run folder are together; the one in its results.json is the first. A
+    folder that cannot be read has an entry with the reason.
     """
     runs = [_entries(folder) for folder in run_folders(places)]
     runs.sort(key=lambda entries: entries[0].date, reverse=True)
@@ -82,9 +83,10 @@ def overview(places: Iterable[Path]) -> list[Entry]:
 
 
 def settings_that_differ(entries: Sequence[Entry]) -> list[str]:
-    """In words, each entry's values of the settings that are not the same in all of them.
+    """For each entry, its values of the settings that differ between entries, as text.
 
-    Such as ``guidance 6; limit 10``; empty for an entry without results, and if none differs.
+    An example is ``guidance 6; limit 10``. Empty for an entry without results, and if no setting
+    differs.
     """
     settings = [None if one.results is None else _settings(one.results) for one in entries]
     found = [each for each in settings if each is not None]
@@ -102,7 +104,7 @@ _MEASUREMENT = ("size", "alphas", "seeds", "limit")
 
 
 def _settings(results: Results) -> dict[str, str]:
-    """The settings beside model, method, judge and pairs, in words."""
+    """The settings other than model, method, judge and pairs, as text."""
     header = results.header
     values = [(name, getattr(header.subject, name)) for name in _SUBJECT]
     values += [(name, getattr(header.measurement, name)) for name in _MEASUREMENT]
@@ -118,8 +120,8 @@ def _worded(value: object) -> str:
 
 
 def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
-    """A table of at most 80 columns: a line for each entry; below it its answer, and its values
-    of the settings in which the entries differ.
+    """A table of at most 80 columns: a line for each entry, followed by its answer and by its
+    values of the settings that differ between entries.
     """
     columns = ("model", "method", "judge", "pairs", "done", "size", "date")
     yield _row(*columns)

@@ -1,4 +1,4 @@
-"""Saves drawings to the file that a user named. Imports no torch."""
+"""Saves drawings to a file that the user names. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analogy.core.files import is_device, write_output
 if TYPE_CHECKING:
     from PIL import Image
 
-#: The formats that a drawing is saved in, by the end of the file's name.
+#: The formats of saved drawings, by the file's suffix.
 FORMATS = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP",
     ".tif": "TIFF", ".tiff": "TIFF", ".pdf": "PDF",
@@ -20,9 +20,9 @@ FORMATS = {
 
 
 def picture_format(path: Path) -> str:
-    """Pillow's name of the format that a file's name asks for; PNG for a device.
+    """Pillow's name of the format for a file's suffix; PNG for a device without one.
 
-    Raises ``ValueError`` if the name asks for none.
+    Raises ``FieldError``, a ``ValueError``, if the suffix is not one of `FORMATS`.
     """
     kind = FORMATS.get(path.suffix.lower())
     if kind is None and is_device(path):
@@ -36,7 +36,10 @@ def picture_format(path: Path) -> str:
 
 
 def save(drawing: Image.Image, path: Path) -> None:
-    """Save a drawing as :func:`analogy.core.files.write_output` writes. Raises ``OSError``."""
+    """Save a drawing with :func:`analogy.core.files.write_output`.
+
+    Raises ``OSError`` if it cannot be written, and what :func:`picture_format` does.
+    """
     stream = io.BytesIO()
     drawing.save(stream, picture_format(path), optimize=True)
     write_output(path, stream.getvalue())

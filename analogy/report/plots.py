@@ -1,6 +1,6 @@
-"""A run's plots: each function draws on axes and returns them; `svg` makes a picture for a page.
+"""A run's plots: each function draws on axes and returns them; `svg` makes an image for a page.
 
-Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart, and colour is
+Colours are those of Okabe and Ito (2008), which colour-blind people can distinguish, and colour is
 never the only distinction. pyplot's global state is not used.
 """
 
@@ -30,9 +30,9 @@ INK, FAINT = "#1b1f24", "#d5dae0"
 HUES = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#e69f00", "#7b4fb5", "#8c6d31")
 
 SIZE = 11.0
-"""Of all text, in points: a page shows a plot at its own size or larger."""
+"""The size of all text, in points. A page shows a plot at its own size or larger."""
 
-#: Colours of verdicts and of a comparison's outcomes, each with the marker that says the same.
+#: The colour and marker of each verdict, and of each outcome of a comparison.
 MARKS: Mapping[str, tuple[str, str]] = {
     "success": (BLUE, "o"), "improved": (BLUE, "o"),
     "failure": (ORANGE, "X"), "regressed": (ORANGE, "X"),
@@ -40,7 +40,7 @@ MARKS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 OTHER_MARK = (GREY, "D")
 
-# A colour of the drawing to the page's own, which differs between light and dark.
+# Maps colours of drawings to the page's variables, which differ between light and dark mode.
 _VARIABLES = {
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", GREY: "var(--grey)",
     INK: "var(--ink)", FAINT: "var(--line)",
@@ -63,8 +63,8 @@ _MARGIN = "margin"
 class Row:
     """A mean with its interval, in units of the margin; None if there is none.
 
-    ``verdict``: of an estimate, or the outcome of a comparison. ``confidence``: of the interval, as
-    text, where the plot has to say it because rows differ; else "".
+    ``verdict``: that of an estimate, or the outcome of a comparison; ``confidence``: that of the
+    interval, as text, if the plot must show it because rows differ; otherwise "".
     """
 
     label: str
@@ -79,7 +79,7 @@ class Row:
 class Decided:
     """A cell of a sequential run: the look, from 1 to ``looks``, at which it stopped.
 
-    ``pairs``, ``seeds``: of the cell at that look. All are 0 where images are missing.
+    ``pairs``, ``seeds``: their numbers at that look. All numbers are 0 if images are missing.
     """
 
     label: str
@@ -92,7 +92,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A cell's gain and how much of the image is left, each with its interval or None."""
+    """A cell's gain and preservation (``kept``: a metric such as SSIM), with intervals or None."""
 
     alpha: float
     kept: float
@@ -106,20 +106,20 @@ Limits: TypeAlias = tuple[float, float]
 
 
 def on_its_own(width: float, height: float, draw: Callable[[Axes], Axes]) -> Axes:
-    """Axes with what ``draw`` draws, on a new white figure of this size in points."""
+    """The axes that ``draw`` has drawn on, in a new white figure of this size in points."""
     with mpl.rc_context({**_STYLE, "figure.facecolor": "white"}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         return draw(figure.add_subplot())
 
 
 def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
-    """What ``draw`` draws, as an ``<svg>`` element of this size in points for an HTML page.
+    """The drawing by ``draw`` as an ``<svg>`` element of this size in points for an HTML page.
 
-    The same drawing gives the same text. Its text is text, and its colours are variables of the
-    page: ``--ink``, ``--line``, ``--blue``, ``--orange``, ``--green``, ``--grey``.
+    The same drawing gives the same element. Words stay text, and colours are variables of the page:
+    ``--ink``, ``--line``, ``--blue``, ``--orange``, ``--green``, ``--grey``, ``--hue-3`` and on.
     """
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # The page's fonts have the letters that matplotlib's own, which only measures, has not.
+        # matplotlib's own font only measures the text; the page's fonts have the missing glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* nativ")
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
@@ -140,7 +140,7 @@ def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
 
 
 def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
-    """Means and their intervals, the first row on top; a row without figures is empty."""
+    """Means and their intervals, the first row on top; a row without figures shows its verdict."""
     for i, row in enumerate(rows):
         if row.mean is None:
             ax.annotate(row.verdict, (0.5, i), xycoords=("axes fraction", "data"), ha="center",
@@ -173,10 +173,10 @@ def dose_response(
     ceiling: float | None = None,
     limits: Limits | None = None,
 ) -> Axes:
-    """The mean margin at each alpha with its interval; behind it every pair's own line.
+    """The mean margin at each alpha with its interval, over a thin line for every pair.
 
-    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``rows``: one per alpha.
-    ``limits``: of the margins' axis, where several plots share it.
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing; ``rows``: one per alpha;
+    ``limits``: those of the margins' axis, if several plots share it.
     """
     lines = [np.column_stack([alphas, line]) for line in margins]
     ax.add_collection(LineCollection(lines, colors=GREY, linewidths=0.5, alpha=0.35))
@@ -211,10 +211,10 @@ def distribution(
     bins: int = 24,
     limits: Limits | None = None,
 ) -> Axes:
-    """A histogram of the items' margins at each alpha, the first on top; a tick is the mean.
+    """A histogram of the items' margins at each alpha, the first on top, with a line at the mean.
 
-    ``margins``: ``(pairs, alphas)``, NaN where an item is missing. ``limits``: of the margins'
-    axis, where several plots share it.
+    ``margins``: ``(pairs, alphas)``, NaN where an item is missing; ``limits``: those of the
+    margins' axis, if several plots share it.
     """
     there = margins[~np.isnan(margins)]
     low, high = limits or ((there.min(), there.max()) if there.size else (-1.0, 1.0))
@@ -240,8 +240,9 @@ def distribution(
 def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
     """The look at which each cell of a sequential run was decided: a row per cell.
 
-    A bar reaches to the cell's look, and a small dot is a look that it did not need. Beside it are
-    the cell's images; below a look are its pairs and seeds, if all cells that stopped there agree.
+    A bar ends at the cell's look; a small dot is a look that the cell did not need. The number of
+    the cell's images is beside the bar. A look's pairs and seeds are below its number, if all cells
+    that stopped there have the same.
     """
     most = max((row.looks for row in rows), default=0) or 1
     for i, row in enumerate(rows):
@@ -270,7 +271,7 @@ def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
 
 
 def _look_name(look: int, rows: Sequence[Decided]) -> str:
-    """A look's number and, below it, its pairs and seeds if one size is known."""
+    """A look's number and, below it, its pairs and seeds, if all cells that stopped there agree."""
     sizes = {(row.pairs, row.seeds) for row in rows if row.look == look}
     if len(sizes) != 1:
         return str(look)
@@ -279,7 +280,7 @@ def _look_name(look: int, rows: Sequence[Decided]) -> str:
 
 
 def trade_off(ax: Axes, series: Mapping[str, Sequence[Point]], *, label: str) -> Axes:
-    """Gain against how much of the image is left: a line, a hue and a marker per category.
+    """Gain against preservation: a line, a hue and a marker per category.
 
     ``series``: category to its points, ascending in alpha; larger markers are larger alphas.
     """
@@ -311,7 +312,8 @@ def heat_map(
 ) -> Axes:
     """A table of means, coloured by sign and size, each with its verdict's symbol.
 
-    ``rows``: name to ``(mean, strength, mark)`` per column; ``strength``: of the colour, in 0..1.
+    ``rows``: name to ``(mean, strength, mark)`` per column; ``strength``: the colour's opacity,
+    0..1.
     """
     colors = [
         [to_rgba(BLUE if (mean or 0) > 0 else ORANGE, strength) for mean, strength, _ in row]
@@ -338,7 +340,8 @@ def strip(
 ) -> Axes:
     """One pair's images: a row per seed, a column per alpha, the margin below each.
 
-    ``rows``: seed to ``(image, margin)`` per alpha; an image is uint8 HWC, 0..255.
+    ``rows``: seed to ``(image, margin)`` per alpha; an image is uint8 HWC, 0..255. Both may be
+    None.
     """
     for i, row in enumerate(rows.values()):
         for j, (image, margin) in enumerate(row):
@@ -370,7 +373,7 @@ def _errors(values: Sequence[float], intervals: Sequence[Limits | None]) -> NDAr
 
 
 def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Write each line's name beside its last point, away from points and other names."""
+    """Write each line's name beside its last point, where it overlaps no point or other name."""
 
     def points_of(xy: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
         return ax.transData.transform(xy) * 72 / ax.figure.dpi
@@ -393,11 +396,11 @@ def _name_ends(ax: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> 
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two boxes (left, bottom, right, top) do."""
+    """Whether two boxes (left, bottom, right, top) overlap."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def short(name: str, most: int = 22) -> str:
-    """A name that leaves a plot room for its figures."""
+    """A name cut to ``most`` characters, to leave a plot room for its figures."""
     name = printable(name)
     return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -41,7 +41,7 @@ def provenance(results: Results) -> list[tuple[str, str]]:
 
 
 def _sequential(results: Results) -> list[tuple[str, str]]:
-    """The random order of the pairs and the options of a sequential run; nothing of any other."""
+    """The random order of the pairs and the options of a sequential run; otherwise empty."""
     saved, chosen = results.saved, results.header.config.sequential
     if not chosen:
         return []
@@ -57,7 +57,7 @@ def _sequential(results: Results) -> list[tuple[str, str]]:
 
 
 def _cost(cost: MethodCost | None) -> list[tuple[str, str]]:
-    """What the method cost, as far as it was measured."""
+    """The measured costs of the method; empty if nothing was measured."""
     found: list[tuple[str, str]] = []
     if cost is None:
         return found
@@ -82,8 +82,8 @@ def _rate(rate: float | None) -> str:
 
 
 def commands(header: Header) -> list[str]:
-    """The commands that repeat the results: a run; or for imported images an import and a score,
-    with RUN and MANIFEST for the user's paths, which results do not have.
+    """The commands that repeat the results: a run or, for imported images, an import and a score.
+    RUN and MANIFEST stand for the user's paths, which results do not record.
     """
     config, model = header.config, header.subject.model
     if not is_imported(model):
@@ -93,7 +93,7 @@ def commands(header: Header) -> list[str]:
     weights = config.text("clip_pretrained")
     if weights is not None:
         judge.append(f"--clip-pretrained={weights}")
-    if tool == header.subject.method:  # of an export, whose jobs have pairs and judge
+    if tool == header.subject.method:  # exported jobs: their folder records pairs and judge
         return [
             analogy_command("import", "RUN", "MANIFEST"), analogy_command("score", "RUN", *judge)
         ]  # fmt: skip
@@ -105,7 +105,7 @@ def commands(header: Header) -> list[str]:
 
 
 def command(config: Settings) -> str:
-    """The command that repeats a run, with every setting that was resolved."""
+    """The command that repeats a run, with every resolved setting."""
     values = {**config.values, "model": config.model, "lora": config.lora}
     words = ["pytest", "benchmarks"]
     for option in OPTIONS:

@@ -1,7 +1,7 @@
 """A static site of runs: an index with leaderboards, each run's report, and comparisons of two.
 
-Nothing on its pages is fetched, and no server is needed. Whatever comes from a run's files is
-escaped by Jinja2.
+Its pages load nothing from elsewhere, and no server is needed. Jinja2 escapes all text that comes
+from a run's files.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ from analogy.results.changes import Comparison
 from analogy.results.model import Results
 
 MOST_RUNS = 200
-"""The largest number of measurements on a site. Of more, a site has the latest."""
+"""The largest number of measurements on a site: the latest ones if there are more."""
 
 MOST_COMPARISONS = 200
-"""The largest number of comparisons with a page. Of more, those of the latest runs have one."""
+"""The largest number of comparisons with a page: those of the latest runs if there are more."""
 
 RECORD = "site.json"
-"""The record of a site in its folder: the reports that are there, and what each is of."""
+"""The record of a site in its folder: its reports, each with a digest of its results."""
 
-# What the page says of two runs: a number >= 0 is the place of a reason.
+# The page's number for two runs: one of these, or the index of a reason not to compare them (>= 0).
 _COMPARED, _NOT_SHOWN = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
 class SitePaths:
-    """The pages of a run, relative to the site: its report; None without results."""
+    """The pages of a run. ``id``: its name in file names; ``report``: the path of its report,
+    relative to the site, None without results.
+    """
 
     id: str
     report: str | None
@@ -52,7 +54,9 @@ class SitePaths:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Two runs compared; ``old``, the baseline, and ``new`` are their numbers among all runs."""
+    """A comparison of two runs; ``old`` (the baseline) and ``new`` are their indices in the site's
+    list of runs.
+    """
 
     old: int
     new: int
@@ -61,7 +65,11 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: pages of runs anew and in all, and comparisons; ``faults`` by folder."""
+    """What was written.
+
+    ``reports``: the number of reports made now; ``runs``: all runs on the site; ``comparisons``:
+    their pages; ``faults``: for each report that could not be made, its folder and the reason.
+    """
 
     reports: int
     runs: int
@@ -129,7 +137,9 @@ def _write(path: Path, page: str) -> None:
 
 
 def _record(site: Path) -> dict[str, str]:
-    """The reports of the site as it was last written; empty if there is no record of it."""
+    """Path to digest of the reports that were last written; empty if the record is missing or
+    invalid.
+    """
     try:
         reports = parse((site / RECORD).read_text("utf-8"))["reports"]
         return {str(name): str(digest) for name, digest in reports.items()}
@@ -138,7 +148,7 @@ def _record(site: Path) -> dict[str, str]:
 
 
 def _paths(entry: Entry) -> SitePaths:
-    """A run's pages are named for its folder and its measurement, the same at every writing."""
+    """The pages of a run. Names depend on its folder and results file only, so they are stable."""
     what = f"{entry.folder.resolve()}\0{entry.file and entry.file.name}"
     digest = hashlib.sha256(what.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", entry.folder.name)[:40].strip("-") or "run"
@@ -160,11 +170,11 @@ def _date(entry: Entry) -> str:
 def _compared(
     entries: Sequence[Entry], most: int
 ) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Compared]]:
-    """What is known of each two runs, the reasons why two cannot be compared, and comparisons.
+    """The outcome for every two runs, the reasons not to compare two, and the comparisons.
 
-    The first is a list for each run, of its outcome with each run before it: the place of a reason,
-    ``_COMPARED`` or ``_NOT_SHOWN``. The run that comes first in the list, the later one, is
-    compared with the other as its baseline; the other way round if it alone has more categories.
+    Outcomes are a list for each run, with an entry for each run before it in ``entries``: the index
+    of a reason, ``_COMPARED`` or ``_NOT_SHOWN``. Of two runs the earlier one, which comes second,
+    is the baseline; if it lacks categories of the later one, the later one is the baseline.
     """
     outcomes: list[list[int]] = [[_NOT_SHOWN] * i for i in range(len(entries))]
     reasons: dict[str, int] = {}
@@ -181,7 +191,7 @@ def _compared(
 
 
 def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results, Results] | None]:
-    """The baseline and the run that is compared with it, or the reason why there are none."""
+    """An empty text with the baseline and the run to compare; or a reason not to, and None."""
     if new is None or old is None:
         return "one of them has no results yet", None
     differences = comparison.measurement_differences(old.header, new.header)
@@ -193,7 +203,7 @@ def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results
 
 
 def _grouped(found: Sequence[Board]) -> list[list[Board]]:
-    """Boards that differ in their judge alone, together."""
+    """Boards in groups whose members differ in nothing but the judge."""
     groups: list[list[Board]] = []
     for board in found:
         for group in groups:

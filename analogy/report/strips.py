@@ -1,6 +1,6 @@
-"""Strips: a pair's images from the unsteered one over the strengths to the target prompt's own.
+"""Strips: a pair's unsteered image, its image at each strength, and the target prompt's own image.
 
-``analogy steer`` draws one of a pair of prompts.
+``analogy steer`` draws a strip of one pair.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from analogy.store.grid import Role, once, targets_of
 from analogy.studies.study import Study
 
 LARGE, EDGE, SPACE, MAX_LINES = 192, 28, 14, 4
-"""Of one pair's strip: an image, the edge, between images; the lines that a prompt may have."""
+"""Layout of a strip, in pixels: an image's side, the edge, the space between images; and the most
+lines of a prompt."""
 
 TOWARDS, AWAY = "#0072b2", "#d55e00"
-"""Of a margin above 0 and of any other, as in the report: safe for the colour-blind."""
+"""Colours of margins above 0, and of all others, as in the report: safe for the colour-blind."""
 
 _INK, _GREY, _RULE = "#1b1f24", "#68707a", "#d8dde3"
 
 
 @dataclass(frozen=True, slots=True)
 class StripImage:
-    """One image of a pair with its cosines.
+    """One image of a pair with its margin and cosines, NaN without a score.
 
-    ``alpha`` is None for the target prompt's own image; ``image``, uint8 HWC, is None if it failed,
-    and ``problem`` then says why.
+    ``alpha``: None for the target prompt's own image; ``image``: uint8 HWC, None if it failed;
+    ``problem``: the reason for that, otherwise empty.
     """
 
     seed: int
@@ -57,10 +58,10 @@ class StripImage:
 
 
 def generate_strip(study: Study, pair: Pair, seeds: Sequence[int]) -> list[StripImage]:
-    """Generate and score a pair's images: seed by seed, every alpha and the target's own.
+    """Generate and score a pair's images: for each seed, every alpha and the target prompt's own.
 
-    The target's own image has the same latents: it is ``lerp`` at alpha 1, whose conditioning is
-    the target prompt's.
+    The target prompt's own image has the same latents. It is made by ``lerp`` at alpha 1, whose
+    conditioning is that of the target prompt.
     """
     jobs = [
         job
@@ -88,7 +89,7 @@ def generate_strip(study: Study, pair: Pair, seeds: Sequence[int]) -> list[Strip
 
 
 def draw_strip(study: Study, pair: Pair, strip: Sequence[StripImage]) -> Image.Image:
-    """One pair: its prompts, and for each seed a row of images with their margins."""
+    """A pair's prompts and, for each seed, a row of images with their margins."""
     columns = len({entry.alpha for entry in strip})
     rows = len(strip) // columns
     label = 70 if rows > 1 else 0
@@ -130,7 +131,10 @@ def draw_strip(study: Study, pair: Pair, strip: Sequence[StripImage]) -> Image.I
 def _draw_entry(
     sheet: Image.Image, entry: StripImage, place: tuple[int, int], reach: float, font: Any
 ) -> None:
-    """An image, its margin, and a bar from 0 to the margin; ``reach`` is half the image's width."""
+    """Draw an image, its margin, and a bar from 0 to the margin.
+
+    ``place``: the image's left and top; ``reach``: the margin whose bar is half an image wide.
+    """
     draw, (x, y) = ImageDraw.Draw(sheet), place
     middle, below = x + LARGE // 2, y + LARGE
     frame = [x - 1, y - 1, x + LARGE, below]

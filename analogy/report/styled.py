@@ -1,4 +1,4 @@
-"""Colour and bold for the lines that terminals show; none where the terminal has none."""
+"""Colour and bold type for lines on terminals that support them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _THEME = Theme(
 
 
 class _Lines(RegexHighlighter):
-    """Verdicts and outcomes in their colours, heads of tables and the answer in bold."""
+    """Colours verdicts and outcomes, and sets heads of tables and the answer in bold."""
 
     base_style = "analogy."
     highlights = (
@@ -36,13 +36,13 @@ class _Lines(RegexHighlighter):
 
 
 def has_style(stream: TextIO) -> bool:
-    """Whether a stream is a terminal with colours, and NO_COLOR is not set."""
+    """Whether a stream is a terminal with colours and NO_COLOR is not set."""
     console = Console(file=stream)
     return console.is_terminal and not console.no_color and not console.is_dumb_terminal
 
 
 def styled(text: str) -> str:
-    """The text with the escape codes of a terminal's sixteen colours."""
+    """The text with escape codes for a terminal of 16 colours."""
     console = Console(
         file=io.StringIO(), force_terminal=True, color_system="standard", no_color=False,
         theme=_THEME, highlighter=_Lines(), markup=False, emoji=False, soft_wrap=True,

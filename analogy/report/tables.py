@@ -1,4 +1,4 @@
-"""The report's tables: every figure of a run, which can be sorted and saved as CSV."""
+"""The report's tables of every figure of a run; the page can sort them and save them as CSV."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from analogy.steering.base import TARGET_METHOD
 _FIGURES = ("margin", "low", "high", "p", "above 0")
 _GAIN = ("gain", "gain low", "gain high")
 
-# Of a sequential run: an interval has its look's confidence, and a look's own p is not corrected
-# for the other looks.
+# In a sequential run the confidence of an interval is that of its look. The p of a single look is
+# left out, since it is not corrected for the other looks.
 _AT_LOOK = ("margin", "low", "high", "confidence", "above 0")
 _GAIN_AT_LOOK = (*_GAIN, "gain confidence")
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A table's entry: its text, and the value for sorting and export."""
+    """A table's entry: its text, the value for sorting and export, and a link or ""."""
 
     text: str
     sort: float | str | None
@@ -53,7 +53,7 @@ class Table:
 
 
 def tables(results: Results, images: Gallery, comparison: Comparison | None) -> list[Table]:
-    """Every figure of the run, as tables that have any rows."""
+    """The tables of every figure of the run, without empty ones."""
     made = [
         _cells(results),
         *([_looks(results)] if is_sequential(results) else []),
@@ -95,7 +95,7 @@ def _cells(results: Results) -> Table:
 
 
 def _looks(results: Results) -> Table:
-    """The look at which each cell of a sequential run was decided, and what it is of."""
+    """The look at which each cell of a sequential run was decided, with its pairs and seeds."""
     rows = []
     for figures in results.analysis.cells.values():
         stop, margin, spread = figures.stop, figures.margin, seed_variances(figures)
@@ -117,7 +117,7 @@ def _looks(results: Results) -> Table:
 
 
 def _stopped(stop: Stop | None) -> list[Value]:
-    """Look, pairs, seeds, images and the sequential p; dashes while a cell is open."""
+    """Look, pairs, seeds, images and the sequential p; dashes for an undecided cell."""
     if stop is None:
         return [_value(None, significant)] * 5
     return [
@@ -227,7 +227,7 @@ def _pairs(results: Results, images: Gallery) -> Table:
     ]  # fmt: skip
     shown = {strip.pair.id for strip in images.strips}
     for pair, note in notes.items():
-        if pair not in shown:  # of a pair that is left out nothing but its id is kept
+        if pair not in shown:  # for a pair that is left out only its id is recorded
             blank = [_value(None, signed)] * (len(alphas) + has_targets)
             rows.append([_text(pair), *[_text("")] * 3, *blank, _text(note)])
     columns = [
@@ -238,7 +238,7 @@ def _pairs(results: Results, images: Gallery) -> Table:
 
 
 def _failures(results: Results, images: Gallery) -> Table:
-    """Images that failed when they were generated, and those that cannot be shown now."""
+    """Images that failed when they were generated, and images that cannot be read now."""
     found = {
         (one.pair_id, one.category, one.method or "", one.alpha, one.seed): one.reason
         for one in results.failures

@@ -10,7 +10,10 @@ from analogy.report.numbers import counted, interval, percent, signed, size, wor
 
 
 def environment(**filters: Callable[..., str]) -> Environment:
-    """Of the package's templates, with the filters of numbers and these; it escapes all text."""
+    """The environment of the package's templates, which escapes all text.
+
+    Templates can use ``filters`` and the functions of `numbers` as filters.
+    """
     made = Environment(
         loader=PackageLoader("analogy.report"),
         autoescape=True,

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from analogy.store.grid import Job
 
 _NARROW, _WIDE = 10, 32
-"""The least and greatest width of a table's first column; longer names are shortened."""
+"""The smallest and largest width of a table's first column; longer names are shortened."""
 
 WIDTH = 80
-"""The columns that tables fit into unless they are wide, if no name is longer than 8."""
+"""The width that tables fit unless ``wide`` is set, if no name is longer than 8."""
 
 _LEAST = 8
-"""The least width of the first column of a table of `WIDTH` columns."""
+"""The smallest width of the first column in a table that fits `WIDTH`."""
 
 _BETWEEN = 49
-"""The columns of such a verdict table between the category and the verdict."""
+"""The width between the category and the verdict in a verdict table that fits `WIDTH`."""
 
 
 def _head(ci: str, wide: bool) -> str:
-    """The columns of the verdict table after the first; ``ci``: the intervals' name."""
+    """The head of the verdict table after its first column; ``ci``: the intervals' name."""
     if wide:
         return (
             f"{'alpha':>5} {'n':>4} {'margin':>8} {ci:>18} {'p':>8} {'>0':>5} "
@@ -41,12 +41,12 @@ def _head(ci: str, wide: bool) -> str:
 
 
 def interval_name(analysis: Analysis) -> str:
-    """The name of a table's intervals, whose confidence differs from row to row if sequential."""
+    """The name of a table's intervals. In a sequential run their confidence differs by row."""
     return "look's CI" if is_sequential(analysis) else "95% CI"
 
 
 def figures_line(figures: Estimate, stop: Stop | None = None) -> str:
-    """An estimate in one line. ``stop``: the look that it is of, in a sequential run."""
+    """An estimate in one line. ``stop``: its look, in a sequential run."""
     return (
         f"mean margin {figures.mean:+.4f}, {confidence(stop)} CI "
         f"{interval(figures.ci_low, figures.ci_high)}, "
@@ -61,11 +61,11 @@ def verdict_table(
     wide: bool = False,
     marked: Collection[str] = (),
 ) -> Iterator[str]:
-    """Category x alpha, alpha 0 first, then each alpha over all categories, then the whole.
+    """Category x alpha, alpha 0 first, then each alpha over all categories, then the overall row.
 
-    ``known``: cells that the baseline records as not succeeding. ``wide``: all columns; without it
-    the table fits `WIDTH`. ``marked``: categories whose verdicts get a ``*``, which the caller
-    explains; all pools then have it, too.
+    ``known``: cells that do not succeed in the baseline; ``wide``: print all columns,
+    otherwise the table fits `WIDTH`; ``marked``: categories whose verdicts get a ``*``, which the
+    caller explains. With any of these all pools are marked, too.
     """
     star = dict.fromkeys(marked, " *")
     verdicts = {
@@ -101,7 +101,7 @@ def verdict_table(
 def verdict_words(figures: CellFigures, is_known: bool = False, *, wide: bool = True) -> str:
     """A cell's verdict with its notes: Holm's correction, pairs needed, the look, the baseline.
 
-    Without ``wide`` the first note alone, in short.
+    Without ``wide``, only the first note, shortened.
     """
     notes = []
     verdict = figures.margin.verdict
@@ -119,8 +119,8 @@ def verdict_words(figures: CellFigures, is_known: bool = False, *, wide: bool = 
 
 
 def is_needed_known(margin: Estimate) -> bool:
-    """Whether the number of pairs that would decide is more than a guess: an inconclusive figure's,
-    of `ENOUGH_PAIRS` pairs or more.
+    """Whether the number of pairs that would decide is reliable enough to show: for an inconclusive
+    figure with `ENOUGH_PAIRS` pairs or more.
     """
     return (
         margin.verdict is Verdict.INCONCLUSIVE
@@ -130,7 +130,7 @@ def is_needed_known(margin: Estimate) -> bool:
 
 
 def needed_lines(analysis: Analysis) -> Iterator[str]:
-    """How many pairs would decide the inconclusive cells, below a table that is not wide."""
+    """The numbers of pairs that would decide the inconclusive cells, for below a narrow table."""
     needed = [
         f"{cell.category} at {cell.alpha:g}: {figures.margin.n_needed:,}"
         for cell, figures in analysis.cells.items()
@@ -172,7 +172,7 @@ def failure_lines(failures: Sequence[tuple[Job, str]]) -> Iterator[str]:
 
 
 def reading_notes(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
-    """What the table's columns mean, and what may be concluded from several cells together."""
+    """Lines on the meaning of the table's columns, and on conclusions from several cells."""
     if not wide:
         yield from needed_lines(analysis)
     yield "margin: are the images closer to the target than to the source? (the verdict)"
@@ -200,9 +200,9 @@ def reading_notes(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
 
 
 def answer_lines(analysis: Analysis, unknown: Iterable[str] = ()) -> Iterator[str]:
-    """The published protocol's pool, what the answer leaves out, and last the answer.
+    """The published protocol's pool, notes on the answer's limits, and last the answer.
 
-    ``unknown``: words of the pairs that an embedded model was not trained on.
+    ``unknown``: words of the pairs that the embedded model or judge was not trained on.
     """
     margin, found = analysis.overall.margin, answer_of(analysis, unknown)
     figures = "" if margin.mean != margin.mean else f", mean margin {margin.mean:+.4f}"
@@ -232,7 +232,7 @@ def trend_table(analysis: Analysis) -> Iterator[str]:
 
 
 def null_table(analysis: Analysis, *, wide: bool = False) -> Iterator[str]:
-    """The null beside the method: its margin, its gain, the method's advantage over it."""
+    """The null's margin and gain, and the method's advantage over it."""
     cells = [(each, each.null) for each in analysis.cells.values() if each.null is not None]
     if not cells:
         return
@@ -289,7 +289,7 @@ def target_table(analysis: Analysis) -> Iterator[str]:
 
 
 class PublishedOverall(TypedDict):
-    """The published study's figures of all cells; ``success_rate`` 0..1."""
+    """The published study's figures over all cells; ``success_rate``: 0..1."""
 
     mean: float
     ci_low: float
@@ -300,7 +300,7 @@ class PublishedOverall(TypedDict):
 
 
 class PublishedCell(TypedDict):
-    """The published figures of a category at alpha 1; None where the study has none."""
+    """The published figures of a category at alpha 1; None if the study does not report one."""
 
     category: int
     finding: str | None
@@ -378,7 +378,7 @@ def _row(
     verdict: str,
     wide: bool,
 ) -> str:
-    """A line of the verdict table; ``share``: of the ceiling."""
+    """A line of the verdict table; ``share``: the margin as a share of the ceiling."""
     head = f"{name} {alpha:>5} {margin.n:>4}"
     if margin.mean != margin.mean:
         return f"{head} {'':>{80 if wide else _BETWEEN - 14}}  {verdict}"

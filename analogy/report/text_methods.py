@@ -103,7 +103,7 @@ def _marked(difference: Difference) -> str:
 
 
 def cost_table(costs: Mapping[str, MethodCost]) -> Iterator[str]:
-    """What each method cost, beside an unsteered image; nothing if nothing was measured."""
+    """The cost of each method beside that of an unsteered image; empty if none was measured."""
     if not costs:
         return
     width = first_column(["cost", *costs])

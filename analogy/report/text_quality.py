@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def quality_table(quality: Quality, *, wide: bool = False) -> Iterator[str]:
     """The metrics beside the margin: of single images by cell, of all images by alpha.
 
-    ``wide``: means with their intervals; without it means alone, which fit 80 columns.
+    ``wide``: print means with their intervals, otherwise only means, which fit 80 columns.
     """
     measured = {name for of in quality.cells.values() for name in of}
     shown = [metric for metric in quality.metrics if metric.name in measured]
@@ -61,7 +61,7 @@ def quality_table(quality: Quality, *, wide: bool = False) -> Iterator[str]:
         yield f"Distance from {len(quality.references.features)} {quality.references.name}."
 
 
-#: What some columns mean, and the columns that compare an image with the unsteered one.
+#: Explanations of some columns, and the metrics that compare an image with the unsteered one.
 _EXPLAINED = {
     "clip_score": "CLIPScore: to the target prompt.",
     "directional_similarity": "direction: did the image move as the prompt did?",
@@ -72,7 +72,7 @@ _KEPT = ("psnr", "ssim", "lpips")
 def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
     """The metrics that are not measured because the run lacks this input, with the reason.
 
-    Of LPIPS in one line; the whole reason is in the results.
+    For LPIPS it is a single line; the full reason is in the results.
     """
     absent = {
         Input.LPIPS: quality.lpips, Input.REFERENCES: quality.references,

@@ -20,7 +20,7 @@ _WIDE = 32
 
 
 def confidence(stop: Stop | None) -> str:
-    """The confidence of an interval in percent: 95% unless a look says another."""
+    """The confidence of an interval in percent: that of its look, 95% without a look."""
     return "95%" if stop is None else numbers.confidence(stop)
 
 
@@ -30,13 +30,13 @@ def look(stop: Stop) -> str:
 
 
 def is_sequential(analysis: Analysis) -> bool:
-    """Whether any figure is of a look."""
+    """Whether any figure has a look, as in a sequential run."""
     of = (analysis.overall.stop, *(cell.stop for cell in analysis.cells.values()))
     return any(stop is not None for stop in of)
 
 
 def looks_table(analysis: Analysis, saved: Saved | None) -> Iterator[str]:
-    """When each cell was decided, and what that saved; nothing for a run that is not sequential."""
+    """The look at which each cell was decided, and the savings; empty if not sequential."""
     if saved is None:
         return
     names = [printable(cell.category) for cell in analysis.cells]
@@ -67,7 +67,7 @@ def looks_table(analysis: Analysis, saved: Saved | None) -> Iterator[str]:
 
 
 def saved_lines(analysis: Analysis, saved: Saved) -> Iterator[str]:
-    """Images made and saved, and what the saving rests on."""
+    """The images made and saved, and the ICC, which determines the savings."""
     share = 1 - saved.images / saved.of if saved.of else 0.0
     time = (
         "" if saved.seconds is None else f", {numbers.duration(saved.seconds)} at this run's rate"

@@ -1,4 +1,4 @@
 """A session: one run's study with its baseline, cases, findings, outputs and summary.
 
-``pytest benchmarks``, ``analogy run`` and :func:`analogy.run` all run one.
+``pytest benchmarks``, ``analogy run`` and :func:`analogy.run` each run one session.
 """

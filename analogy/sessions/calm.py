@@ -1,4 +1,4 @@
-"""Warnings of a pytest session: none becomes an error but the suite's own."""
+"""Keeps warnings of a pytest session from becoming errors, except the suite's own warnings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _OURS: tuple[type[Warning], ...] = (PairsWarning, *PairsWarning.__subclasses__()
 
 @contextmanager
 def calm() -> Iterator[None]:
-    """Let no warning become an error, whatever the filters: a verdict does not depend on them.
+    """Keep warnings from becoming errors, whatever the filters, so that no verdict depends on them.
 
-    What would be raised is shown. Filters that name a warning of the suite's own are kept.
+    Warnings that would be raised are shown. Filters that name one of the suite's own warnings still
+    apply.
     """
     with warnings.catch_warnings():
         _calm_filters()
@@ -35,7 +36,10 @@ def _calm_filters() -> None:
 
 @contextmanager
 def calm_and_shown(config: pytest.Config) -> Iterator[None]:
-    """Like :func:`calm`, where pytest does not record warnings by itself: into its summary."""
+    """Like :func:`calm`, and record the warnings for pytest's summary.
+
+    For the places where pytest does not record them itself.
+    """
     with warnings.catch_warnings(record=True) as seen:
         _calm_filters()
         try:
@@ -50,10 +54,10 @@ def calm_and_shown(config: pytest.Config) -> Iterator[None]:
 
 
 def calm_from_here(config: pytest.Config) -> None:
-    """Let no warning become an error for the rest of a session whose cases have ended.
+    """Keep warnings from becoming errors for the rest of a session whose cases have ended.
 
-    What other plugins do then (save, report, say that there is nothing to) is in nobody's hands,
-    and pytest sets its filters anew for each of it: those of the file, then those of ``-W``.
+    Hooks of other plugins run then, and pytest sets its filters again for each of them: first those
+    of the configuration file, then those of ``-W``. Both lists are therefore changed.
     """
     shown = ExitStack()
     shown.enter_context(calm())
@@ -64,7 +68,10 @@ def calm_from_here(config: pytest.Config) -> None:
 
 
 def _calmed(text: str) -> str:
-    """A filter as pytest reads it, whose action may be shortened, without its ``error``."""
+    """A filter in pytest's notation with ``error`` replaced by ``default``.
+
+    pytest accepts shortened actions, such as ``e``. Filters of the suite's own warnings stay.
+    """
     action, colon, rest = text.partition(":")
     is_error = bool(action.strip()) and "error".startswith(action.strip())
     is_ours = any(of.__name__ in rest for of in _OURS)

@@ -1,4 +1,4 @@
-"""The cases of a run, for pytest and for ``analogy run``: the images each needs, its decision."""
+"""The cases of a run, for pytest and ``analogy run``: needed images and decisions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from analogy.store.grid import Job, once
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question about a run: the images that it needs, and the function that answers it.
+    """One check of a run: the images that it needs, and the function that decides it.
 
-    ``rounds``: images to be generated and scored before the next round is asked for. There is one,
-    but for a sequential run, where a round's scores say whether there is another.
+    ``rounds``: yields the images to generate and score, round by round. There is one round, except
+    in a sequential run, where a round's scores decide whether another one follows.
     """
 
     rounds: Callable[[], Iterator[Sequence[Job]]]
@@ -27,9 +27,8 @@ class Case:
 
 
 def all_cases(session: Session) -> Iterator[Case]:
-    """Every case of the session, in the order of ``pytest benchmarks``, so that batches are equal.
-
-    Cases are made lazily.
+    """Every case of the session, in the order of ``pytest benchmarks``, so that both make the same
+    batches.
     """
     for cell in cells(session):
         yield margin(session, cell)
@@ -77,7 +76,7 @@ def distribution(session: Session, alpha: float) -> Case:
         return findings.of_quality(session, f"alpha {alpha:g}", found, Per.SET)
 
     study = session.study
-    # In a sequential run every cell says which pairs and seeds all of them have.
+    # In a sequential run the pairs and seeds that all cells have depend on every cell.
     jobs = study.jobs if study.config.sequential else partial(study.jobs, alpha=alpha)
     return Case(_rounds(session, jobs), decide)
 
@@ -102,9 +101,10 @@ def _of_cell(session: Session, cell: Cell) -> Callable[[], Iterator[Sequence[Job
 def _rounds(
     session: Session, jobs: Callable[[], Sequence[Job]]
 ) -> Callable[[], Iterator[Sequence[Job]]]:
-    """The rounds of a case. ``jobs`` gives what it needs by now.
+    """The rounds of a case. ``jobs`` returns the jobs that it needs by now.
 
-    A round of a sequential run has what all planned cells need next, so that batches are full.
+    A round of a sequential run also has the images that all planned cells need next, so that
+    batches are full.
     """
     study = session.study
 

@@ -22,8 +22,10 @@ from analogy.world.known import unknown_note
 
 
 class CaseOutcome(Enum):
-    """How a case ends: a known failure was expected, a skipped one could not be decided, and an
-    inconclusive one is neither a success nor a failure.
+    """How a case ends.
+
+    ``known``: an expected failure, since the baseline has no success there; ``skipped``: the case
+    could not be decided; ``inconclusive``: neither a success nor a failure.
     """
 
     PASSED = "passed"
@@ -70,8 +72,8 @@ def of_overall(session: Session) -> Finding:
 
 
 def _ended(session: Session, found: Finding, figures: Estimate, category: str | None) -> Finding:
-    """A finding with its mark for unknown words; one of an inconclusive figure ends as the user,
-    or a gate, wants it to. ``category``: None for all.
+    """The finding with a note about unknown words. If its figure is inconclusive, it gets the
+    outcome that `Session.on_inconclusive` demands. ``category``: None for all.
     """
     words = session.unknown_words(category)
     if words:
@@ -92,8 +94,10 @@ def _of_margin(
     more: Mapping[str, Json],
     stop: Stop | None,
 ) -> Finding:
-    """``failed``: the number of failed images; ``more``: figures beside the margin's; ``stop``: the
-    look that they are of, in a sequential run.
+    """The finding on the margin of ``what``.
+
+    ``known``: the baseline's verdict if a failure is expected; ``failed``: the number of failed
+    images; ``more``: figures beside the margin's; ``stop``: the look, in a sequential run.
     """
     facts = {**more, "failed_images": failed, **figures.to_dict()}
     if stop is not None:
@@ -122,7 +126,8 @@ def of_quality(
 ) -> Finding:
     """Whether the quality metrics of a cell, or of an alpha, are within the user's limits.
 
-    ``per``: which metrics should have been measured; a limit on one that was not is broken.
+    ``found``: the measured figures by metric; ``per``: the kind of metrics that should have been
+    measured. A limit on one that was not measured counts as broken.
     """
     metrics = session.study.quality.names(per)
     values = {name: _interval(figures) for name, figures in found.items() if figures.n}
@@ -150,7 +155,7 @@ def of_quality(
 
 
 def _why_missing(session: Session, found: Mapping[str, Mean | SetScore]) -> str:
-    """Why a cell or an alpha was not measured."""
+    """Why metrics of a cell or an alpha are missing."""
     references = session.study.quality.references
     if not found and isinstance(references, Absent):
         return f"nothing to compare with: {references.reason}"
@@ -158,7 +163,7 @@ def _why_missing(session: Session, found: Mapping[str, Mean | SetScore]) -> str:
 
 
 def _interval(figures: Mean | SetScore) -> tuple[float, float, float]:
-    """A value with its interval; without one, the value stands for both ends."""
+    """A value with the ends of its interval. Without an interval both ends are the value."""
     if isinstance(figures, SetScore):
         return figures.value, figures.value, figures.value
     if math.isnan(figures.ci_low):
@@ -195,9 +200,9 @@ def of_regression(session: Session, cell: Cell | None) -> Finding:
 
 
 def unmeasured(request: RunRequest, session: Session | None) -> Iterator[str]:
-    """A line for each limit or baseline that the user gave and no case checked: it did not pass.
+    """A line for each limit or baseline that the user gave and no case checked; such a run fails.
 
-    ``session``: None if no case used it.
+    ``session``: None if no case used one.
     """
     held = set() if session is None else session.held
     changes = [] if session is None else list(session.changes.values())

@@ -1,4 +1,4 @@
-"""The time that is left of a run, from what it has recorded of its own work."""
+"""Estimates the remaining time of a run from the work that it has recorded so far."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from analogy.store.image_store import FOLDER as IMAGES
 from analogy.studies.study import Study
 
 LONG = 600.0
-"""Seconds: a run that will take longer says so at its start."""
+"""Seconds: a run that is expected to take longer prints a notice after its first batches."""
 
 
 class Forecast:
-    """Expects the work that is left to go as fast as that since this was made.
+    """Extrapolates the remaining time from the rates since this object was created.
 
-    ``jobs``: the images of the run. Images and scores are extrapolated apart: one may be done long
-    before the other. Fitting, quality metrics and statistics are left out. ``tried``: the images
-    that were generated, or failed.
+    ``jobs``: the images of the run; ``tried``: the number of images that were generated or failed.
+    Generating and scoring are extrapolated separately, since one may be done long before the other.
+    Fitting, quality metrics and statistics are left out.
     """
 
     def __init__(self, study: Study, jobs: Sequence[Job]) -> None:
@@ -35,22 +35,22 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
-        """What the images that are left will take on the disk, if they are like those there."""
+        """Bytes that the remaining images will take, at the mean size of the existing ones."""
         folder = self._study.folder
         each = folder.n_bytes(IMAGES) / max(folder.n_images(), 1)
         return round(each * (self.total - self.tried))
 
     @property
     def is_known(self) -> bool:
-        """Whether a whole round of batches is done: the first ones of a round are no measure."""
+        """Whether a whole round of batches is done: before that the rate is unreliable."""
         capacity = self._study.execution.engine.prepare()
         return self.tried >= min(capacity.batch_size * capacity.at_once, self.total)
 
     @property
     def seconds(self) -> float | None:
-        """The seconds that are left; None before the first image.
+        """The remaining seconds; None before the first image.
 
-        Scores are left out before the first of them.
+        Before the first score the time for scoring is left out.
         """
         left = 0.0
         for stage, begun in self._begun.items():
@@ -66,7 +66,7 @@ class Forecast:
 
 
 def notice(forecast: Forecast) -> list[str]:
-    """Two lines to say at the start of a run that takes long; none for another run."""
+    """Two lines to print early in a run that will take more than `LONG`; otherwise empty."""
     seconds = forecast.seconds
     if seconds is None or seconds <= LONG:
         return []

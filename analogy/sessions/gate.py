@@ -1,7 +1,7 @@
 """The regression gate of a sequential run: each cell is compared look by look until it is decided.
 
-A comparison has looks of its own, at the levels of a cell divided by the number of comparisons. It
-also needs the cell's verdict, which may have fallen.
+A comparison has its own looks, whose levels are those of a cell divided by the number of
+comparisons. It also needs the cell's verdict, which may be worse than in the baseline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def state(session: Session, baseline: Results, cell: Cell) -> GateState:
     design = Design.of(
         len(pairs), len(config.seeds), cells=len(study.plan.cells), comparisons=comparisons
     )
-    # A baseline that was sequential itself may lack the images of later looks.
+    # A baseline from a sequential run may lack the images of later looks.
     looks = [
         each for each in design.looks if not np.isnan(before[: each.pairs, : each.seeds]).any()
     ]
@@ -47,14 +47,14 @@ def state(session: Session, baseline: Results, cell: Cell) -> GateState:
 
 
 def jobs(session: Session, baseline: Results, cell: Cell) -> list[Job]:
-    """The images that the comparison needs by now, those of the cell's own looks among them."""
+    """The images that the comparison needs by now, including those of the cell's own looks."""
     plan, needs = session.study.plan, state(session, baseline, cell).needs
     further = [] if needs is None else plan.steered(cell, *needs)
     return once([*plan.due([cell]), *further])
 
 
 def _seeds(baseline: Results) -> Sequence[int]:
-    """The baseline's seeds in the order in which its items have them."""
+    """The baseline's seeds in the order of its items' margins."""
     recorded = baseline.header.config.values.get("seeds")
     if isinstance(recorded, (list, tuple)) and {*recorded} == {*baseline.header.measurement.seeds}:
         return [int(seed) for seed in recorded]

@@ -1,4 +1,4 @@
-"""The files that a run writes: results, report, what else was asked for, and baseline."""
+"""Writes the files of a run: results, report, other requested files, and the baseline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from analogy.writers import Context, write
 
 
 def write_outputs(session: Session, results: Results, *, shows_results: bool = True) -> bool:
-    """Write results, other files and baseline as asked for. Returns whether all were written.
+    """Write results, other files and baseline as requested. Returns False if a requested baseline
+    was not written.
 
-    ``shows_results``: whether the default results file is written if none was named.
-
-    A baseline that may not be replaced is said in the session's note. Raises ``OSError`` or an
-    ``AnalogyError`` if a file cannot be written.
+    ``shows_results``: whether the default results file is written if none was named. If the
+    baseline may not be replaced, the session's note gets the reason. Raises ``OSError`` or an
+    ``AnalogyError`` if another file cannot be written.
     """
     request, folder = session.request, session.study.folder.path
     results = replace(results, unknown=session.unknown)
@@ -44,7 +44,7 @@ def write_outputs(session: Session, results: Results, *, shows_results: bool = T
 
 
 def _comparison(session: Session, results: Results) -> Comparison | None:
-    """With the run's baseline, None without one."""
+    """The comparison with the run's baseline; None without a baseline."""
     if session.baseline is None:
         return None
     return compare(

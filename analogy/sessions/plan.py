@@ -1,4 +1,4 @@
-"""What a run would take: images, time, memory, disk and downloads, and what a smaller run would do.
+"""Plans a run: images, time, memory, disk and downloads, and what smaller runs would decide.
 
 Nothing is written to the run folder.
 """
@@ -35,7 +35,7 @@ PLAN_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Smaller(Figures):
-    """A design with its images, and the seconds that all of them would take (None: unknown)."""
+    """A design with its number of images, and the seconds for all of them (None: unknown)."""
 
     design: Design
     images: int
@@ -44,21 +44,22 @@ class Smaller(Figures):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run would take.
+    """The plan of a run. Sizes are in bytes.
 
-    - ``images``: of the whole grid; ``missing``: those to be made; ``unscored``: those to be
-      scored, the missing ones among them;
-    - ``first_look``: of a sequential run the images of its first looks that are missing, the least
-      that it will make; None for another run;
-    - ``rates``: None if they are not known;
-    - ``fits``: the categories for which the method is to be fitted;
-    - ``memory_bytes``: the peak, or the weights alone if ``is_peak`` is false; ``memory_free``;
-    - ``disk_bytes``: what the missing images take, None if unknown; ``disk_free``;
-    - ``folder``: the run folder; ``device``: where it would run;
-    - ``downloads``: commands that fetch what is not on this machine; nothing else than the images
-      of the grid is known if there are some;
+    - ``images``: the number in the whole grid; ``missing``: the number to make; ``unscored``: the
+      number to score, the missing ones included;
+    - ``first_look``: in a sequential run, the number of missing images of its first looks, which is
+      the least that it will make; None if the run is not sequential;
+    - ``rates``: None if unknown;
+    - ``fits``: the number of categories for which the method must be fitted;
+    - ``memory_bytes``: the peak, or the weights alone if ``is_peak`` is false; None if unknown;
+    - ``memory_free``, ``disk_free``: None if unknown;
+    - ``disk_bytes``: the size of the missing images, None if unknown;
+    - ``folder``: the run folder, None if a model is missing; ``device``: where it would run;
+    - ``downloads``: commands that fetch a missing model. If there is one, only the number of images
+      is known;
     - ``smaller``: the design of the run, first, and smaller ones; empty if no spread is known;
-      ``spread_of``: the run folder or results whose spread it is, None if none is known.
+      ``spread_of``: the run folder or results file that the spread comes from, None if unknown.
     """
 
     images: int
@@ -80,7 +81,10 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """The time for what is missing, the models' loading included; None if unknown."""
+        """Seconds to make and score what is missing, loading the models included; None if unknown.
+
+        Without missing images and scores it is 0.
+        """
         if self.missing == self.unscored == 0:
             return 0.0
         if self.rates is None:
@@ -114,7 +118,7 @@ class Plan:
 
 
 def seconds_of(rates: Rates, missing: int, unscored: int, fits: int = 0) -> float:
-    """The time to load the models, and to make and score these numbers of images."""
+    """Seconds to load the models, fit the method, and make and score these numbers of images."""
     return (
         (rates.load or 0.0) + fits * rates.fit + missing / rates.generate + unscored / rates.score
     )
@@ -128,8 +132,9 @@ def make_plan(
 ) -> Plan:
     """The plan of a request. Downloads nothing and writes nothing to the run folder.
 
-    ``measures``: whether a round of batches is generated to measure the time; None: if no earlier
-    run of this machine says it. ``cells``: those that are planned, all of the grid unless given.
+    ``measures``: whether to generate a round of batches to measure the time; None to do so only if
+    no earlier run on this machine recorded it. ``cells``: returns the planned cells; None for the
+    whole grid.
 
     Raises an ``AnalogyError`` for options that cannot be used.
     """
@@ -155,8 +160,8 @@ def plan_of(
 ) -> Plan:
     """The plan of a study whose run folder is ``path``.
 
-    ``scratch``: a folder for what is measured; None to measure nothing. ``measures``, ``cells``: as
-    of :func:`make_plan`.
+    ``scratch``: a folder for measured images; None to measure nothing. ``measures``: as in
+    :func:`make_plan`; ``cells``: the planned cells, None for the whole grid.
     """
     config = study.config
     jobs = study.grid.jobs()
@@ -192,7 +197,7 @@ def plan_of(
 
 
 def _without_model(request: RunRequest, command: str) -> Plan:
-    """What is known while a model is not on this machine: the size of the grid."""
+    """The plan while a model is not on this machine: only the size of the grid is known."""
     roles = 1 + len(request.alphas) + request.control * len(request.alphas) + request.target
     images = len(chosen_pairs(request)) * len(request.seeds) * roles
     device = request.device or ("cuda" if request.gpu else "cpu")
@@ -216,7 +221,7 @@ def _free_memory(device: str) -> int | None:
 
 
 def _free_disk(path: Path) -> int | None:
-    """Bytes that are free where a folder is or would be."""
+    """Free bytes on the disk where a folder is or would be; None if unknown."""
     for place in (path.absolute(), *path.absolute().parents):
         if place.exists():
             return shutil.disk_usage(place).free
@@ -224,10 +229,10 @@ def _free_disk(path: Path) -> int | None:
 
 
 def _spreads(study: Study, path: Path) -> tuple[list[Spread], Path | None, int]:
-    """The spreads of the run's cells, what they are of, and the seeds of a mean.
+    """The spreads of the run's cells, the place that they come from, and the number of seeds.
 
-    Of the scores in the run folder; if there are too few, of the shipped baseline of the model, if
-    that is by the same judge.
+    They come from the scores in the run folder or, if there are too few, from the model's shipped
+    baseline if that is by the same judge.
     """
     seeds, judge = study.config.seeds, study.judge.fingerprint
     frame = study.folder.margins(study.grid.jobs(Role.STEERED), judge)

@@ -1,4 +1,4 @@
-"""Progress bars beside pytest's line of dots: what they show leaves the dots as they are."""
+"""Progress bars that leave pytest's line of dots intact."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from analogy.core.text import display_width
 _PATIENCE = 30.0
 """Seconds between two lines where there is no terminal."""
 
-# Without tqdm's own time left, which knows nothing of scoring.
+# Without tqdm's own estimate of the remaining time, which leaves out scoring.
 _LONG = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 _SHORT = "{n_fmt}/{total_fmt} images{postfix}"
-"""What fits beside dots."""
+"""The short format, which fits beside pytest's dots."""
 
 
 class Beside:
     """A stream for a bar at the end of a terminal's current line.
 
-    tqdm begins what replaces its last text with a carriage return. Here as many backspaces stand
-    for it, so that the cursor returns to where the bar began and not to the start of the line.
+    tqdm writes a carriage return before a text that replaces its last one. This stream writes
+    backspaces instead, so that the cursor returns to the start of the bar, not of the line.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,7 +34,7 @@ class Beside:
         self._columns = 0
 
     def write(self, text: str) -> None:
-        """Write over the last text, if this one begins with a carriage return."""
+        """Write the text, over the last one if it begins with a carriage return."""
         if text.startswith("\r"):
             self._stream.write("\b" * self._columns)
             self._columns, text = 0, text[1:]
@@ -47,7 +47,7 @@ class Beside:
 
 
 class Lines:
-    """A stream for a bar where there is no terminal: every text is a line of its own."""
+    """A stream for a bar without a terminal: every text goes on its own line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -65,9 +65,9 @@ class Lines:
 
 
 def bar(total: int | None, done: int, *, room: int | None) -> tqdm[Any]:
-    """A bar of generated images on stderr, of ``total`` (None: not known) with ``done`` made.
+    """A bar of generated images on stderr; ``total``: None if unknown; ``done``: already made.
 
-    ``room``: the columns that are left beside pytest's dots; None where a bar has its own line.
+    ``room``: the free columns beside pytest's dots; None if the bar has its own line.
     """
     is_terminal = sys.stderr.isatty()
     made = partial(
@@ -93,7 +93,7 @@ def uncaptured(config: pytest.Config) -> Iterator[None]:
 
 
 class HasBar(Protocol):
-    """What shows a bar; ``room``: of :func:`bar`."""
+    """An object that shows a bar; ``room``: as in :func:`bar`."""
 
     room: int | None
 

@@ -1,4 +1,4 @@
-"""How fast a run will be: as an earlier run of this machine was, or as one round of batches is."""
+"""Predicts the speed of a run from an earlier run on this machine, or from one round of batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from analogy.studies.study import Study
 
 @dataclass(frozen=True, slots=True)
 class Rates(Figures):
-    """The speed and the size of a run's images.
+    """The rates of a run.
 
     - `generate`, `score`: images per second;
-    - `image_bytes`: an image on the disk;
-    - `memory_bytes`: the peak, of the device on CUDA, of this process elsewhere; None if unknown;
+    - `image_bytes`: the mean size of an image on the disk;
+    - `memory_bytes`: the peak of the device on CUDA, otherwise of this process; None if unknown;
     - `load`: seconds to load the models, None if unknown;
     - `fit`: seconds to fit the method for a category; 0 for a method that is not fitted;
-    - `images`: on how many they were measured;
-    - `folder`: the run folder of the earlier run that they are of, None if measured now.
+    - `images`: the number of images that were measured;
+    - `folder`: the run folder of the earlier run that recorded them, None if measured now.
     """
 
     generate: float
@@ -44,10 +44,10 @@ class Rates(Figures):
 
 
 def recorded(study: Study, path: Path) -> Rates | None:
-    """The rates of an earlier run of this machine, None if there was none.
+    """The rates of an earlier run on this machine. Returns None if there was none.
 
-    It is of the same model, judge, sampling, method and device: in the run folder ``path``, in
-    those beside it, or in the default place of run folders.
+    The earlier run has the same model, judge, sampling, method and device. It is looked for in the
+    run folder ``path``, in those beside it, and in the default place of run folders.
     """
     here = machine(study.config.device)
     for folder in dict.fromkeys([path, *run_folders([path.parent, RUNS])]):
@@ -102,11 +102,11 @@ def measured(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rates:
-    """The rates of one round of batches, as many as are generated side by side.
+    """Measure the rates of one round: as many batches as are generated at the same time.
 
-    ``jobs``: the images that the run lacks, one or more. Those of the round are of one category and
-    go into a run folder in ``scratch``. One image before them is not timed. Raises what
-    :meth:`Study.prepare` and :meth:`Study.generate` do.
+    ``jobs``: the images that the run lacks, one or more. The images of the round belong to one
+    category and go into a run folder in ``scratch``. One image is made before them and not timed.
+    Raises what :meth:`Study.prepare` and :meth:`Study.generate` do.
     """
     folder = RunFolder(scratch / "measured")
     own = study.within(folder)

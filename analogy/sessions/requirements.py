@@ -1,4 +1,4 @@
-"""What a run needs, checked before it begins: files, packages, and what its limits measure."""
+"""Checks what a run needs before it begins: files, packages, and the metrics of its limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def results_path(request: RunRequest) -> Path:
 
 
 def outputs(request: RunRequest) -> list[tuple[str, Output]]:
-    """The files that options name, each with its option, in the order in which they are written."""
+    """The output files named by options, each with its option, in the order of writing."""
     results, report = request.results, request.report
     return [
         *([] if results is None else [("--results", Output(results, "json"))]),
@@ -40,7 +40,7 @@ def outputs(request: RunRequest) -> list[tuple[str, Output]]:
 
 
 def check_files(request: RunRequest) -> None:
-    """Raise ``OptionError`` if a file of the run cannot be written or read, or a package that
+    """Raises ``OptionError`` if a file of the run cannot be written or read, or if a package that
     writes one is missing.
     """
     _check_place("--results", str(results_path(request)))
@@ -67,7 +67,7 @@ def prepare_run_folder(study: Study, request: RunRequest) -> None:
 
 
 def check_gates(study: Study, request: RunRequest) -> None:
-    """Raise ``OptionError`` if a limit or a baseline needs what this run cannot measure."""
+    """Raises ``OptionError`` if this run cannot measure what a limit or a baseline needs."""
     limits: dict[str, Limit] = {limit.metric: limit for limit in request.limits}
     limited = [metric for metric in study.quality.metrics if metric.name in limits]
     size = study.config.size
@@ -126,7 +126,7 @@ def _check_place(flag: str, name: str) -> None:
 
 
 def _check_no_file_twice(request: RunRequest) -> None:
-    """Refuse a run that would write one of its files over another."""
+    """Raises ``OptionError`` if two files of the run have the same path."""
     named = [(flag, output.path) for flag, output in outputs(request)]
     if request.results is None:
         named.insert(0, ("--results", str(results_path(request))))
@@ -147,7 +147,7 @@ def _check_no_file_twice(request: RunRequest) -> None:
 
 
 def _check_quality(request: RunRequest) -> None:
-    """Refuse reference images or weights that are missing or cannot be used."""
+    """Raises ``OptionError`` if reference images or LPIPS weights are missing or invalid."""
     if request.reference is not None:
         try:
             check_images(image_files(Path(request.reference)))

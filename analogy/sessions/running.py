@@ -1,4 +1,4 @@
-"""A session from its first case to its files, without pytest."""
+"""Runs a session without pytest, from its first case to its files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ending:
 
 
 def fault_code(error: AnalogyError) -> ExitCode:
-    """The exit code of an error that stopped a run after its start: it is never wrong usage."""
+    """The exit code of an error that stopped a run after its start; never that of wrong usage."""
     return max(error.exit_code, ExitCode.UNREADABLE)
 
 
@@ -47,11 +47,11 @@ def run_cases(
 ) -> Ending:
     """Generate, score and decide every case; continues what an earlier process began.
 
-    ``began`` is called before the work, when the run's images are known; ``decided`` after each
-    case.
+    ``began``: called before the work, when the run's images are known; ``decided``: called after
+    each case.
 
-    A fault of the machine, or Ctrl-C, ends the run and is in the returned ``Ending``: finished work
-    is kept and can still be analysed.
+    A fault of the machine, or Ctrl-C, ends the run and is recorded in the returned ``Ending``.
+    Finished work is kept and can still be analysed.
 
     Raises ``ModelError`` if a model cannot be loaded, before any image.
     """
@@ -86,9 +86,10 @@ def run_cases(
 def finish(
     session: Session, ending: Ending, *, shows_results: bool = True
 ) -> tuple[Analysis, Results]:
-    """Analyse the scored images and write the files; returns the analysis and the results.
+    """Analyse the scored images and write the files. Returns the analysis and the results.
 
-    ``shows_results``: whether the default results file in the current folder is written.
+    ``shows_results``: whether the default results file in the current folder is written. An error
+    in writing is recorded in ``ending.lost``.
     """
     analysis = session.study.analysis()
     results = session.study.results(analysis)

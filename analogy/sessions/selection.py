@@ -1,4 +1,4 @@
-"""What the cases of a run are, read off its options before anything slow is imported."""
+"""The cases of a run, derived from its options before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from analogy.settings.pairs import PairsError, PairsWarning, load_pairs, select
 from analogy.settings.request import RunRequest
 
 BASELINE = "baseline"
-"""What a case of the regression gate measures; other cases measure metrics, by their names."""
+"""The name of what a case of the regression gate measures; other cases have names of metrics."""
 
 
 def chosen_pairs(request: RunRequest) -> list[Pair]:
-    """The pairs of a run's cases, without warnings.
+    """The pairs of a run's cases, read without warnings.
 
-    The study reads them again and then warns: a warning while tests are collected may be an error.
+    While pytest collects tests a warning may be an error. The study reads the pairs again and then
+    warns.
 
     Raises ``OptionError`` if the file or the selection cannot be used.
     """
@@ -35,8 +36,8 @@ def chosen_pairs(request: RunRequest) -> list[Pair]:
 
 
 def bars(request: RunRequest) -> Iterator[tuple[str, frozenset[str]]]:
-    """Each limit and baseline that the user gave: its option, and what a case that checks it
-    measures: the metric by its name, or all metrics of its kind.
+    """Each limit and baseline that the user gave, as its option and the names under which cases
+    measure it: for a limit the metric's name and its kind (:class:`~analogy.grid_metrics.Per`).
 
     Raises ``OptionError`` for a metric that cannot be imported.
     """

@@ -36,25 +36,27 @@ if TYPE_CHECKING:
     from analogy.results.kept import Kept
     from analogy.results.model import Results
 
-# What must equal the shipped baseline's before a run is compared with it by default.
+# Settings in which a run must equal the shipped baseline to be compared with it by default.
 _OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "second_guidance", "scheduler")
 
 
 class Session:
-    """What the cases of one run share.
+    """The state that the cases of one run share.
 
-    - ``study``, ``request``: what is measured, and what the user asked for;
-    - ``baseline``: comparable results of an earlier run, or None; ``note`` says which, or why none;
-    - ``update``: the file that this run's results replace as the baseline, or None;
-    - ``is_strict``: no cell is expected to fail;
-    - ``planned``: the cells of the cases, in their order; ``known``: those that the baseline
-      expects not to succeed;
+    - ``study``, ``request``: what is measured, and the user's options;
+    - ``baseline``: comparable results of an earlier run, or None; ``note``: which baseline is used,
+      or why there is none;
+    - ``update``: the baseline file that this run's results will replace, or None;
+    - ``is_strict``: whether failures count even in cells that do not succeed in the baseline;
+    - ``planned``: the cells of the cases, in their order (a dict as an ordered set);
+    - ``known``: the decided cells that do not succeed in the baseline;
     - ``room``: the columns beside pytest's dots for a progress bar, None outside of pytest;
     - ``held``: the limits that some case has checked;
-    - ``changes``: from the baseline, of a cell or of all cells together (None), the latest if a
-      case ran again;
-    - ``lost``: why results could not be written; ``kept``: where they are in the run folder;
-      ``stays``: why the default results file was not replaced. None until they are written.
+    - ``changes``: the changes from the baseline, by cell or None for all cells together; if a case
+      ran again, the latest;
+    - ``lost``: why results could not be written, or None;
+    - ``kept``: their place in the run folder; ``stays``: why the default results file was not
+      replaced. Both are None until results are written.
     """
 
     def __init__(
@@ -91,12 +93,12 @@ class Session:
     def open(
         cls, request: RunRequest, pairs: Sequence[Pair] | None = None, *, is_strict: bool = False
     ) -> Session:
-        """The study of a request with its baseline; loads no model.
+        """The session of a request, with its study and baseline. Loads no model.
 
-        ``pairs``: these instead of those of a file.
+        ``pairs``: used in place of the request's file.
 
-        Raises an ``AnalogyError`` for every problem that would stop the run later and can be found
-        now.
+        Raises an ``AnalogyError`` for every problem that can be found now and would stop the run
+        later.
         """
         requirements.check_files(request)
         study = Study.open(request, pairs)
@@ -110,11 +112,14 @@ class Session:
 
     @property
     def results(self) -> Path:
-        """Where the results go besides the run folder."""
+        """The results file that is written in addition to the one in the run folder."""
         return requirements.results_path(self.request)
 
     def known_verdict(self, cell: Cell | None) -> str | None:
-        """The baseline's verdict on a cell, or on all together, unless it is success; else None."""
+        """The baseline's verdict on a cell, or on all together (None), if it is not a success.
+
+        Returns None if it is a success, without a baseline, or in a strict run.
+        """
         if self.baseline is None or self.is_strict:
             return None
         return baselines.known_not_to_succeed(self.baseline, cell, self.study.categories)
@@ -133,12 +138,12 @@ class Session:
 
     @cached_property
     def unknown(self) -> dict[str, tuple[str, ...]]:
-        """Pair id to the words that the embedded model, or judge, was not trained on."""
+        """Pair id to those of its words that the embedded model, or judge, was not trained on."""
         config = self.study.config
         return unknown_pairs(self.study.pairs, model=config.model, judge=config.clip_model)
 
     def unknown_words(self, category: str | None = None) -> tuple[str, ...]:
-        """Those of a category's pairs, or of all, each once."""
+        """The unknown words of a category's pairs, or of all pairs (None), each once."""
         return tuple(dict.fromkeys(
             word
             for pair in self.study.pairs
@@ -147,14 +152,15 @@ class Session:
         ))  # fmt: skip
 
     def jobs(self) -> list[Job]:
-        """The jobs of the planned cells, each once; of a sequential run those that are due."""
+        """The jobs of the planned cells, each once; in a sequential run only those that are due."""
         return once(job for cell in self.planned for job in self.study.cell_jobs(*cell))
 
     @property
     def on_inconclusive(self) -> str:
-        """What an inconclusive case does: ``fail``, ``skip`` or ``pass``.
+        """The outcome of an inconclusive case: ``fail``, ``skip`` or ``pass``.
 
-        Unless the user chose, it fails in a gate: with ``--baseline``, ``--limits`` or ``strict``.
+        By default it fails in a gate (``--baseline``, ``--limits`` or ``strict``) and is otherwise
+        skipped.
         """
         is_gate = self.is_strict or self.request.gates or bool(self.request.limits)
         return self.request.inconclusive or ("fail" if is_gate else "skip")
@@ -167,7 +173,9 @@ class Session:
         return self._lpips
 
     def _load_lpips(self) -> Lpips | Absent:
-        """Weights that the user named must load; the default ones may be missing."""
+        """Raises ``ModelError`` if weights that the user named cannot be loaded. The default ones
+        may be missing.
+        """
         weights = self.request.lpips_weights
         try:
             return Lpips("alex", weights=weights, device=self.study.config.device)
@@ -205,16 +213,16 @@ class Session:
     def ahead(self) -> Iterator[Sequence[Job]]:
         """The jobs of each planned cell, which engines of several workers generate in advance.
 
-        None of a sequential run, whose rounds have those of all cells.
+        Empty in a sequential run, whose rounds already cover all cells.
         """
         if not self.study.config.sequential:
             yield from (self.study.cell_jobs(*cell) for cell in self.planned)
 
     def report(self, count: int, *, shows_bar: bool = True) -> None:
-        """Count generated images, with the time that is left on the progress bar if there is one.
+        """Count generated images, and show the remaining time on the progress bar if there is one.
 
-        A run that will take long says so once, in two lines on stderr. Of a sequential run neither
-        its total nor its time is known.
+        A run that will take long prints this once, in two lines on stderr. In a sequential run the
+        total and the time are unknown.
         """
         forecast = self._forecast
         if forecast is not None:
@@ -245,8 +253,8 @@ class Session:
 
 
 def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Session:
-    """The study with its baseline. One that the user named must be comparable; the default one is
-    left out if it is not.
+    """The session of a study with its baseline. Raises ``OptionError`` if a baseline that the user
+    named is not comparable. A default baseline that is not comparable is left out.
     """
     is_named = request.baseline is not None
     path = baselines.default_path(study.config.model)
@@ -261,7 +269,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
     if path is None or (not is_named and not path.is_file()):
         return Session(study, request, note="none for this model", is_strict=is_strict)
     old = read(path)
-    path = old.header.path or path  # of a run folder, the file that it shows
+    path = old.header.path or path  # if a run folder was named, the results file in it
     different = comparison.measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
@@ -269,7 +277,7 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
             f"different are {'; '.join(different)}; run with the baseline's options, or write "
             "another baseline with --update-baseline"
         )
-    if not is_named:  # nobody asked to compare two models or methods
+    if not is_named:  # only a named baseline may be of another model or method
         different += comparison.subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
         fields = ", ".join(each.partition(":")[0] for each in different)

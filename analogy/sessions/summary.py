@@ -29,7 +29,7 @@ def interrupted(session: Session) -> str:
 
 
 def summary(session: Session, analysis: Analysis) -> Iterator[str]:
-    """The table (category x alpha, alpha 0 included, and the whole) and what is below it."""
+    """The verdict table (category x alpha, alpha 0 included, and overall) and all blocks below."""
     study, wide = session.study, session.request.wide
     for lines in (
         text.verdict_table(analysis, session.known, wide=wide, marked=_marked(session)),
@@ -57,12 +57,12 @@ def closing(session: Session, analysis: Analysis) -> Iterator[str]:
 
 
 def heading(session: Session) -> Iterator[str]:
-    """What is run, and how much of it is left to do; printed before the work."""
+    """The settings of the run and the amount of work left; printed before the work."""
     yield from _fitted(_heading(session))
 
 
 def _fitted(lines: Iterable[str]) -> Iterator[str]:
-    """Lines that begin with a label, in lines that fit a terminal of 80 columns."""
+    """Lines that begin with a label of 9 columns, wrapped to a terminal of 80 columns."""
     for line in lines:
         yield from text.labelled(line[:9].rstrip(), line[10:])
 
@@ -122,7 +122,7 @@ def _categories(study: Study) -> str:
 
 
 def _images(session: Session) -> str:
-    """How many images are to make, and how many are there."""
+    """The number of images to make, and of those that exist."""
     study, jobs = session.study, session.jobs()
     missing = len(study.missing(jobs))
     there = f"{len(jobs) - missing:,} are there"
@@ -132,7 +132,7 @@ def _images(session: Session) -> str:
 
 
 def unread_lines(study: Study) -> Iterator[str]:
-    """The pairs whose prompts are the same to the judge or the model, if there are any."""
+    """A line for each kind of pair that is not judged, not steered or left out, if any."""
     for name, ids, why in (
         ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
         ("unsteered", study.unsteered, "the model reads as one what the method steers between"),

@@ -4,10 +4,10 @@ Pure functions of a table of items. A table has a row per pair and a column per 
 0 (unsteered) among them: `margin`, the mean over seeds, NaN where images are missing. Rows are
 indexed by pair id, and belong to the category that `pairs` gives.
 
-Every cell answers two questions. The **margin** asks whether the images are now closer to the
-target than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, asks what steering
-did. The gain is positive as soon as an image has moved, also for images that steering has merely
-destroyed; so a claim rests on the margin, and the gain says where it came from.
+Every cell has two figures. The **margin** shows whether the images are now closer to the target
+than to the source. The **gain**, margin(alpha) - margin(0) pair by pair, shows what steering
+changed. The gain is positive as soon as an image has moved, even if steering merely destroyed it,
+so claims rest on the margin; the gain shows how much of the margin is due to steering.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from analogy.statistics.multiplicity import benjamini_hochberg, holm
 from analogy.statistics.tests import slopes
 
 RESOLUTION = 1e-6
-"""Margins nearer to 0 are 0: a judge's cosines are float32, whose last digit is 6e-8."""
+"""Margins below this in magnitude count as 0: a judge's cosines are float32, precise to 6e-8."""
 
 DECIDED = (Verdict.SUCCESS, Verdict.FAILURE, Verdict.INCONCLUSIVE)
-"""The verdicts of a test; the other verdicts say why there was no test."""
+"""The verdicts of a completed test; the other verdicts give the reason for having no test."""
 
 
 def item_table(items: pd.DataFrame, pairs: Sequence[Pair], alphas: Sequence[float]) -> pd.DataFrame:
@@ -55,8 +55,10 @@ def analyse(
     targets: pd.Series | None = None,
     ceilings: Mapping[str, Ceiling | None] | None = None,
 ) -> Analysis:
-    """All figures of a run, from its items, those of its null, and those of the target
-    prompts' own images by pair id.
+    """All figures of a run.
+
+    ``table``: the run's items; ``null``: the items of its null; ``targets``: pair id to the item
+    of the target prompt's own images; ``ceilings``: by category.
     """
     ceilings = ceilings or {}
     members: dict[str, list[str]] = {}
@@ -106,7 +108,10 @@ def analyse(
 def with_seeds(
     analysis: Analysis, seeds: Mapping[Cell, Mapping[str, tuple[float, ...]]]
 ) -> Analysis:
-    """The figures with the margins of the single images of their items."""
+    """The same analysis with the margins of single images (one per seed) added to each cell.
+
+    ``seeds``: cell to pair id to margins. A cell stays without them if any of its items has none.
+    """
 
     def of(figures: CellFigures) -> CellFigures:
         mine = seeds.get(figures.cell, {})
@@ -127,7 +132,7 @@ def cell_figures(
     null: pd.DataFrame | None = None,
     ceiling: Ceiling | None = None,
 ) -> CellFigures:
-    """One cell by itself, from its category's items; without a verdict at alpha 0."""
+    """One cell, from the items of its category. At alpha 0 the margin has no verdict."""
     values = _cell_values(table, cell.alpha, null)
     figures = {name: estimated(column.to_numpy()[:, np.newaxis]) for name, column in values.items()}
     margin = seen(figures["margin"], ceiling)
@@ -163,7 +168,7 @@ def _cell_values(
 
 
 def pool(table: pd.DataFrame) -> Pool:
-    """All cells of a table together, without the unsteered images."""
+    """All cells of a table pooled, without the unsteered images."""
     margins, gains = _pool_values(table)
     return Pool(
         margin=estimated(margins),
@@ -186,7 +191,7 @@ def _has_trend(table: pd.DataFrame) -> bool:
 def _samples(
     cells: Iterable[tuple[pd.DataFrame, pd.DataFrame | None]], pools: Iterable[pd.DataFrame]
 ) -> Iterator[NDArray[np.float64]]:
-    """Everything that an analysis bootstraps: of categories' tables and nulls, and of pools."""
+    """Every sample that an analysis bootstraps, for cells with their nulls and for pools."""
     for table, null in cells:
         for alpha in _alphas(table):
             for column in _cell_values(table, alpha, null).values():
@@ -208,7 +213,10 @@ def estimated(
     confidence: float = DEFAULT_CONFIDENCE,
     n_resamples: int = 10_000,
 ) -> Estimate:
-    """The estimate of (pairs, alphas); without figures if an item is missing."""
+    """The estimate from values of shape (pairs, alphas).
+
+    It has only its counts if an item is missing.
+    """
     is_there = ~np.isnan(values)
     if not is_there.all():
         return Estimate(n=len(values), n_items=int(is_there.sum()))
@@ -225,7 +233,7 @@ def _largest_p(cell: CellFigures) -> float:
 
 
 def unclaimed(figures: Estimate) -> Estimate:
-    """The figures of images that nothing is claimed of."""
+    """The figures without a verdict, for images about which nothing is claimed."""
     return replace(figures, verdict=None, n_needed=None)
 
 
@@ -241,13 +249,13 @@ def seen(figures: Estimate, ceiling: Ceiling | None) -> Estimate:
 
 
 def adjusted(cells: Sequence[CellFigures]) -> list[CellFigures]:
-    """The cells with p adjusted for the family of all that were tested.
+    """The cells with p adjusted for the family of all cells that were tested.
 
-    Of a sequential run it is the sequential p that is adjusted, of any other the larger p of the
-    t-test and the bootstrap-t test. Holm asks whether p is below 0.05 / 24. So far out the t-test
-    depends on the shape of the data: with it alone,
-    28% of families of null cells whose margins have a long tail downwards (50 pairs) had a success
-    after Holm, with the larger of both 9% (docs/calibration.md).
+    A sequential run's sequential p is adjusted; in any other run the larger p of the t-test and the
+    bootstrap-t test. The first step of Holm's correction for 24 cells compares p with 0.05 / 24.
+    So far into the tail the t-test depends on the shape of the data: with the t-test alone, 28% of
+    families of null cells whose margins have a long lower tail (50 pairs) had a success after
+    Holm; with the larger p of both tests, 9% (docs/calibration.md).
     """
     p = [_largest_p(cell) if cell.margin.verdict in DECIDED else float("nan") for cell in cells]
     return [

@@ -1,7 +1,7 @@
 """The ceiling: the judge's margins for images of the true target, and whether it sees the change.
 
-A margin has no unit of its own: 0.031 is much if the judge gives 0.05 for an image that truly shows
-the target, and little if it gives 0.5. The embedded world can draw both prompts of every pair, so
+A margin has no unit of its own: 0.031 is large if the judge gives 0.05 to an image that truly shows
+the target, and small if it gives 0.5. The embedded world can draw both prompts of every pair, so
 `python -m analogy.world.ceiling` renders them, scores the drawings like any image, and writes the
 margins. This module reads them and computes a cell's ceiling.
 """
@@ -36,16 +36,17 @@ Margins = tuple[float, ...]
 
 
 class CeilingError(AnalogyError, ValueError):
-    """A file of ground truth cannot be used; the message says what to do."""
+    """A ground-truth file is missing or invalid; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
     """Margins of drawings that truly show a pair's prompts.
 
-    ``judge``: the fingerprint of the judge that gave them. ``pairs``: digest of a pair's content ->
-    the margins of drawings of its target and of its source, the i-th of both with one layout; all
-    in -2..2, and equally many everywhere.
+    - ``judge``: the fingerprint of the judge that gave them;
+    - ``pairs``: digest of a pair's content -> the margins of drawings of its target, and those of
+      its source. The i-th drawings of both have the same layout. Margins are in -2..2, and every
+      list has the same length.
     """
 
     path: Path
@@ -54,20 +55,20 @@ class GroundTruth:
 
 
 def ceiling(truth: GroundTruth, pairs: Sequence[Pair]) -> Ceiling | None:
-    """The ceiling of one category's pairs; None if any of them is not in the file.
+    """The ceiling of one category's pairs. Returns None if any of them is missing from the file.
 
-    The judge is **blind** for them when it would not tell a perfect edit from none, so that no
-    verdict of a cell can be laid to the method. It takes two things for it to see, and both are
-    asked of the lower end of a 95% interval over pairs:
+    The judge is **blind** for a category if it cannot distinguish a perfect edit from no edit; a
+    cell's verdict would then say nothing about the method. The judge is not blind if the lower ends
+    of two 95% intervals over pairs are both above 0:
 
-    - the ceiling is above 0: otherwise images that show the target beyond doubt would not succeed;
-    - the change from source to target is above 0: otherwise a ceiling above 0 comes from the
-      prompts (one of two wordings that is nearer to all images), and doing nothing would succeed.
+    - that of the ceiling: otherwise images that certainly show the target would not succeed;
+    - that of the change from source to target: otherwise a ceiling above 0 comes from the prompts
+      (one of the two wordings is nearer to all images), and doing nothing would succeed.
 
-    A judge whose margins are noise meets both in fewer than 1 of 40 categories. The AUC is not
-    asked for: it falls as well where pairs merely need different thresholds, and a margin, being a
-    difference within the pair, has none. With fewer than `MIN_DECISIVE` pairs no interval decides
-    anything, and the judge is not said to be blind.
+    A judge whose margins are noise meets both in fewer than 1 of 40 categories. The AUC is not a
+    condition: it also falls where pairs merely need different thresholds, while a margin, being a
+    difference within the pair, needs no threshold. With fewer than `MIN_DECISIVE` pairs no interval
+    decides anything, and the judge is never called blind. Raises ValueError if `pairs` is empty.
     """
     if not pairs:
         raise ValueError("ceiling: expected at least one pair, got none")
@@ -95,15 +96,16 @@ def ceiling(truth: GroundTruth, pairs: Sequence[Pair]) -> Ceiling | None:
 
 
 def auc(positives: ArrayLike, negatives: ArrayLike) -> float:
-    """Area under the ROC curve: how often one of `positives`, shape (n,), exceeds one of
-    `negatives`, shape (m,), ties counted by half. It is the Mann-Whitney U over n m.
+    """Area under the ROC curve: the share of pairs of one of `positives`, shape (n,), and one of
+    `negatives`, shape (m,), in which the positive is larger. Ties count half. In 0..1; it is the
+    Mann-Whitney U divided by n m.
     """
     u = scipy.stats.mannwhitneyu(positives, negatives, method="asymptotic").statistic
     return float(u / (np.size(positives) * np.size(negatives)))
 
 
 def default_path() -> Path | None:
-    """The shipped ground truth of the embedded judge and pairs, None if it is missing."""
+    """The shipped ground truth of the embedded judge and pairs; None if it is not installed."""
     try:
         return shipped("baselines/embedded-ceiling.json")
     except ModelError:
@@ -111,9 +113,9 @@ def default_path() -> Path | None:
 
 
 def load(path: Path) -> GroundTruth:
-    """Read a file by `python -m analogy.world.ceiling`.
+    """Read a file written by `python -m analogy.world.ceiling`.
 
-    A file that is missing, of another kind or version, or damaged is a `CeilingError`.
+    Raises `CeilingError` if the file is missing, damaged, or of another kind or schema version.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
@@ -130,7 +132,7 @@ def load(path: Path) -> GroundTruth:
 
 
 def _ground_truth(path: Path, data: Any) -> GroundTruth:
-    """The file's content, completely checked."""
+    """The file's content, fully validated."""
 
     def check(is_so: bool, expected: str, got: Any) -> None:
         if not is_so:

@@ -1,4 +1,4 @@
-"""What a steering method costs, from the records of a run folder's work."""
+"""The cost of a steering method in time and memory, from the batches recorded in a run folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from analogy.store.index import BatchRow
 
 
 def method_cost(folder: RunFolder, config: RunConfig) -> MethodCost | None:
-    """What the configuration's method cost in this folder; None if nothing was measured.
+    """The measured cost of the configuration's method. Returns None if nothing was measured.
 
-    Of batches whose images are all of the method and window, or all unsteered; on the machine that
-    measured the method last, since times of several machines are not comparable. Seconds of an
-    image are the median over batches, so that a slow first batch does not count.
+    Only batches count whose images are all by this method and window, or all unsteered, and only
+    those of the machine that measured the method last, since times of several machines are not
+    comparable. Seconds per image are the median over batches, so that a slow first batch does not
+    count.
     """
     steered = folder.batches(config.method, config.window)
     unsteered = folder.batches(None)
@@ -42,7 +43,7 @@ def method_cost(folder: RunFolder, config: RunConfig) -> MethodCost | None:
 
 
 def _seconds(rows: Sequence[BatchRow]) -> float | None:
-    """Seconds of an image; None if none was measured."""
+    """Seconds per image, the median over batches; None without batches."""
     return median(row.seconds / row.images for row in rows) if rows else None
 
 

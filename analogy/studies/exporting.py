@@ -1,7 +1,7 @@
-"""Exports the jobs of a grid, whose images another tool makes and ``analogy import`` takes back.
+"""Exports the jobs of a grid for another tool; ``analogy import`` reads the tool's images back.
 
-A job's key is in no other grid than this tool's: an imported image is never taken for one that the
-suite has made, nor for another tool's.
+Job keys depend on the tool's name, so an imported image is never mistaken for one that the suite
+or another tool made.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from analogy.studies.study import Study
 
 
 def export_of_request(request: RunRequest, tool: str) -> Study:
-    """The study of a request whose steered and unsteered images the tool makes; loads no model.
+    """The study of a request, for a tool that makes its steered and unsteered images.
 
-    Raises what :meth:`Study.open` does.
+    Loads no model. Raises ``OptionError`` if the tool's name is that of a built-in method, and what
+    :meth:`Study.open` raises.
     """
     config, model, judge = resolve(request)
     command = Command(
@@ -40,7 +41,7 @@ def export_of_request(request: RunRequest, tool: str) -> Study:
 
 
 def export_of_command(command: Command, tool: str, run_dir: str | None) -> Study:
-    """The study of an earlier command's grid whose images the tool makes; finds its judge."""
+    """As :func:`export_of_request`, for the grid of an earlier command. Finds the judge's files."""
     config = command.config
     judge = find_judge(config.clip_model, config.clip_pretrained)
     return _opened(command, judge, tool, run_dir)
@@ -68,7 +69,7 @@ def _opened(command: Command, judge: FoundJudge, tool: str, run_dir: str | None)
 
 
 def _of_tool(config: RunConfig, tool: str) -> RunConfig:
-    """The configuration of a grid of steered and unsteered images by a tool, all of them."""
+    """The configuration of a full grid of steered and unsteered images made by a tool."""
     return replace(
         config, method=tool, method_version="", method_needs=(), control=False, target=False,
         sequential=False, order_seed=0, full_unsteered=False, futility=False, reserve=False,

@@ -1,7 +1,7 @@
-"""Pairs that are added to a sequential run: refused, unless error was reserved for them.
+"""Refuses to add pairs to a finished sequential run unless error was reserved for them.
 
-The last look of a run spends what is left of its error. Further looks at the cells that it left
-undecided, with further pairs, would make false verdicts more frequent than promised.
+The last look of a run spends the rest of its error rate. Looking again with more pairs at the
+cells that it left undecided would make false verdicts more frequent than promised.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from analogy.studies.sequential import SequentialPlan
 def base_of(folder: RunFolder, command: Command) -> dict[str, frozenset[str]]:
     """Category to the ids of the pairs that the run had before its extension.
 
-    Categories without an extension are missing, and all are where nothing was reserved.
+    Categories that were not extended are left out. Empty if the command does not reserve error.
     """
     if not command.config.reserve:
         return {}
@@ -37,8 +37,8 @@ def base_of(folder: RunFolder, command: Command) -> dict[str, frozenset[str]]:
 
 
 def check_extension(folder: RunFolder, command: Command) -> None:
-    """Raise ``OptionError`` if a sequential command adds pairs to those of cells that an earlier
-    one of its folder left undecided at its last look, and nothing was reserved for that.
+    """Raises ``OptionError`` if a sequential command adds pairs to a category in which an earlier
+    command of the folder left cells undecided at its last look, without a reserve for that.
     """
     base = base_of(folder, command)
     for category in categories(command.pairs):
@@ -71,10 +71,10 @@ def plan_of(command: Command, folder: RunFolder) -> SequentialPlan:
 
 
 def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
-    """The jobs of a command; of a sequential run those that are due by its folder's scores.
+    """The jobs of a command. In a sequential run only the jobs that are due by the folder's scores.
 
-    Of a sequential comparison of methods those that have an image: which others are due depends on
-    the other methods.
+    In a sequential comparison of methods only the jobs that have an image: which others are due
+    depends on the other methods.
     """
     if not command.config.sequential:
         return command.jobs()
@@ -86,8 +86,8 @@ def jobs_of(command: Command, folder: RunFolder) -> list[Job]:
 
 
 def _earlier(folder: RunFolder, command: Command, category: str) -> Iterator[Command]:
-    """The folder's commands of the same sequential study that have pairs of the category in common
-    with this one, which has others, too.
+    """The folder's commands of the same sequential study whose pairs of the category overlap with
+    this command's, where this command has further pairs.
     """
     ids = _ids(command, category)
     for earlier in folder.commands():
@@ -97,7 +97,7 @@ def _earlier(folder: RunFolder, command: Command, category: str) -> Iterator[Com
 
 
 def _study(command: Command) -> Command:
-    """The command without what an extension changes, and without what computes it."""
+    """The command without what an extension may change, and without device and engine settings."""
     config = replace(
         command.config, pairs="-", categories=None, limit=None, reserve=False, futility=False,
         full_unsteered=False, device="cpu", batch_size=None, memory=None, engine="serial",

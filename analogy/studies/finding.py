@@ -1,4 +1,4 @@
-"""What a request resolves to: models, judge, pairs, and the run folder; nothing is loaded."""
+"""Finds what a request needs: models, judge, pairs and run folder. Loads no model."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from analogy.studies.tokenizers import (
 )
 
 RUNS = Path(".analogy", "runs")
-"""The folder of run folders unless a run names its own."""
+"""The default parent of run folders."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a request resolves to on this machine: its command, its files, and its run folder.
 
-    ``unsteered``: as of :class:`~analogy.studies.study.Study`.
+    ``truth``: None without ground truth for this judge; ``unsteered``: as in
+    :class:`~analogy.studies.study.Study`; ``path``: the run folder.
     """
 
     command: Command
@@ -60,8 +61,8 @@ def find(
 ) -> Found:
     """Resolve a request.
 
-    ``pairs``: these instead of a file's; ``methods``: those that are compared on them, by default
-    the request's. Raises ``OptionError``, ``PairsError``, ``ModelError`` or ``CeilingError``.
+    ``pairs``: used in place of the request's file; ``methods``: the methods to compare, by default
+    the request's one. Raises ``OptionError``, ``PairsError``, ``ModelError`` or ``CeilingError``.
     """
     metrics = chosen_metrics(request.metrics)
     config, model, judge = resolve(request)
@@ -86,7 +87,11 @@ def find(
 
 
 def refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
-    """A method that looks at a pair's neighbours needs some; another may not steer every pair."""
+    """Raises an error if the configuration's method cannot steer these pairs.
+
+    ``OptionError`` if it needs a pair's neighbours and a category has only one pair; whatever the
+    method's own check raises if it is a ``SelectiveMethod``.
+    """
     counts = Counter(pair.category for pair in pairs)
     lone = [category for category, count in counts.items() if count < 2]
     if lone and Need.OTHERS in Identity.in_config(config).needs:
@@ -100,10 +105,10 @@ def refuse_pairs(config: RunConfig, pairs: Sequence[Pair]) -> None:
 
 
 def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
-    """The ids of the pairs of which the judge reads both prompts as one.
+    """The ids of the pairs whose two prompts are the same tokens to the judge.
 
-    Warns of them; raises ``OptionError`` if they are all pairs of a category. Empty if it is not
-    known what the judge reads.
+    Warns about them. Raises ``OptionError`` if they are all pairs of a category. Empty if the
+    judge's tokenizer is unknown.
     """
     tokenizer = judge.tokenizer()
     same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
@@ -134,10 +139,10 @@ def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
 def left_out(
     model: ModelSource, pairs: Sequence[Pair], methods: Sequence[str], window: Window
 ) -> tuple[str, ...]:
-    """The ids of the pairs that a run leaves out, since their prompts have different numbers of
+    """The ids of the pairs that a run leaves out, because their prompts have different numbers of
     tokens and one of its methods mixes the two prompts' conditionings.
 
-    Between tensors or masks of different lengths there is no curve. Warns of them; raises
+    Tensors or masks of different lengths cannot be interpolated. Warns about these pairs. Raises
     ``OptionError`` if they are all pairs of a category.
     """
     mixing = [name for name in methods if mixes_prompts(METHODS.get(name), window)]
@@ -167,7 +172,7 @@ def _any_of(category: str, pairs: Sequence[Pair], ids: Collection[str]) -> bool:
 def unsteered_pairs(model: ModelSource, pairs: Sequence[Pair], method: str) -> list[str]:
     """The ids of the pairs that the method cannot steer with this model's text encoders.
 
-    Warns of them; raises ``OptionError`` if they are all pairs.
+    Warns about them. Raises ``OptionError`` if no pair can be steered.
     """
     same = unsteered(readers_of(model.folder), pairs, method)
     if not same:
@@ -190,7 +195,11 @@ def unsteered_pairs(model: ModelSource, pairs: Sequence[Pair], method: str) -> l
 
 
 def ground_truth(path: str | None, judge: FoundJudge) -> GroundTruth | None:
-    """The margins on ground truth for this judge; a file that was named must be of it."""
+    """The judge's margins on ground truth, from the file at ``path`` or the shipped one.
+
+    Returns None if the shipped file is missing or of another judge. Raises ``CeilingError`` if the
+    file at ``path`` cannot be read or is of another judge.
+    """
     file = Path(path) if path else ceilings.default_path()
     if file is None:
         return None

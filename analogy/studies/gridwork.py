@@ -1,4 +1,4 @@
-"""The work of one configuration in its run folder: which jobs, generated and scored."""
+"""Finds, generates and scores the missing images of one configuration in its run folder."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class GridWork:
 
     @property
     def guidance(self) -> str | None:
-        """What the guidance scale sets, if that is not ``guidance_scale`` as classifier-free
-        guidance; of a model that is known from the run folder alone, what the folder has.
+        """What the guidance scale sets; None if it is ``guidance_scale`` for classifier-free
+        guidance. Without a model (a reopened run) the value is read from the run folder.
         """
         if self.model is not None:
             return self._guidance
@@ -105,9 +105,10 @@ class GridWork:
 
     @property
     def own_ceiling(self) -> TrueMargins | None:
-        """The margins on ground truth that the user gave for these pairs; None if the suite's own.
+        """The margins on ground truth that the user gave for these pairs.
 
-        The run folder keeps them: the file that they came from may be gone when it is opened again.
+        None without ground truth, or if it is the shipped file. The run folder keeps these margins,
+        because the user's file may be gone when the folder is opened again.
         """
         default = ceilings.default_path()
         if self.truth is None or (default and self.truth.path.resolve() == default.resolve()):
@@ -122,10 +123,10 @@ class GridWork:
         return categories(self.pairs)
 
     def jobs(self, category: str | None = None, alpha: float | None = None) -> list[Job]:
-        """The run's jobs, of one category or alpha if given; the target images, which are of no
-        alpha of the grid, only if none is given. Each key once.
+        """The run's jobs, each key once; only those of one category or alpha if given.
 
-        Of a sequential run those that are due by now.
+        Target images have no alpha of the grid and are left out if ``alpha`` is given. In a
+        sequential run only the jobs that are due by now.
         """
         roles = (*Role,) if alpha is None else (Role.UNSTEERED, Role.STEERED, Role.NULL)
         jobs = self.grid.jobs(*roles, category=category, alpha=alpha)
@@ -138,7 +139,7 @@ class GridWork:
     def cell_jobs(self, category: str, alpha: float) -> list[Job]:
         """A cell's jobs, with the unsteered, null and target images that it is compared with.
 
-        Of a sequential run those that are due by now.
+        In a sequential run only the jobs that are due by now.
         """
         cell = Cell(category, alpha)
         return self.plan.due([cell]) if self.config.sequential else self.grid.cell(cell)
@@ -148,7 +149,7 @@ class GridWork:
         return self.folder.margins(jobs, self.judge.fingerprint)
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Load the models that these jobs still need: a fault in one is then said before any image.
+        """Load the models that these jobs still need, so that faults show before the first image.
 
         Raises ``ModelError``, ``MemoryFullError`` or ``ClusterError``.
         """
@@ -163,7 +164,7 @@ class GridWork:
     ) -> None:
         """Generate the images among ``jobs`` that are missing.
 
-        ``ahead``: what will be asked for next; several workers generate it at once.
+        ``ahead``: the jobs of later calls; an engine of several workers starts on them at once.
         """
         self.execution.generate(jobs, progress, ahead=ahead)
 
@@ -172,9 +173,9 @@ class GridWork:
         self.execution.prepare_judge()
 
     def used(self, cell: Cell | None) -> Used | None:
-        """The images that metrics of a cell, or of all cells together (None), are of.
+        """The images that metrics of a cell, or of all cells together (None), are computed from.
 
-        None for all images, as in every run that is not sequential.
+        Returns None for all images, as in every run that is not sequential.
         """
         if not self.config.sequential:
             return None
@@ -186,7 +187,7 @@ class GridWork:
         return [job for job in jobs if job.key in missing]
 
     def saved(self) -> Saved | None:
-        """What a sequential run did not need; None of another run."""
+        """The images and seconds that a sequential run saved; None if it is not sequential."""
         if not self.config.sequential:
             return None
         used, of = len(self.jobs()), len(self._judged(self.grid.jobs()))
@@ -208,7 +209,7 @@ class GridWork:
         return self.execution.judge
 
     def score(self, jobs: Sequence[Job]) -> int:
-        """Score the images among ``jobs`` that are not; returns how many those were."""
+        """Score the images among ``jobs`` that have no score. Returns their number."""
         return self.execution.score(jobs)
 
     def close(self) -> None:
@@ -225,13 +226,13 @@ class GridWork:
         return self.folder.without_score(jobs, self.judge.fingerprint)
 
     def _judged(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """The jobs but for those of pairs whose prompts the judge cannot tell apart."""
+        """The jobs without those of pairs whose two prompts are the same to the judge."""
         if not self.unread:
             return jobs
         return [job for job in jobs if job.pair.id not in self.unread]
 
     def pairs_digest(self, category: str) -> str:
-        """What identifies a category's pairs: their ids and contents, whatever their order."""
+        """A digest of a category's pairs: of their ids and contents, regardless of order."""
         return pairs_digest(pair for pair in self.pairs if pair.category == category)
 
     def provenance(self) -> Provenance:

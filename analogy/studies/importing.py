@@ -1,11 +1,11 @@
-"""Imports images of other tools into a run folder; a manifest says which file is which image.
+"""Imports images of other tools into a run folder, as listed in a manifest.
 
-Images of jobs that were exported come back under the jobs' own keys (:func:`bring_back`). Others
-are of a model that the user names (:func:`bring_in`).
+Images of exported jobs are stored under the jobs' own keys (:func:`bring_back`). Other images
+belong to a model that the user names (:func:`bring_in`); its fingerprint has that name and a digest
+of all images, so they are never mixed with another model's.
 
 A manifest is CSV with a header, or JSON lines (``.jsonl``), with ``pair_id``, ``alpha``, ``seed``,
-``file`` (relative to the manifest) and optionally ``method``. The images' model is the name that
-the user gives and a digest of all images, so they are never mixed with another model's.
+``file`` (relative to the manifest) and optionally ``method`` and, for exported jobs, ``key``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from analogy.studies.study import Study
 MAX_FILE_BYTES = 64_000_000
 MAX_SIZE = 8192
 MAX_TEXT = 4_096
-"""The most characters of a name. Readers of results accept 10,000, with its additions."""
+"""The most characters of a name. Readers of results accept 10,000, suffixes included."""
 BATCH = 64
 
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -50,14 +50,14 @@ REQUIRED = ("pair_id", "alpha", "seed", "file")
 
 
 class ManifestError(AnalogyError, ValueError):
-    """A manifest, or a file that it names, cannot be used; the message says what to do."""
+    """A manifest, or a file named in it, is missing or invalid; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One image: its pair, alpha and seed, its file, and its line in the manifest.
 
-    ``key``: of the exported job that it is the image of; None if there is none.
+    ``key``: the key of the exported job that it is the image of; None if no job was exported.
     """
 
     pair_id: str
@@ -70,9 +70,12 @@ class ManifestRow:
 
 
 def read_manifest(path: Path, *, exported: bool = False) -> list[ManifestRow]:
-    """The manifest's entries, each (pair, alpha, seed) once and all of one method.
+    """The manifest's entries.
 
-    ``exported``: of exported jobs, of which any may be left.
+    ``exported``: whether they are images of exported jobs, which may be any subset of the grid.
+
+    Raises ``ManifestError`` if the manifest cannot be read, if a (pair, alpha, seed) occurs twice,
+    or, unless ``exported``, if there are no steered images or those of several methods.
     """
     entries: dict[tuple[str, float, int], ManifestRow] = {}
     for line, row in _rows(path, _text(path)):
@@ -111,7 +114,9 @@ def _entry(path: Path, line: int, row: Any) -> ManifestRow:
 
 
 def check_name(value: Any, where: str) -> str:
-    """A text for the run folder. Raises `ManifestError` if readers would not accept it."""
+    """The text itself. Raises `ManifestError` if it is empty, longer than `MAX_TEXT`, not printable
+    or not a string.
+    """
     if not isinstance(value, str) or not value.strip():
         raise ManifestError(f"{where}: expected text, got {value!r:.80}")
     if len(value) > MAX_TEXT:
@@ -126,7 +131,7 @@ def check_name(value: Any, where: str) -> str:
 
 
 def _alpha(value: Any, where: str) -> float:
-    """A number of JSON's, or text that spells one as JSON does."""
+    """A number from JSON, or text that is a decimal number. Raises `ManifestError` otherwise."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     alpha = math.nan
     if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
@@ -141,7 +146,7 @@ def _alpha(value: Any, where: str) -> float:
 
 
 def _seed(value: Any, where: str) -> int:
-    """A JSON integer, or text that has only digits."""
+    """A JSON integer, or text of digits only. Raises `ManifestError` otherwise."""
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if is_integer or (isinstance(value, str) and _INTEGER.fullmatch(value)):
         seed = int(value)
@@ -163,10 +168,11 @@ def bring_in(
     clip_model: str,
     clip_pretrained: str | None,
 ) -> tuple[Study, int]:
-    """Copy the images into the folder; returns their study and the number of new images.
+    """Copy the images into the folder. Returns their study and the number of new images.
 
-    Every file is read before any is copied. ``pairs``: those that the entries may name;
-    ``clip_model`` and ``clip_pretrained``: what the judge was found by.
+    Every file is read before any is copied. ``pairs``: the pairs that entries may name; ``name``:
+    the user's name for the images' model; ``clip_model`` and ``clip_pretrained``: the options that
+    the judge was found by. Raises ``ManifestError`` for an invalid name, pair or image.
     """
     for what, value in (
         ("--model-name", name), ("--clip-model", clip_model),
@@ -214,7 +220,8 @@ def bring_back(folder: RunFolder, entries: Sequence[ManifestRow]) -> tuple[Comma
     """Copy the images of exported jobs into the folder of their export, under the jobs' keys.
 
     Returns the command that exported them and the number of new images. Every file is read before
-    any is copied. An image that is there already must be the same.
+    any is copied. Raises ``ManifestError`` if the folder did not export these jobs, if an image is
+    invalid, or if it differs from the one that the folder already has of the same job.
     """
     command, jobs = _exported(folder, entries)
     files: dict[str, tuple[Job, ManifestRow, str]] = {}
@@ -258,7 +265,7 @@ def _exported(folder: RunFolder, entries: Sequence[ManifestRow]) -> tuple[Comman
 
 
 def _copied(folder: RunFolder, files: Mapping[str, tuple[Job, ManifestRow, str]], size: int) -> int:
-    """Copy the images that the folder lacks; returns how many.
+    """Copy the images that the folder lacks. Returns their number.
 
     ``files``: key to the job, its entry, and the digest of its image.
     """
@@ -283,7 +290,7 @@ def _sum(image: Images) -> str:
 
 
 def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
-    """The image again. Raises ``ManifestError`` if its file has changed since it was read."""
+    """Read the image again. Raises ``ManifestError`` if its file has changed since then."""
     image = _picture(entry, size)
     if _sum(image) != expected:
         raise ManifestError(
@@ -294,7 +301,11 @@ def _same_picture(entry: ManifestRow, expected: str, size: int) -> Images:
 
 
 def _picture(entry: ManifestRow, size: int, why: str = "as the first") -> Images:
-    """A square RGB picture, of ``size`` unless that is 0; ``why``: it has to be of this size."""
+    """A square RGB image, (height, width, 3), with ``size`` pixels a side, or any if that is 0.
+
+    ``why``: the reason for this size, for the message. Raises ``ManifestError`` if the file is not
+    such an image.
+    """
     try:
         image = read_image(entry.file)
     except ValueError as error:
@@ -320,7 +331,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Each row with its line; CSV unless the file's name says JSON lines."""
+    """Each row with its line number. CSV unless the file's suffix is .jsonl or .ndjson."""
     line = 0
     try:
         if path.suffix.lower() in (".jsonl", ".ndjson"):

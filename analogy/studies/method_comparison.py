@@ -1,16 +1,17 @@
 """Compares steering methods on one grid: paired differences, and a ranking.
 
 All methods steer the same pairs from the same latents, so they are compared pair by pair: the
-difference of a pair's margins is free of the effects of the pair and its noise. Where all methods
-have the same strengths, each pair enters with the mean of its items at them. Where a method has
-strengths of its own, alpha is another unit for each, and each pair enters with its item at the
-method's full strength: the largest that it declares, which is fixed before any image. No strength
-is chosen by its result. Alpha 0, unsteered, is the same image for every method and is left out.
+difference of a pair's margins is free of the effects of the pair and its noise. If all methods have
+the same strengths (alphas), each pair enters with the mean of its items over them. If methods have
+different strengths, their alphas have different units, and each pair enters with its item at the
+method's full strength: the largest that the method declares, which is fixed before any image. No
+strength is chosen by its result. Alpha 0, unsteered, is the same image for every method and is left
+out.
 
 Every two methods are compared, so k methods give k (k - 1) / 2 tests. These overall differences are
-one family: their p are adjusted for it (Holm 1979), and only they decide whether two methods
+one family: their p-values are adjusted for it (Holm 1979), and only they decide whether two methods
 differ. The differences at single strengths and in single categories show where the overall one
-comes from; their intervals and p are not adjusted.
+comes from; their intervals and p-values are not adjusted.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from analogy.studies.study import Study
 
 _NAN = float("nan")
 
-# All of the pairs at all compared strengths, at one strength, or those of one category at all.
+# (category, alpha) of a difference. None as category: all pairs; None as alpha: all strengths that
+# are compared.
 Scope = tuple[str | None, float | None]
 _OVERALL: Scope = (None, None)
 
@@ -47,11 +49,15 @@ _OVERALL: Scope = (None, None)
 class Difference(Figures):
     """The margins of ``first`` minus those of ``second``, pair by pair.
 
-    ``category`` None: of all; ``alpha`` None: at the strengths that are compared. ``n``: pairs.
-    ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test; ``p_holm``:
-    the larger of both, adjusted for all overall differences, NaN for any other. A figure that does
-    not exist is NaN. ``stop``: the look that it is of, in a sequential run; ``p_holm`` is then
-    adjusted by Bonferroni, as the looks' levels are.
+    - ``category``: None for all; ``alpha``: None for all strengths that are compared;
+    - ``n``: the number of pairs;
+    - ``p``: two-sided, of the paired t-test; ``p_bootstrap``: of the bootstrap-t test;
+    - ``p_holm``: the larger of both, adjusted for all overall differences; NaN for the differences
+      at one alpha or in one category. In a sequential run it is adjusted by Bonferroni, as the
+      looks' levels are;
+    - ``stop``: the look at which it was computed, in a sequential run.
+
+    A figure that does not exist is NaN.
     """
 
     first: str
@@ -69,16 +75,17 @@ class Difference(Figures):
 
     @property
     def is_distinct(self) -> bool:
-        """Whether the two methods are told apart, when every comparison is counted."""
+        """Whether the two methods differ significantly, adjusted for all comparisons."""
         return self.n >= MIN_DECISIVE and self.p_holm < SIGNIFICANCE
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A method's place: its margin at the compared strengths, and what it is not told apart from.
+    """A method's place: its margin at the compared strengths, and the methods ``like`` it, from
+    which it does not differ significantly.
 
-    Not to be told apart is no proof of being equal, and holds for neighbours by twos: A and B may
-    not be, nor B and C, and yet A and C be.
+    This is no proof of equality, and it is not transitive: A and C may differ significantly even if
+    neither A and B nor B and C do.
     """
 
     method: str
@@ -96,15 +103,18 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """The comparison of some methods on one grid.
+    """The comparison of two or more methods on one grid.
 
-    ``n``: the pairs compared, which have all their items by every method; ``n_left_out``: the
-    others. ``ranking``: the methods by their mean, the highest first; in a difference the first
-    method is the one that ranks higher. ``blind``: the categories whose true change the judge does
-    not see, where nothing is said about any method. ``stop``: the look of the ranking and of
-    the differences by alpha and category; None if the run is not sequential. ``costs``: of the
-    methods whose cost was measured. ``at``: each method's full strength, where methods have
-    different strengths and are compared at it; empty where all are compared at all strengths.
+    - ``n``: the number of pairs compared, which have all their items by every method;
+      ``n_left_out``: the number of other pairs;
+    - ``ranking``: the methods by their mean, the highest first; in a difference the first method is
+      the one that ranks higher;
+    - ``blind``: the categories in which the judge is blind, so nothing is concluded there;
+    - ``stop``: the look of the ranking and of the differences by alpha and category; None if the
+      run is not sequential;
+    - ``costs``: of the methods whose cost was measured;
+    - ``at``: each method's full strength if methods have different strengths and are compared
+      there; empty if all are compared at all strengths.
     """
 
     n: int
@@ -156,9 +166,11 @@ def compare_methods(
 ) -> MethodComparison:
     """Every two methods compared, and all methods ranked.
 
-    ``tables``: method to its items, as :meth:`Study.table` gives them: a row per pair, a column per
-    alpha, NaN where images are missing. Two methods or more, of the same pairs; anything else is a
-    ``ValueError``. A pair that lacks an item by any of the methods is left out of all.
+    ``tables``: method to its items, as :meth:`Study.table` returns them: a row per pair, a column
+    per alpha, NaN where images are missing. A pair that lacks an item by any method is left out.
+
+    Raises ``ValueError`` if there are fewer than two methods, if a table has no alpha other than 0,
+    or if its rows are not ``pairs`` in their order.
     """
     _check_tables(tables, pairs)
     alphas = {name: [float(alpha) for alpha in table.columns] for name, table in tables.items()}
@@ -210,9 +222,9 @@ def compare_methods(
 
 
 def full_strengths(alphas: Mapping[str, Collection[float]]) -> dict[str, float]:
-    """Each method's largest strength, of either sign; empty if all methods have the same ones.
+    """Each method's strength of largest magnitude; empty if all methods have the same strengths.
 
-    ``alphas``: method to its strengths, of which one is not 0.
+    ``alphas``: method to its strengths, at least one of them other than 0.
     """
     if len({frozenset(of) - {UNSTEERED} for of in alphas.values()}) == 1:
         return {}
@@ -220,10 +232,11 @@ def full_strengths(alphas: Mapping[str, Collection[float]]) -> dict[str, float]:
 
 
 def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> list[Difference]:
-    """Each two of the methods' values, shape (pairs,) in one order, with Holm's p for them all.
+    """The difference of every two methods, with Holm's p over all of them.
 
-    As elsewhere in the suite the larger p of the t-test and the bootstrap-t test is adjusted: far
-    out the t-test depends on the shape of the data.
+    ``values``: method to its values, shape (pairs,), all in the same order of pairs. As elsewhere
+    in the suite the larger p of the t-test and the bootstrap-t test is adjusted: far into the tail
+    the t-test depends on the shape of the data.
     """
     arrays = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
     found = [
@@ -235,7 +248,7 @@ def compared(values: Mapping[str, ArrayLike], *, n_resamples: int = 10_000) -> l
 
 
 def blind_categories(study: Study) -> list[str]:
-    """The categories that the judge does not see."""
+    """The categories in which the judge is blind (:func:`~analogy.studies.ceiling.ceiling`)."""
     return [name for name in study.categories if (of := study.ceiling(name)) and of.is_blind]
 
 
@@ -255,7 +268,7 @@ def _check_tables(tables: Mapping[str, pd.DataFrame], pairs: Sequence[Pair]) -> 
 def _pair_means(
     table: pd.DataFrame, category: NDArray[np.str_], scope: Scope
 ) -> NDArray[np.float64]:
-    """Of each pair in scope the mean over the strengths in scope: (pairs,)."""
+    """The mean of each pair in scope over the strengths in scope, shape (pairs,)."""
     name, alpha = scope
     values = table if alpha is None else table[[alpha]]
     rows = slice(None) if name is None else category == name
@@ -266,7 +279,7 @@ def _pair_means(
 def _samples(
     means: Mapping[Scope, Mapping[str, NDArray[np.float64]]],
 ) -> list[NDArray[np.float64]]:
-    """Everything that a comparison bootstraps."""
+    """Every sample that a comparison bootstraps."""
     made = [*means[_OVERALL].values()]
     for by_method in means.values():
         for a, b in combinations(by_method.values(), 2):
@@ -282,7 +295,10 @@ def difference(
     confidence: float = DEFAULT_CONFIDENCE,
     n_resamples: int = 10_000,
 ) -> Difference:
-    """Two methods' values, shape (pairs,), compared; without figures if one is missing."""
+    """The difference of two methods' values, shape (pairs,).
+
+    Its figures are NaN if there are no pairs or a value is missing.
+    """
     differences = values[two[0]] - values[two[1]]
     if not len(differences) or np.isnan(differences).any():
         return Difference(*two, *scope, n=len(differences))
@@ -311,7 +327,7 @@ def _estimate(table: pd.DataFrame, n_resamples: int) -> Estimate:
 
 
 def like(name: str, overall: Sequence[Difference]) -> tuple[str, ...]:
-    """The methods that this one is not told apart from."""
+    """The methods from which this one does not differ significantly."""
     close = [one for one in overall if not one.is_distinct]
     others = [{one.first: one.second, one.second: one.first}.get(name) for one in close]
     return tuple(other for other in others if other is not None)

@@ -41,18 +41,21 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-#: What has git look at another repository than that of the folder it is given; set in hooks.
+#: Variables that make git use another repository than that of the given folder; hooks set them.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
 
 @cache
 def own_commit() -> str | None:
-    """The checkout's commit, with ``+changes`` if tracked files differ; None outside of one."""
+    """The commit of the checkout that holds this package; None if it is not in one.
+
+    ``+changes`` is appended if tracked files differ from it.
+    """
     return commit_of(Path(__file__).resolve().parents[2])
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit of a checkout of the suite at its top; None for any other folder.
+    """The commit of the suite's checkout whose top folder this is; None for any other folder.
 
     An installed package may lie within a repository that has nothing to do with it.
     """

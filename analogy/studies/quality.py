@@ -43,15 +43,15 @@ from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.store.folder import RunFolder
 from analogy.store.grid import Job
 
-#: Pixels of the images that are read and compared at a time.
+#: The most pixels of images (2^26, height x width summed over them) in one batch of a metric.
 BATCH_PIXELS = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """The judge's features of the reference images, which the grid's are compared with.
+    """The judge's features of the reference images that the grid's images are compared with.
 
-    ``name``: what they are; ``features``: ``(m, dim)``.
+    ``name``: a description of these images; ``features``: ``(m, dim)``.
     """
 
     name: str
@@ -59,19 +59,24 @@ class References:
 
     @classmethod
     def of_folder(cls, folder: Path, judge: FeatureEncoder) -> References:
-        """Every image file in a folder and those below it, of any sizes."""
+        """Of every image file in a folder and its subfolders; the images may have any sizes."""
         features = [judge.image_features(read_image(file)[None]) for file in image_files(folder)]
         return cls(f"images of {folder}", np.concatenate(features))
 
 
 def no_features(fingerprint: str) -> Absent:
-    """Why a judge that is no :class:`~analogy.judges.base.FeatureEncoder` leaves metrics out."""
+    """The reason to skip metrics of features if the judge is not a
+    :class:`~analogy.judges.base.FeatureEncoder`.
+    """
     return Absent(f"the judge {fingerprint} gives scores and no features")
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The images that a sequential run's metrics are of, by key, and their look's interval."""
+    """The images from which a sequential run's metrics are computed, by key.
+
+    ``confidence`` and ``n_resamples`` are those of the interval of their look.
+    """
 
     keys: Set[str]
     confidence: float
@@ -81,11 +86,15 @@ class Used:
 class Quality:
     """The quality metrics of one run: computes missing values and keeps them in the folder.
 
-    ``jobs``: the grid's, alpha 0 among them; ``used`` gives what the figures of a cell or of all
-    cells together (None) are of, None for all images; ``judge`` loads the judge when it is needed,
-    whose features scoring has kept. ``metrics``: those to measure, in the tables' order. ``lpips``
-    and ``references`` are what :meth:`cell` and :meth:`alpha` were last given. ``features``: why
-    the judge gives none; None if it does, or if nothing was asked for yet.
+    - ``jobs``: those of the grid, alpha 0 included;
+    - ``used``: returns the images behind the figures of a cell or of all cells together (None);
+      None for all images;
+    - ``judge``: loads the judge when it is needed; ``fingerprint``: the judge's. Features of images
+      come from the folder, where scoring has kept them;
+    - ``metrics``: those to measure, in the tables' order; by default the built-in ones;
+    - ``lpips``, ``references``: what :meth:`cell` and :meth:`alpha` were last given;
+    - ``features``: the reason why the judge has no features; None if it has some, or if no value
+      was computed yet.
     """
 
     def __init__(
@@ -115,7 +124,7 @@ class Quality:
         self.alphas: dict[float, dict[str, SetScore]] = {}
 
     def names(self, per: Per) -> tuple[str, ...]:
-        """The names of the metrics to measure that give a value for this."""
+        """The names of the metrics to measure that have one value per image, or per set."""
         return tuple(metric.name for metric in self.metrics if metric.per is per)
 
     def absent(self, metric: GridMetric) -> Absent | None:
@@ -131,9 +140,10 @@ class Quality:
         return None
 
     def cell(self, cell: Cell, *, lpips: Lpips | Absent | None = None) -> dict[str, Mean]:
-        """Every metric of single images over one cell, by name.
+        """The mean over one cell of every metric of single images, by name.
 
-        ``lpips``: LPIPS's network, or why there is none; None: as at the last call.
+        ``lpips``: LPIPS's network, or the reason for having none; None to keep that of the last
+        call.
         """
         self.lpips = self.lpips if lpips is None else lpips
         used = self._used(cell)
@@ -154,7 +164,7 @@ class Quality:
         return found
 
     def _in_order(self, cell: Cell) -> list[Cell]:
-        """What has been asked for, and ``cell``, in the order of the run, whatever was first."""
+        """The cells computed so far and ``cell``, in the run's order of categories and alphas."""
         categories = dict.fromkeys(job.pair.category for job in self._jobs)
         places = {category: i for i, category in enumerate(categories)}
         alphas = {alpha: i for i, alpha in enumerate(self._config.alphas)}
@@ -166,10 +176,10 @@ class Quality:
     def alpha(
         self, alpha: float, *, references: References | Absent | None = None
     ) -> dict[str, SetScore]:
-        """Every metric of all images at one alpha against the references, by name.
+        """Every metric that compares all images at one alpha with the references, by name.
 
-        Empty without references or with fewer than 2 images. ``references``: those, or why there
-        are none; None: as at the last call.
+        Empty without references or with fewer than 2 images. ``references``: the references, or the
+        reason for having none; None to keep those of the last call.
         """
         self.references = self.references if references is None else references
         used = self._used(None)
@@ -196,9 +206,10 @@ class Quality:
         return found
 
     def values(self, jobs: Sequence[Job]) -> pd.DataFrame:
-        """A row per image that is scored, as its unsteered one is: pair_id, seed and every metric.
+        """A table of pair_id, seed and every metric, with a row per image.
 
-        ``jobs`` are steered ones. A metric that is :meth:`absent` has no column.
+        ``jobs``: steered images. An image is left out unless it and its unsteered image are scored.
+        A metric that is :meth:`absent` has no column.
         """
         unsteered = [self._unsteered(job) for job in jobs]
         features = self._folder.features([*jobs, *unsteered], self._fingerprint)
@@ -229,8 +240,9 @@ class Quality:
         return pd.DataFrame(columns)
 
     def _scored(self, jobs: Sequence[Job]) -> Set[str]:
-        """The keys of scored images, by a judge that has no features of them: none if it is one
-        that gives features, and they are lost.
+        """The keys of the images that a judge without features has scored.
+
+        Empty if the judge has features: those of these images are then lost.
         """
         lacking = [
             *self._folder.without_image(jobs),
@@ -242,7 +254,7 @@ class Quality:
         return scored if self.features is not None else set()
 
     def figures(self) -> QualityFigures:
-        """The computed figures, for results; ``metrics`` only if they are not the default."""
+        """The computed figures, for results. ``metrics`` is empty if they are the default ones."""
         is_default = [metric.name for metric in self.metrics] == [*DEFAULT]
         lpips, references = self.lpips, self.references
         return QualityFigures(
@@ -304,7 +316,11 @@ class Quality:
 
 
 def _values(metric: GridMetric, inputs: Inputs, n: int) -> NDArray[np.float64]:
-    """A metric's values of n images; another shape or NaN is a :class:`MetricError`."""
+    """A metric's values for n images, shape (n,).
+
+    Raises :class:`MetricError` for another shape, NaN, or magnitudes above ``METRIC_LIMIT`` other
+    than infinity.
+    """
     values = np.asarray(metric.compute(inputs), dtype=np.float64)
     if values.shape != (n,):
         raise MetricError(
@@ -321,7 +337,7 @@ def _values(metric: GridMetric, inputs: Inputs, n: int) -> NDArray[np.float64]:
 
 
 def _value(metric: GridMetric, inputs: Inputs) -> float:
-    """A metric's value of a set; anything but one number is a :class:`MetricError`."""
+    """A metric's value for a set. Raises :class:`MetricError` if it is not one finite number."""
     value = np.asarray(metric.compute(inputs), dtype=np.float64)
     if value.shape != () or not np.isfinite(value):
         raise MetricError(

@@ -1,4 +1,4 @@
-"""Make what a run folder lacks again, with the models that its commands name."""
+"""Repairs a run folder: removes what is damaged and makes it again with the run's own models."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from analogy.studies.verify import Verified, remove_leftover
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair came to: images made again that are the same bit for bit, or are not; and
-    leftover files that were removed.
+    """The result of a repair.
+
+    ``same``: images made again that are bit for bit as recorded; ``different``: those that are not;
+    ``removed``: leftover files that were removed.
     """
 
     same: int
@@ -44,15 +46,19 @@ class Repaired:
 
 
 class NotConfirmedError(AnalogyError, ValueError):
-    """A repair would load what only the run folder names; the message shows each path and id."""
+    """A repair would load models, a judge or a method that only the run folder names.
+
+    The message lists each path and id.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What the user lets a repair load besides the embedded models and what is installed.
+    """What the user lets a repair load besides the embedded models and installed methods.
 
-    ``everything``: whatever the run folder names. The others name models and a method as the
-    options of a run do; a model stands for the run folder's of the same fingerprint.
+    ``everything``: whatever the run folder names. The other fields name models and a method as the
+    options of a run do. A named model is used in place of the run folder's if both have the same
+    fingerprint.
     """
 
     everything: bool = False
@@ -66,9 +72,9 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A command with work to do again, and the confirmed models for it.
+    """A command whose images or scores must be made again, and the confirmed models for it.
 
-    ``model``: None if none of its images is lost, or if they cannot be made again.
+    ``model``: None if no image of it is lost, or if its images were imported.
     """
 
     command: Command
@@ -85,13 +91,17 @@ def repair(
     confirmed: Confirmed | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> Repaired:
-    """Take out what is damaged, with its scores and metrics, and make exactly that again.
+    """Remove damaged images with their scores and metrics, and make exactly these again.
 
-    Goes on with a repair that was killed. Images without scores are scored, by the judges of all
-    commands that ran on the folder. ``device``: where, if not where they were made. ``confirmed``:
-    which models besides the embedded ones may be loaded; ``say`` is told of each that only the
-    folder names. Raises ``NotConfirmedError``, ``ModelError`` where a model's files are not what
-    they were, both before anything is changed, and else what a run raises.
+    Continues a repair that was killed. Images without scores are scored, by the judges of all
+    commands that ran on the folder.
+
+    ``device``: where to run; None for the device of the run. ``confirmed``: what may be loaded
+    besides the embedded models and installed methods. ``say``: called with a line for each model,
+    judge or method that is loaded because everything in the folder is trusted.
+
+    Raises ``NotConfirmedError``, or ``ModelError`` if a model's files have changed, both before
+    anything is changed; otherwise what a run raises.
     """
     tasks = _tasks(folder, found, confirmed or Confirmed(), offline=offline, say=say)
     was = {each.row.key: each.row.sha256 for each in found.damaged}
@@ -116,10 +126,10 @@ def _tasks(
     offline: bool,
     say: Callable[[str], object],
 ) -> list[_Task]:
-    """What there is to do for each command. Finds the models' files, and loads none of them.
+    """The work for each command. Finds the models' files and loads none of them.
 
-    A run folder may be anyone's, and so is what its index names: of that, only what is confirmed
-    is looked for at all.
+    A run folder may come from anyone, and so may the names in its index. Only confirmed names are
+    looked up at all.
     """
     if offline:
         go_offline()
@@ -186,7 +196,7 @@ def _named_method(command: Command) -> list[str]:
 
 
 def _check_method(command: Command) -> None:
-    """Refuse to make images by another version of a method. Imports it."""
+    """Import the command's method. Raises ``ModelError`` if it is another version now."""
     config = command.config
     now = with_method(config, config.method)
     if (now.method_version, now.method_needs) != (config.method_version, config.method_needs):
@@ -198,7 +208,7 @@ def _check_method(command: Command) -> None:
 
 
 def _place(name: str) -> str:
-    """A name of a model, as the path that it would be loaded from if it is one."""
+    """A model's name, quoted; its absolute path if there is such a path on this machine."""
     path = Path(os.path.expanduser(name)).absolute()
     return repr(str(path) if path.exists() else name)
 
@@ -211,7 +221,7 @@ def _model_names(command: Command) -> tuple[str, str | None, str | None]:
 
 
 def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> FoundJudge | None:
-    """The judge that the user has confirmed for a command; None if only the index names it."""
+    """The confirmed judge for a command. Returns None if only the run folder names it."""
     config = command.config
     given = (confirmed.clip_model, confirmed.clip_pretrained)
     recorded = (config.clip_model, config.clip_pretrained)
@@ -227,12 +237,12 @@ def _judge(command: Command, confirmed: Confirmed, *, offline: bool) -> FoundJud
         )
         if judge is not None:
             return judge
-    # A recorded name of other files is told by its fingerprint.
+    # The recorded name now leads to other files: the caller compares the fingerprints.
     return found if recorded in names else None
 
 
 def _model(command: Command, confirmed: Confirmed, *, offline: bool) -> ModelSource | None:
-    """As :func:`_judge`, the model with its LoRA."""
+    """The confirmed model for a command, with its LoRA, found as in :func:`_judge`."""
     dtype = command.config.dtype
     recorded = _model_names(command)
     of_lora = EMBEDDED if confirmed.lora is not None else None
@@ -252,12 +262,12 @@ def _model(command: Command, confirmed: Confirmed, *, offline: bool) -> ModelSou
 
 
 def _lost(folder: RunFolder, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs whose image a repair has taken out and not made again."""
+    """The jobs whose image a repair has removed and not made again."""
     return [job for job, reason in folder.failures(jobs) if reason.startswith(LOST)]
 
 
 def _make_again(folder: RunFolder, task: _Task, *, device: str | None) -> None:
-    """The lost images of one command, and what its judge has not scored."""
+    """Make the lost images of one command, and score what its judge has not scored."""
     command = task.command
     lost = _lost(folder, command.jobs())
     if lost and is_imported(command.model):

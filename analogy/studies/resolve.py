@@ -101,7 +101,10 @@ def resolve(request: RunRequest) -> Resolved:
 
 
 def _check_method(request: RunRequest) -> None:
-    """Import the method, before any model is looked for."""
+    """Import and check the method, before any model is looked for.
+
+    Raises ``OptionError`` if it is unknown, invalid, or cannot use the request's alphas.
+    """
     try:
         method = METHODS.get(request.method)
         Identity.of(method)
@@ -113,7 +116,7 @@ def _check_method(request: RunRequest) -> None:
 
 
 def _check_guidance(request: RunRequest, family: Family) -> None:
-    """Raise ``OptionError`` for a guidance scale that the model's pipeline does not have."""
+    """Raises ``OptionError`` for a guidance scale that the model's pipeline does not have."""
     knob, second = knobs_of(family)
     for flag, value, found in (
         ("--guidance", request.guidance or None, knob),
@@ -129,7 +132,9 @@ def _check_guidance(request: RunRequest, family: Family) -> None:
 
 
 def _check_engine(request: RunRequest) -> None:
-    """Ray is an extra, and its options are of no use without it."""
+    """Raises ``OptionError`` if Ray is chosen but not installed (it is an optional extra), or if
+    one of its options is given with another engine.
+    """
     if request.engine == "ray":
         if find_spec("ray") is None:
             raise OptionError(
@@ -152,15 +157,15 @@ def _check_engine(request: RunRequest) -> None:
 def check_device(device: str | None, *, gpu: bool, engine: str = "serial") -> str:
     """The device to run on.
 
-    Raises ``OptionError`` if this machine lacks it; an engine other than ``serial`` has devices of
-    its workers' own.
+    Raises ``OptionError`` if this machine lacks it. The engine ``ray`` runs on its workers'
+    devices, which this machine need not have; only cpu and cuda are then valid.
     """
     flag = f"--device {device}" if device else "--gpu"
     device = device or ("cuda" if gpu else "cpu")
     kind, _, index = device.partition(":")
     if gpu and kind != "cuda":
         raise OptionError(place="--device", expected="cuda or cuda:N with --gpu", got=repr(device))
-    if engine == "ray":  # its workers have the devices, this machine need not
+    if engine == "ray":  # the workers have the devices; this machine may have none
         if device not in ("cpu", "cuda"):
             raise OptionError(
                 place="--device",

@@ -23,11 +23,11 @@ from analogy.studies.study import Study
 def open_methods(
     request: RunRequest, names: Sequence[str], *, own_alphas: bool = False
 ) -> list[Study]:
-    """A study for each of the methods, from one request; all in one run folder, which is open.
+    """A study for each of the methods, from one request, all in the same open run folder.
 
-    ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them, in place
-    of the request's method. ``own_alphas``: each method has its own default strengths, in place of
-    the request's. Raises what :meth:`Study.open` does.
+    ``names``: two or more, as :func:`~analogy.settings.options.parse_methods` reads them; they
+    replace the request's method. ``own_alphas``: whether each method uses its own default strengths
+    in place of the request's. Raises what :meth:`Study.open` does.
     """
     alphas = {name: default_alphas(name) if own_alphas else request.alphas for name in names}
     first = Study.open(replace(request, method=names[0], alphas=alphas[names[0]]), methods=names)
@@ -42,10 +42,10 @@ def open_methods(
 
 
 def all_jobs(studies: Sequence[Study]) -> list[Job]:
-    """The jobs of all the methods; those of unsteered images, whose key has no method, once.
+    """The jobs of all the methods. Unsteered images belong to no method and occur once.
 
-    Unsteered images come first: batches are then of one method, and their time is its cost. Of a
-    sequential run those that are due by now.
+    Unsteered images come first: every later batch then has images of one method only, and its time
+    is that method's cost. In a sequential run only the jobs that are due by now.
     """
     if studies[0].config.sequential:
         return MethodsPlan(studies).due()
@@ -56,8 +56,8 @@ def all_jobs(studies: Sequence[Study]) -> list[Job]:
 def run_methods(studies: Sequence[Study], progress: Progress = no_progress) -> MethodComparison:
     """Generate and score the missing images of all methods, and compare them.
 
-    One worker does all of it: the models are loaded once. Of a sequential run, images are made
-    until each two methods are told apart or have had their last look.
+    The first study does all the work, so the models are loaded once. In a sequential run, images
+    are made until the comparison of every two methods has stopped.
     """
     first = studies[0]
     blind = blind_categories(first)

@@ -1,8 +1,8 @@
 """The looks of a sequential run: what is decided, and which images are due.
 
 Everything is recomputed from the scores in the run folder, the recorded order of the pairs and the
-design; nothing is stored as state. So a run that was killed goes on as one that was not, and images
-beyond a look, such as those of an earlier full run, change nothing.
+design; no state is stored. A run that was killed therefore continues as if it had not been, and
+images beyond a look, such as those of an earlier full run, change nothing.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from analogy.studies.analysis import RESOLUTION
 from analogy.studies.quality import Used
 
 RESERVE = 0.005
-"""The level that ``--reserve`` keeps for one extension, of 0.025."""
+"""The part of the total level 0.025 that ``--reserve`` keeps for one extension."""
 
 FUTILITY, FUTILITY_ICC = 0.02, 0.85
-"""``--futility`` stops a cell whose chance of a decision at the last look is below the first. The
-second is the share of an image's variance that is taken to lie between pairs."""
+"""``--futility`` stops a cell if its chance of a decision at the last look is below the first
+number. The second is the assumed ICC: the share of the variance of single images between pairs."""
 
 Scores = Callable[[Sequence[Job]], pd.DataFrame]
-"""Jobs to a row for each that has a score, with pair_id, seed, alpha and margin."""
+"""Jobs to a table with a row for each scored job, with pair_id, seed, alpha and margin."""
 
 Margins = NDArray[np.float64]
-"""Margins of single images, ``(pairs in the recorded order, seeds)`` or, where it is said,
+"""Margins of single images, ``(pairs in the recorded order, seeds)`` or, where stated,
 ``(pairs, seeds, alphas)``; NaN without a score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a cell is.
+    """The progress of one cell.
 
     - ``margin``: the decision on the margin; ``look``: the index of the look at which the cell
-      stopped, or of the one that it needs next;
-    - ``gain``: the decision on the gain, which has looks of its own up to ``look``; ``gain_look``:
-      the index of the look at which it stopped, or that it needs.
+      stopped, or that it needs next;
+    - ``gain``: the decision on the gain, which stops by itself, at ``look`` at the latest;
+      ``gain_look``: the index of the look at which it stopped, or that it needs next.
     """
 
     cell: Cell
@@ -78,10 +78,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class CategoryState:
-    """A category's margins and how far its cells are.
+    """A category's margins and the progress of its cells.
 
-    ``margins``: alpha to margins; those of ``null`` and ``targets`` are empty where the run has
-    none. ``pairs``: in the recorded order.
+    ``pairs``: in the recorded order; ``margins``: alpha to margins; ``null``: as ``margins``, empty
+    if the run has no null; ``targets``: margins of the target images, None if the run has none.
     """
 
     design: Design
@@ -98,7 +98,7 @@ class CategoryState:
         return of[: at.pairs, : at.seeds]
 
     def items(self, of: Margins, look: int) -> pd.Series:
-        """Items of a look by pair id: the means over its seeds, NaN where one is missing."""
+        """Items of a look by pair id: the mean over its seeds, NaN if a seed has no score."""
         items = items_at(of, self.design.looks[look])
         return pd.Series(items, index=[pair.id for pair in self.pairs[: len(items)]])
 
@@ -113,8 +113,9 @@ class CategoryState:
 class SequentialPlan:
     """The design, order and state of a sequential run.
 
-    ``judged``: the pairs that count; ``scores`` gives the margins that exist by now; ``base``:
-    category to the ids of the pairs that a run with a reserve had before its extension.
+    ``judged``: the pairs whose prompts the judge can distinguish; ``scores``: returns the margins
+    that exist by now; ``base``: category to the ids of the pairs that a run with a reserve had
+    before its extension.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class SequentialPlan:
             of = margins[alpha]
             decision = self._decide(of, design)
             cell = Cell(category, alpha)
-            # A cell that has stopped takes no further look.
+            # The gain takes no look beyond the one at which the cell stopped.
             gain = self._decide(of - unsteered, design, until=decision.look)
             cells[cell] = Progress(cell, decision, gain)
         targets = self._margins(category, Role.TARGET) if config.target else {}
@@ -204,7 +205,7 @@ class SequentialPlan:
         return self._decided[key]
 
     def _margins(self, category: str, *roles: Role) -> dict[float, Margins]:
-        """Alpha to margins."""
+        """Alpha to the margins of a category's jobs with these roles."""
         pairs = self.pairs[category]
         ids = {pair.id for pair in pairs}
         jobs = [job for job in self._grid.jobs(*roles, category=category) if job.pair.id in ids]
@@ -215,8 +216,8 @@ class SequentialPlan:
     def due(self, cells: Iterable[Cell]) -> list[Job]:
         """The images of every look that these cells have taken or need next, in the grid's order.
 
-        Of a cell that has stopped, exactly the images that its figures are of. Unsteered and target
-        images are due up to the looks of the gains.
+        For a cell that has stopped these are exactly the images behind its figures. Unsteered and
+        target images are due only up to :meth:`CategoryState.unsteered_look`.
         """
         found: list[Job] = []
         by_category: dict[str, list[Cell]] = {}
@@ -239,10 +240,10 @@ class SequentialPlan:
         return [*self._of_look(cell.category, look, Role.STEERED, alpha=cell.alpha)]
 
     def used(self, cell: Cell | None) -> Used:
-        """The images that metrics of a cell, or of all cells together (None), are of.
+        """The images from which metrics of a cell, or of all cells together (None), are computed.
 
-        A cell's are the steered images of its look that have an unsteered image. Those of all cells
-        are of the pairs and seeds that all cells have.
+        For a cell: the steered images of its look that have an unsteered image. For all cells: the
+        images of the pairs and seeds that every cell has.
         """
         if cell is not None:
             state = self.state(cell.category)
@@ -278,7 +279,8 @@ class SequentialPlan:
 def chosen_pairs(config: RunConfig) -> list[Pair]:
     """The pairs that a configuration chooses from its file, in the file's order.
 
-    ``limit`` takes the first of each category, of a sequential run the first of the random order.
+    ``limit`` takes the first pairs of each category: in the file's order, or in a sequential run in
+    the random order.
 
     Raises ``PairsError`` if the file or the selection cannot be used.
     """
@@ -302,7 +304,7 @@ def arranged(
     """Margins of single images, shape ``(pairs, seeds, alphas)``, NaN without a score.
 
     ``scores``: rows with pair_id, seed, alpha and margin, all of these pairs, seeds and alphas.
-    Margins that are 0 up to rounding are 0.
+    Margins below `RESOLUTION` in magnitude become 0.
     """
     found = np.full((len(pairs), len(seeds), len(alphas)), np.nan)
     axes = {"pair_id": [pair.id for pair in pairs], "seed": seeds, "alpha": alphas}

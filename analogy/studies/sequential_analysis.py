@@ -1,9 +1,8 @@
-"""The figures of a sequential run: each of the look at which it was taken, with that look's
-interval.
+"""The figures of a sequential run, each computed at its look, with that look's interval.
 
-A look's interval (1 - 2 level) holds at whatever look a run stops and for whatever reason, also of
-gains, pools and trends (docs/sequential.md). The usual 95% interval does not, and is printed
-nowhere.
+A look's interval (of confidence 1 - 2 level) is valid at whatever look a run stops and for whatever
+reason, also for gains, pools and trends (docs/sequential.md). The usual 95% interval is not, and is
+never printed.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def analyse(
 
 
 def cell_figures(state: CategoryState, cell: Cell, ceiling: Ceiling | None = None) -> CellFigures:
-    """One cell; ``incomplete`` while images of its look are missing."""
+    """The figures of one cell; ``incomplete`` while images of its look are missing."""
     progress, margins = state.cells[cell], state.margins[cell.alpha]
     look, gain_look = state.design.looks[progress.look], min(progress.gain_look, progress.look)
     gains = margins - state.margins[UNSTEERED]
@@ -90,7 +89,7 @@ def at_look(items: NDArray[np.float64], look: Look) -> Estimate:
     """The estimate of items, ``(pairs,)`` or ``(pairs, alphas)``, with the look's interval."""
     values = items if items.ndim == 2 else items[:, np.newaxis]
     made = estimated(values, confidence=look.confidence, n_resamples=look.n_resamples)
-    # Adding pairs would spend error that is gone: no number of pairs is advised.
+    # The error rate is spent, so pairs may not be added, and no number of pairs is advised.
     return replace(made, n_needed=None)
 
 
@@ -100,7 +99,11 @@ def stop(
     decision: Decision | None = None,
     block: Margins | None = None,
 ) -> Stop:
-    """The look as it is written. ``decision``: on a margin; ``block``: its margins."""
+    """The look at index ``look`` as it is recorded in results.
+
+    ``decision``: the decision on a margin, for its sequential p; ``block``: the look's margins,
+    (pairs, seeds), for their ICC. Without these the figure is NaN.
+    """
     return replace(
         stop_of(state.design, look),
         p_seq=float("nan") if decision is None else decision.p_seq,
@@ -109,7 +112,7 @@ def stop(
 
 
 def stop_of(design: Design, look: int) -> Stop:
-    """A look of a design as it is written, without the figures of a cell. ``look``: its index."""
+    """As :func:`stop`, without the figures of a cell. ``look``: the index in the design."""
     at, last = design.looks[look], len(design.looks) - 1
     return Stop(
         look=look + 1,
@@ -123,10 +126,10 @@ def stop_of(design: Design, look: int) -> Stop:
 
 
 def pool(states: Sequence[CategoryState], alphas: Sequence[float]) -> Pool:
-    """Several cells together, on the pairs and seeds that all of them have.
+    """Several cells pooled, over the pairs and seeds that all of them have.
 
-    These are of the earliest look of the cells: of it is the interval, too. The gain and the trend
-    have the earliest look of the gains.
+    These are the pairs and seeds of the cells' earliest look, whose interval is used, too. The gain
+    and the trend use the earliest look of the gains.
     """
     progress = [
         state.cells[Cell(state.pairs[0].category, alpha)] for state in states for alpha in alphas
@@ -163,7 +166,7 @@ def _table(
 
 
 def _strictest(states: Iterable[CategoryState], look: int) -> Look:
-    """The look of the smallest level: categories with other numbers of pairs may have others."""
+    """The look with the smallest level: levels differ between categories of different sizes."""
     return min((state.design.looks[look] for state in states), key=lambda each: each.level)
 
 
@@ -239,7 +242,10 @@ def _target(
 
 
 def _target_share(state: CategoryState, margins: Margins, look: int) -> float | None:
-    """The mean margin as a share of the targets', on the pairs and seeds that both have."""
+    """The mean margin as a share of the target images', over the pairs and seeds that both have.
+
+    Returns None without target images, with a missing item, or if their mean is not above 0.
+    """
     if state.targets is None:
         return None
     look = min(look, _unsteered_look(state))

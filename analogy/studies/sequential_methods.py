@@ -1,8 +1,8 @@
-"""Methods compared look by look: the differences of each two stop by themselves.
+"""Compares methods look by look; the comparison of every two methods stops separately.
 
-The looks go along one order of all pairs, which takes the categories in turn and each category's
-pairs in the recorded order. The levels are divided by the number of comparisons. The unsteered
-images take no part and are not made.
+All looks use one order of all pairs, which takes the categories in turn and each category's pairs
+in the recorded order. The levels are divided by the number of comparisons. Unsteered images are not
+needed and not made.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from analogy.studies.study import Study
 
 @dataclass(frozen=True)
 class MethodsState:
-    """What is decided by the scores that exist now.
+    """The decisions by the scores that exist now.
 
-    - ``margins``: of each method, shape (pairs in the order, seeds, alphas);
-    - ``decisions``: of each two methods, on the differences of the first minus the second.
+    - ``margins``: method to margins, shape (pairs in the order, seeds, alphas);
+    - ``decisions``: two methods to the decision on the margins of the first minus the second.
     """
 
     design: Design
@@ -116,8 +116,9 @@ class MethodsPlan:
 def compare(plan: MethodsPlan, blind: Sequence[str]) -> MethodComparison:
     """The comparison by the scores that exist now; incomplete where images of a look are missing.
 
-    The overall differences are of the look at which each stopped. The ranking and the differences
-    by alpha and by category are of the earliest look, which all methods have.
+    Each overall difference is computed at the look at which it stopped. The ranking and the
+    differences by alpha and by category are computed at the earliest of these looks, whose images
+    all methods have.
     """
     state = plan.state()
     look = state.design.looks[state.common]
@@ -173,5 +174,5 @@ def _overall(plan: MethodsPlan, state: MethodsState, two: tuple[str, str]) -> Di
     spent = sum(each.level for each in state.design.looks[: found.look])
     adjusted = min(1.0, plan.comparisons * (2 * spent + max(made.p, made.p_bootstrap)))
     if found.verdict not in (Verdict.SUCCESS, Verdict.FAILURE):
-        adjusted = max(adjusted, SIGNIFICANCE)  # the look's interval decides
+        adjusted = max(adjusted, SIGNIFICANCE)  # undecided by the look: never significant
     return replace(made, p_holm=adjusted, stop=stop_of(state.design, found.look))

@@ -1,4 +1,4 @@
-"""A run from end to end: resolve the options, do the missing work, estimate cells and the whole."""
+"""A run from end to end: resolves the options, does the missing work, computes all figures."""
 
 from __future__ import annotations
 
@@ -48,18 +48,20 @@ from analogy.studies.resolve import check_device
 class Study(GridWork):
     """One configuration over its pairs, in its run folder.
 
-    ``generate`` and ``score`` do what is missing; ``cell``, ``overall`` and ``analysis`` estimate
-    from what is there, and say ``incomplete`` where images are missing. ``truth``: margins on
-    ground truth for this judge, None where there are none; ``scheduler``: what the model's folder
-    says unless given. ``model``: None for a study that generates nothing; ``fingerprint``, the
-    model's that made its images, and ``scheduler`` are then required. ``metrics``: of quality, by
-    default the built-in ones.
+    ``generate`` and ``score`` do the missing work. ``cell``, ``overall`` and ``analysis`` estimate
+    from the existing scores; where images are missing the verdict is ``incomplete``.
 
-    ``unread``: ids of pairs of which the judge reads both prompts as one. Their images are made,
-    for judges that read more, and the folder keeps their margins, which are 0 up to rounding; no
-    figure is of them. ``unsteered``: ids of pairs that the method leaves as they are, since the
-    generator's text encoders read as one what it steers between. ``uneven``: ids of pairs that were
-    chosen and are left out (:func:`left_out`): they are none of ``pairs``.
+    - ``model``: None for a study that generates nothing. It then needs ``fingerprint``, that of the
+      model that made its images, and ``scheduler``;
+    - ``truth``: margins on ground truth for this judge, or None;
+    - ``scheduler``: by default that of the model's folder;
+    - ``metrics``: the quality metrics, by default the built-in ones;
+    - ``unread``: ids of pairs whose two prompts are the same tokens to the judge. Their images are
+      made, for judges that read more, and the folder keeps their margins, which are 0 up to
+      rounding, but they are left out of all figures;
+    - ``unsteered``: ids of pairs that the method cannot change, because the two texts that it
+      steers between are the same tokens to the generator's text encoders;
+    - ``uneven``: ids of chosen pairs that are left out (:func:`left_out`) and not in ``pairs``.
     """
 
     @classmethod
@@ -69,10 +71,10 @@ class Study(GridWork):
         pairs: Sequence[Pair] | None = None,
         methods: Sequence[str] | None = None,
     ) -> Study:
-        """From a request. Loads the pairs and verifies the models' files; loads no model.
+        """The study of a request. Loads the pairs and verifies the models' files; loads no model.
 
-        ``pairs``: these instead of a file's; ``methods``: those that are compared on them, by
-        default the request's.
+        ``pairs``: used in place of the request's file; ``methods``: the methods to compare, by
+        default the request's one.
 
         Raises ``OptionError``, ``PairsError``, ``ModelError``, ``CeilingError`` or ``StoreError``.
         """
@@ -90,7 +92,7 @@ class Study(GridWork):
 
     @classmethod
     def of(cls, found: Found, folder: RunFolder) -> Study:
-        """What a request resolved to, in a run folder."""
+        """The study of a resolved request in a run folder."""
         command = found.command
         return cls(
             command.config, command.pairs, found.model, found.judge, folder, found.truth,
@@ -116,14 +118,15 @@ class Study(GridWork):
         unread: Collection[str] | None = None,
         **changed: Any,
     ) -> Study:
-        """The study of an earlier command, from what its run folder keeps; loads and looks for
-        nothing.
+        """The study of an earlier command, from its run folder alone. Loads no model and looks for
+        no files of models.
 
-        Without ``model`` and ``judge`` it cannot generate or score what is missing: whoever gives
-        them has asked the user, since a run folder may be anyone's. ``unread``: None for those that
-        the command's own judge could not read. ``changed``:
-        fields of the configuration that have another value now, such as the device; whoever did
-        the work then, this process does it now.
+        ``model``, ``judge``: needed to generate or score what is missing. The caller must have
+        asked the user about them, since a run folder may come from anyone. ``unread``: None for the
+        recorded pairs, if the judge is the command's own. ``changed``: fields of the configuration
+        with new values, such as the device. The engine is this process unless changed.
+
+        Raises ``OptionError`` if the device is invalid or missing on this machine.
         """
         alone = {"engine": "serial", "num_workers": None, "ray_address": None}
         config = replace(command.config, **{**alone, **changed})
@@ -150,9 +153,9 @@ class Study(GridWork):
         )  # fmt: skip
 
     def by(self, method: str, alphas: tuple[float, ...] | None = None) -> Study:
-        """The same study by another steering method, in the same open run folder.
+        """The same study with another steering method, in the same open run folder.
 
-        ``alphas``: its strengths; None for the same.
+        ``alphas``: the method's strengths; None for those of this study.
         """
         config = with_method(replace(self.config, alphas=alphas or self.config.alphas), method)
         refuse_pairs(config, self.pairs)
@@ -164,9 +167,10 @@ class Study(GridWork):
         )  # fmt: skip
 
     def record(self, lora: str | None, *, is_comparison: bool = False) -> None:
-        """Keep this configuration in the run folder as its latest.
+        """Record this configuration in the run folder as its latest command.
 
-        ``is_comparison``: whether its method is one of several that are compared.
+        ``lora``: the option ``--lora`` of the command; ``is_comparison``: whether its method is one
+        of several that are compared.
         """
         self.folder.record_config(self.config, provenance_to_json(self.provenance()))
         self.folder.record_command(
@@ -187,7 +191,7 @@ class Study(GridWork):
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
         """Items: a row per judged pair, a column per alpha, NaN where images lack scores.
 
-        Of one category if given; of the null if ``null``.
+        ``category``: only its pairs; ``null``: whether the items are those of the null.
         """
         pairs = [pair for pair in self.judged if category in (None, pair.category)]
         roles = (Role.UNSTEERED, Role.NULL if null else Role.STEERED)
@@ -203,7 +207,7 @@ class Study(GridWork):
         return item_table(complete, pairs, alphas)
 
     def targets(self) -> pd.Series | None:
-        """Items of the target prompts' own images, by pair id; None where not asked for."""
+        """Items of the target prompts' own images, by pair id; None if the run has none."""
         if not self.config.target:
             return None
         return self._items(self.grid.jobs(Role.TARGET), self.judged, (TARGET_ALPHA,))[TARGET_ALPHA]
@@ -212,7 +216,7 @@ class Study(GridWork):
         return self.table(category, null=True) if self.config.control else None
 
     def ceiling(self, category: str) -> Ceiling | None:
-        """What the judge makes of the category's true targets; None where that is unknown."""
+        """The ceiling of a category; None without ground truth for the judge and all its pairs."""
         if self.truth is None:
             return None
         if category not in self._ceilings:
@@ -223,7 +227,7 @@ class Study(GridWork):
     def cell(self, category: str, alpha: float) -> CellFigures:
         """The figures of one cell; ``incomplete`` if any of its images has no score.
 
-        Of a sequential run those of the look at which it stopped.
+        In a sequential run they are those of the look at which it stopped.
         """
         if self.config.sequential:
             state = self.plan.state(category)
@@ -245,7 +249,9 @@ class Study(GridWork):
         return pool(self.table())
 
     def analysis(self) -> Analysis:
-        """All figures of the run; made once from the same items."""
+        """All figures of the run. Without new items, those of the last call are returned, except
+        in a sequential run.
+        """
         if self.config.sequential:
             return sequential_analysis.analyse(
                 {category: self.plan.state(category) for category in self.categories},
@@ -262,16 +268,16 @@ class Study(GridWork):
         return self._analysed[1]
 
     def _seeds(self) -> dict[Cell, dict[str, tuple[float, ...]]]:
-        """Each cell's margins of single images by pair id; empty where an item is one image."""
+        """Cell to pair id to the margins of single images; empty if there is only one seed."""
         if len(self.config.seeds) < 2:
             return {}
         frame = self._margins(self.grid.jobs(Role.UNSTEERED, Role.STEERED))
         return seed_margins(frame, self.config.seeds)
 
     def header(self) -> Header:
-        """What the results are of: all that is known before there are any.
+        """The header of the results: everything that is known before there are any figures.
 
-        Raises ``RecordedError`` if a name in it has control characters, as a model's folder may.
+        Raises ``RecordedError`` if a name, such as a model folder's, has control characters.
         """
         digests = {category: self.pairs_digest(category) for category in self.categories}
         return header_of(self.config, self.provenance(), digests)
@@ -279,9 +285,9 @@ class Study(GridWork):
     def results(self, analysis: Analysis | None = None) -> Results:
         """Everything that ``results.json`` holds; see docs/results.md.
 
-        ``analysis`` is made anew unless given. A cell that lacks images is ``incomplete``.
-        ``quality`` has what was asked for of it. Rates and memory are over all work recorded in the
-        run folder.
+        ``analysis``: by default :meth:`analysis`. A cell that lacks images is ``incomplete``. The
+        quality figures are those computed so far. Rates and memory are over all work recorded in
+        the run folder.
         """
         return Results(
             header=self.header(),
@@ -304,7 +310,7 @@ class Study(GridWork):
 def preview(request: RunRequest, scratch: Path) -> Iterator[tuple[Study, Path]]:
     """The study of a request and the path of its run folder, to which nothing is written.
 
-    A run folder that exists is read. For one that does not, the study has an empty folder in
+    An existing run folder is opened read-only. If there is none, the study has an empty folder in
     ``scratch``. Raises what :meth:`Study.open` does.
     """
     found = find(request)

@@ -1,9 +1,9 @@
 """Texts that a model cannot tell apart, because its tokenizer gives them the same tokens.
 
-A tokenizer drops the end of a long prompt and does not distinguish all characters. If both prompts
-of a pair have the same tokens to a judge, every margin is 0, whatever the image shows. If the texts
-that a method steers between have the same tokens to the generator, steering does nothing. Both are
-found with the tokenizers alone, before any model is loaded.
+A tokenizer drops the end of a long prompt and does not distinguish all characters. If a judge's
+tokenizer gives both prompts of a pair the same tokens, every margin is 0, whatever the image shows.
+If the generator's tokenizers give the texts that a method steers between the same tokens, steering
+changes nothing. Both are found with the tokenizers alone, before any model is loaded.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from analogy.steering.base import METHODS, Intervention, Need
 from analogy.steering.conditioning import Conditioning, Span, WordTokens
 from analogy.store.grid import Job
 
-#: Prompts to the token ids that a model gets, one row each; equal rows are one text to it.
+#: Prompts to token ids, one row each. Prompts with equal rows are the same text to the model.
 Read = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 #: The token ids of a text by each of a model's tokenizers.
 Reading = tuple[tuple[int, ...], ...]
 
-#: Tokenizers that a generator's folder may name; others are not asked.
+#: The supported tokenizer classes of a generator's folder; with others no pairs are checked.
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 
-# transformers makes a tokenizer without words of a folder that has none of these.
+# Without any of these files in the folder, transformers makes a tokenizer without a vocabulary.
 _VOCABULARY = ("tokenizer.json", "vocab.json", "spiece.model")
 _BATCH = 4096
 _LONGEST = 100_000
@@ -46,19 +46,19 @@ _STAND_IN = 16
 
 
 def read_by_judge(tokenize: Callable[[list[str]], torch.Tensor]) -> Read:
-    """The token ids of texts, by a judge's own tokenizer."""
+    """A judge's own tokenizer as a function from texts to token ids."""
     return lambda prompts: tokenize(list(prompts)).tolist()
 
 
 def same_to_judge(read: Read, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs of which a judge reads both prompts as one."""
+    """The pairs whose two prompts have the same token ids to a judge."""
     ids = _readings([read], (p for pair in pairs for p in (pair.source_prompt, pair.target_prompt)))
     return [pair for pair in pairs if ids[pair.source_prompt] == ids[pair.target_prompt]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A generator's tokenizer: texts to the token ids that its encoder gets."""
+    """A generator's tokenizer: texts to the token ids that its encoder gets, at most ``most``."""
 
     tokenizer: Any
     most: int
@@ -70,15 +70,15 @@ class Reader:
         return ids
 
     def has_word(self, prompt: str, word: str) -> bool:
-        """True if a token of the word in the prompt is read."""
+        """True if a token of the word in the prompt lies within the first ``most`` tokens."""
         return bool(word_tokens(self.tokenizer, prompt, word, most=self.most))
 
 
 def readers_of(folder: Path) -> list[Reader]:
-    """For each text encoder of a generator, its folder's tokenizer.
+    """The tokenizer of each text encoder of a generator, from the generator's folder.
 
-    Empty where the folder has none that is known. Raises ``ModelError`` for one that cannot be
-    loaded.
+    Empty if any of them is missing or of another class than :data:`TOKENIZERS`. Raises
+    ``ModelError`` if one cannot be loaded.
     """
     try:
         index: Mapping[str, Json] = json.loads((folder / "model_index.json").read_text("utf-8"))
@@ -92,13 +92,13 @@ def readers_of(folder: Path) -> list[Reader]:
         if encoder in (None, [None, None]) or part[1] is None:
             continue
         if part[1] not in TOKENIZERS or not any((folder / name / v).is_file() for v in _VOCABULARY):
-            return []  # what one of the encoders reads is not known
+            return []  # the tokens of one encoder are unknown
         readers.append(_reader(folder / name, part[1]))
     return readers
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:
-    """A folder's tokenizer, or that of its processor."""
+    """The tokenizer in a folder, or the tokenizer of the processor there."""
     try:
         made = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
@@ -113,12 +113,12 @@ def _reader(folder: Path, kind: str) -> Reader:
 
 
 def uneven_pairs(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs whose prompts have different numbers of tokens to a model whose conditioning is as
-    long as the prompt, or has a mask of that length.
+    """The pairs whose prompts have different numbers of tokens, for a model whose conditioning, or
+    the mask of it, is as long as the prompt.
 
-    Empty for any other model. By the tokenizers alone: templates have the same tokens around every
-    prompt. A prompt is counted at the beginning of a text and after a space, since the template
-    decides which. Raises ``ModelError`` for a tokenizer that cannot be loaded.
+    Empty for any other model. The tokenizers suffice, because templates put the same tokens around
+    every prompt. Prompts are counted both at the start of a text and after a space, since either
+    may occur in a template. Raises ``ModelError`` if a tokenizer cannot be loaded.
     """
     parts, family = parts_of(folder), family_of_folder(folder)
     counted = family.counted if isinstance(family, Counted) else ()
@@ -134,11 +134,13 @@ def uneven_pairs(folder: Path, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def unsteered(readers: Sequence[Reader], pairs: Sequence[Pair], method: str) -> list[Pair]:
-    """The pairs that a method leaves as they are, since the text encoders tell nothing apart.
+    """The pairs that a method cannot change, because the texts that it steers between have the same
+    tokens.
 
-    Every reading gets a vector of its own in the place of its encoding, and the method steers
-    between those: what it leaves where it was, it would leave with any encoder. A method that
-    steers the words' tokens also leaves a prompt in which no encoder reads the source word.
+    A random vector stands for the encoding of each distinct reading, and the method steers between
+    these vectors: a pair whose vector it does not change would not change with any encoder. A
+    method that steers the words' tokens also cannot change a prompt in which no encoder reads the
+    source word.
     """
     if not readers or isinstance(METHODS.get(method), Intervention):
         return []  # what an intervention changes is not in the text
@@ -184,7 +186,7 @@ def _has_equal(pair: Pair, ids: Mapping[str, Reading]) -> bool:
 
 
 def _readings(readers: Collection[Read], given: Iterable[str]) -> dict[str, Reading]:
-    """Each distinct text to its token ids by all tokenizers."""
+    """Each distinct text mapped to its token ids by every tokenizer."""
     distinct = list(dict.fromkeys(given))
     columns: list[list[tuple[int, ...]]] = []
     for read in readers:

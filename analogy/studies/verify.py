@@ -1,7 +1,8 @@
-"""Is a run folder whole and complete; and make whole what is not.
+"""Verifies that a run folder is undamaged and complete.
 
-Images are held to their recorded SHA-256 and decoded, rows to their images, and the grid of the
-latest command to what is there. Repairing takes out what is damaged and makes exactly that again.
+Each image is decoded and its SHA-256 compared with the recorded one. Every row of the index must
+have its image, and the grid of the latest command must have all images and scores.
+`analogy.studies.repair` repairs what is found.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from analogy.store.image_store import image_name
 from analogy.store.index import ImageRow
 from analogy.studies.extension import jobs_of
 
-#: Images that are checked side by side, and lines of each kind that are printed.
+#: The number of images that are checked between two reports of progress, and the most lines of each
+#: kind that are printed.
 CHUNK = 1000
 SHOWN = 20
 
-# What this suite writes below images/, and the files that it writes beside that. Anything else is
-# the user's own.
+# The files that this suite writes below images/ (_IMAGE) and beside that folder (_OUTPUT). Any
+# other file is the user's own.
 _IMAGE = re.compile(r"images/([0-9a-f]{2})/(\1[0-9a-f]{30})\.png(\.\d{1,10}\.partial)?")
 _OUTPUT = re.compile(
     r"results(-[\w.-]+)?\.json|results/[0-9a-f]{12}\.json|writer\.json|metadata\.jsonl"
@@ -46,26 +48,29 @@ _OUTPUT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """An image that is not what the index says, and why."""
+    """An image whose file does not match the index, with the reason."""
 
     row: ImageRow
     reason: str
 
     @property
     def what(self) -> Facts:
-        """The image in the words of its run."""
+        """What the image is in its run, such as its pair, alpha and seed."""
         return dict(json.loads(self.row.what))
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found of a run folder.
+    """The state of a run folder.
 
-    ``leftovers``: files that no row names; a killed writer's, and no damage. ``strays``: table to
-    its rows of no image. ``missing`` and ``failed``: of the latest command's grid, whose size is
-    ``of``, None in a folder without a command. ``unscored``: images that the judge of some command
-    has not scored. ``writer``: who was writing meanwhile. ``is_imported``: the latest command's
-    images were imported.
+    - ``images``: the number of images in the index; ``damaged``: those whose files do not match it;
+    - ``leftovers``: files without a row in the index, as a killed process leaves them; no damage;
+    - ``strays``: table to the number of its rows without an image;
+    - ``of``: the number of images in the latest command's grid, None without a command;
+      ``missing`` and ``failed``: the images of that grid that were not made, and that failed;
+    - ``unscored``: images that the judge of some command has not scored;
+    - ``writer``: another process that may still write to the folder, None if there is none;
+    - ``is_imported``: whether the latest command's images were imported.
     """
 
     path: Path
@@ -150,9 +155,9 @@ def _by_cell(kind: str, jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def verify(folder: RunFolder, progress: Progress = no_progress) -> Verified:
-    """Check the index, every image, and the grid of the latest command; changes nothing.
+    """Check the index, every image, and the grid of the latest command. Changes nothing.
 
-    Linear in the images. Raises ``StoreError`` where the index cannot be read.
+    Takes time linear in the number of images. Raises ``StoreError`` if the index cannot be read.
     """
     folder.check_index()
     rows = folder.image_rows()
@@ -191,9 +196,9 @@ def verify(folder: RunFolder, progress: Progress = no_progress) -> Verified:
 
 
 def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
-    """Why a file is not the image that was written, None if it is.
+    """Why a file is not the image that was written; None if it is.
 
-    ``size``: pixels a side, None if no command says.
+    ``size``: the expected pixels a side, None if no command has this image.
     """
     if row.path != image_name(row.key):
         return "the index names a place where this suite writes no images"
@@ -217,9 +222,9 @@ def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
 
 
 def _leftovers(folder: Path, named: set[str]) -> list[str]:
-    """What lies where the suite keeps images and no row names, and what processes left unfinished.
+    """Files below images/ without a row in the index, and unfinished files of killed processes.
 
-    Files that the suite did not make are among them: they are told, and never removed.
+    Files that the suite did not make are among them; these are reported but never removed.
     """
     images = folder / "images"
     found = () if images.is_symlink() else images.rglob("*")
@@ -230,11 +235,11 @@ def _leftovers(folder: Path, named: set[str]) -> list[str]:
 
 
 def remove_leftover(folder: RunFolder, name: str) -> bool:
-    """Remove a file that no row names if the suite made it; whether it did.
+    """Remove a leftover file if the suite made it. Returns whether it was removed.
 
-    Proof is the name of an image, in the folder that its key asks for, below a folder that this
-    process alone writes to; or the name of a results file or a report with the number of a process
-    that is gone. Links, folders and devices were not made by the suite.
+    The suite made a file if its name is that of an image, in the subfolder that belongs to its key,
+    below a folder that only this process writes to; or if it is that of an output (a report, say)
+    with the id of a process that has ended. Links, folders and devices are never removed.
     """
     path = folder.path / name
     is_image = _IMAGE.fullmatch(name) is not None

@@ -18,10 +18,11 @@ from tools.gpu_check.runner import (
     start_server,
 )
 
-#: What every step needs, imported once.
+#: Modules that every step needs, imported once.
 SHARED = ("tools.gpu_check.steps",)
-#: In a rehearsal also what most steps import. On a card each imports it by itself: diffusers asks
-#: CUDA for its devices as it is imported, after which no forked process could use them.
+#: In a rehearsal also the modules that most steps need. On a GPU each step imports these itself:
+#: diffusers asks CUDA for its devices when it is imported, and no process forked after that could
+#: use them.
 SHARED_ON_A_CPU = (
     *SHARED, "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl", "open_clip",
 )  # fmt: skip
@@ -50,9 +51,9 @@ def main() -> int:
             f"got {options.only!r}"
         )
     if options.rehearse:
-        # Threads of nets this small wait for each other, for seconds where other work has a core.
+        # Threads of such small networks wait for each other, for seconds if other work has a core.
         os.environ["OMP_NUM_THREADS"] = "1"
-    # Whatever waits without a limit: the process prints where, and ends; its steps end with it.
+    # If anything waits for ever, the process prints its stacks and ends, and its steps end with it.
     faulthandler.dump_traceback_later(TOTAL + 45.0, exit=True)
     start_server(SHARED_ON_A_CPU if options.rehearse else SHARED)
     try:
@@ -60,7 +61,7 @@ def main() -> int:
     except NotRunError as error:
         parser.error(str(error))
     finally:
-        # The server has this process's output: whoever reads that would wait for the server's end.
+        # The server has inherited this process's output; a reader of it would wait for the server.
         end_descendants()
     print(f"{options.output / 'gpu_check.md'}: {report.seconds:.0f} s")
     return 0 if report.is_complete else 1

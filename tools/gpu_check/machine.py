@@ -1,4 +1,4 @@
-"""Describes the machine: the check's first process, whose description the report begins with."""
+"""Describes the machine, for the beginning of the report; run as the check's first process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of the check, in order of worth."""
+"""The steps of the check, in order of importance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tools.gpu_check.runner import Plan
 STEPS = "tools.gpu_check.steps"
 SSD_1B = "SSD-1B's architecture"
 
-#: The limits add up to more than the check has: a step that is quick leaves its time to later ones.
+#: The limits add up to more than the check's time: quick steps leave their time to later ones.
 PLANS = (
     Plan("tests marked gpu", 100.0, f"{STEPS}:gpu_tests"),
     Plan("embedded grid, CUDA against CPU", 110.0, f"{STEPS}:grid"),
@@ -24,6 +24,6 @@ PLANS = (
 
 
 def chosen(text: str | None) -> list[Plan]:
-    """The steps whose names contain ``text``, and those whose files they need; all for None."""
+    """The steps whose names contain ``text``, and the steps whose files these need; None: all."""
     named = {plan.name: plan.after for plan in PLANS if text is None or text in plan.name}
     return [plan for plan in PLANS if plan.name in {*named, *named.values()}]

@@ -1,4 +1,4 @@
-"""What the check has measured: one typed tree, written as JSON and as a page of Markdown."""
+"""The results of the check, written as JSON and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured value. ``bar``: the least value asked for; None if nothing is asked."""
+    """One measured value. ``bar``: the smallest acceptable value, None if there is no bar."""
 
     name: str
     value: Value
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the check ran."""
+    """The machine on which the check ran."""
 
     device: str
     processor: str
@@ -61,7 +61,10 @@ class Machine:
 
 @dataclass(slots=True)
 class Report:
-    """The whole check. ``rehearsal``: it ran in small on the CPU, so its figures mean nothing."""
+    """The whole check.
+
+    ``rehearsal``: whether it ran at small sizes on the CPU, so that its figures mean nothing.
+    """
 
     rehearsal: bool
     commit: str

@@ -1,6 +1,6 @@
-"""Runs the steps: a process for each, killed at its time limit; writes the report after each.
+"""Runs each step in a process that is killed at its time limit, and writes the report after each.
 
-This module imports no torch: only the steps' processes do.
+This module does not import torch; only the steps' processes do.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import psutil
 from analogy.core.files import write_atomically
 from tools.gpu_check.results import Figure, Report, State, Step, Value
 
-#: Seconds for all steps together: under nine minutes, of the ten that a command has.
+#: Seconds for all steps together: under nine minutes, since a command may take ten.
 TOTAL = 520.0
 
-#: Seconds for a step's process to end by itself once it has sent its result.
+#: Seconds that a step's process may take to exit after it has sent its result.
 TO_END = 5.0
 
 
@@ -42,7 +42,7 @@ class NotRunError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a step gets: where it computes, in which size, and where it may write."""
+    """The setting of a step. ``rehearse``: small sizes on the CPU; ``work``: a folder for files."""
 
     rehearse: bool
     work: Path
@@ -54,7 +54,7 @@ class Setting:
 
 
 class Recorder:
-    """Keeps a step's figures in a file from the moment that each is measured."""
+    """Writes a step's figures to a file, each as soon as it is measured."""
 
     def __init__(self, setting: Setting, file: Path) -> None:
         self.setting = setting
@@ -77,8 +77,8 @@ class Recorder:
 class Plan:
     """One step: its name, its time limit in seconds, and its function.
 
-    ``work``: ``module:function``, which takes a :class:`Recorder`. Only the step's process imports
-    it. ``after``: the name of the step whose files it needs; None if it needs none.
+    ``work``: ``module:function``, which takes a :class:`Recorder` and is imported only in the
+    step's process; ``after``: the name of the step whose files it needs, None if it needs none.
     """
 
     name: str
@@ -90,14 +90,14 @@ class Plan:
 def start_server(preload: Sequence[str]) -> None:
     """Start the server that all steps are forked from; it imports ``preload`` meanwhile.
 
-    Nothing in ``preload`` may ask CUDA for its devices: a process forked after that has none.
+    Nothing in ``preload`` may ask CUDA for its devices: processes forked later could not use them.
     """
     multiprocessing.set_forkserver_preload(list(preload))
     multiprocessing.forkserver.ensure_running()
 
 
 def end_descendants() -> None:
-    """Kill every process that this one has started, and those that they have started."""
+    """Kill all descendants of this process."""
     _kill(psutil.Process().children(recursive=True))
 
 
@@ -117,7 +117,7 @@ def describe(folder: Path, *, rehearse: bool) -> Report:
 
 
 def run(plans: Sequence[Plan], folder: Path, report: Report) -> Report:
-    """Run every plan in order and return the report with their results; ``folder`` has it too."""
+    """Run every plan in order. Returns the report with their results; it is also in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:
@@ -136,7 +136,7 @@ def run(plans: Sequence[Plan], folder: Path, report: Report) -> Report:
 
 
 def _run_one(plan: Plan, setting: Setting, file: Path, folder: Path, limit: float) -> Step:
-    """One step in a process group of its own, so that what it started ends with it."""
+    """Run one step in its own process group, so that processes that it started end with it."""
     if limit < 1.0:
         return Step(plan.name, State.NOT_RUN, reason="no time was left")
     context = multiprocessing.get_context("forkserver")
@@ -169,12 +169,12 @@ def _child(
     limit: float,
     sender: multiprocessing.connection.Connection,
 ) -> None:
-    # A group of its own, but not a session: whoever ends the check's session ends this too.
+    # A new process group but not a new session: ending the check's session also ends this step.
     os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    # Not to stderr, which pytest redirects in its step.
+    # Not to stderr, since pytest redirects it in its step.
     faulthandler.dump_traceback_later(max(0.9 * limit, limit - 2.0), file=output)
     threading.Thread(target=_end_with_the_check, name="check", daemon=True).start()
     print(f"--- {work}", flush=True)
@@ -182,14 +182,14 @@ def _child(
         pkgutil.resolve_name(work)(Recorder(setting, file))
     except NotRunError as error:
         result = State.NOT_RUN, str(error)
-    except BaseException as error:  # a step's failure is a result, whatever it is
+    except BaseException as error:  # any failure of a step is a result
         traceback.print_exc()
         sys.stderr.flush()
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         result = State.FAILED, f"{type(error).__name__}: {line[:500]}"
     else:
         result = State.DONE, ""
-    end_descendants()  # as long as they are this process's: who has left its group too
+    end_descendants()  # while they still are: also those that have left the process group
     sender.send(result)
 
 
@@ -202,7 +202,7 @@ def _end_with_the_check() -> None:
 
 
 def _end(process: multiprocessing.process.BaseProcess, *, grace: float) -> None:
-    """End a step's process and all that it started, after ``grace`` seconds to end by itself."""
+    """End a step's process and all that it started, after ``grace`` seconds to exit by itself."""
     process.join(grace)
     assert process.pid is not None  # it was started
     started: list[psutil.Process] = []
@@ -211,7 +211,7 @@ def _end(process: multiprocessing.process.BaseProcess, *, grace: float) -> None:
         started = [step, *step.children(recursive=True)]
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    _kill(started)  # who has left the group, and a step that has not made it yet
+    _kill(started)  # processes that left the group, and a step that has not yet made its group
     process.join(10.0)
 
 

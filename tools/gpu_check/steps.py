@@ -1,4 +1,4 @@
-"""The steps' functions. In a rehearsal each measures in small on the CPU."""
+"""The steps' functions. In a rehearsal each measures at a small size on the CPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tools.gpu_check.runner import NotRunError, Recorder
 from tools.side_by_side import Row
 from tools.throughput import Generation, Scoring, generation_rows, pictures, vit_b_32, wait
 
-#: The tests marked ``gpu`` that need no minutes; those of the throughput benchmark are steps here.
+#: The tests marked ``gpu`` that take seconds; those of the throughput benchmark are steps here.
 GPU_TESTS = "tests/project/test_gpu.py"
 
 #: Steps and guidance of SSD-1B's measurement, as in benchmarks/test_throughput.py.
@@ -50,9 +50,9 @@ def gpu_tests(check: Recorder) -> None:
 
     junit = check.setting.work / "junit.xml"
     arguments = [GPU_TESTS, "-q", "-p", "no:cacheprovider", "-W", "default", f"--junitxml={junit}"]
-    # Only pytest itself and the suite's plugin: a machine may have any others, which take seconds.
+    # Only pytest itself and the suite's plugin: loading others on the machine would take seconds.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    if check.setting.rehearse:  # one of them, on the CPU
+    if check.setting.rehearse:  # one of the tests, on the CPU
         os.environ["ANALOGY_TEST_DEVICE"] = "cpu"
         arguments += ["-k", "scores_on_a_device"]
     code = pytest.main(arguments)
@@ -68,7 +68,7 @@ def gpu_tests(check: Recorder) -> None:
 
 
 def grid(check: Recorder) -> None:
-    """The embedded grid on the device against the CPU's: images and verdicts."""
+    """The images and verdicts of the embedded grid on the device, compared with the CPU's."""
     device = check.setting.device
     settings: dict[str, Any] = {"limit": 10, "alphas": (0.5, 0.8, 1.0), "seeds": (0, 1, 2)}
     dtypes = ["float32", "float16", "bfloat16"]
@@ -98,7 +98,7 @@ def grid(check: Recorder) -> None:
 
 
 def _study(check: Recorder, device: str, dtype: str, settings: dict[str, Any], name: str) -> Study:
-    """A finished study of the embedded models in a folder of its own."""
+    """A finished study of the embedded models in its own folder."""
     run_dir = str(check.setting.work / f"grid-{name}")
     study = Study.open(request_of(device=device, dtype=dtype, run_dir=run_dir, **settings))
     study.generate(study.jobs())
@@ -115,7 +115,7 @@ def _rate(study: Study, stage: str) -> float:
 
 
 def build_ssd_1b(check: Recorder) -> None:
-    """SSD-1B's architecture at random weights, on disk for the steps after this one."""
+    """Write SSD-1B's architecture with random weights to disk, for later steps."""
     start = time.perf_counter()
     sizes = ssd1b.TINY if check.setting.rehearse else ssd1b.FULL
     ssd1b.write(_ssd_1b_folder(check), sizes, device=check.setting.device)
@@ -148,7 +148,7 @@ def _pairs(per_category: int) -> list[Pair]:
 
 
 def ssd_1b(check: Recorder) -> None:
-    """Seconds an image at 1024 pixels: a run's, the usual loop's and the bare loop's."""
+    """Seconds per image at 1024 pixels, of a run, of the usual loop and of the bare loop."""
     config, source = _ssd_1b(check)
     small = check.setting.rehearse
     start = time.perf_counter()
@@ -202,7 +202,7 @@ def memory_limit(check: Recorder) -> None:
 
 
 def out_of_memory(check: Recorder) -> None:
-    """A batch that does not fit is halved: the size that it comes to, and its images."""
+    """A batch that does not fit is halved: its final size, and its images."""
     config, source = _ssd_1b(check, steps=2)
     generator = Generator(
         load_pipeline(source, device=config.device, dtype=config.dtype),
@@ -226,7 +226,9 @@ def out_of_memory(check: Recorder) -> None:
 
 @contextmanager
 def _little_memory(check: Recorder, generator: Generator, *, most: int) -> Iterator[None]:
-    """Room for a few images: a limit on a card; on the CPU an error beyond ``most`` images."""
+    """Leave memory for a few images only: by a limit on a GPU; on the CPU by an error beyond
+    ``most`` images.
+    """
     if not check.setting.rehearse:
         used = torch.cuda.memory_allocated()
         total = torch.cuda.get_device_properties("cuda").total_memory
@@ -249,7 +251,7 @@ def _little_memory(check: Recorder, generator: Generator, *, most: int) -> Itera
 
 
 def scoring(check: Recorder) -> None:
-    """Images scored a second with ViT-B-32 at random weights, from 1024 pixels."""
+    """Images of 1024 pixels scored per second, with ViT-B-32 at random weights."""
     small = check.setting.rehearse
     images = pictures(8 if small else 512, 64 if small else 1024)
     embedded = find_judge("embedded", None)
@@ -300,7 +302,7 @@ def dtypes(check: Recorder) -> None:
 
 
 def compiled(check: Recorder) -> None:
-    """The denoiser's forward with and without torch.compile and channels_last."""
+    """Time of the denoiser's forward pass with and without torch.compile and channels_last."""
     config, source = _ssd_1b(check)
     pipeline = load_pipeline(source, device=config.device, dtype=config.dtype)
     small = check.setting.rehearse
@@ -311,8 +313,8 @@ def compiled(check: Recorder) -> None:
         check.add(f"{name}: forward", _seconds(forward, config.device, small), "s")
     pipeline.unet.to(memory_format=torch.channels_last)
     exact = forward()
-    # The rehearsal traces one attention module and compiles nothing: tracing the whole
-    # model takes 9 s, and a compiler takes minutes on a CPU.
+    # The rehearsal traces one attention module and compiles nothing: tracing the whole model takes
+    # 9 s, and compiling takes minutes on a CPU.
     part = pipeline.unet.down_blocks[1].attentions[0] if small else pipeline.unet
     part.compile(backend="eager" if small else "inductor", fullgraph=False)
     start = time.perf_counter()
@@ -324,7 +326,7 @@ def compiled(check: Recorder) -> None:
 
 
 def _forward(pipeline: Any, rows: int) -> Callable[[], Tensor]:
-    """One pass of SDXL's denoiser on ``rows`` rows, always the same ones."""
+    """A function for one forward pass of SDXL's denoiser on the same ``rows`` rows each time."""
     unet = pipeline.unet
     config, place = unet.config, {"device": unet.device, "dtype": unet.dtype}
     with torch.random.fork_rng(devices=[]):
@@ -346,7 +348,7 @@ def _forward(pipeline: Any, rows: int) -> Callable[[], Tensor]:
 
 
 def _seconds(work: Callable[[], object], device: str, small: bool) -> float:
-    """The median of a few rounds, after two to warm up."""
+    """The median seconds of five rounds, after two to warm up; of two rounds if ``small``."""
     found = []
     for number in range(2 if small else 7):
         start = time.perf_counter()
@@ -358,13 +360,14 @@ def _seconds(work: Callable[[], object], device: str, small: bool) -> float:
 
 
 def methods(check: Recorder) -> None:
-    """What a hook and a LoRA cost, and that both leave nothing behind."""
+    """The cost of a hook and of a LoRA, and a check that removing them leaves no trace."""
     from peft import LoraConfig
 
     config, source = _ssd_1b(check)
     pipeline = load_pipeline(source, device=config.device, dtype=config.dtype)
     unet, small = pipeline.unet, check.setting.rehearse
-    # As an adapter does for good: torch multiplies by frozen weights in another order.
+    # Adapters also freeze the weights, permanently, and torch multiplies frozen weights in another
+    # order.
     unet.requires_grad_(False)
     forward = _forward(pipeline, 2 if small else 16)
     plain = forward()
@@ -407,7 +410,7 @@ def methods(check: Recorder) -> None:
 
 
 def _embedded_request(check: Recorder, **changed: Any) -> RunRequest:
-    """A small run of the embedded models in a folder of its own."""
+    """A small run of the embedded models in its own folder."""
     small = {"limit": 2, "alphas": (1.0,), "seeds": (0,), "categories": ("color",)}
     name = "-".join(["run", *map(str, changed.values())])
     return request_of(**{**small, "run_dir": str(check.setting.work / name), **changed})

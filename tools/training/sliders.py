@@ -1,13 +1,13 @@
 """The sliders of the embedded model: for each word of each category a LoRA that steers to it.
 
-A slider of a word changes what the denoiser reads of a prompt that says another word of the
-category into what it would read of the same prompt with this word. It is fitted in closed form, on
-the text alone: the ridge regression of Unified Concept Editing (Gandikota et al. 2024, arXiv
-2308.14761), here of low rank. Concept Sliders (arXiv 2311.12092) are trained on noise predictions
-instead, which takes a thousand times the work.
+For a prompt with another word of the category, a slider changes the denoiser's projections of the
+text to those of the same prompt with the slider's word. It is fitted in closed form on text alone,
+by the ridge regression of Unified Concept Editing (Gandikota et al. 2024, arXiv 2308.14761), here
+of low rank. Concept Sliders (arXiv 2311.12092) are trained on noise predictions instead, which
+takes a thousand times the work.
 
-Captions are drawn from the rendered world. A scene of which some caption is a prompt of the shipped
-pairs is left out, so that no slider has read a prompt that it is measured on.
+Captions are drawn from the rendered world. A scene is left out if one of its captions is a prompt
+of the shipped pairs, so that no slider is fitted on a prompt that it is measured on.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from tools.training.pairs import PAIRS_CSV
 
 SEED = 11
 RANK = 8
-#: Scenes that a category's sliders are fitted on, and held-out ones that they are measured on.
+#: The numbers of scenes on which a category's sliders are fitted, and of held-out scenes on which
+#: they are measured.
 FITTED, MEASURED = 200, 40
-#: Of the mean square of the inputs.
+#: The strength of the ridge penalty, relative to the mean square of the inputs.
 RIDGE = 1e-3
 
 Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
@@ -52,10 +53,11 @@ Matrices: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 
 def fit_sliders(models: Path) -> dict[str, Any]:
-    """Write ``models/sliders/CATEGORY/WORD.safetensors``; what they explain, by category.
+    """Write ``models/sliders/CATEGORY/WORD.safetensors``. Returns figures, with the share explained
+    by category.
 
-    That is the share of the squared change, from another word to this one, of what the modules
-    give, on held-out scenes; also written to ``models/sliders/METRICS.json``.
+    That is the share of the squared change of the modules' outputs, from another word to the
+    slider's, on held-out scenes. The figures are also written to ``models/sliders/METRICS.json``.
     """
     folder = models / "sliders"
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +91,7 @@ def fit_sliders(models: Path) -> dict[str, Any]:
 
 
 def captions(category: str, n: int, rng: random.Random, *, held_out: bool) -> dict[str, list[str]]:
-    """For each value of a category the captions of ``n`` scenes, which differ in it alone."""
+    """For each value of a category, captions of the same ``n`` scenes with only it changed."""
     pairs = load_pairs(PAIRS_CSV)
     prompts = {folded(text) for pair in pairs for text in (pair.source_prompt, pair.target_prompt)}
     values = [value for value in VALUES[category] if value not in UNSAID]
@@ -110,9 +112,10 @@ def captions(category: str, n: int, rng: random.Random, *, held_out: bool) -> di
 
 
 def moments(generator: Generator, texts: Mapping[str, list[str]]) -> dict[str, Tensor]:
-    """The mean products of what is encoded of every two values' captions, by part of the encoding.
+    """The mean outer products of the encodings of every two values' captions, by part of the
+    encoding.
 
-    float64 ``(values, values, dim, dim)``, over captions and tokens.
+    float64 ``(values, values, dim, dim)``, means over captions and tokens.
     """
     encoded = generator.encode([text for each in texts.values() for text in each])
     made = [[encoded[text] for text in each] for each in texts.values()]
@@ -130,7 +133,7 @@ def moments(generator: Generator, texts: Mapping[str, list[str]]) -> dict[str, T
 
 
 def reading(unet: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The weights of the modules that read a prompt's encoding, by the part of it."""
+    """The weights of the modules that read a prompt's encoding, by the part that they read."""
     weights = {
         name: module.weight.detach().double()
         for name, module in unet.named_modules()
@@ -147,10 +150,11 @@ def reading(unet: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From all other values' captions to one value's: mean products, each float64 ``(dim, dim)``.
+    """The change from all other values' captions to one value's, as mean outer products, each
+    float64 ``(dim, dim)``.
 
-    ``inputs``: of the others' encodings; ``cross``: of the change and those; ``changes``: of the
-    change.
+    ``inputs``: of the others' encodings with themselves; ``cross``: of the change with these
+    encodings; ``changes``: of the change with itself.
     """
 
     inputs: Tensor
@@ -159,7 +163,7 @@ class Change:
 
     @classmethod
     def to(cls, value: int, products: Tensor) -> Change:
-        """From :func:`moments`."""
+        """The change to the value of this index. ``products``: from :func:`moments`."""
         others = [i for i in range(len(products)) if i != value]
         inputs = products[others, others].mean(0)
         cross = products[value, others].mean(0) - inputs
@@ -167,13 +171,13 @@ class Change:
         return cls(inputs, cross, changes)
 
     def low_rank(self, weights: Mapping[str, Tensor]) -> Matrices:
-        """For each module the LoRA whose output is nearest to its output's change.
+        """For each module, the LoRA whose output is nearest to the change of the module's output.
 
-        The input of a module may have more after the encoding, which the LoRA does not read.
+        A module's input may have further columns after the encoding; the LoRA ignores these.
         """
         dim = len(self.inputs)
         second = self.inputs + RIDGE * self.inputs.diagonal().mean() * torch.eye(dim).double()
-        change = torch.linalg.solve(second, self.cross.T).T  # of the encoding, by the encoding
+        change = torch.linalg.solve(second, self.cross.T).T  # predicts it from the encoding
         root = torch.linalg.cholesky(second)
         found = {}
         for name, weight in weights.items():
@@ -184,7 +188,7 @@ class Change:
         return found
 
     def explained(self, weights: Mapping[str, Tensor], made: Matrices) -> float:
-        """The share of the squared change of the modules' outputs that the LoRA gives."""
+        """The share of the squared change of the modules' outputs that the LoRA explains."""
         shares = []
         for name, (down, up) in made.items():
             dim = len(self.inputs)
@@ -197,7 +201,7 @@ class Change:
 
 
 def save(file: Path, made: Matrices) -> None:
-    """A LoRA in diffusers' format, in half precision."""
+    """Save a LoRA in diffusers' format, in half precision."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (down, up) in made.items():

@@ -1,1 +1,3 @@
-"""The work of the verbs, each module imported when one of its verbs runs: imports may be slow."""
+"""The work of the commands. A module is imported only when one of its commands runs, so its imports
+may be slow.
+"""

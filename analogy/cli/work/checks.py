@@ -1,4 +1,4 @@
-"""What ``pairs check`` does with tokenizers, and what ``models`` does."""
+"""The work of ``pairs check`` that needs tokenizers, and the work of ``models``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from analogy.studies.tokenizers import (
 )
 
 MODELS_VERSION = 1
-"""The schema version of what ``models --json`` writes."""
+"""The schema version of the JSON of ``models --json``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model or judge (``kind``); one that is not here has a ``note`` and no ``fingerprint``."""
+    """A model or judge (``kind``). If it is missing here, ``note`` tells how to get it, and
+    ``fingerprint`` is None.
+    """
 
     kind: str
     name: str
@@ -45,7 +47,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device, with the dtype and, by model, the steps that a run on it defaults to."""
+    """A device, with the default dtype of a run on it and, by model, the default steps."""
 
     device: str
     name: str
@@ -54,7 +56,7 @@ class Device:
 
 
 def unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> Doubtful:
-    """The pairs whose prompts are the same to a judge."""
+    """The pairs whose two prompts have the same tokens to a judge."""
     judge = find_judge(clip_model, request.clip_pretrained, offline=request.offline)
     tokenizer = judge.tokenizer()
     same = [] if tokenizer is None else same_to_judge(read_by_judge(tokenizer), pairs)
@@ -66,8 +68,8 @@ def unread(pairs: list[Pair], clip_model: str, request: RunRequest) -> Doubtful:
 
 
 def unsteered_by(pairs: list[Pair], model: str, request: RunRequest) -> list[Doubtful]:
-    """For methods that steer by the two prompts, and for those that steer by the two words; and the
-    pairs that methods which mix the two prompts leave out.
+    """Three kinds of pairs that a model's tokenizers make unusable: those with equal prompts, with
+    equal words, and with prompts of different lengths, which methods that mix prompts leave out.
     """
     source = find_pipeline(model, dtype="float32", offline=request.offline)
     readers = readers_of(source.folder)
@@ -143,7 +145,7 @@ def _entry(
 
 
 def _how_to_get(error: ModelError) -> str:
-    """How to get missing files, on the rest of a line."""
+    """How to get missing files, for the end of a line."""
     return f"fetch it with: {error.command}" if error.command else str(error)
 
 
@@ -156,7 +158,7 @@ def _megabytes(size: int | None) -> str:
 
 
 def _devices() -> list[Device]:
-    """The devices that torch sees, with what a run on each defaults to."""
+    """The devices that torch finds, with the defaults of a run on each."""
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     names = {"cpu": threads}
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""What ``compare`` and ``baseline`` do."""
+"""The work of the commands ``compare`` and ``baseline``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from analogy.results.comparison import Change, Comparison, NotComparableError, O
 from analogy.results.reading import read, read_file
 
 COMPARISON_VERSION = 1
-"""The schema version of what ``compare --json`` writes."""
+"""The schema version of the JSON of ``compare --json``."""
 
 _NARROW = 16
 """The greatest width of a category's name in a table of 80 columns."""
@@ -30,8 +30,8 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare two runs, write and print the comparison, and end with its exit code.
 
-    ``decide``: a comparison that shows nothing has an exit code of its own. ``quiet``: print the
-    conclusion alone.
+    ``decide``: whether an undecided comparison has its own exit code; ``quiet``: print only the
+    conclusion.
     """
     sides = read(old), read(new)
     for path in dict.fromkeys((old, new)):
@@ -58,9 +58,9 @@ def baseline(run: Path, output: Path) -> None:
 
 
 def table(comparison: Comparison, *, wide: bool = False) -> str:
-    """A comparison as text: a row per cell, the overall one, and what else differs.
+    """A comparison as text: a row per cell, the overall row, and other differences.
 
-    ``wide``: also the baseline's margins; without it the table fits 80 columns.
+    ``wide``: print all columns; without it the table fits 80 columns.
     """
     names = [printable(change.category or "overall") for change in comparison.all_changes]
     widest = max(len("category"), *map(display_width, names))
@@ -120,7 +120,9 @@ def _throughput(comparison: Comparison) -> str:
 
 
 def _code(comparison: Comparison) -> ExitCode:
-    """A regression counts even if other cells are missing; missing cells are not a pass."""
+    """The exit code: a regression counts even if other cells are incomplete; without one, an
+    incomplete cell, or no decided cell, means that the runs are not comparable.
+    """
     if comparison.regressed:
         return ExitCode.FAILED
     if comparison.incomplete or not comparison.is_decided:
@@ -149,10 +151,10 @@ def _refused_json(error: NotComparableError) -> dict[str, object]:
 
 
 def _junit(comparison: Comparison) -> ElementTree.Element:
-    """A test case per cell and one for all together.
+    """A test case per cell and one for all cells together.
 
-    Cells with too few pairs or missing images are skipped. If the runs are then not comparable,
-    one more case is an error, so that the XML agrees with the exit code.
+    Cells with too few pairs or missing images are skipped. If the exit code is that of runs that
+    are not comparable, one more case is an error, so that the XML agrees with it.
     """
     facts = {
         "old": comparison.old,
@@ -201,7 +203,7 @@ def _properties(parent: ElementTree.Element, values: dict[str, str]) -> None:
 
 
 def _counted(suite: ElementTree.Element) -> ElementTree.Element:
-    """The suite with its counts, under the root that readers of JUnit expect."""
+    """The suite with its counts, under the root element that readers of JUnit XML expect."""
     for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"),
                       ("skipped", "skipped")):  # fmt: skip
         suite.set(name, str(sum(1 for _ in suite.iter(tag))))

@@ -1,4 +1,4 @@
-"""What ``export`` does."""
+"""The work of the command ``export``."""
 
 from __future__ import annotations
 

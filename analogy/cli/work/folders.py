@@ -1,4 +1,4 @@
-"""What ``verify``, ``score`` and ``import`` do."""
+"""The work of the commands ``verify``, ``score`` and ``import``."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from analogy.studies.verify import verify as verify_folder
 from analogy.world.known import with_unknown
 
 VERIFICATION_VERSION = 1
-"""The schema version of what ``verify --json`` writes."""
+"""The schema version of the JSON of ``verify --json``."""
 
 
 def verify(
     run: Path, *, repair: bool, device: str | None, offline: bool, trust: bool,
     named: Mapping[str, str | None], json: str | None,
 ) -> None:  # fmt: skip
-    """Check a run folder, repair it if asked to, and end with the exit code of what was found.
+    """Check a run folder, repair it if requested, and end with exit code 0 if it is whole, else 1.
 
-    ``named``: model, transformer, LoRA, judge, its weights and method, as far as the user named
-    them, under the names that :class:`~analogy.studies.repair.Confirmed` has.
+    ``named``: the model, transformer, LoRA, judge, its weights and the method that the user named,
+    by the names of the fields of :class:`~analogy.studies.repair.Confirmed`.
     """
     folder: RunFolder | None = None
     done = None
@@ -91,7 +91,7 @@ def score(
         )
     chosen = None if run == place else read(run).header
     name = re.sub(r"[^\w.-]+", "-", judge.fingerprint)
-    if results is None:  # a stranger's link may lead anywhere
+    if results is None:  # in a run folder from someone else, a link may lead anywhere
         check_output(place / f"results-{name}.json", "--results", may_link=False)
     folder = RunFolder(place)
     try:
@@ -134,7 +134,7 @@ def score(
 
 
 def _which(command: Command, scopes: Collection[str]) -> Iterator[str]:
-    """Which of the folder's measurements was scored, if it has several."""
+    """Lines that name the scored measurement, if the folder has several."""
     if len(scopes) > 1:
         yield f"of        {scope_of(command, is_finished=True)}"
         yield "          another: give its results file, RUN/results/FILE, in place of RUN"
@@ -146,7 +146,7 @@ def import_(
 ) -> None:  # fmt: skip
     """Copy the images of a manifest into a run folder, and print how to score them.
 
-    ``model_name``: None for images of exported jobs, whose pairs and judge the folder has.
+    ``model_name``: None for images of exported jobs, whose pairs and judge the folder records.
     """
     folder: RunFolder | None = None
     if model_name is None:
@@ -170,7 +170,7 @@ def import_(
 def _bring_back(run: Path, manifest: Path) -> None:
     """Copy the images of exported jobs."""
     entries = read_manifest(manifest, exported=True)
-    RunFolder(run, read_only=True).close()  # none is made: the export has
+    RunFolder(run, read_only=True).close()  # raises if the export's folder is missing
     folder = RunFolder(run)
     try:
         command, new = bring_back(folder, entries)
@@ -196,6 +196,6 @@ def _show_imported(
 
 
 def _verified(folder: RunFolder) -> Verified:
-    """What a check of the folder finds; shows a progress bar on a terminal."""
+    """The result of checking the folder. Shows a progress bar on a terminal."""
     with tqdm(desc="verifying", unit="img", disable=None, leave=False) as bar:
         return verify_folder(folder, bar.update)

@@ -1,4 +1,4 @@
-"""What ``methods`` does."""
+"""The work of the command ``methods``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from analogy.studies.run_methods import all_jobs, open_methods, run_methods
 from analogy.studies.study import Study
 
 METHODS_VERSION = 1
-"""The schema version of what ``methods --json`` writes."""
+"""The schema version of the JSON of ``methods --json``."""
 
 _OF_ONE = ("method", "method_version", "method_needs")
-"""Settings of a run by one method."""
+"""Settings that differ between the compared methods, left out of their common settings."""
 
 
 def methods(
     request: RunRequest, chosen: Sequence[str], json: str | None, *, own_alphas: bool
 ) -> None:
-    """Generate and score by each of the methods, write and print the comparison.
+    """Generate and score with each of the methods, and write and print their comparison.
 
-    ``own_alphas``: each method has its own default strengths, in place of the request's.
+    ``own_alphas``: whether each method uses its own default strengths instead of the request's.
     """
     studies = open_methods(request, chosen, own_alphas=own_alphas)
     study = studies[0]
@@ -73,7 +73,7 @@ def methods(
 
 
 def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[str]:
-    """What is run, and how much of it is left to do."""
+    """The settings of the run and the amount of work left."""
     study, config = studies[0], studies[0].config
     alphas = {each.config.method: each.config.alphas for each in studies}
     one = len({*alphas.values()}) == 1

@@ -1,4 +1,4 @@
-"""What ``report`` does."""
+"""The work of the command ``report``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from analogy.writers import write as write_output
 
 
 def report(run: Path, output: Path | None, *, baseline: Path | None, full_images: bool) -> None:
-    """Write the run in the format of the output's name."""
+    """Write a report of the run, in the format of the output's suffix; HTML by default."""
     writer = "html" if output is None else by_suffix(str(output)) or "html"
     check_writer("-o", writer)
     if full_images and writer != "html":
@@ -26,7 +26,8 @@ def report(run: Path, output: Path | None, *, baseline: Path | None, full_images
     folder = kept.folder_of(run)
     if output is None:
         output = folder / _report_name(run)
-        check_output(output, "-o", may_link=False)  # a stranger's link may lead anywhere
+        # In a run folder from someone else, a link may lead anywhere.
+        check_output(output, "-o", may_link=False)
     try:
         results = read(run)
         this_run = replace(results, header=replace(results.header, path=None))

@@ -1,4 +1,4 @@
-"""What ``run``, ``plan`` and ``runs`` do."""
+"""The work of the commands ``run``, ``plan`` and ``runs``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from analogy.studies.finding import RUNS
 def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, verbose: bool) -> None:
     """Run all cases, write and print the results, and end with the run's exit code.
 
-    ``quiet``: of all lines the last alone; ``verbose``: also a line for each case.
+    ``quiet``: print only the last line; ``verbose``: also print a line for each case.
     """
     session = Session.open(request, is_strict=strict)
 
@@ -33,7 +33,7 @@ def run(request: RunRequest, *, strict: bool, json: str | None, quiet: bool, ver
             show_lines([*heading(session), ""], json)
 
     def tell(finding: Finding) -> None:
-        session.close()  # the progress bar would be cut
+        session.close()  # a line would break the progress bar
         say(finding.message)
 
     try:
@@ -80,7 +80,7 @@ def runs(folders: Sequence[Path] | None, *, json: str | None) -> None:
 
 
 def found_runs(folders: Sequence[Path] | None) -> list[Entry]:
-    """The runs in these folders, or in the default place; none at all ends the command."""
+    """The runs in these folders, or in the default place. Ends the command if there are none."""
     places = folders or [RUNS]
     entries = overview(places)
     if not entries:

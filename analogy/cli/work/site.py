@@ -1,4 +1,4 @@
-"""What ``site`` does."""
+"""The work of the command ``site``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ else:
 
 
 def site(folders: Sequence[Path] | None, output: Path, *, comparisons: int) -> None:
-    """Write the site and say what is on it."""
+    """Write the site and print what it contains."""
     check_writer("site", "html")
     entries = found_runs(folders)
     if len(entries) > sites.MOST_RUNS:

@@ -1,4 +1,4 @@
-"""What ``steer`` does."""
+"""The work of the command ``steer``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from analogy.studies.study import Study
 from analogy.world.known import unknown_note, unknown_pairs
 
 STEERED_VERSION = 1
-"""The schema version of what ``steer --json`` writes."""
+"""The schema version of the JSON of ``steer --json``."""
 
 
 def steer(request: RunRequest, pair: Pair, output: Path, json: str | None) -> None:
-    """Steer the pair, and draw, write and print what came of it."""
+    """Steer the pair; draw the strip, and write and print its margins."""
     with tempfile.TemporaryDirectory(prefix="analogy-steer-") as folder:
         with exit_code(ExitCode.USAGE):
             study = Study.open(replace(request, run_dir=folder), [pair])

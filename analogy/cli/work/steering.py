@@ -1,4 +1,4 @@
-"""What ``steering fit`` does."""
+"""The work of the command ``steering fit``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-{ // The gallery: a page of the pairs that match the filters, in their order. The address has both.
+{ // The gallery: one page of the pairs that match the filters, in order. The address holds both.
   const PAGE = 12; // pairs
   const gallery = document.getElementById("gallery");
   const form = document.getElementById("filters");
@@ -10,7 +10,7 @@
   let found = strips;
   let page = 0;
 
-  // The images of a pair are elements of the page once it has been shown, and text before.
+  // The images of a pair are text until the pair is first shown, and elements of the page then.
   const build = (strip) => {
     const text = strip.querySelector("noscript");
     if (!text) return;
@@ -113,7 +113,7 @@
     form.scrollIntoView({ block: "start", behavior: "instant" });
   });
   addEventListener("hashchange", follow);
-  document.addEventListener("click", (event) => { // the same link again is no change of the address
+  document.addEventListener("click", (event) => { // the address does not change if the same link is used again
     if (event.target.closest("a")?.hash && event.target.closest("a").hash === location.hash) follow();
   });
   addEventListener("keydown", (event) => {

@@ -17,15 +17,15 @@ COLUMNS = (
     "effect_size", "verdict", "gain", "gain_ci_low", "gain_ci_high", "ceiling_share",
     "target_share",
 )  # fmt: skip
-"""The first columns; a column for each metric follows, the cell's mean, under the metric's name."""
+"""The first columns. A column for each metric follows, with its name and the cell's mean."""
 
 LOOK_COLUMNS = (
     "look", "looks", "seeds", "images", "confidence", "p_seq", "stopped_early", "icc", "gain_look",
     "gain_confidence",
 )  # fmt: skip
-"""Between them in a sequential run: of the look at which the cell stopped. ``confidence`` is that
-of ``ci_low`` and ``ci_high``, ``gain_confidence`` that of the gain's; in any other run it is 0.95.
-``p`` is of the look by itself: ``p_seq`` allows for all looks."""
+"""Columns between these in a sequential run, on the look at which the cell stopped. ``confidence``
+is that of ``ci_low`` and ``ci_high``, and ``gain_confidence`` that of the gain's interval; in any
+other run both have 0.95. ``p`` is that of the look alone; ``p_seq`` allows for all looks."""
 
 
 class CellsCsv:
@@ -34,7 +34,7 @@ class CellsCsv:
     suffixes = (".csv",)
 
     def write(self, results: Results, path: Path, context: Context) -> None:
-        """Write the rows in the order of the results. A figure that does not exist is empty."""
+        """Write the rows in the order of the results. A missing figure is an empty field."""
         measured = results.quality.cells
         metrics = list(dict.fromkeys(name for means in measured.values() for name in means))
         at_look = is_sequential(results)
@@ -80,7 +80,9 @@ def _number(value: float | None) -> str:
 
 
 def _text(text: str) -> str:
-    """A name that a spreadsheet does not take for a formula: results may be a stranger's."""
+    """A name, with a quote before it if a spreadsheet would read it as a formula: results may come
+    from anyone.
+    """
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 

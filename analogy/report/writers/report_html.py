@@ -16,14 +16,14 @@ else:
 
 
 class HtmlReport:
-    """Writes the report. Its packages are an extra, so they are imported when it writes."""
+    """Writes the report. Its packages are an optional extra, so it imports them only to write."""
 
     suffixes = (".html", ".htm")
     packages = ("jinja2", "matplotlib")
     install = "pip install 'analogy-bench[report]'"
 
     def write(self, results: Results, path: Path, context: Context) -> None:
-        """Write the page, with a section of the comparison if there is one."""
+        """Write the page, with a section on the comparison if there is one."""
         html.write_report(
             results,
             path,

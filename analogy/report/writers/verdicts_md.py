@@ -82,7 +82,7 @@ def _rows(results: Results) -> Iterator[str]:
 
 
 def _look_rows(results: Results) -> Iterator[str]:
-    """The same of a sequential run, each with its look and its interval's confidence."""
+    """The rows of a sequential run, each with its look and its interval's confidence."""
     analysis = results.analysis
     yield _row(*_LOOK_HEAD)
     yield _row(*_LOOK_RULE)
@@ -134,7 +134,9 @@ def _row(*entries: str) -> str:
 
 
 def _name(name: str) -> str:
-    """A name as code: results may be a stranger's, and code holds no link, mention or markup."""
+    """A name as code, in which links, mentions and markup have no effect: results may come from
+    anyone.
+    """
     return f"`{printable(name).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
