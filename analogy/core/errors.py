@@ -15,13 +15,19 @@ class ExitCode(IntEnum):
     FAILED = 1
     """A cell did not succeed, a cell regressed, or a run folder is damaged."""
     USAGE = 2
+    """An option, or a file that an option names, is invalid; nothing was done."""
     NOT_COMPARABLE = 3
+    """Two results are of different measurements."""
     UNREADABLE = 4
+    """A run folder or file cannot be read or written, or memory or a device failed in the work."""
     CLUSTER_LOST = 5
+    """Ray's cluster was lost during the work."""
     UNDECIDED = 6
     """With ``--decide``: a comparison found nothing worse, better or equal."""
     INTERNAL = 70
+    """An error of the suite itself."""
     INTERRUPTED = 130
+    """Ctrl-C."""
 
 
 class AnalogyError(Exception):

@@ -22,7 +22,7 @@ def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
     path = kept if weights is None else Path(expanduser(weights))
     if path.is_file():
         return path
-    command = command_line("curl", "--create-dirs", "-fLo", kept, url)
+    command = command_line("curl", "--create-dirs", "-fLo", path, url)
     raise ModelError(
         f"{path}: no such file. The weights {name} are not part of the suite; a copy that is "
         f"elsewhere is named by weights=PATH; where there is a network, fetch them with: {command}"

@@ -211,7 +211,7 @@ def _steering(told: Any, tensors: Mapping[str, Tensor], place: str) -> Steering:
             for alpha in alphas
         ),
         frozenset(pairs),
-        _text(told.get("about", ""), f"{place}: about"),
+        _text(told.get("about", ""), f"{place}: about", may_be_empty=True),
     )
 
 
@@ -311,11 +311,7 @@ def _number(value: Any, place: str, low: float, high: float) -> float:
     return float(value)
 
 
-def _text(value: Any, place: str) -> str:
-    if (
-        not isinstance(value, str)
-        or not value.isprintable()
-        or (not value and "about" not in place)
-    ):
+def _text(value: Any, place: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not (value or may_be_empty):
         raise SteeringFileError(place=place, expected="a printable text", got=f"{value!r:.80}")
     return value

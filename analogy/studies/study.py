@@ -104,7 +104,8 @@ class Study(GridWork):
         """The same study in another run folder."""
         return Study(
             self.config, self.pairs, self.model, self.judge, folder, self.truth,
-            unread=self.unread, unsteered=self.unsteered, metrics=self.quality.metrics,
+            unread=self.unread, unsteered=self.unsteered, uneven=self.uneven,
+            metrics=self.quality.metrics,
         )  # fmt: skip
 
     @classmethod

@@ -31,7 +31,7 @@ def check_lora(file: Path) -> None:
         with safe_open(str(file), "pt") as opened:
             header = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"--lora {file}: not a safetensors file ({error})") from error
+        raise ModelError(f"{file}: not a safetensors file ({error})") from error
     if "lora_adapter_metadata" not in header:
         return
     try:
