@@ -50,7 +50,7 @@ def main() -> None:
     """Run both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a new folder for both runs")
-    parser.add_argument("--limit", type=int, help="only so many pairs of each category")
+    parser.add_argument("--limit", type=int, help="the first so many pairs of each category")
     given = parser.parse_args()
     costs = {
         name: cost(given.folder / name, sequential=name == "sequential", limit=given.limit)

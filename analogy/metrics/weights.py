@@ -18,8 +18,10 @@ def find_weights(weights: str | PathLike[str] | None, url: str) -> Path:
     Raises :class:`ModelError` if it is missing, with the command that fetches it.
     """
     name = url.rpartition("/")[2]
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / name
-    path = kept if weights is None else Path(expanduser(weights))
+    if weights is None:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    else:
+        path = Path(expanduser(weights))
     if path.is_file():
         return path
     command = command_line("curl", "--create-dirs", "-fLo", path, url)

@@ -41,7 +41,7 @@ def _free(n: int | None) -> str:
 def _time(plan: Plan) -> Iterator[str]:
     rates, seconds = plan.rates, plan.seconds
     if seconds is None:
-        yield "time      unknown: not measured, and no earlier run of this machine says it"
+        yield "time      unknown: not measured, and this machine has no earlier run to go by"
         return
     if rates is None:
         yield "time      none: nothing is left to do"

@@ -134,7 +134,7 @@ def _images(session: Session) -> str:
 def unread_lines(study: Study) -> Iterator[str]:
     """A line for each kind of pair that is not judged, not steered or left out, if any."""
     for name, ids, why in (
-        ("unread", study.unread, "the judge reads both prompts as one; no figure is of them"),
+        ("unread", study.unread, "the judge reads both prompts as one; in no figure"),
         ("unsteered", study.unsteered, "the model reads as one what the method steers between"),
     ):
         pairs = [pair for pair in study.pairs if pair.id in ids]

@@ -129,7 +129,7 @@ def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
         )
     warnings.warn(
         f"{what} of {len(same):,} of {len(pairs):,} pairs as one ({named(same)}); they are not "
-        "judged, and no figure is of them",
+        "judged; they are in no figure",
         UnreadPairsWarning,
         stacklevel=3,
     )

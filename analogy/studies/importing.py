@@ -260,7 +260,7 @@ def _exported(folder: RunFolder, entries: Sequence[ManifestRow]) -> tuple[Comman
         return command, jobs
     raise ManifestError(
         f"{folder.path}: expected a run folder that the manifest's jobs were exported from, got "
-        f"none of their keys in it; {advice}, or give --model-name for images of no export"
+        f"one without any of their keys; {advice}, or give --model-name for images of no export"
     )
 
 

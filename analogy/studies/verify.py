@@ -215,7 +215,7 @@ def _fault(folder: RunFolder, row: ImageRow, size: int | None) -> str | None:
     try:
         height, width, _ = from_png(data).shape
     except ImageError as error:
-        return f"it is no PNG that decodes ({error})"
+        return f"it does not decode as a PNG ({error})"
     if size is not None and (height, width) != (size, size):
         return f"it has {width} x {height} pixels, where its run has {size} x {size}"
     return None

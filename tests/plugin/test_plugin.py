@@ -191,7 +191,7 @@ def test_pairs_that_the_judge_reads_as_one_are_said_before_the_work_and_judged_b
     run = bench("--pairs=late.csv", "--alphas=1")
     assert run.ret in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     shown = " ".join(run.stdout.str().split())
-    said = "unread 1 of 7 pairs: the judge reads both prompts as one; no figure is of them (late)"
+    said = "unread 1 of 7 pairs: the judge reads both prompts as one; in no figure (late)"
     assert shown.index(said) < shown.index("analogy steering =")
     assert shown.count(said) == 1
     assert [cell["n"] for cell in results_of(bench.path / "results.json")["cells"]] == [6]

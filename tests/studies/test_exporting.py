@@ -199,7 +199,7 @@ def test_another_image_under_a_key_and_another_folder_are_refused(tmp_path, expo
     export(run_dir=tmp_path / "other", steps="1")
     elsewhere = run("import", tmp_path / "run", out)
     assert elsewhere.exit_code == 2
-    assert "none of their keys in it" in elsewhere.stderr
+    assert "without any of their keys" in elsewhere.stderr
 
 
 def test_the_name_of_a_method_of_the_suite_is_refused(export):
