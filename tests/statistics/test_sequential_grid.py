@@ -21,7 +21,8 @@ COLOR_HALF = (0, 1)
 def check(outcomes):
     assert np.mean([one.plain for one in outcomes]) >= 0.54
     assert np.mean([one.by_gains for one in outcomes]) >= 0.68
-    assert np.mean([one.agree for one in outcomes]) >= 0.999 * 24
+    # Of a few orders one cell, of many a thousandth of the cells.
+    assert sum(24 - one.agree for one in outcomes) <= max(1, 0.001 * 24 * len(outcomes))
     assert sum(one.lost for one in outcomes) == 0
     assert {cell for one in outcomes for cell in one.won} <= {COLOR_HALF}
 

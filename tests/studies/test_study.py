@@ -196,14 +196,14 @@ def test_a_device_beyond_the_last_is_refused(monkeypatch):
 def test_gpu_has_defaults_of_its_own(monkeypatch, model_source):
     asked = []
 
-    def found(*arguments, **settings):
-        asked.append((*arguments, *settings.values()))
+    def found(name, **settings):
+        asked.append((name, settings.pop("dtype"), any(settings.values())))
         return model_source
 
     monkeypatch.setattr(resolve.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(resolve, "find_pipeline", found)
     config, _, judge = resolve.resolve(RunRequest(gpu=True))
-    assert asked == [(DEFAULT_GPU_MODEL, "float16", False, None, None)]
+    assert asked == [(DEFAULT_GPU_MODEL, "float16", False)]
     assert (config.clip_model, config.clip_pretrained) == DEFAULT_GPU_CLIP
     assert judge.fingerprint == "/".join(DEFAULT_GPU_CLIP)
     assert (config.device, config.dtype, config.batch_size) == ("cuda", "float16", None)

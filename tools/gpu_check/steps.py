@@ -50,6 +50,8 @@ def gpu_tests(check: Recorder) -> None:
 
     junit = check.setting.work / "junit.xml"
     arguments = [GPU_TESTS, "-q", "-p", "no:cacheprovider", "-W", "default", f"--junitxml={junit}"]
+    # pytest removes what earlier sessions left beside its own default folder, which takes minutes.
+    arguments += [f"--basetemp={check.setting.work / 'tests'}"]
     # Only pytest itself and the suite's plugin: loading others on the machine would take seconds.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if check.setting.rehearse:  # one of the tests, on the CPU
