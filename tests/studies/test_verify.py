@@ -330,7 +330,7 @@ def test_a_file_with_the_recorded_sum_that_is_no_png_is_damaged(path, opened):
     sha256 = hashlib.sha256(b"no picture").hexdigest()
     change(path, "UPDATE images SET sha256 = ? WHERE path = ?", sha256, name)
     [damage] = verify(opened(read_only=True)).damaged
-    assert "no PNG that decodes" in damage.reason
+    assert "does not decode as a PNG" in damage.reason
 
 
 def test_an_image_of_another_size_is_damaged_and_never_stacked(path, opened):
