@@ -37,6 +37,7 @@ SAID = {
 )
 def test_the_whole_way(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    zoo.shorten(monkeypatch, name)
     zoo.build(name).save_pretrained("model")
     (tmp_path / "pairs.csv").write_text(PAIRS)
     options = (
