@@ -132,7 +132,7 @@ def test_an_error_of_the_work_is_raised_as_what_it_is(echo):
 
 def test_who_stops_early_leaves_no_worker_at_work(echo):
     engine = echo()
-    given = engine._each(([str(i)] for i in range(50)), _draw, 2)
+    given = engine._each(([word] for word in ["0", *["slow"] * 50]), _draw, 2)
     next(given)
     given.close()
     assert engine._workers == []
