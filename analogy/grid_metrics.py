@@ -93,7 +93,7 @@ class Inputs:
 
     @property
     def unsteered(self) -> Images:
-        """For each image the one of its pair and seed at alpha 0, of the same shape."""
+        """The unsteered images (alpha 0) of the same pairs and seeds; same shape as `images`."""
         return self._value(Input.UNSTEERED)
 
     @property

@@ -46,9 +46,10 @@ def kid(
     """Kernel inception distance of two sets, lower is closer; around 0 if from one distribution.
 
     Bińkowski et al. (2018), "Demystifying MMD GANs": the unbiased estimate of the squared MMD under
-    the kernel (x'y / dim + 1)³. It is unbiased for every n, and so sometimes a little below 0. All
-    images are used once. Published code averages over random subsets of 1,000, which has the same
-    expectation, but more noise, and needs a seed. Its name is "kid" only with :class:`Inception`.
+    the kernel (x'y / dim + 1)³. The estimate is unbiased for every n, and can be slightly negative.
+    All images are used once. Published code averages over random subsets of 1,000. That has the
+    same expectation and more noise, and needs a seed. The score's name is "kid" only with
+    :class:`Inception`.
 
     ``images`` and ``references``: uint8 NHWC, of any sizes and numbers, at least 2 each.
     """

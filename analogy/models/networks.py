@@ -173,7 +173,7 @@ def load_network(
         network,
         missing=found["missing_keys"],
         unexpected=found["unexpected_keys"],
-        mismatched=[_mismatch(each) for each in found["mismatched_keys"]],
+        mismatched=[mismatch(each) for each in found["mismatched_keys"]],
     )
     return network
 
@@ -237,7 +237,7 @@ def check_converted(kind: Any, file: Path, folder: Path) -> None:
             if key.startswith(_UNET) and folder.name == "unet" and id(tensor) not in used
         ],
         mismatched=[
-            _mismatch((key, tuple(tensor.shape), tuple(takes[key].shape)))
+            mismatch((key, tuple(tensor.shape), tuple(takes[key].shape)))
             for key, tensor in converted.items()
             if key in takes and takes[key].shape != tensor.shape
         ],
@@ -260,7 +260,7 @@ def refuse_resized(file: Path, network: nn.Module) -> None:
         name = key if key in takes else f"text.{key}"
         is_stretched = name in takes and tuple(takes[name].shape) != shape
         if is_stretched and key.endswith("positional_embedding"):
-            mismatched.append(_mismatch((key, shape, tuple(takes[name].shape))))
+            mismatched.append(mismatch((key, shape, tuple(takes[name].shape))))
     refuse_odd_keys(file, network, mismatched=mismatched)
 
 
@@ -281,7 +281,7 @@ def check_adapter(
     """Check that a LoRA is completely loaded into a pipeline, with the values that were given.
 
     Libraries drop what does not fit: layers of another model, the magnitudes of a DoRA, scales. So
-    each tensor is looked for by its values among the layers' tensors, and so is each scale.
+    each tensor and each scale of the file must be found, by its values, in the layers.
     ``given`` and ``has_scales_of_its_own``: as from :func:`read_adapter`; ``what``: the option and
     the file, for messages; ``dtype``: of the loaded layers, in which values are compared. Raises
     :class:`ModelError` with the keys that were not found.
@@ -355,7 +355,7 @@ def _digest(tensor: Tensor, dtype: torch.dtype) -> bytes:
     return hashlib.sha256(values.numpy().tobytes()).digest()
 
 
-def _mismatch(found: Any) -> str:
+def mismatch(found: Any) -> str:
     """A mismatched key, for messages: its name, with both shapes if the library reports them."""
     if isinstance(found, str):
         return found

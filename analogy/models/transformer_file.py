@@ -6,11 +6,11 @@ parts. FLUX and its fine-tunes are often distributed this way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from analogy.models.gguf_files import SUFFIX, shapes_in_gguf
 from analogy.models.libraries import diffusers, single_file_model
 from analogy.models.networks import (
     loading,
+    mismatch,
     quiet_libraries,
     read_object,
     refuse_odd_keys,
@@ -29,6 +30,8 @@ from analogy.models.networks import (
 )
 from analogy.models.places import ModelSource
 from analogy.models.trust.rules import refuse_pickles
+
+_Convert: TypeAlias = Callable[..., Mapping[str, Tensor]]
 
 #: The name of a pipeline's part whose weights may be in a file of their own.
 TRANSFORMER = "transformer"
@@ -86,13 +89,12 @@ def load_transformer(kind: Any, file: Path, folder: Path, *, dtype: torch.dtype)
     :class:`ModelError` for keys that are missing, unexpected or of another shape.
     """
     _check_fit(kind, file, folder)
-    options: dict[str, Any] = {}
-    if is_gguf(file):
-        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    quantization = diffusers.GGUFQuantizationConfig(compute_dtype=dtype) if is_gguf(file) else None
     with loading(file, f"a {kind.__name__} as {folder} configures it"), quiet_libraries():
         network = kind.from_single_file(
-            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **options
-        )
+            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True,
+            quantization_config=quantization,
+        )  # fmt: skip
     refuse_odd_keys(file, network)
     _check_quantized(file, network)
     assert isinstance(network, nn.Module)
@@ -113,8 +115,8 @@ def _check_fit(kind: Any, file: Path, folder: Path) -> None:
     If the file has fewer than half of the network's own keys, its keys are taken for those of the
     model's makers. They are converted as diffusers does when it loads the file.
     """
-    converters: Mapping[str, Any] = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
-    if kind.__name__ not in converters:
+    loadable: Any = single_file_model.SINGLE_FILE_LOADABLE_CLASSES.get(kind.__name__)
+    if loadable is None:
         raise ModelError(
             f"--transformer {file}: expected a model whose transformer diffusers loads from a "
             f"single file, got {folder.parent} with a {kind.__name__}; save the model as a folder"
@@ -127,7 +129,7 @@ def _check_fit(kind: Any, file: Path, folder: Path) -> None:
         own = {key.removeprefix(_PREFIX) for key in shapes} & takes.keys()
         if len(own) * 2 < len(takes):
             held = {key: torch.empty(shape) for key, shape in shapes.items()}
-            gives, rest = _converted(converters[kind.__name__], held, config, file, kind)
+            gives, rest = _converted(loadable["checkpoint_mapping_fn"], held, config, file, kind)
         else:
             gives, rest = {key.removeprefix(_PREFIX): each for key, each in shapes.items()}, set()
     refuse_odd_keys(
@@ -136,7 +138,7 @@ def _check_fit(kind: Any, file: Path, folder: Path) -> None:
         missing=takes.keys() - gives.keys(),
         unexpected=(gives.keys() - takes.keys()) | rest,
         mismatched=[
-            f"{key} ({'x'.join(map(str, gives[key]))}, not {'x'.join(map(str, takes[key]))})"
+            mismatch((key, gives[key], takes[key]))
             for key in gives.keys() & takes.keys()
             if gives[key] != takes[key]
         ],
@@ -145,8 +147,7 @@ def _check_fit(kind: Any, file: Path, folder: Path) -> None:
 
 
 def _converted(
-    converter: Mapping[str, Any], held: dict[str, Tensor], config: Mapping[str, Any], file: Path,
-    kind: Any,
+    convert: _Convert, held: dict[str, Tensor], config: Mapping[str, object], file: Path, kind: Any
 ) -> tuple[dict[str, tuple[int, ...]], set[str]]:  # fmt: skip
     """The shapes of a file's tensors after a conversion, and the keys that it has not used.
 
@@ -155,7 +156,7 @@ def _converted(
     """
     numbers = sum(tensor.numel() for tensor in held.values())
     try:
-        made = converter["checkpoint_mapping_fn"](config=config, checkpoint=held)
+        made = convert(config=config, checkpoint=held)
     except (KeyError, IndexError) as error:  # a key that it looked for
         raise ModelError(
             f"{file}: expected the weights of a {kind.__name__}, with diffusers' keys or those of "

@@ -150,8 +150,8 @@ class CellFigures(Compared):
       if that is not above 0, if images are missing, and if targets were not measured;
     - ``seeds``: pair id to the margins of its images, a value for each seed of ``items``, in the
       run's order; empty if a file has none;
-    - ``stop``, ``gain_stop``: the looks of margin and gain. Both are None in a run that is not
-      sequential, and while the cell is open.
+    - ``stop``: the look of the margin; ``gain_stop``: the look of the gain. Both are None in a run
+      without looks, and while the cell is open.
     """
 
     cell: Cell
@@ -211,7 +211,7 @@ class Pool:
     - ``items``: the naive figures of the published study; None if images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
-      ``gain_stop``: the look of gain and trend. Both are None in a run that is not sequential.
+      ``gain_stop``: the look of gain and trend. Both are None in a run without looks.
 
     Results of earlier suites may lack gain, trend and items.
     """

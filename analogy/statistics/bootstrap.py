@@ -225,8 +225,8 @@ def _moments(units: NDArray[np.float64], n_resamples: int, seed: int) -> list[_M
 
     A resample's mean is the product of its counts (how often it has each value) and the values.
     Values and squares are first rounded to a multiple of 2^-k so small that sums of n of them are
-    exact in float64. Figures then depend neither on the order of a sum, and so the number of
-    threads, nor on the other samples.
+    exact in float64. Figures then do not depend on the order of a sum, on the number of
+    threads, or on the other samples.
 
     A long sample is resampled by groups of neighbours in order, each with the mean of its values
     and of their squares. The means of its resamples lack the variance within groups, less than 0.1%

@@ -93,7 +93,7 @@ def success_interval(items: ArrayLike, *, confidence: float = 0.95) -> Interval:
     `wilson_interval` itself.
     """
     table = finite(items, ndim=2) > 0
-    shares = np.sort(table.mean(axis=1))  # sorting fixes the order of the sum, and so its rounding
+    shares = np.sort(table.mean(axis=1))  # the sum is rounded alike in any order of pairs
     share, n = float(shares.mean()), float(len(shares))
     variance = float(np.var(shares, ddof=1)) / n if len(shares) > 1 else 0.0
     if variance > 0:

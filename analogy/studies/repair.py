@@ -128,8 +128,8 @@ def _tasks(
 ) -> list[_Task]:
     """The work for each command. Finds the models' files and loads none of them.
 
-    A run folder may come from anyone, and so may the names in its index. Only confirmed names are
-    looked up at all.
+    A run folder, and the names in its index, may come from anyone. Only confirmed names are looked
+    up.
     """
     if offline:
         go_offline()
