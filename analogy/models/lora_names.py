@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+_Layers: TypeAlias = Mapping[str, tuple[str, ...]]
+
 #: From the names of FLUX.1's makers to diffusers', for a block of both streams. A layer of theirs
 #: that is several of diffusers' has their outputs one after the other.
-_BOTH_STREAMS = {
+_BOTH_STREAMS: _Layers = {
     "img_mod_lin": ("norm1.linear",), "txt_mod_lin": ("norm1_context.linear",),
     "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -19,12 +21,12 @@ _BOTH_STREAMS = {
     "img_mlp_2": ("ff.net.2",), "txt_mlp_2": ("ff_context.net.2",),
 }  # fmt: skip
 #: For a block of one stream.
-_ONE_STREAM = {
+_ONE_STREAM: _Layers = {
     "modulation_lin": ("norm.linear",),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
 }
-_OUTSIDE_OF_BLOCKS = {
+_OUTSIDE_OF_BLOCKS: _Layers = {
     "img_in": ("x_embedder",), "txt_in": ("context_embedder",),
     "time_in_in_layer": ("time_text_embed.timestep_embedder.linear_1",),
     "time_in_out_layer": ("time_text_embed.timestep_embedder.linear_2",),
@@ -52,9 +54,11 @@ def by_module(
     in the pipeline.
     """
     modules: dict[str, Any] = dict(denoiser.named_modules())
-    names = {f"lora_unet_{name.replace('.', '_')}": (name,) for name in modules}
-    if type(denoiser).__name__ == "FluxTransformer2DModel":
-        names |= _of_flux(denoiser)
+    is_flux = type(denoiser).__name__ == "FluxTransformer2DModel"
+    names = {
+        **{f"lora_unet_{name.replace('.', '_')}": (name,) for name in modules},
+        **(_of_flux(denoiser) if is_flux else {}),
+    }
     made = {}
     taken = set()
     for base in sorted({key.partition(".")[0] for key in state}):
@@ -76,7 +80,7 @@ def by_module(
     return made if state.keys() <= taken else None
 
 
-def _of_flux(denoiser: Any) -> dict[str, tuple[str, ...]]:
+def _of_flux(denoiser: Any) -> _Layers:
     """Diffusers' modules for each layer of FLUX.1's makers, by its name in kohya's format."""
     blocks = [
         (f"double_blocks_{i}_", f"transformer_blocks.{i}.", _BOTH_STREAMS)
