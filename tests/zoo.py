@@ -41,7 +41,7 @@ SIZES = {"Kandinsky3Pipeline": 64}
 GAINS = {
     "Flux2Pipeline": 4.0, "HunyuanImagePipeline": 4.0, "BriaPipeline": 3.0,
     "PixArtAlphaPipeline": 1.0, "HunyuanDiTPipeline": 1.0, "Kandinsky3Pipeline": 1.0,
-    "StableDiffusion3PAGPipeline": 1.5,
+    "StableDiffusion3PAGPipeline": 1.5, "ErnieImagePipeline": 3.0,
 }  # fmt: skip
 
 

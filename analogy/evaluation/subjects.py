@@ -116,8 +116,9 @@ class Model:
             name = str(given)
             quantize, offload = task.config.quantize, task.config.offload
             self.source = find_pipeline(
-                name, dtype=dtype, offline=task.offline, lora=lora, quantize=quantize
-            )
+                name, dtype=dtype, offline=task.offline, transformer=task.config.transformer,
+                lora=lora, quantize=quantize,
+            )  # fmt: skip
             folder = self.source.folder
             self.fingerprint = self.source.fingerprint
             self.scheduler = scheduler_of(folder)
@@ -129,6 +130,11 @@ class Model:
                 raise TaskError(
                     "engine: expected serial for a pipeline in memory, which no other process has, "
                     f"got {task.config.engine}; give the pipeline's folder instead"
+                )
+            if task.config.transformer is not None:
+                raise TaskError(
+                    "transformer: expected a model by name or files with it, got a pipeline in "
+                    "memory, which has its own"
                 )
             self._live, name = given, task.config.model
             family = family_of(given)

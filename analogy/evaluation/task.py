@@ -54,8 +54,8 @@ class Task:
     - `steps`, `guidance`, `size`: None for the model's own;
     - `engine`: what generates: ``serial``, ``ray`` with `num_workers` and `ray_address`, or the
       engine of another package; `memory`: the most of a CUDA device to use, in GiB; `quantize`,
-      `offload`: for models given by name or files. They are the same as the options of a run
-      (docs/performance.md, docs/models.md);
+      `offload`, `transformer` (a file of its weights): for models given by name or files. They are
+      the same as the options of a run (docs/performance.md, docs/models.md);
     - `seed`: of the bootstrap; `country`: for energy and carbon, such as ``DEU``;
     - `run_dir`: where images are kept, in a folder for each model and its settings;
     - `offline`: whether missing files are an error instead of being downloaded.
@@ -82,6 +82,7 @@ class Task:
         memory: float | None = None,
         quantize: str | None = None,
         offload: str | None = None,
+        transformer: str | PathLike[str] | None = None,
         engine: str = "serial",
         num_workers: int | None = None,
         ray_address: str | None = None,
@@ -121,6 +122,7 @@ class Task:
             memory=memory,
             quantize=quantize,
             offload=offload,
+            transformer=None if transformer is None else str(transformer),
             engine=engine,
             num_workers=num_workers,
             ray_address=ray_address,

@@ -17,6 +17,7 @@ from analogy.core.errors import ModelError
 from analogy.models.families import family_of
 from analogy.models.libraries import peft_tuners
 from analogy.models.lora import load_adapter
+from analogy.models.lora_names import by_module
 from analogy.models.networks import read_adapter
 from analogy.steering.hooks import sharing
 
@@ -90,28 +91,3 @@ def _loaded(pipeline: Any, part: str, file: Path, what: str) -> Adapter:
         down, up = layer.lora_A[_NAME], layer.lora_B[_NAME]
         found[name] = LowRank(down, up, float(layer.scaling[_NAME]))
     return found
-
-
-def by_module(
-    state: Mapping[str, Tensor], denoiser: nn.Module, part: str
-) -> dict[str, Tensor] | None:
-    """Convert a LoRA whose keys are the denoiser's own modules to diffusers' format.
-
-    Returns None for a LoRA with other keys. Concept Sliders (rohitgandikota/sliders,
-    ``LoRANetwork``) and kohya's scripts for models in diffusers' layout write
-    ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, with ``_`` for each
-    dot of the module's name, for a transformer too. diffusers converts only some of these names.
-    ``part``: the denoiser's name in the pipeline.
-    """
-    names = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in denoiser.named_modules()}
-    made = {}
-    taken = set()
-    for base in sorted({key.partition(".")[0] for key in state}):
-        down, up = (state.get(f"{base}.lora_{end}.weight") for end in ("down", "up"))
-        if base not in names or down is None or up is None:
-            return None
-        alpha = float(state.get(f"{base}.alpha", len(down)))
-        made[f"{part}.{names[base]}.lora_A.weight"] = down
-        made[f"{part}.{names[base]}.lora_B.weight"] = up.float() * (alpha / len(down))
-        taken |= {f"{base}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
-    return made if state.keys() <= taken else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from analogy.core.errors import ModelError
 from analogy.models.families import family_of
 from analogy.models.fingerprints import file_fingerprint
+from analogy.models.lora_names import by_module
 from analogy.models.memory import MemoryFullError, memory_said
 from analogy.models.networks import (
     check_adapter,
@@ -23,7 +24,7 @@ from analogy.models.networks import (
     shapes_in,
 )
 from analogy.models.places import ModelSource, absent, is_hub_id, listing
-from analogy.models.transformer_file import is_gguf
+from analogy.models.transformer_file import TRANSFORMER, is_gguf
 from analogy.models.trust.adapters import check_lora
 from analogy.models.trust.rules import refuse_pickles
 
@@ -99,8 +100,16 @@ def _hub_lora(lora: str, *, offline: bool) -> Path:
 
 
 def fuse_lora(pipeline: Any, lora: Path) -> None:
-    """Add the LoRA to the weights themselves, so that it adds no cost to an image."""
-    load_adapter(pipeline, lora, f"--lora {lora}")
+    """Add the LoRA to the weights themselves, so that it adds no cost to an image.
+
+    Files with the keys of kohya's scripts are converted here for transformers. diffusers does so
+    for UNets. Its conversion for FLUX.1 drops scales of the last layer.
+    """
+    part = family_of(pipeline).denoiser
+    state = None
+    if part == TRANSFORMER:
+        state = by_module(read_adapter(lora)[0], getattr(pipeline, part), part)
+    load_adapter(pipeline, lora, f"--lora {lora}", state=state)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 

@@ -13,12 +13,15 @@ import safetensors.torch
 from torch import Tensor
 
 from analogy.core.errors import StoreError
-from analogy.models.memory import GIB
+from analogy.models.memory import GIB, give_back
 from analogy.steering.conditioning import Conditioning
 
 #: Bytes of conditioning that a process keeps in memory: all 909 texts of the suite's 400 pairs for
 #: models up to FLUX.1 in half precision, a quarter of them for FLUX.2 dev.
 MOST_BYTES = 4 * GIB
+
+#: Bytes of an encoder's tensors after which freed memory is given back to the system.
+_FREED_EVERY = GIB // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Texts(Mapping[str, Conditioning]):
         self._lock = Lock()
         self.bytes_in_memory = 0
         self.bytes_in_file = 0
+        self._bytes_given = 0
 
     def add(self, text: str, made: Conditioning) -> None:
         """Keep a copy of a text's conditioning. All must have tensors of the same names.
@@ -63,13 +67,17 @@ class Texts(Mapping[str, Conditioning]):
         """
         if self._hides_masked and not self._kept:
             self._masks = _masks(made)
+        self._bytes_given += _bytes(made)
         made = _without_masked(made, self._masks).kept()
-        size = sum(tensor.nbytes for tensor in made.tensors().values())
+        size = _bytes(made)
         if self._file is None and self.bytes_in_memory + size <= self._budget:
             self._kept[text] = made
             self.bytes_in_memory += size
         else:
             self._kept[text] = self._written(made)
+        if self._bytes_given >= _FREED_EVERY:
+            give_back()
+            self._bytes_given = 0
 
     def __getitem__(self, text: str) -> Conditioning:
         kept = self._kept[text]
@@ -108,6 +116,10 @@ class Texts(Mapping[str, Conditioning]):
             self._file.seek(filed.start)
             tensors = safetensors.torch.load(self._file.read(filed.size))
         return filed.like.changed(lambda name, _: tensors[name])
+
+
+def _bytes(made: Conditioning) -> int:
+    return sum(tensor.nbytes for tensor in made.tensors().values())
 
 
 def _masks(made: Conditioning) -> dict[str, str]:

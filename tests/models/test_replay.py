@@ -2,7 +2,7 @@
 
 A pipeline's own image is reached, as 8-bit pixels, of which at most one in a hundred may be rounded
 to the next level. What depends on the batch is within 2e-5 of the largest latent; an edit
-moves latents at least a hundred times as far.
+moves latents at least a hundred times as far as that, so that nothing passes for having no effect.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ FAST = {
     "LatentConsistencyModelPipeline", "StableDiffusionPAGPipeline",
 }  # fmt: skip
 STEPS = 2
-#: What a batch may change, as a share of the largest latent. An edit moves latents by at least a
-#: hundred times what the batch was seen to change.
-TOLERANCE, ROUNDING, RATIO = 2e-5, 2e-6, 100
+#: What a batch may change, as a share of the largest latent, and how often as far an edit moves it.
+TOLERANCE, RATIO = 2e-5, 100
+#: Of classes whose tiny denoiser is moved less: the batch may change less, too.
+TOLERANCES = {"Lumina2Pipeline": 2e-6}
 
 #: The words and prompts of the pair have different numbers of tokens in every tokenizer of letters.
 PAIR = continuity.UNEVEN
@@ -157,14 +158,15 @@ def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
     scale = together.abs().max().item()
     pairs = ((alone[0], together[2]), (denoised(slice(4, 5))[0], together[4]))
     by_batch = max((a - b).abs().max().item() / scale for a, b in pairs)
-    assert by_batch <= TOLERANCE
+    tolerance = TOLERANCES.get(loaded.name, TOLERANCE)
+    assert by_batch <= tolerance
 
     # What steering moves, and that it begins where the source is.
     moved = [(each - together[0]).abs().max().item() / scale for each in together]
     if loaded.name in UNGUIDED_IS_EMPTY and guidance == 0.0:
         assert max(moved[1:4]) == 0.0
     else:
-        assert min(moved[1:4]) >= RATIO * max(by_batch, ROUNDING), (by_batch, moved)
+        assert min(moved[1:4]) >= RATIO * tolerance, (by_batch, moved)
         assert moved[5] <= max(moved[1], moved[3]) / 20
     assert moved[4] > 0.1  # the other seed's
     return image

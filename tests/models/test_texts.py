@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 import zoo
 
 from analogy.core.errors import StoreError
+from analogy.models import texts as texts_module
 from analogy.models.families import FAMILIES, Sampling
+from analogy.models.memory import give_back
 from analogy.models.replay_table import ROWS
 from analogy.models.texts import Texts
 from analogy.steering.conditioning import Conditioning, Reading
@@ -74,6 +79,32 @@ def test_masked_tokens_are_not_kept_and_are_given_as_zeros(budget):
         assert torch.equal(given[seen], whole[text].states["states"][seen])
         assert given.shape == (8, 4)
         assert not given[~seen].any()
+
+
+def test_freed_memory_is_given_back_between_texts(monkeypatch):
+    """By what the encoder made, of which the masked tokens are not kept."""
+    given_back = []
+    monkeypatch.setattr(texts_module, "give_back", lambda: given_back.append(len(kept)))
+    monkeypatch.setattr(texts_module, "_FREED_EVERY", 2 * ONE)
+    kept = Texts(hides_masked=True)
+    for i, text in enumerate(TEXTS):
+        kept.add(text, conditioning(i))
+    assert given_back == [2, 4, 6]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_what_is_freed_between_kept_tensors_is_given_back():
+    resident = psutil.Process().memory_info
+    freed, kept = [], []
+    for _ in range(200):
+        freed.append(torch.zeros(60_000, dtype=torch.uint8))
+        kept.append(torch.zeros(60_000, dtype=torch.uint8))
+    del freed
+    before = resident().rss
+    give_back()
+    assert before - resident().rss > 6_000_000
+    assert len(kept) == 200
 
 
 def test_states_without_a_mask_of_their_own_are_kept_whole():
