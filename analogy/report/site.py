@@ -27,6 +27,7 @@ from analogy.report.overview import Entry, settings_that_differ
 from analogy.report.templating import environment
 from analogy.results import comparison
 from analogy.results.changes import Comparison
+from analogy.results.differences import measurement_differences
 from analogy.results.model import Results
 
 MOST_RUNS = 200
@@ -194,12 +195,12 @@ def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results
     """An empty text with the baseline and the run to compare; or a reason not to, and None."""
     if new is None or old is None:
         return "one of them has no results yet", None
-    differences = comparison.measurement_differences(old.header, new.header)
+    differences = measurement_differences(old.header, new.header)
     if not differences:
         return "", (old, new)
-    if not comparison.measurement_differences(new.header, old.header):
+    if not measurement_differences(new.header, old.header):
         return "", (new, old)
-    return "; ".join(differences), None
+    return "; ".join(map(str, differences)), None
 
 
 def _grouped(found: Sequence[Board]) -> list[list[Board]]:
