@@ -40,7 +40,7 @@ from analogy.models.replay_table import (
     ROWS,
     TRUE_CFG,
     Knob,
-    Row,
+    PipelineRow,
 )
 from analogy.steering.conditioning import Conditioning
 
@@ -76,11 +76,11 @@ class _Interrupted(BaseException):
 
 
 class Replay(PipelineFamily):
-    """The family of a pipeline's class, made from its name and its :class:`Row`."""
+    """The family of a pipeline's class, made from its name and its :class:`PipelineRow`."""
 
     prompts_at_once = 1
 
-    def __init__(self, pipeline: str, row: Row) -> None:
+    def __init__(self, pipeline: str, row: PipelineRow) -> None:
         self.pipeline = pipeline
         self._row = row
         kind: Any = getattr(diffusers, pipeline, None)

@@ -54,7 +54,7 @@ class SitePaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedRuns:
     """A comparison of two runs; ``old`` (the baseline) and ``new`` are their indices in the site's
     list of runs.
     """
@@ -170,7 +170,7 @@ def _date(entry: Entry) -> str:
 
 def _compared(
     entries: Sequence[Entry], most: int
-) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Compared]]:
+) -> tuple[list[list[int]], list[str], dict[tuple[int, int], ComparedRuns]]:
     """The outcome for every two runs, the reasons not to compare two, and the comparisons.
 
     Outcomes are a list for each run, with an entry for each run before it in ``entries``: the index
@@ -179,14 +179,14 @@ def _compared(
     """
     outcomes: list[list[int]] = [[_NOT_SHOWN] * i for i in range(len(entries))]
     reasons: dict[str, int] = {}
-    compared: dict[tuple[int, int], Compared] = {}
+    compared: dict[tuple[int, int], ComparedRuns] = {}
     for i, j in combinations(range(len(entries)), 2):
         reason, sides = _sides(entries[i].results, entries[j].results)
         if sides is None:
             outcomes[j][i] = reasons.setdefault(reason, len(reasons))
         elif len(compared) < most:
             old, new = (i, j) if sides[0] is entries[i].results else (j, i)
-            compared[i, j] = Compared(old, new, comparison.compare(*sides))
+            compared[i, j] = ComparedRuns(old, new, comparison.compare(*sides))
             outcomes[j][i] = _COMPARED
     return outcomes, list(reasons), compared
 

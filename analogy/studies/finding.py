@@ -19,7 +19,7 @@ from analogy.settings.pairs import UnevenPairsWarning, UnreadPairsWarning, categ
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Identity, Need, SelectiveMethod, mixes_prompts
 from analogy.store.folder import folder_name
-from analogy.store.grid import Command, Sampling
+from analogy.store.grid import Command, ImageSettings
 from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import CeilingError, GroundTruth
 from analogy.studies.provenance import scheduler_of
@@ -75,7 +75,7 @@ def find(
     left = unsteered_pairs(model, pairs, config.method)
     truth = ground_truth(request.ceiling, judge)
     scheduler = scheduler_of(model.folder)
-    subject = Sampling.of(config, scheduler).subject(model.fingerprint)
+    subject = ImageSettings.of(config, scheduler).subject(model.fingerprint)
     # One folder for all runs that can share images: more pairs, alphas or methods extend it.
     name = folder_name(subject, judge=judge.fingerprint)
     command = Command(
