@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analogy.core.errors import AnalogyError, StoreError
 from analogy.core.strict_json import Json
-from analogy.core.text import padded, shortened, worded
+from analogy.core.text import padded, short_name, shortened, worded
 from analogy.report.answer import answer
 from analogy.report.numbers import size
 from analogy.report.text import wrapped
@@ -169,9 +169,9 @@ def _entry(folder: Path, one: kept.Measured, n_bytes: int) -> Entry:
         folder=folder,
         file=one.path,
         results=results,
-        model=_named(header.subject.model),
+        model=short_name(header.subject.model),
         method=header.subject.method,
-        judge=_named(header.measurement.judge),
+        judge=short_name(header.measurement.judge),
         pairs=one.scope.n_pairs,
         done=sum(margin.n_items for margin in margins) / of if of else 0.0,
         n_bytes=n_bytes,
@@ -188,15 +188,11 @@ def _without_results(store: RunFolder) -> Entry:
     time = store.provenance().get("time")
     return Entry(
         folder=store.path,
-        model=_named(command.model),
+        model=short_name(command.model),
         method=command.config.method,
-        judge=_named(command.judge),
+        judge=short_name(command.judge),
         pairs=len(command.pairs),
         done=1 - len(store.without_image(jobs)) / len(jobs) if jobs else 0.0,
         n_bytes=store.n_bytes(),
         date=time if isinstance(time, str) else "",
     )
-
-
-def _named(fingerprint: str) -> str:
-    return fingerprint.partition("@")[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analogy.core.errors import OptionError
 from analogy.core.records import Pair, RunConfig, Window
-from analogy.core.text import command_line
+from analogy.core.text import command_line, short_name
 from analogy.grid_metrics import GridMetric, chosen_metrics
 from analogy.judges.base import FoundJudge
 from analogy.models.places import ModelSource
@@ -116,7 +116,7 @@ def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
         return []
     read = {pair.id for pair in pairs} - {pair.id for pair in same}
     dark = [name for name in categories(same) if not _any_of(name, pairs, read)]
-    what = f"the judge {judge.fingerprint.partition('@')[0]} reads both prompts"
+    what = f"the judge {short_name(judge.fingerprint)} reads both prompts"
     if dark:
         mine = [pair for pair in same if pair.category in dark]
         others = [name for name in categories(pairs) if name not in dark]
