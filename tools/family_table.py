@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from analogy.models.families import FAMILIES, knobs_of
-from analogy.models.replay_table import NOT_CARRIED, ROWS, Knob, Row
+from analogy.models.replay_table import NOT_CARRIED, ROWS, Knob, PipelineRow
 
 _HEADING = (
     "| pipeline | steps, guidance by default | `--guidance` sets | `--second-guidance` sets "
@@ -40,7 +40,7 @@ def _said(knob: Knob | None) -> str:
     return "-" if knob is None else f"`{knob.name}`, {knob.kind}"
 
 
-def _facts(row: Row) -> Iterator[str]:
+def _facts(row: PipelineRow) -> Iterator[str]:
     for fact, is_so in (
         ("classes of a part", row.parts),
         ("parts that are not loaded", row.unloaded),

@@ -164,7 +164,6 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
     TOO_FEW = "too_few"
     INCOMPLETE = "incomplete"
-    BLIND = "blind"
 
 
 class Compared:

@@ -62,6 +62,18 @@ def listed(values: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def short_name(fingerprint: str) -> str:
+    """The name of a model or judge, without the digest that its fingerprint has after an ``@``."""
+    return fingerprint.partition("@")[0]
+
+
+def worded(value: object) -> str:
+    """A setting's value in words, such as ``none``, ``4.0`` or ``[0.5, 1.0]``."""
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "none" if value is None else str(value)
+
+
 def command_line(*words: str | os.PathLike[str]) -> str:
     """The words as one command that a shell reads as exactly these words (``shlex.join``).
 

@@ -109,6 +109,18 @@ class Data(ABC):
         """
 
 
+def _prompted(
+    images: Mapping[str, Images], samples: Sequence[Sample], cache: FeatureCache
+) -> Samples:
+    """The images of samples, each with its prompt."""
+    return Samples(
+        keys=tuple(sample.key for sample in samples),
+        images=stacked({sample.key: images[sample.key] for sample in samples}, "images"),
+        prompts=tuple(sample.prompt for sample in samples),
+        cache=cache,
+    )
+
+
 @dataclass(frozen=True)
 class Prompts(Data):
     """Prompts alone."""
@@ -140,12 +152,7 @@ class Prompts(Data):
         cache: FeatureCache,
     ) -> Samples:
         """The images and their prompts."""
-        return Samples(
-            keys=tuple(sample.key for sample in samples),
-            images=stacked({sample.key: images[sample.key] for sample in samples}, "images"),
-            prompts=tuple(sample.prompt for sample in samples),
-            cache=cache,
-        )
+        return _prompted(images, samples, cache)
 
 
 @dataclass(frozen=True)
@@ -256,13 +263,8 @@ class WordPairs(Data):
     ) -> Samples:
         """The images, both prompts and the images at alpha 0."""
         pairs = [sample.pair for sample in samples if sample.pair is not None]
-        made = Samples(
-            keys=tuple(sample.key for sample in samples),
-            images=stacked({sample.key: images[sample.key] for sample in samples}, "images"),
-            prompts=tuple(sample.prompt for sample in samples),
-            source_prompts=tuple(pair.source_prompt for pair in pairs),
-            cache=cache,
-        )
+        source_prompts = tuple(pair.source_prompt for pair in pairs)
+        made = replace(_prompted(images, samples, cache), source_prompts=source_prompts)
         if not needs & {"sources", "references"}:
             return made
         unsteered = {

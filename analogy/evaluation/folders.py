@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FolderImage:
     """An image file with its fields of the folder's metadata, None if missing."""
 
     file: Path
@@ -56,7 +56,7 @@ class Entry:
     key: str | None = None
 
 
-def read_folder(folder: Path) -> list[Entry]:
+def read_folder(folder: Path) -> list[FolderImage]:
     """The images that a folder's ``metadata.jsonl`` names; without that file, all images below it.
 
     A line has ``file_name``, relative to the folder, and may have ``text`` (the prompt), ``seed``
@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> list[Entry]:
                 f"{folder}: expected images ({', '.join(SUFFIXES)}), found none; a pipeline's "
                 "folder has model_index.json"
             )
-        return [Entry(path) for path in files]
+        return [FolderImage(path) for path in files]
     entries = []
     for number, line in read_metadata(file):
         path = Path(line.file_name)
@@ -85,7 +85,7 @@ def read_folder(folder: Path) -> list[Entry]:
                 f"{line.file_name!r}"
             )
         check_file(folder / path, f"{file}, line {number}")
-        entries.append(Entry(folder / path, line.text, line.seed, line.key))
+        entries.append(FolderImage(folder / path, line.text, line.seed, line.key))
     if not entries:
         raise TaskError(f"{file}: expected a line for each image, got none; {METADATA_EXAMPLE}")
     return entries

@@ -16,6 +16,7 @@ from analogy.evaluation.protocol import (
     FunctionMetric,
     Metric,
     TaskError,
+    UnmetNeedError,
     near,
     needs_of,
 )
@@ -246,9 +247,10 @@ def _electric(name: str, units: str, field: str) -> TaskMetric:
     def build(tools: Tools) -> Metric:
         country = tools.country
         if country is None:
-            raise TaskError(
-                f"{name} needs the country that the machine stands in, as ISO 3166 has it in "
-                "three letters: give the task country='DEU'"
+            raise UnmetNeedError(
+                name,
+                "needs the country that the machine stands in, as ISO 3166 has it in three "
+                "letters: give the task country='DEU'",
             )
         return FunctionMetric(
             name,

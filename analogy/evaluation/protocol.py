@@ -15,6 +15,14 @@ class TaskError(AnalogyError, ValueError):
     """A task, or a model for it, cannot be evaluated; the message says what to do."""
 
 
+class UnmetNeedError(TaskError):
+    """A metric cannot be computed by a task; ``reason``: what it needs, and how to give it."""
+
+    def __init__(self, metric: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{metric} {reason}")
+
+
 class Metric(Protocol):
     """A metric of a task: a built-in one, or any object with these three attributes.
 

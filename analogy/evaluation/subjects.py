@@ -47,7 +47,7 @@ from analogy.models.samplings import CARD_SAMPLING
 from analogy.models.sources import find_pipeline
 from analogy.models.untested import with_checked_family
 from analogy.store.folder import RunFolder, folder_name
-from analogy.store.grid import AnyJob, Grid, PromptJob, Role, Sampling, digest
+from analogy.store.grid import AnyJob, Grid, ImageSettings, PromptJob, Role, digest
 from analogy.store.image_store import image_name
 from analogy.studies.provenance import scheduler_of
 
@@ -164,7 +164,7 @@ class Model:
         } | {"scheduler": self.scheduler}
         if self._unknown is not None:
             self.settings["not_kept"] = self._unknown
-        self._sampling = Sampling.of(self.config, self.scheduler)
+        self._sampling = ImageSettings.of(self.config, self.scheduler)
         # One folder for each method: a pair's samples have the same keys by every method.
         more = {"method": self.config.method} if task.data.pairs else {}
         self.folder = task.run_dir / folder_name(self._sampling.subject(self.fingerprint), **more)

@@ -20,7 +20,14 @@ from analogy.core.strict_json import Json
 from analogy.evaluation.data import Data, Sample, read_data, steered
 from analogy.evaluation.folders import by_name, read_picture
 from analogy.evaluation.metrics import PRESETS, Tools, find_metrics
-from analogy.evaluation.protocol import ImageSource, Metric, TaskError, near, needs_of
+from analogy.evaluation.protocol import (
+    ImageSource,
+    Metric,
+    TaskError,
+    UnmetNeedError,
+    near,
+    needs_of,
+)
 from analogy.evaluation.samples import NEEDS, stacked
 from analogy.judges.open_clip import Judge, JudgeSource, find_judge
 from analogy.metrics.checks import check_images
@@ -139,7 +146,7 @@ class Task:
         self._references = _references(references)
         self.judge = _judge(judge, device, offline=offline)
         self.preset = what if isinstance(what, str) and what in PRESETS else None
-        tools = Tools(self.judge, lambda: self._features(features), device, country)
+        tools = Tools(self.judge, lambda: _features(features, self.judge, device), device, country)
         self.unavailable: dict[str, str] = {}
         if self.preset is None:
             self.metrics = find_metrics(_asked(what), tools)
@@ -153,25 +160,11 @@ class Task:
         for name in names:
             try:
                 found += find_metrics([name], tools)
+            except UnmetNeedError as error:
+                self.unavailable[name] = error.reason
             except (TaskError, ModelError) as error:
-                self.unavailable[name] = str(error).removeprefix(f"{name} ")
+                self.unavailable[name] = str(error)
         return tuple(found)
-
-    def _features(self, features: Any) -> FeatureModel:
-        if features is None:
-            embedded = find_judge(EMBEDDED, None).fingerprint
-            features = "judge" if self.judge.fingerprint == embedded else "inception"
-        if features == "judge":
-            return self.judge
-        if features == "inception":
-            return Inception(device=self.device)
-        if isinstance(features, str) or not (isinstance(features, Encoder) or callable(features)):
-            raise TaskError(
-                "features: expected 'judge', 'inception', an encoder or a function of uint8 "
-                f"images, got {features!r}"
-            )
-        model_name(features)  # raises if they have no name
-        return features
 
     def _refuse_hopeless(self, metric: Metric) -> None:
         """Raises :class:`TaskError` if the metric cannot be computed on this data for any model in
@@ -179,7 +172,7 @@ class Task:
         """
         for need in ("prompts", "sources", "source_prompts"):
             if need in needs_of(metric) and not self.offers("pairwise", ())[need]:
-                raise TaskError(f"{metric.name} {self.refusal(need, 'either')}")
+                raise UnmetNeedError(metric.name, self.refusal(need, "either"))
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -254,7 +247,7 @@ class Task:
                 chosen.append(each)
                 continue
             if self.preset is None:
-                raise TaskError(f"{each.name} {refusal}")
+                raise UnmetNeedError(each.name, refusal)
             left_out[each.name] = refusal
         if not chosen:
             raise TaskError(
@@ -354,6 +347,24 @@ def _references(given: Any) -> Path | Images | None:
     images = np.array(given)
     images.flags.writeable = False
     return images
+
+
+def _features(given: Any, judge: Judge, device: str) -> FeatureModel:
+    """The feature extractor itself, or the one of this name; None for the judge's default."""
+    if given is None:
+        embedded = find_judge(EMBEDDED, None).fingerprint
+        given = "judge" if judge.fingerprint == embedded else "inception"
+    if given == "judge":
+        return judge
+    if given == "inception":
+        return Inception(device=device)
+    if isinstance(given, str) or not (isinstance(given, Encoder) or callable(given)):
+        raise TaskError(
+            "features: expected 'judge', 'inception', an encoder or a function of uint8 images, "
+            f"got {given!r}"
+        )
+    model_name(given)  # raises if they have no name
+    return given
 
 
 def _judge(given: Any, device: str, *, offline: bool) -> Judge:

@@ -22,7 +22,7 @@ from analogy.judges.open_clip import Features
 from analogy.metrics.efficiency import Memory
 from analogy.models.places import ModelSource
 from analogy.store.grid import AnyJob, Job
-from analogy.store.index import FitWork
+from analogy.store.work_index import FitWork
 
 R = TypeVar("R")
 J = TypeVar("J", bound=AnyJob)

@@ -32,7 +32,7 @@ from analogy.models.defaults import machine
 from analogy.models.memory import memory_said
 from analogy.store.folder import RunFolder
 from analogy.store.grid import AnyJob, Job, W, digest
-from analogy.store.index import BatchRow, FitWork
+from analogy.store.work_index import BatchRow, FitWork
 
 #: The most images, and the most pixels of images (200 MB), that are read and scored at a time.
 SCORE_BATCH, SCORE_PIXELS = 250, 64 * 2**20

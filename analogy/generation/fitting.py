@@ -19,7 +19,7 @@ from analogy.models.generator import Generator, latents_for
 from analogy.steering.base import METHODS, LearningMethod, Method, Observed, ObservingMethod, Row
 from analogy.steering.conditioning import Conditioning, Words
 from analogy.store.grid import Job, content, digest
-from analogy.store.index import FitWork
+from analogy.store.work_index import FitWork
 
 #: The noise of observed images is drawn for their own pair and this seed, whatever the run's seeds
 #: are.

@@ -18,7 +18,7 @@ from analogy.models.loading import load_pipeline
 from analogy.models.memory import memory_said
 from analogy.steering.activation import ByModule, TooFewPairsError, activation
 from analogy.steering.conditioning import Conditioning
-from analogy.steering.files import Action, Entry, Steering, pair_digest
+from analogy.steering.files import Action, ModuleAction, Steering, pair_digest
 
 
 def fit_steering(setup: Setup, progress: Progress = no_progress) -> Steering:
@@ -72,7 +72,7 @@ def steering_of(
     direction is then its target word's vector minus its source word's. Any other category has one
     direction for all pairs: the mean over target prompts minus that over source prompts.
     """
-    entries: list[Entry] = []
+    entries: list[ModuleAction] = []
     for category, own in by_category(pairs).items():
         seen: list[tuple[ByModule, ByModule]] = []
         for pair in own:
@@ -89,7 +89,7 @@ def steering_of(
 
 def _entries(
     category: str, pairs: Sequence[Pair], seen: Sequence[tuple[ByModule, ByModule]]
-) -> list[Entry]:
+) -> list[ModuleAction]:
     by_word: dict[str, list[ByModule]] = {}
     for pair, (source, target) in zip(pairs, seen, strict=True):
         by_word.setdefault(folded(pair.source_word), []).append(source)
@@ -99,8 +99,10 @@ def _entries(
     if min(map(len, by_word.values())) >= 2:
         ends = {word: (said, sources + targets) for word, said in by_word.items()}
     return [
-        Entry(module, Action.ADD, _mean(end, module) - _mean(start, module), category=category,
-              word=word)
+        ModuleAction(
+            module, Action.ADD, _mean(end, module) - _mean(start, module), category=category,
+            word=word,
+        )
         for word, (end, start) in ends.items()
         for module in sources[0]
     ]  # fmt: skip

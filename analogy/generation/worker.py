@@ -46,7 +46,7 @@ from analogy.steering.conditioning import Conditioning, WordTokens
 from analogy.steering.course import Course, course
 from analogy.store.folder import stacked
 from analogy.store.grid import TARGET_ALPHA, AnyJob, Job, PromptJob, W
-from analogy.store.index import FitWork
+from analogy.store.work_index import FitWork
 
 #: The most texts that are all encoded before the first image. Of more, each batch encodes its own.
 MOST_TEXTS = 4096

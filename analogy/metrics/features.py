@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analogy.core.images import Images
+from analogy.core.text import short_name
 from analogy.judges.base import FeatureEncoder
 from analogy.judges.open_clip import judge_batch
 from analogy.metrics.checks import batches, check_images, check_sizes, finite_features
@@ -51,7 +52,7 @@ def model_name(model: FeatureModel) -> str:
     Raises ``ValueError`` for a lambda, which has no name: scores of two would share one.
     """
     if isinstance(model, Encoder):
-        return model.fingerprint.partition("@")[0]
+        return short_name(model.fingerprint)
     name = getattr(model, "__name__", type(model).__name__)
     if name == "<lambda>":
         raise ValueError("features: expected a function with a name, got a lambda; use def")

@@ -22,7 +22,7 @@ from analogy.models.libraries import diffusers
 from analogy.models.networks import read_object
 from analogy.models.placement import computing_place
 from analogy.models.replay_table import CFG, ROWS, Knob
-from analogy.models.tokens import T5_TOKENS, Encoder
+from analogy.models.tokens import T5_TOKENS, TextEncoder
 from analogy.steering.conditioning import Conditioning
 
 #: Upper limits of latents a side and of blocks of a VAE. No image model has more, and no machine
@@ -158,7 +158,7 @@ class PipelineFamily:
     - ``prompts_at_once``: prompts that are encoded together.
     """
 
-    layout: tuple[Encoder, ...] = ()
+    layout: tuple[TextEncoder, ...] = ()
     knob: Knob | None = CFG
     second_knob: Knob | None = None
     hides_masked = False
@@ -269,7 +269,10 @@ class SDXL(PipelineFamily):
     """
 
     pipeline = "StableDiffusionXLPipeline"
-    layout = (Encoder("tokenizer", "text_encoder"), Encoder("tokenizer_2", "text_encoder_2"))
+    layout = (
+        TextEncoder("tokenizer", "text_encoder"),
+        TextEncoder("tokenizer_2", "text_encoder_2"),
+    )
     load_options: Mapping[str, object] = {"add_watermarker": False}
     parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("diffusers.AutoencoderKL",),
@@ -302,7 +305,7 @@ class SD(PipelineFamily):
     """Stable Diffusion 1.x and 2.x: conditioned on token states only."""
 
     pipeline = "StableDiffusionPipeline"
-    layout = (Encoder("tokenizer", "text_encoder"),)
+    layout = (TextEncoder("tokenizer", "text_encoder"),)
     #: The safety checker would replace some images by black ones, which the judge would score.
     load_options: Mapping[str, object] = {"safety_checker": None, "requires_safety_checker": False}
     parts: Mapping[str, tuple[str, ...]] = {
@@ -340,9 +343,9 @@ class SD3(PipelineFamily):
 
     pipeline = "StableDiffusion3Pipeline"
     layout = (
-        Encoder("tokenizer", "text_encoder"),
-        Encoder("tokenizer_2", "text_encoder_2"),
-        Encoder("tokenizer_3", "text_encoder_3", is_after=True, limit=T5_TOKENS),
+        TextEncoder("tokenizer", "text_encoder"),
+        TextEncoder("tokenizer_2", "text_encoder_2"),
+        TextEncoder("tokenizer_3", "text_encoder_3", is_after=True, limit=T5_TOKENS),
     )
     denoiser = "transformer"
     parts: Mapping[str, tuple[str, ...]] = {

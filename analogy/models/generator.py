@@ -18,7 +18,7 @@ from analogy.core.records import WHOLE, Pair, Window
 from analogy.models.families import Sampling, family_of
 from analogy.models.memory import DECODED_PIXELS, MOST_IMAGES, InParts, MemoryFullError, peak
 from analogy.models.placement import computing_place, not_offloaded
-from analogy.models.stepping import Change, Stepped
+from analogy.models.stepping import PipelineChange, Stepped
 from analogy.models.texts import Texts
 from analogy.models.tokens import WordReader
 from analogy.steering.base import Intervention, ObservingMethod, Row
@@ -168,7 +168,7 @@ class Generator:
                 return self._denoise(*given)
             if window != WHOLE:
                 enter = partial(change.applied, self._pipeline, rows[part])
-                return self._denoise(*given, Change(enter, window))
+                return self._denoise(*given, PipelineChange(enter, window))
             with change.applied(self._pipeline, rows[part]):
                 return self._denoise(*given)
 
@@ -214,7 +214,7 @@ class Generator:
         conditionings: Sequence[Conditioning | Course],
         latents: Tensor,
         steps: int,
-        change: Change | None = None,
+        change: PipelineChange | None = None,
     ) -> Tensor:
         """Run the pipeline itself, up to the latents that it would decode."""
         sampling = Sampling(steps, self._guidance, self._size, self._second)

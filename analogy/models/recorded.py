@@ -38,7 +38,7 @@ class Batch(Enum):
     CUMULATIVE = "the cumulative number of tokens, from 0"
 
 
-class Role(Enum):
+class TensorRole(Enum):
     """What a tensor is to a steering method."""
 
     FIXED = "the same for every prompt, such as the negative prompt's states"
@@ -59,7 +59,7 @@ class Leaf:
     """
 
     name: str
-    role: Role
+    role: TensorRole
     batch: int | Batch
     tokens: int | None
     value: Tensor
@@ -97,14 +97,15 @@ class Layout:
     def is_single(self) -> bool:
         """True if several prompts cannot be put into one batch."""
         return any(
-            leaf.batch is Batch.ALIKE and leaf.role is not Role.FIXED for leaf in self.leaves()
+            leaf.batch is Batch.ALIKE and leaf.role is not TensorRole.FIXED
+            for leaf in self.leaves()
         )
 
     @property
     def has_lengths(self) -> bool:
         """True if the shape, a mask or the zeros of an encoded prompt depend on its token count."""
         return any(
-            leaf.tokens is not None or leaf.has_zeros or leaf.role is Role.CARRIED
+            leaf.tokens is not None or leaf.has_zeros or leaf.role is TensorRole.CARRIED
             for leaf in self.leaves()
         )
 
@@ -114,7 +115,7 @@ class Layout:
         Raises ``ModelError`` if the recording does not have this layout.
         """
         recorded = {".".join(path): value for path, value in _flat(tuple(calls))}
-        found: dict[Role, dict[str, Tensor]] = {role: {} for role in Role}
+        found: dict[TensorRole, dict[str, Tensor]] = {role: {} for role in TensorRole}
         tokens = []
         for leaf in self.leaves():
             value = recorded.get(leaf.name)
@@ -123,16 +124,16 @@ class Layout:
                     f"expected {leaf.name} of the encoded prompt as a tensor of "
                     f"{leaf.value.ndim} axes, as for other prompts, got {_described(value)}"
                 )
-            if leaf.role is not Role.FIXED:
+            if leaf.role is not TensorRole.FIXED:
                 own = leaf.of_one(value)
                 tokens.append(0 if leaf.tokens is None else own.shape[leaf.tokens])
-                if leaf.role is Role.STATES and leaf.tokens is not None:
+                if leaf.role is TensorRole.STATES and leaf.tokens is not None:
                     own = own.movedim(leaf.tokens, -2)
                 found[leaf.role][leaf.name] = own
         return Conditioning(
-            found[Role.STATES],
-            found[Role.POOLED],
-            {**found[Role.CARRIED], TOKENS: torch.tensor(tokens)},
+            found[TensorRole.STATES],
+            found[TensorRole.POOLED],
+            {**found[TensorRole.CARRIED], TOKENS: torch.tensor(tokens)},
             has_length=self.has_lengths,
         )
 
@@ -141,7 +142,7 @@ class Layout:
         tensors = [each.tensors() for each in conditionings]
         made: dict[str, Any] = {}
         for leaf in self.leaves():
-            if leaf.role is Role.FIXED:
+            if leaf.role is TensorRole.FIXED:
                 made[leaf.name] = leaf.together([leaf.of_one(leaf.value)] * len(conditionings))
                 continue
             own = [_as_recorded(leaf, each[leaf.name]) for each in tensors]
@@ -154,7 +155,7 @@ class Layout:
 
 def _as_recorded(leaf: Leaf, tensor: Tensor) -> Tensor:
     """One prompt's tensor with the axis of tokens in the pipeline's own place."""
-    if leaf.role is not Role.STATES or leaf.tokens is None:
+    if leaf.role is not TensorRole.STATES or leaf.tokens is None:
         return tensor
     return tensor.movedim(-2, leaf.tokens)
 
@@ -203,10 +204,10 @@ def _layout(path: tuple[str, ...], once: Any, twice: Any, other: Any, longer: An
 def _leaf(name: str, once: Tensor, twice: Tensor | None, other: Tensor, longer: Tensor) -> Leaf:
     """The batch axis, token axis and role of a tensor. ``twice``: None for a tensor of a list."""
     batch = Batch.LIST if twice is None else _batch(name, once, twice)
-    of_one = Leaf(name, Role.FIXED, batch, None, once).of_one
+    of_one = Leaf(name, TensorRole.FIXED, batch, None, once).of_one
     one, like, long = (of_one(each) for each in (once, other, longer))
     if _equal(one, like) and _equal(one, long):
-        return Leaf(name, Role.FIXED, batch, None, once)
+        return Leaf(name, TensorRole.FIXED, batch, None, once)
     grown = [i for i, (a, b) in enumerate(zip(one.shape, long.shape, strict=True)) if a != b]
     if len(grown) > 1:
         raise ModelError(
@@ -214,7 +215,7 @@ def _leaf(name: str, once: Tensor, twice: Tensor | None, other: Tensor, longer: 
             f"{tuple(long.shape)}"
         )
     role, tokens = _role(one, like, long, grown), grown[0] if grown else None
-    has_zeros = role is Role.STATES and not grown and _zeros(one) != _zeros(long)
+    has_zeros = role is TensorRole.STATES and not grown and _zeros(one) != _zeros(long)
     return Leaf(name, role, batch, tokens, once, has_zeros)
 
 
@@ -239,13 +240,13 @@ def _batch(name: str, once: Tensor, twice: Tensor) -> int | Batch:
     )
 
 
-def _role(one: Tensor, like: Tensor, long: Tensor, grown: list[int]) -> Role:
+def _role(one: Tensor, like: Tensor, long: Tensor, grown: list[int]) -> TensorRole:
     is_mask = all(((each == 0) | (each == 1)).all() for each in (one, like, long))
     if not one.is_floating_point() or is_mask or _equal(one, like) or one.ndim == 0:
-        return Role.CARRIED
+        return TensorRole.CARRIED
     if one.ndim == 1:
-        return Role.CARRIED if grown else Role.POOLED
-    return Role.STATES
+        return TensorRole.CARRIED if grown else TensorRole.POOLED
+    return TensorRole.STATES
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

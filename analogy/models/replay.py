@@ -40,7 +40,7 @@ from analogy.models.replay_table import (
     ROWS,
     TRUE_CFG,
     Knob,
-    Row,
+    PipelineRow,
 )
 from analogy.steering.conditioning import Conditioning
 
@@ -76,11 +76,11 @@ class _Interrupted(BaseException):
 
 
 class Replay(PipelineFamily):
-    """The family of a pipeline's class, made from its name and its :class:`Row`."""
+    """The family of a pipeline's class, made from its name and its :class:`PipelineRow`."""
 
     prompts_at_once = 1
 
-    def __init__(self, pipeline: str, row: Row) -> None:
+    def __init__(self, pipeline: str, row: PipelineRow) -> None:
         self.pipeline = pipeline
         self._row = row
         kind: Any = getattr(diffusers, pipeline, None)
@@ -127,46 +127,11 @@ class Replay(PipelineFamily):
         found = vars(pipeline).get(_LAYOUT)
         if found is None:
             with _named(pipeline):
-                found = layout_of(
-                    lambda prompts: self._record(pipeline, prompts), is_single=self._row.is_single
-                )
+                record = partial(_recorded, self, pipeline)
+                found = layout_of(record, is_single=self._row.is_single)
             vars(pipeline)[_LAYOUT] = found
         assert isinstance(found, Layout)
         return found
-
-    def _record(
-        self, pipeline: Any, prompts: Sequence[str], given: list[Given] | None = None
-    ) -> list[Any]:
-        """What ``encode_prompt`` returns at each call, for these prompts and the negative one.
-
-        ``given``: a list to which the inputs of the text encoders are added. Raises ``ModelError``
-        if the pipeline does not call ``encode_prompt``.
-        """
-        twin = twin_of(pipeline)
-        own = twin.encode_prompt
-        recorded: list[Any] = []
-
-        def encode_prompt(*args: Any, **options: Any) -> Any:
-            made = own(*args, **options)
-            recorded.append(made)
-            return made
-
-        def stop(*_: Any, **__: Any) -> Any:
-            raise _Interrupted
-
-        vars(twin)["encode_prompt"] = encode_prompt
-        if given is not None:
-            for name, forward in listening(pipeline, given).items():
-                _replace(twin, name, forward=forward)
-        second = _GUIDED if _is_needed(self.second_knob, getattr(pipeline, self.denoiser)) else None
-        sampling = Sampling(2, _GUIDED, self.size_of(pipeline), second)
-        vars(twin).update(self.attributes(pipeline, sampling))
-        with _kept_attention(pipeline, self.denoiser), suppress(_Interrupted):
-            _replace(twin, self.denoiser, forward=stop)
-            self._run(twin, list(prompts), sampling)
-        if not recorded:
-            raise ModelError("its call asks its denoiser without a call of encode_prompt")
-        return recorded
 
     # -- denoising
 
@@ -353,10 +318,45 @@ def _is_needed(second: Knob | None, denoiser: Any) -> bool:
     return second.kind != DISTILLED or bool(denoiser.config.get("guidance_embeds"))
 
 
+def _recorded(
+    family: Replay, pipeline: Any, prompts: Sequence[str], given: list[Given] | None = None
+) -> list[Any]:
+    """What ``encode_prompt`` returns at each call, for these prompts and the negative one.
+
+    ``given``: a list to which the inputs of the text encoders are added. Raises ``ModelError``
+    if the pipeline does not call ``encode_prompt``.
+    """
+    twin = twin_of(pipeline)
+    own = twin.encode_prompt
+    recorded: list[Any] = []
+
+    def encode_prompt(*args: Any, **options: Any) -> Any:
+        made = own(*args, **options)
+        recorded.append(made)
+        return made
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise _Interrupted
+
+    vars(twin)["encode_prompt"] = encode_prompt
+    if given is not None:
+        for name, forward in listening(pipeline, given).items():
+            _replace(twin, name, forward=forward)
+    second = _GUIDED if _is_needed(family.second_knob, getattr(pipeline, family.denoiser)) else None
+    sampling = Sampling(2, _GUIDED, family.size_of(pipeline), second)
+    vars(twin).update(family.attributes(pipeline, sampling))
+    with _kept_attention(pipeline, family.denoiser), suppress(_Interrupted):
+        _replace(twin, family.denoiser, forward=stop)
+        family._run(twin, list(prompts), sampling)
+    if not recorded:
+        raise ModelError("its call asks its denoiser without a call of encode_prompt")
+    return recorded
+
+
 def encoded(family: Replay, pipeline: Any, text: str) -> tuple[Conditioning, list[Given]]:
     """A text's conditioning, and the inputs of the text encoders for it."""
     given: list[Given] = []
-    calls = family._record(pipeline, [text], given)
+    calls = _recorded(family, pipeline, [text], given)
     return family._layout(pipeline).conditioning(calls), given
 
 

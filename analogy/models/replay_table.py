@@ -34,7 +34,7 @@ PAG = Knob("pag_scale", PERTURBED)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PipelineRow:
     """What a pipeline's class does not show.
 
     - ``guidance``: what ``--guidance`` sets, None if the class has no guidance; ``second``: what
@@ -87,76 +87,80 @@ _GEMMA_TOKENIZER = (
 )  # fmt: skip
 
 #: Rows by the name of the pipeline's class.
-ROWS: Mapping[str, Row] = {
-    "FluxPipeline": Row(EMBEDDED_GUIDANCE, second=TRUE_CFG, counted=()),
-    "Flux2Pipeline": Row(
+ROWS: Mapping[str, PipelineRow] = {
+    "FluxPipeline": PipelineRow(EMBEDDED_GUIDANCE, second=TRUE_CFG, counted=()),
+    "Flux2Pipeline": PipelineRow(
         EMBEDDED_GUIDANCE, parts={"tokenizer": ("transformers.PixtralProcessor",)}, counted=()
     ),
-    "Flux2KleinPipeline": Row(counted=()),
-    "Flux2KleinKVPipeline": Row(None, counted=()),
-    "ChromaPipeline": Row(),
-    "QwenImagePipeline": Row(TRUE_CFG, second=EMBEDDED_GUIDANCE),
-    "QwenImage21Pipeline": Row(TRUE_CFG, counted=("processor",)),
-    "ZImagePipeline": Row(
+    "Flux2KleinPipeline": PipelineRow(counted=()),
+    "Flux2KleinKVPipeline": PipelineRow(None, counted=()),
+    "ChromaPipeline": PipelineRow(),
+    "QwenImagePipeline": PipelineRow(TRUE_CFG, second=EMBEDDED_GUIDANCE),
+    "QwenImage21Pipeline": PipelineRow(TRUE_CFG, counted=("processor",)),
+    "ZImagePipeline": PipelineRow(
         parts={"text_encoder": ("transformers.Qwen3Model", "transformers.Qwen3ForCausalLM"),
                "tokenizer": _QWEN_TOKENIZER}
     ),
-    "SanaPipeline": Row(parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True),
+    "SanaPipeline": PipelineRow(
+        parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True
+    ),
     # Its default intermediate timestep works with two steps only.
-    "SanaSprintPipeline": Row(
+    "SanaSprintPipeline": PipelineRow(
         EMBEDDED_GUIDANCE,
         parts={"text_encoder": ("transformers.Gemma2Model",)},
         fixed={"intermediate_timesteps": None}, hides_masked=True,
     ),
-    "PixArtAlphaPipeline": Row(hides_masked=True),
-    "PixArtSigmaPipeline": Row(hides_masked=True),
-    "LuminaPipeline": Row(parts={"text_encoder": ("transformers.GemmaModel",)}),
-    "Lumina2Pipeline": Row(
+    "PixArtAlphaPipeline": PipelineRow(hides_masked=True),
+    "PixArtSigmaPipeline": PipelineRow(hides_masked=True),
+    "LuminaPipeline": PipelineRow(parts={"text_encoder": ("transformers.GemmaModel",)}),
+    "Lumina2Pipeline": PipelineRow(
         parts={"text_encoder": ("transformers.Gemma2Model",)}, hides_masked=True
     ),
-    "AuraFlowPipeline": Row(),
-    "HiDreamImagePipeline": Row(
+    "AuraFlowPipeline": PipelineRow(),
+    "HiDreamImagePipeline": PipelineRow(
         from_size={"default_sample_size": "latents"}, parts={"tokenizer_4": _LLAMA_TOKENIZER},
         counted=(), encoders={"0.0": "text_encoder_3", "0.2": "text_encoder_4"},
     ),
-    "CogView3PlusPipeline": Row(counted=()),
-    "CogView4Pipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
-    "HunyuanDiTPipeline": Row(),
-    "HunyuanImagePipeline": Row(
+    "CogView3PlusPipeline": PipelineRow(counted=()),
+    "CogView4Pipeline": PipelineRow(parts={"tokenizer": _LLAMA_TOKENIZER}),
+    "HunyuanDiTPipeline": PipelineRow(),
+    "HunyuanImagePipeline": PipelineRow(
         GUIDER,
         second=Knob("distilled_guidance_scale", DISTILLED),
         guidance_default=3.5,  # AdaptiveProjectedMixGuidance's own
         hides_masked=True, counted=("tokenizer",),
     ),
-    "Kandinsky3Pipeline": Row(decoder="movq", decoding={"force_not_quantize": True}),
-    "Kandinsky5T2IPipeline": Row(
+    "Kandinsky3Pipeline": PipelineRow(decoder="movq", decoding={"force_not_quantize": True}),
+    "Kandinsky5T2IPipeline": PipelineRow(
         from_size={"resolutions": "sizes"}, counted=("tokenizer",)
     ),
-    "OvisImagePipeline": Row(),
-    "LatentConsistencyModelPipeline": Row(EMBEDDED_GUIDANCE, counted=()),
-    "Krea2Pipeline": Row(parts={"tokenizer": _QWEN_TOKENIZER}),
-    "BriaPipeline": Row(),
-    "BriaFiboPipeline": Row(parts={"tokenizer": _LLAMA_TOKENIZER}),
-    "DreamLitePipeline": Row(
+    "OvisImagePipeline": PipelineRow(),
+    "LatentConsistencyModelPipeline": PipelineRow(EMBEDDED_GUIDANCE, counted=()),
+    "Krea2Pipeline": PipelineRow(parts={"tokenizer": _QWEN_TOKENIZER}),
+    "BriaPipeline": PipelineRow(),
+    "BriaFiboPipeline": PipelineRow(parts={"tokenizer": _LLAMA_TOKENIZER}),
+    "DreamLitePipeline": PipelineRow(
         parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
     ),
-    "DreamLiteMobilePipeline": Row(
+    "DreamLiteMobilePipeline": PipelineRow(
         None, parts={"tokenizer": _QWEN_TOKENIZER}, is_single=True, asks_encoder=True
     ),
-    "LongCatImagePipeline": Row(counted=()),
+    "LongCatImagePipeline": PipelineRow(counted=()),
     # Its parts that rewrite prompts are not loaded.
-    "ErnieImagePipeline": Row(
+    "ErnieImagePipeline": PipelineRow(
         parts={"tokenizer": _LLAMA_TOKENIZER, "pe_tokenizer": _LLAMA_TOKENIZER},
         unloaded=("pe", "pe_tokenizer"),
     ),
-    "PRXPipeline": Row(
+    "PRXPipeline": PipelineRow(
         least_guidance=1.0, parts={"tokenizer": _GEMMA_TOKENIZER}, is_single=True
     ),
-    "BriaFibo2Pipeline": Row(counted=("processor",)),
-    "StableDiffusionPAGPipeline": Row(second=PAG, counted=()),
-    "StableDiffusion3PAGPipeline": Row(second=PAG, counted=()),
-    "PixArtSigmaPAGPipeline": Row(second=PAG),
-    "SanaPAGPipeline": Row(second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}),
+    "BriaFibo2Pipeline": PipelineRow(counted=("processor",)),
+    "StableDiffusionPAGPipeline": PipelineRow(second=PAG, counted=()),
+    "StableDiffusion3PAGPipeline": PipelineRow(second=PAG, counted=()),
+    "PixArtSigmaPAGPipeline": PipelineRow(second=PAG),
+    "SanaPAGPipeline": PipelineRow(
+        second=PAG, parts={"text_encoder": ("transformers.Gemma2Model",)}
+    ),
 }  # fmt: skip
 
 #: Text-to-image pipelines of diffusers that the suite does not support, with the reason.

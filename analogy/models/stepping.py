@@ -44,7 +44,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PipelineChange:
     """A change of the pipeline in a part of the schedule.
 
     ``enter``: takes the number of the current step, and returns the context within which the
@@ -68,7 +68,7 @@ class Stepped:
         pipeline: Any,
         denoiser: str,
         conditionings: Sequence[Conditioning | Course],
-        change: Change | None = None,
+        change: PipelineChange | None = None,
     ) -> None:
         self.given = [each.source if isinstance(each, Course) else each for each in conditionings]
         self.pipeline = copy.copy(pipeline)

@@ -16,7 +16,7 @@ T5_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class TextEncoder:
     """A text encoder's place in the token states of a family.
 
     - ``tokenizer``, ``encoder``: names of parts of the pipeline. A pipeline may lack them;
@@ -51,7 +51,7 @@ class WordReader:
     the pipeline's family; empty if unknown.
     """
 
-    def __init__(self, pipeline: Any, layout: Sequence[Encoder]) -> None:
+    def __init__(self, pipeline: Any, layout: Sequence[TextEncoder]) -> None:
         self._name = type(pipeline).__name__
         self._blocks: list[_Block] = []
         tokens = width = first = 0

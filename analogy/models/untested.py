@@ -23,7 +23,7 @@ from analogy.models.memory import MemoryFullError
 from analogy.models.networks import reason
 from analogy.models.recorded import PROBES
 from analogy.models.replay import SEED_BITS, Replay, generator_of, twin_of
-from analogy.models.replay_table import CFG, EMBEDDED_GUIDANCE, ROWS, TRUE_CFG, Row
+from analogy.models.replay_table import CFG, EMBEDDED_GUIDANCE, ROWS, TRUE_CFG, PipelineRow
 
 #: Pixels a side of the check's images: the first of these that the pipeline's call accepts, else
 #: its native size.
@@ -69,8 +69,8 @@ def _untested(name: str) -> Replay:
         if knob.name in call and call[knob.name].default is not None
     ]
     if scales == [TRUE_CFG, CFG]:
-        return Replay(name, Row(TRUE_CFG, second=EMBEDDED_GUIDANCE, parts=parts))
-    return Replay(name, Row(scales[0] if scales else None, parts=parts))
+        return Replay(name, PipelineRow(TRUE_CFG, second=EMBEDDED_GUIDANCE, parts=parts))
+    return Replay(name, PipelineRow(scales[0] if scales else None, parts=parts))
 
 
 #: Base classes, which do not identify a part's own class.

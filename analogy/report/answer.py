@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from analogy.core.records import SIGNIFICANCE, Verdict
-from analogy.core.text import listed
+from analogy.core.text import listed, short_name
 from analogy.report.looks import early_conclusion, is_sequential, saved_facts, seeds_said
 from analogy.report.numbers import (
     counted,
@@ -97,7 +97,7 @@ def _scope(results: Results) -> str:
     return (
         f"{counted(sum(most.values()), 'pair')} ({of}), steered by the method "
         f"{subject.method} at alpha {alphas}, {seeds_said(results)} each. "
-        f"Model: {subject.model.partition('@')[0]}. Judge: {measurement.judge.partition('@')[0]}."
+        f"Model: {short_name(subject.model)}. Judge: {short_name(measurement.judge)}."
     )
 
 

@@ -19,7 +19,7 @@ from analogy.report.numbers import (
     symbol,
     verdict_name,
 )
-from analogy.report.plots import Decided, Limits, Point, Row, short
+from analogy.report.plots import IntervalRow, Limits, Point, StoppedCell, short
 from analogy.results.comparison import Comparison
 from analogy.results.model import Analysis, Ceiling, CellFigures, Results, Stop
 
@@ -123,19 +123,19 @@ def _with_confidence(text: str, stop: Stop | None) -> str:
 # --- intervals
 
 
-def row_of(label: str, figures: Estimate | None, stop: Stop | None = None) -> Row:
+def row_of(label: str, figures: Estimate | None, stop: Stop | None = None) -> IntervalRow:
     """A row of an estimate; its figures are None without an estimate.
 
     ``stop``: the look that determines the interval's confidence; None for 95%.
     """
     if figures is None:
-        return Row(label, None, None, None, verdict_name(None))
+        return IntervalRow(label, None, None, None, verdict_name(None))
     low, high = number(figures.ci_low), number(figures.ci_high)
     at = "" if stop is None else confidence(stop)
-    return Row(label, number(figures.mean), low, high, verdict_name(figures.verdict), at)
+    return IntervalRow(label, number(figures.mean), low, high, verdict_name(figures.verdict), at)
 
 
-def forest_rows(analysis: Analysis, name: str) -> list[Row]:
+def forest_rows(analysis: Analysis, name: str) -> list[IntervalRow]:
     """The ``margin`` or the ``gain`` of every cell, as `plots.forest` takes them."""
     return [
         row_of(
@@ -147,7 +147,7 @@ def forest_rows(analysis: Analysis, name: str) -> list[Row]:
     ]
 
 
-def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> list[Row]:
+def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> list[IntervalRow]:
     """The difference of every cell, and of all together, from the baseline.
 
     ``has_confidence``: whether a row shows the confidence of its interval.
@@ -159,23 +159,25 @@ def comparison_rows(comparison: Comparison, *, has_confidence: bool = False) -> 
             name = f"{short(change.category)} {change.alpha:g}"
         low, high = number(change.ci_low), number(change.ci_high)
         at = f"{100 * change.confidence:.8g}%" if has_confidence else ""
-        rows.append(Row(name, number(change.difference), low, high, str(change.outcome), at))
+        rows.append(
+            IntervalRow(name, number(change.difference), low, high, str(change.outcome), at)
+        )
     return rows
 
 
 # --- looks
 
 
-def decided_rows(results: Results) -> Sequence[Decided]:
+def decided_rows(results: Results) -> Sequence[StoppedCell]:
     """The cells of a sequential run with their looks, as `plots.decisions` takes them."""
     rows = []
     for cell, figures in results.analysis.cells.items():
         stop, label = figures.stop, f"{short(cell.category)} {cell.alpha:g}"
         verdict = (figures.margin.verdict or Verdict.INCOMPLETE).value
         if stop is None:
-            rows.append(Decided(label, verdict))
+            rows.append(StoppedCell(label, verdict))
         else:
-            rows.append(Decided(label, verdict, stop.look, stop.looks, stop.pairs, stop.seeds))
+            rows.append(StoppedCell(label, verdict, stop.look, stop.looks, stop.pairs, stop.seeds))
     return rows
 
 
@@ -192,7 +194,7 @@ class Responses:
 
     alphas: Sequence[float]
     margins: NDArray[np.float64]
-    rows: Sequence[Row]
+    rows: Sequence[IntervalRow]
     ceiling: Ceiling | None
     share: float | None
     target_share: float | None

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analogy.report.figures import comparison_rows, forest_rows
 from analogy.report.numbers import MINUS, signed
-from analogy.report.plots import Row
+from analogy.report.plots import IntervalRow
 from analogy.results.comparison import Comparison
 from analogy.results.model import Analysis
 
@@ -27,7 +27,7 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class IntervalBar:
     """A mean and its interval on an axis.
 
     ``at``: the mean's position; ``low`` and ``width``: the start and width of the interval, in
@@ -51,7 +51,7 @@ class ForestRow:
 
     category: str | None
     alpha: float | None
-    bars: tuple[Bar, ...]
+    bars: tuple[IntervalBar, ...]
     verdict: str
 
 
@@ -88,7 +88,7 @@ def comparison_forest(comparison: Comparison, *, has_confidence: bool) -> Forest
     return Forest("differences", "Differences from the baseline", (axis,), tuple(rows), "outcome")
 
 
-def _scale(rows: Sequence[Row]) -> tuple[float, float]:
+def _scale(rows: Sequence[IntervalRow]) -> tuple[float, float]:
     """The ends of an axis that holds every interval and 0, with a margin of 4% on each side."""
     ends = [v for row in rows for v in (row.mean, row.low, row.high) if v is not None]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
@@ -97,7 +97,7 @@ def _scale(rows: Sequence[Row]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axis(name: str, rows: Sequence[Row]) -> Axis:
+def _axis(name: str, rows: Sequence[IntervalRow]) -> Axis:
     low, high = _scale(rows)
     values = [
         v for v in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= v <= high
@@ -109,14 +109,14 @@ def _axis(name: str, rows: Sequence[Row]) -> Axis:
     )
 
 
-def _bar(row: Row, rows: Sequence[Row]) -> Bar:
+def _bar(row: IntervalRow, rows: Sequence[IntervalRow]) -> IntervalBar:
     low, high = _scale(rows)
     at = None if row.mean is None else _place(row.mean, low, high)
     if row.low is None or row.high is None:
-        return Bar(row.mean, at, None, None, "")
+        return IntervalBar(row.mean, at, None, None, "")
     start = _place(row.low, low, high)
     text = f"[{signed(row.low)}, {signed(row.high)}]"
-    return Bar(row.mean, at, start, round(_place(row.high, low, high) - start, 2),
+    return IntervalBar(row.mean, at, start, round(_place(row.high, low, high) - start, 2),
                f"{row.confidence} {text}".strip())  # fmt: skip
 
 

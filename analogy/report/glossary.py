@@ -15,7 +15,7 @@ from enum import StrEnum
 from markupsafe import Markup, escape
 
 
-class Run(StrEnum):
+class RunKind(StrEnum):
     """Kinds of runs: with all images, or sequential, until each cell is decided."""
 
     FULL = "full"
@@ -31,7 +31,7 @@ class Term:
 
     name: str
     definition: str
-    only: Run | None = None
+    only: RunKind | None = None
 
     @property
     def html(self) -> Markup:
@@ -134,54 +134,54 @@ SECTIONS = (
                 "A range that holds the true mean in 95 of 100 repetitions with other pairs. "
                 "It is a studentized bootstrap that resamples pairs, each with all its seeds "
                 "and alphas, because images of one pair are alike.",
-                Run.FULL,
+                RunKind.FULL,
             ),
             Term(
                 "look",
                 "In a sequential run (`--sequential`): a cell is examined at a few fixed "
                 "numbers of pairs and seeds, and stops at the first that decides it. Each "
                 "look has its own small level; together they keep the error of a full run.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "interval of a look",
                 "The studentized bootstrap interval of the pairs of a look, at the confidence "
                 "that its level leaves: `1 - 2 level`, such as 99.94%. The intervals of all "
                 "looks hold together, so it is right at whatever look a cell stops.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "sequential p",
                 "The p of a success that allows for all looks: the levels of the looks before, "
                 "plus the larger p of the t-test and the bootstrap at the look where the cell "
                 "stopped; 1 for a cell that stopped for another reason.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "Holm's p of looks",
                 "The sequential p, corrected for testing all cells at once as Holm's p is: without "
                 "it, a few of many cells succeed by chance.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "stopped early",
                 "Decided before the last look. The verdict holds, but the mean is too far from "
                 "0, because a cell stops where its mean happens to be large. For a number run "
                 "the full grid.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "ICC",
                 "The share of the variance of single images that lies between pairs, from 0 to "
                 "1; the rest lies between the seeds of a pair. The closer to 1, the less "
                 "further seeds tell.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "p",
                 "The chance of a mean at least this large if the true mean were 0: a "
                 "one-sided t-test over pairs, `t = mean / (s / √n)`.",
-                Run.FULL,
+                RunKind.FULL,
             ),
             Term(
                 "Holm's p",
@@ -189,7 +189,7 @@ SECTIONS = (
                 "succeed by chance. The i-th smallest of k is multiplied by `k - i + 1`, and "
                 "none may be smaller than the one before; a cell enters with the larger p of "
                 "the t-test and the bootstrap.",
-                Run.FULL,
+                RunKind.FULL,
             ),
             Term(
                 "slope",
@@ -205,14 +205,14 @@ SECTIONS = (
             Term(
                 "success",
                 "The interval lies above 0 and p < 0.05.",
-                Run.FULL,
+                RunKind.FULL,
             ),
             Term(
                 "success of a look",
                 "Before the last look: the larger p of the t-test and the bootstrap is at most "
                 "the look's level. At the last: its interval lies above 0 and p is below twice "
                 "its level.",
-                Run.SEQUENTIAL,
+                RunKind.SEQUENTIAL,
             ),
             Term(
                 "failure",
@@ -325,7 +325,7 @@ SECTIONS = (
 
 def report_terms(*, is_sequential: bool) -> Iterator[Term]:
     """The terms in the report of a run."""
-    kind = Run.SEQUENTIAL if is_sequential else Run.FULL
+    kind = RunKind.SEQUENTIAL if is_sequential else RunKind.FULL
     for section in SECTIONS:
         for term in section.terms:
             if section.in_report and term.only in (None, kind):

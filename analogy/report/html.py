@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 
 from analogy.core.files import check_output, write_output
 from analogy.core.records import is_imported
+from analogy.core.text import short_name
 from analogy.report import plots
 from analogy.report.answer import answer, facts, may_conclude, may_not_conclude
 from analogy.report.figures import (
@@ -113,7 +114,7 @@ def render(
     """
     header, analysis = results.header, results.analysis
     images = gallery(results, folder, full_images)
-    templates = environment(symbol=symbol, interval_name=interval_name, fingerprint=_name)
+    templates = environment(symbol=symbol, interval_name=interval_name, fingerprint=short_name)
     script = templates.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return templates.get_template("report.html").render(
@@ -225,8 +226,3 @@ def _trade_offs(results: Results) -> list[Plot]:
 def _outcomes(comparison: Comparison) -> dict[str, int]:
     counts = Counter(change.outcome for change in comparison.changes)
     return {words(outcome): counts[outcome] for outcome in Outcome if counts[outcome]}
-
-
-def _name(fingerprint: str) -> str:
-    """A model's name without the digest of its files."""
-    return fingerprint.partition("@")[0]

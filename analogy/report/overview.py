@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from analogy.core.errors import AnalogyError, StoreError
 from analogy.core.strict_json import Json
-from analogy.core.text import padded, shortened
+from analogy.core.text import padded, short_name, shortened, worded
 from analogy.report.answer import answer
 from analogy.report.numbers import size
+from analogy.report.text import wrapped
 from analogy.results import kept
 from analogy.results.model import RESULTS_NAME, Results
 from analogy.store.finding import run_folders
@@ -85,14 +85,14 @@ def overview(places: Iterable[Path]) -> list[Entry]:
 def settings_that_differ(entries: Sequence[Entry]) -> list[str]:
     """For each entry, its values of the settings that differ between entries, as text.
 
-    An example is ``guidance 6; limit 10``. Empty for an entry without results, and if no setting
+    An example is ``guidance 6.0; limit 10``. Empty for an entry without results, and if no setting
     differs.
     """
-    settings = [None if one.results is None else _settings(one.results) for one in entries]
-    found = [each for each in settings if each is not None]
+    settings = [{} if one.results is None else _settings(one.results) for one in entries]
+    found = [each for each in settings if each]
     names = [name for name in found[0] if len({each[name] for each in found}) > 1] if found else []
     return [
-        "" if each is None else "; ".join(f"{name} {each[name]}" for name in names)
+        "; ".join(f"{name.replace('_', ' ')} {worded(each[name])}" for name in names if each)
         for each in settings
     ]
 
@@ -103,20 +103,12 @@ _SUBJECT = (
 _MEASUREMENT = ("size", "alphas", "seeds", "limit")
 
 
-def _settings(results: Results) -> dict[str, str]:
-    """The settings other than model, method, judge and pairs, as text."""
+def _settings(results: Results) -> dict[str, object]:
+    """The settings other than model, method, judge and pairs."""
     header = results.header
     values = [(name, getattr(header.subject, name)) for name in _SUBJECT]
     values += [(name, getattr(header.measurement, name)) for name in _MEASUREMENT]
-    return {name.replace("_", " "): _worded(value) for name, value in values}
-
-
-def _worded(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(_worded, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
+    return dict(values)
 
 
 def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
@@ -136,8 +128,8 @@ def overview_lines(entries: Sequence[Entry]) -> Iterator[str]:
                 entry.model, entry.method, entry.judge, f"{entry.pairs:,}", f"{entry.done:.0%}",
                 size(entry.n_bytes), entry.date[:10],
             )  # fmt: skip
-        yield from _wrapped(entry.answer)
-        yield from _wrapped(settings)
+        yield from wrapped(entry.answer, indent="  ")
+        yield from wrapped(settings, indent="  ")
 
 
 def _row(
@@ -148,10 +140,6 @@ def _row(
         for name, width in ((model, 18), (method, 12), (judge, 14))
     ]
     return f"{' '.join(names)} {pairs:>5} {done:>5} {n_bytes:>7} {date:<10}".rstrip()
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 80, initial_indent="  ", subsequent_indent="  ")
 
 
 def _entries(folder: Path) -> list[Entry]:
@@ -181,9 +169,9 @@ def _entry(folder: Path, one: kept.Measured, n_bytes: int) -> Entry:
         folder=folder,
         file=one.path,
         results=results,
-        model=_named(header.subject.model),
+        model=short_name(header.subject.model),
         method=header.subject.method,
-        judge=_named(header.measurement.judge),
+        judge=short_name(header.measurement.judge),
         pairs=one.scope.n_pairs,
         done=sum(margin.n_items for margin in margins) / of if of else 0.0,
         n_bytes=n_bytes,
@@ -200,15 +188,11 @@ def _without_results(store: RunFolder) -> Entry:
     time = store.provenance().get("time")
     return Entry(
         folder=store.path,
-        model=_named(command.model),
+        model=short_name(command.model),
         method=command.config.method,
-        judge=_named(command.judge),
+        judge=short_name(command.judge),
         pairs=len(command.pairs),
         done=1 - len(store.without_image(jobs)) / len(jobs) if jobs else 0.0,
         n_bytes=store.n_bytes(),
         date=time if isinstance(time, str) else "",
     )
-
-
-def _named(fingerprint: str) -> str:
-    return fingerprint.partition("@")[0]

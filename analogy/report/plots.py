@@ -60,7 +60,7 @@ _MARGIN = "margin"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class IntervalRow:
     """A mean with its interval, in units of the margin; None if there is none.
 
     ``verdict``: that of an estimate, or the outcome of a comparison; ``confidence``: that of the
@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class StoppedCell:
     """A cell of a sequential run: the look, from 1 to ``looks``, at which it stopped.
 
     ``pairs``, ``seeds``: their numbers at that look. All numbers are 0 if images are missing.
@@ -139,7 +139,7 @@ def svg(width: float, height: float, draw: Callable[[Axes], object]) -> str:
     return text
 
 
-def forest(ax: Axes, rows: Sequence[Row], *, label: str = _MARGIN) -> Axes:
+def forest(ax: Axes, rows: Sequence[IntervalRow], *, label: str = _MARGIN) -> Axes:
     """Means and their intervals, the first row on top; a row without figures shows its verdict."""
     for i, row in enumerate(rows):
         if row.mean is None:
@@ -168,7 +168,7 @@ def dose_response(
     ax: Axes,
     alphas: Sequence[float],
     margins: NDArray[np.float64],
-    rows: Sequence[Row],
+    rows: Sequence[IntervalRow],
     *,
     ceiling: float | None = None,
     limits: Limits | None = None,
@@ -237,7 +237,7 @@ def distribution(
     return ax
 
 
-def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
+def decisions(ax: Axes, rows: Sequence[StoppedCell]) -> Axes:
     """The look at which each cell of a sequential run was decided: a row per cell.
 
     A bar ends at the cell's look; a small dot is a look that the cell did not need. The number of
@@ -270,7 +270,7 @@ def decisions(ax: Axes, rows: Sequence[Decided]) -> Axes:
     return ax
 
 
-def _look_name(look: int, rows: Sequence[Decided]) -> str:
+def _look_name(look: int, rows: Sequence[StoppedCell]) -> str:
     """A look's number and, below it, its pairs and seeds, if all cells that stopped there agree."""
     sizes = {(row.pairs, row.seeds) for row in rows if row.look == look}
     if len(sizes) != 1:

@@ -27,6 +27,7 @@ from analogy.report.overview import Entry, settings_that_differ
 from analogy.report.templating import environment
 from analogy.results import comparison
 from analogy.results.changes import Comparison
+from analogy.results.differences import measurement_differences
 from analogy.results.model import Results
 
 MOST_RUNS = 200
@@ -53,7 +54,7 @@ class SitePaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedRuns:
     """A comparison of two runs; ``old`` (the baseline) and ``new`` are their indices in the site's
     list of runs.
     """
@@ -169,7 +170,7 @@ def _date(entry: Entry) -> str:
 
 def _compared(
     entries: Sequence[Entry], most: int
-) -> tuple[list[list[int]], list[str], dict[tuple[int, int], Compared]]:
+) -> tuple[list[list[int]], list[str], dict[tuple[int, int], ComparedRuns]]:
     """The outcome for every two runs, the reasons not to compare two, and the comparisons.
 
     Outcomes are a list for each run, with an entry for each run before it in ``entries``: the index
@@ -178,14 +179,14 @@ def _compared(
     """
     outcomes: list[list[int]] = [[_NOT_SHOWN] * i for i in range(len(entries))]
     reasons: dict[str, int] = {}
-    compared: dict[tuple[int, int], Compared] = {}
+    compared: dict[tuple[int, int], ComparedRuns] = {}
     for i, j in combinations(range(len(entries)), 2):
         reason, sides = _sides(entries[i].results, entries[j].results)
         if sides is None:
             outcomes[j][i] = reasons.setdefault(reason, len(reasons))
         elif len(compared) < most:
             old, new = (i, j) if sides[0] is entries[i].results else (j, i)
-            compared[i, j] = Compared(old, new, comparison.compare(*sides))
+            compared[i, j] = ComparedRuns(old, new, comparison.compare(*sides))
             outcomes[j][i] = _COMPARED
     return outcomes, list(reasons), compared
 
@@ -194,12 +195,12 @@ def _sides(new: Results | None, old: Results | None) -> tuple[str, tuple[Results
     """An empty text with the baseline and the run to compare; or a reason not to, and None."""
     if new is None or old is None:
         return "one of them has no results yet", None
-    differences = comparison.measurement_differences(old.header, new.header)
+    differences = measurement_differences(old.header, new.header)
     if not differences:
         return "", (old, new)
-    if not comparison.measurement_differences(new.header, old.header):
+    if not measurement_differences(new.header, old.header):
         return "", (new, old)
-    return "; ".join(differences), None
+    return "; ".join(map(str, differences)), None
 
 
 def _grouped(found: Sequence[Board]) -> list[list[Board]]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from analogy.core.images import Images
 from analogy.core.records import UNSTEERED, Pair, plain
 from analogy.core.strict_json import Json
+from analogy.core.text import short_name
 from analogy.store.grid import Role, once, targets_of
 from analogy.studies.study import Study
 
@@ -119,7 +120,7 @@ def draw_strip(study: Study, pair: Pair, strip: Sequence[StripImage]) -> Image.I
             draw.text((EDGE, y + LARGE // 2), f"seed {entry.seed}", _GREY, small, anchor="lm")
         _draw_entry(sheet, entry, (x, y), reach, font)
     names = (study.grid.model, study.judge.fingerprint)
-    model, judge = (fingerprint.partition("@")[0] for fingerprint in names)
+    model, judge = (short_name(fingerprint) for fingerprint in names)
     note = (
         f"{model}, {study.config.method}; judged by {judge}. "
         "Margin above 0: closer to the target prompt than to the source prompt."

@@ -142,15 +142,25 @@ def needed_lines(analysis: Analysis) -> Iterator[str]:
         )
 
 
-def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """Lines of at most ``width`` columns; a longer word, such as a path, is not cut."""
-    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+def wrapped(text: str, width: int = WIDTH, *, indent: str = "") -> list[str]:
+    """Lines of at most ``width`` columns, each after ``indent``; a longer word, such as a path, is
+    not cut. No lines of an empty text.
+    """
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent,
+        break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
 
 
 def labelled(label: str, text: str) -> list[str]:
     """A label of at most 9 letters, and the text beside it in lines that fit `WIDTH`."""
     lines = wrapped(text, WIDTH - 10) or [""]
-    return [f"{'' if i else label:<9} {line}".rstrip() for i, line in enumerate(lines)]
+    return [beside("" if i else label, line).rstrip() for i, line in enumerate(lines)]
+
+
+def beside(label: str, text: str) -> str:
+    """A label of at most 9 letters and the text beside it, on one line of any length."""
+    return f"{label:<9} {text}"
 
 
 def failed_images(count: int) -> str:

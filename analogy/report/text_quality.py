@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from analogy.core.text import listed, printable
 from analogy.grid_metrics import Absent, Input, Per
-from analogy.report.text import WIDTH, first_column, fitted
+from analogy.report.text import first_column, fitted, wrapped
 from analogy.results.model import Mean
 
 if TYPE_CHECKING:
@@ -88,9 +87,7 @@ def _absent_lines(quality: Quality, needed: Input) -> Iterator[str]:
     if needed is Input.LPIPS:
         yield f"{said}: --lpips-weights FILE names its weights (docs/metrics.md)."
         return
-    yield from textwrap.wrap(
-        f"{said}: {absent.reason}", WIDTH, break_on_hyphens=False, break_long_words=False
-    )
+    yield from wrapped(f"{said}: {absent.reason}")
 
 
 def _mean(figures: Mean, with_interval: bool) -> str:

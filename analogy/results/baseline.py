@@ -9,7 +9,7 @@ from analogy.core.errors import AnalogyError
 from analogy.core.files import PlaceError, check_output, write_output
 from analogy.core.records import Cell, Verdict
 from analogy.models.places import EMBEDDED, shipped
-from analogy.results.comparison import setting_differences
+from analogy.results.differences import setting_differences
 from analogy.results.model import Header, Results
 from analogy.results.reading import RecordedError, ResultsFile, read
 from analogy.results.writing import encoded
@@ -92,8 +92,8 @@ def check_replaceable(path: Path, new: Header) -> None:
     different = setting_differences(old.measurement, new.measurement)
     if different:
         raise BaselineError(
-            f"baseline {path}: it is of another measurement ({'; '.join(different)}); name "
-            "another file, or delete this one"
+            f"baseline {path}: it is of another measurement ({'; '.join(map(str, different))}); "
+            "name another file, or delete this one"
         )
     lacking = [name for name in old.categories if name not in new.measurement.pairs]
     if lacking:

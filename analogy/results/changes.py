@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from analogy.core.records import Cell, Figures, Outcome, Verdict
 from analogy.core.strict_json import Json
 from analogy.core.text import listed
+from analogy.results.differences import SettingDifference
 from analogy.statistics.values import MIN_DECISIVE
 
 # A difference below this is float64 rounding, which must not cross a limit.
@@ -99,7 +100,7 @@ class Comparison:
     tolerance: float
     changes: tuple[Change, ...]
     overall: Change
-    subject_differences: tuple[str, ...]
+    subject_differences: tuple[SettingDifference, ...]
     categories: tuple[str, ...]
     n_categories: int
     throughput: Mapping[str, float]
@@ -155,7 +156,7 @@ class Comparison:
             "n_categories": self.n_categories,
             "cells": [one.to_dict() for one in self.changes],
             "overall": self.overall.to_dict(),
-            "subject_differences": list(self.subject_differences),
+            "subject_differences": [str(each) for each in self.subject_differences],
             "throughput": {"ratios": dict(self.throughput), "note": self.throughput_note},
             "conclusion": self.conclusion,
         }
@@ -177,6 +178,19 @@ def concluded(cells: Sequence[Change], overall: Change | None) -> str:
 def fell(old: Verdict | None, new: Verdict | None) -> bool:
     """True if a verdict fell from success to failure or inconclusive."""
     return old is Verdict.SUCCESS and new in (Verdict.FAILURE, Verdict.INCONCLUSIVE)
+
+
+def undecided(n: int, *, is_missing: bool, is_blind: bool) -> Outcome | None:
+    """The outcome of a comparison that decides nothing, by the first rule that holds; else None.
+
+    ``n``: the number of pairs, with or without their images; ``is_missing``: whether images are
+    missing on either side; ``is_blind``: whether a verdict is ``blind``.
+    """
+    if n < MIN_DECISIVE:
+        return Outcome.TOO_FEW
+    if is_missing:
+        return Outcome.INCOMPLETE
+    return Outcome.INCONCLUSIVE if is_blind else None
 
 
 def outcome_of(low: float, high: float, *, tolerance: float, has_fallen: bool) -> Outcome:

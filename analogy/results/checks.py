@@ -1,8 +1,8 @@
 """Checks of JSON that may come from anywhere: each takes a value and its place in the file.
 
 The first checks are for values that decide something: a comparison, a verdict, a name. They raise
-:class:`PlaceError` if a value is invalid. The checks from ``figure`` on are for figures that are
-only shown: an invalid one counts as missing.
+:class:`InvalidValueError` if a value is invalid. The checks from ``figure`` on are for figures that
+are only shown: an invalid one counts as missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Object = Mapping[str, object]
 """An object of JSON."""
 
 
-class PlaceError(ValueError):
+class InvalidValueError(ValueError):
     """A value is invalid. The message has its place, what was expected and what came."""
 
 
@@ -33,7 +33,7 @@ class PlaceError(ValueError):
 def value_of(data: object, key: str, place: str) -> object:
     """The value of a required key."""
     if not isinstance(data, Mapping) or key not in data:
-        raise PlaceError(f"{place}{key}: expected a value, got none")
+        raise InvalidValueError(f"{place}{key}: expected a value, got none")
     return data[key]
 
 
@@ -57,7 +57,9 @@ def each(check: Callable[[object, str], T]) -> Callable[[object, str], tuple[T, 
         checked: Iterable[object] = [check(one, place) for one in values]
         ordered = tuple(sorted(set(checked)))  # type: ignore[type-var]
         if not ordered or len(ordered) < len(values):
-            raise PlaceError(f"{place}: expected a value or more, each once, got {shown(value)}")
+            raise InvalidValueError(
+                f"{place}: expected a value or more, each once, got {shown(value)}"
+            )
         return ordered  # type: ignore[return-value]
 
     return check_each
@@ -66,23 +68,25 @@ def each(check: Callable[[object, str], T]) -> Callable[[object, str], tuple[T, 
 def object_of(value: object, place: str) -> Object:
     """The value, if it is an object."""
     if not isinstance(value, Mapping):
-        raise PlaceError(f"{place}: expected an object, got {shown(value)}")
+        raise InvalidValueError(f"{place}: expected an object, got {shown(value)}")
     return value
 
 
 def list_of(value: object, place: str) -> list[object] | tuple[object, ...]:
     """The value, if it is a list."""
     if not isinstance(value, (list, tuple)):
-        raise PlaceError(f"{place}: expected a list, got {shown(value)}")
+        raise InvalidValueError(f"{place}: expected a list, got {shown(value)}")
     return value
 
 
 def text(value: object, place: str) -> str:
     """A text to be shown: not empty, without control characters."""
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
-        raise PlaceError(f"{place}: expected a text, got {shown(value)}")
+        raise InvalidValueError(f"{place}: expected a text, got {shown(value)}")
     if not is_printable(value):
-        raise PlaceError(f"{place}: expected a text without control characters, got {shown(value)}")
+        raise InvalidValueError(
+            f"{place}: expected a text without control characters, got {shown(value)}"
+        )
     return value
 
 
@@ -99,10 +103,12 @@ def machine(value: object, place: str) -> Machine:
     made: dict[str, str | int | float | None] = {}
     for key, one in object_of(value, place).items():
         if not isinstance(one, (str, int, float, type(None))):
-            raise PlaceError(f"{place}[{shown(key)}]: expected a plain value, got {shown(one)}")
+            raise InvalidValueError(
+                f"{place}[{shown(key)}]: expected a plain value, got {shown(one)}"
+            )
         made[text(key, place)] = one
     if not made:
-        raise PlaceError(f"{place}: expected the machine's properties, got none")
+        raise InvalidValueError(f"{place}: expected the machine's properties, got none")
     return made
 
 
@@ -110,21 +116,27 @@ def verdict(value: object, place: str) -> Verdict:
     """A verdict's name."""
     found = verdict_or_none(value)
     if found is None:
-        raise PlaceError(f"{place}: expected one of {', '.join(Verdict)}, got {shown(value)}")
+        raise InvalidValueError(
+            f"{place}: expected one of {', '.join(Verdict)}, got {shown(value)}"
+        )
     return found
 
 
 def number(value: object, place: str, low: float, high: float) -> float:
     """A number from ``low`` to ``high``."""
     if not is_number(value) or not low <= value <= high:  # false for NaN
-        raise PlaceError(f"{place}: expected a number from {low:g} to {high:g}, got {shown(value)}")
+        raise InvalidValueError(
+            f"{place}: expected a number from {low:g} to {high:g}, got {shown(value)}"
+        )
     return float(value)
 
 
 def integer(value: object, place: str, low: int, high: int) -> int:
     """An integer from ``low`` to ``high``."""
     if not is_integer(value) or not low <= value <= high:
-        raise PlaceError(f"{place}: expected an integer from {low} to {high}, got {shown(value)}")
+        raise InvalidValueError(
+            f"{place}: expected an integer from {low} to {high}, got {shown(value)}"
+        )
     return value
 
 
@@ -162,7 +174,7 @@ def alpha(value: object, place: str) -> float:
     """A strength other than 0."""
     found = number(value, place, -ALPHA_LIMIT, ALPHA_LIMIT)
     if found == 0:
-        raise PlaceError(f"{place}: expected a strength other than 0, got {shown(value)}")
+        raise InvalidValueError(f"{place}: expected a strength other than 0, got {shown(value)}")
     return found
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,30 +15,29 @@ from analogy.core.records import Outcome as Outcome
 from analogy.results.changes import Change as Change
 from analogy.results.changes import Comparison as Comparison
 from analogy.results.changes import concluded as concluded
-from analogy.results.changes import fell, outcome_of
+from analogy.results.changes import fell, outcome_of, undecided
 from analogy.results.comparison_looks import compare_common
-from analogy.results.model import CellFigures, Header, Measurement, Results
+from analogy.results.differences import (
+    SettingDifference,
+    measurement_differences,
+    subject_differences,
+)
+from analogy.results.model import CellFigures, Header, Results
 from analogy.statistics.bootstrap import bootstrap_ci
-from analogy.statistics.values import MIN_DECISIVE
-
-SAMPLING = (
-    "method", "method_version", "window", "steps", "guidance", "second_guidance", "scheduler",
-)  # fmt: skip
-"""The fields of a subject that determine how its images are made from its model."""
 
 
 class NotComparableError(AnalogyError, ValueError):
-    """Two results are of different measurements; ``differences`` are these in words."""
+    """Two results are of different measurements, in these ``differences``."""
 
     exit_code = ExitCode.NOT_COMPARABLE
 
-    def __init__(self, old: str, new: str, differences: Sequence[str]) -> None:
+    def __init__(self, old: str, new: str, differences: Sequence[SettingDifference]) -> None:
         self.old, self.new = old, new
         self.differences = list(differences)
         super().__init__(
             f"{new} cannot be compared with {old}: expected the same measurement, got "
-            f"{'; '.join(self.differences)}; repeat the run with the baseline's settings, or name "
-            "another baseline"
+            f"{'; '.join(map(str, self.differences))}; repeat the run with the baseline's "
+            "settings, or name another baseline"
         )
 
 
@@ -62,43 +59,6 @@ class Side:
     def of(cls, figures: CellFigures) -> Side:
         """One cell of results."""
         return cls(figures.cell, figures.margin.verdict, figures.margin.n, figures.items)
-
-
-def measurement_differences(old: Header, new: Header) -> list[str]:
-    """Why ``new`` cannot be compared with the baseline ``old``, in words; empty if it can.
-
-    A run of some of the baseline's categories is comparable on those: a category's figures do not
-    depend on the others. A category that the baseline lacks is a difference, since it would
-    otherwise pass without a comparison.
-    """
-    found = setting_differences(old.measurement, new.measurement)
-    unknown = [name for name in new.categories if name not in old.measurement.pairs]
-    if unknown:
-        found.append(
-            f"pairs: the baseline has {', '.join(old.categories)}, this run also "
-            f"{', '.join(unknown)}"
-        )
-    return found
-
-
-def subject_differences(
-    old: Header, new: Header, *, of: Collection[str] | None = None
-) -> list[str]:
-    """The differences of the subjects, in words: possible causes of a change of the figures.
-
-    ``of``: only these fields of :class:`~analogy.results.model.Subject`; all unless given.
-    """
-    found = []
-    for field in dataclasses.fields(old.subject):
-        if of is not None and field.name not in of:
-            continue
-        before, now = getattr(old.subject, field.name), getattr(new.subject, field.name)
-        if field.name != "packages":
-            found += _difference(field.name, before, now)
-            continue
-        for name in sorted({*before, *now}):
-            found += _difference(name, before.get(name), now.get(name))
-    return found
 
 
 def n_comparisons(new: Header) -> int:
@@ -154,15 +114,10 @@ def compare_items(
             n_resamples=n_resamples or max(10_000, math.ceil(20 / (1 - confidence))),
         )
     n = min(old.n, new.n)
-    if n < MIN_DECISIVE:
-        outcome = Outcome.TOO_FEW
-    elif not is_paired:
-        outcome = Outcome.INCOMPLETE
-    elif Verdict.BLIND in (old.verdict, new.verdict):
-        outcome = Outcome.INCONCLUSIVE
-    else:
-        has_fallen = fell(old.verdict, new.verdict)
-        outcome = outcome_of(low, high, tolerance=tolerance, has_fallen=has_fallen)
+    is_blind = Verdict.BLIND in (old.verdict, new.verdict)
+    outcome = undecided(n, is_missing=not is_paired, is_blind=is_blind) or outcome_of(
+        low, high, tolerance=tolerance, has_fallen=fell(old.verdict, new.verdict)
+    )
     category, alpha = old.cell or (None, None)
     return Change(
         category=category,
@@ -287,32 +242,6 @@ def _pooled(results: Results, categories: Sequence[str], verdict: Verdict | None
             margins.setdefault(pair, []).append(margin)
     items = {pair: math.fsum(values) / len(values) for pair, values in margins.items()}
     return Side(None, verdict, n, items)
-
-
-def setting_differences(old: Measurement, new: Measurement) -> list[str]:
-    """The differences of measurements, in words, apart from the sets of their categories."""
-    found: list[str] = []
-    for field in dataclasses.fields(old):
-        if field.name != "pairs":
-            found += _difference(field.name, getattr(old, field.name), getattr(new, field.name))
-    common = [name for name in new.pairs if name in old.pairs]
-    others = [name for name in common if old.pairs[name] != new.pairs[name]]
-    if others:
-        found.append(f"pairs: other ones in {', '.join(others)}")
-    return found
-
-
-def _difference(name: str, old: Any, new: Any) -> list[str]:
-    """The difference in words; empty if there is none."""
-    if old == new:
-        return []
-    return [f"{name}: baseline {_worded(old)}, this run {_worded(new)}"]
-
-
-def _worded(value: Any) -> str:
-    if isinstance(value, tuple):
-        return str(list(value))
-    return "none" if value is None else str(value)
 
 
 def _throughput(old: Results, new: Results) -> tuple[dict[str, float], str]:

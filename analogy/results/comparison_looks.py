@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analogy.core.records import Cell, Outcome, Verdict
-from analogy.results.changes import Change, fell, outcome_of
+from analogy.results.changes import Change, fell, outcome_of, undecided
 from analogy.results.model import CellFigures
 from analogy.statistics.bootstrap import bootstrap_ci
 from analogy.statistics.sequential import TOTAL, Design, decide_change
-from analogy.statistics.values import MIN_DECISIVE
 
 Margins = NDArray[np.float64]
 """Margins of single images, ``(pairs, seeds)``; NaN where one is missing."""
@@ -28,14 +27,17 @@ def compare_common(
     """One or more cells against their baselines, on the pairs and seeds that all of them have.
 
     Several cells are compared by each pair's mean over its cells. The interval is that of the
-    earliest look among them, its level divided by ``comparisons``.
+    earliest look among them, its level divided by ``comparisons``. If images are missing, the
+    change counts all pairs, as :func:`~analogy.results.comparison.compare_items` does.
     """
     n_seeds = min((_n_seeds(one) for two in cells for one in two), default=0)
     common: dict[str, set[str]] = {}
+    planned: dict[str, int] = {}  # the pairs of a category, with or without their images
     for two in cells:
         for one in two:
             mine = one.cell.category
             common[mine] = common.get(mine, {*one.items}) & one.items.keys()
+            planned[mine] = min(planned.get(mine, one.margin.n), one.margin.n)
     stops = [one.stop for two in cells for one in two if one.stop is not None]
     level = min(TOTAL, *(stop.level for stop in stops)) / comparisons
     sums: dict[str, list[tuple[float, float]]] = {}
@@ -51,6 +53,7 @@ def compare_common(
     is_blind = any(one.margin.verdict is Verdict.BLIND for two in cells for one in two)
     return _change(
         cells[0][0].cell, means[:, 0], means[:, 1], tolerance, level, verdicts,
+        n=sum(planned.values()) if is_missing else len(means),
         is_missing=is_missing, is_blind=is_blind,
     )  # fmt: skip
 
@@ -103,6 +106,7 @@ def compare_looks(
     change = _change(
         old.cell, baseline[block].mean(axis=1), margins[block].mean(axis=1), tolerance,
         look.level, (old.margin.verdict, new.margin.verdict),
+        n=look.pairs,
         is_missing=found.is_open,
         is_blind=Verdict.BLIND in (old.margin.verdict, new.margin.verdict),
         outcome=found.outcome,
@@ -135,14 +139,17 @@ def _change(
     level: float,
     verdicts: tuple[Verdict | None, Verdict | None],
     *,
+    n: int,
     is_missing: bool,
     is_blind: bool,
     outcome: Outcome | None = None,
 ) -> Change:
-    """The change of a cell. ``outcome``: that of the looks' tests, None to take the interval's."""
-    confidence, n = 1 - 2 * level, len(olds)
+    """The change of a cell. ``n``: the number of pairs, with or without their images; ``outcome``:
+    that of the looks' tests, None to take the interval's.
+    """
+    confidence = 1 - 2 * level
     before = after = difference = low = high = math.nan
-    if n and not is_missing:
+    if len(olds) and not is_missing:
         before, after = float(olds.mean()), float(news.mean())
         difference = float((news - olds).mean())
         low, high = bootstrap_ci(
@@ -150,16 +157,10 @@ def _change(
             confidence=confidence,
             n_resamples=max(10_000, math.ceil(round(10 / level, 6))),
         )
-    if is_missing:
-        outcome = Outcome.INCOMPLETE
-    elif n < MIN_DECISIVE:
-        outcome = Outcome.TOO_FEW
-    elif is_blind:
-        outcome = Outcome.INCONCLUSIVE
-    elif fell(*verdicts):
-        outcome = Outcome.REGRESSED
-    elif outcome is None:
-        outcome = outcome_of(low, high, tolerance=tolerance, has_fallen=False)
+    has_fallen = fell(*verdicts)
+    if outcome is None or has_fallen:
+        outcome = outcome_of(low, high, tolerance=tolerance, has_fallen=has_fallen)
+    outcome = undecided(n, is_missing=is_missing, is_blind=is_blind) or outcome
     return Change(
         category=cell.category, alpha=cell.alpha, n=n, old=before, new=after,
         difference=difference, ci_low=low, ci_high=high, confidence=confidence,

@@ -11,7 +11,16 @@ from analogy.core.records import MARGIN_LIMIT, Cell, Estimate, ItemLevel, Trend,
 from analogy.core.strict_json import is_integer
 from analogy.grid_metrics import described
 from analogy.results import checks
-from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
+from analogy.results.checks import (
+    InvalidValueError,
+    Object,
+    at,
+    figure,
+    object_of,
+    part,
+    rows,
+    value_of,
+)
 from analogy.results.model import (
     Analysis,
     Ceiling,
@@ -32,7 +41,10 @@ _SAME_MEAN = 1e-6
 
 
 def analysis_of(data: Object, measurement: Measurement) -> Analysis:
-    """The figures of margins. Raises ``PlaceError`` if one that decides is missing or invalid."""
+    """The figures of margins.
+
+    Raises ``InvalidValueError`` if one that decides is missing or invalid.
+    """
     overall = object_of(value_of(data, "overall", ""), "overall")
     verdict = at(overall, "overall", "verdict", checks.verdict)
     mean = _mean_margin(overall, "overall", verdict)
@@ -79,17 +91,17 @@ def _cells(value: object, measurement: Measurement) -> dict[Cell, CellFigures]:
         figures = _cell(row, place)
         cell = figures.cell
         if cell.category not in measurement.pairs or cell.alpha not in measurement.alphas:
-            raise PlaceError(
+            raise InvalidValueError(
                 f"{place}: expected a category of 'pairs' and an alpha of the configuration, "
                 f"got {cell}"
             )
         if cell in found:
-            raise PlaceError(f"{place}: expected each cell once, got another {cell}")
+            raise InvalidValueError(f"{place}: expected each cell once, got another {cell}")
         found[cell] = figures
     grid = [Cell(category, alpha) for category in measurement.pairs for alpha in measurement.alphas]
     missing = [cell for cell in grid if cell not in found]
     if missing:
-        raise PlaceError(
+        raise InvalidValueError(
             f"cells: expected one for every category and alpha, got none of {missing[0]}"
         )
     _check_pairs(found, measurement)
@@ -105,11 +117,11 @@ def _cell(value: object, place: str) -> CellFigures:
     items = at(row, place, "items", checks.margins)
     if verdict is Verdict.INCOMPLETE:
         if len(items) > n:
-            raise PlaceError(f"{place}.items: expected at most n = {n}, got {len(items)}")
+            raise InvalidValueError(f"{place}.items: expected at most n = {n}, got {len(items)}")
     elif len(items) != n:
-        raise PlaceError(f"{place}.items: expected n = {n} of them, got {len(items)}")
+        raise InvalidValueError(f"{place}.items: expected n = {n} of them, got {len(items)}")
     elif abs(mean - math.fsum(items.values()) / n) > _SAME_MEAN:
-        raise PlaceError(f"{place}.mean: expected the items' mean, got {mean}")
+        raise InvalidValueError(f"{place}.mean: expected the items' mean, got {mean}")
     margin = _estimate(row, n_items=len(items))
     target_share = figure(row.get("target_share"))
     stop = stop_of(row.get("stop"))
@@ -163,8 +175,8 @@ def stop_of(value: object) -> Stop | None:
 
 
 def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) -> None:
-    """Raises ``PlaceError`` unless a category's complete cells have the same pairs, and each pair
-    is in one category.
+    """Raises ``InvalidValueError`` unless a category's complete cells have the same pairs and each
+    pair is in one category.
     """
     owner: dict[str, str] = {}
     for category in measurement.pairs:
@@ -175,12 +187,12 @@ def _check_pairs(cells: Mapping[Cell, CellFigures], measurement: Measurement) ->
             if cell.margin.verdict is not Verdict.INCOMPLETE and cell.stop is None
         ]
         if any(cell.items.keys() != complete[0].items.keys() for cell in complete):
-            raise PlaceError(
+            raise InvalidValueError(
                 f"cells: expected the same pairs at every alpha, got others in {category}"
             )
         for pair in {pair for cell in mine for pair in cell.items}:
             if owner.setdefault(pair, category) != category:
-                raise PlaceError(
+                raise InvalidValueError(
                     f"cells: expected a pair in one category, got {shown(pair)} in two"
                 )
 
@@ -191,7 +203,7 @@ def _mean_margin(row: Object, place: str, verdict: Verdict) -> float:
     if verdict is not Verdict.INCOMPLETE:
         return checks.margin(value, f"{place}.mean")
     if value is not None:
-        raise PlaceError(
+        raise InvalidValueError(
             f"{place}.mean: expected null where the verdict is incomplete, got {shown(value)}"
         )
     return math.nan

@@ -102,16 +102,15 @@ class Kept:
     shown: Scope
     why: str | None
 
-    def lines(self) -> Iterator[str]:
-        """Lines for a run's summary; none if ``view`` shows the new results."""
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """A label and a text for each line of a summary; none if ``view`` has the new results."""
         if self.has_more:
             yield (
-                f"kept      {self.file} has more of this measurement than was measured now, and "
-                "stays"
-            )
+                "kept", f"{self.file} has more of this measurement than was measured now, and stays"
+            )  # fmt: skip
         elif self.why is not None:
-            yield f"kept      {self.file}"
-            yield f"          {self.view} stays that of {self.shown}, since {self.why}"
+            yield "kept", str(self.file)
+            yield "", f"{self.view} stays that of {self.shown}, since {self.why}"
 
 
 # --- writing

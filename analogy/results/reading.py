@@ -21,7 +21,16 @@ from analogy.core.records import WHOLE, RunConfig, Window
 from analogy.core.strict_json import is_integer, parse
 from analogy.core.text import command_line
 from analogy.results import checks
-from analogy.results.checks import Object, PlaceError, at, figure, object_of, part, rows, value_of
+from analogy.results.checks import (
+    InvalidValueError,
+    Object,
+    at,
+    figure,
+    object_of,
+    part,
+    rows,
+    value_of,
+)
 from analogy.results.cost import FitCost, MethodCost
 from analogy.results.figures import analysis_of, failures_of, quality_of
 from analogy.results.model import (
@@ -186,7 +195,7 @@ def _told(path: Path | None) -> Iterator[None]:
         yield
     except _VersionError as error:
         raise RecordedError(f"{name}: {error}") from None
-    except PlaceError as error:
+    except InvalidValueError as error:
         raise RecordedError(
             f"{name}: {error}; it is no results file of this suite, or was changed: write it anew "
             "from its run with: python -m analogy baseline RUN -o FILE"
@@ -216,7 +225,7 @@ def _header(data: Object, path: Path | None) -> Header:
     provenance = object_of(value_of(data, "provenance", ""), "provenance")
     pairs = checks.texts(value_of(data, "pairs", ""), "pairs")
     if not pairs:
-        raise PlaceError("pairs: expected a category or more, got none")
+        raise InvalidValueError("pairs: expected a category or more, got none")
     return _header_of(Settings(config), _provenance(provenance), pairs, path)
 
 

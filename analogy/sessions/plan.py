@@ -24,7 +24,7 @@ from analogy.results.reading import RecordedError, read
 from analogy.sessions.rates import Rates, measured, recorded
 from analogy.sessions.selection import chosen_pairs
 from analogy.settings.request import RunRequest
-from analogy.statistics.designs import MIN_PAIRS, Design, Spread, designs
+from analogy.statistics.designs import MIN_PAIRS, SampleSize, Spread, designs
 from analogy.statistics.items import seed_margins
 from analogy.store.grid import Job, Role, once
 from analogy.studies.study import Study, preview
@@ -37,7 +37,7 @@ PLAN_VERSION = 1
 class Smaller(Figures):
     """A design with its number of images, and the seconds for all of them (None: unknown)."""
 
-    design: Design
+    design: SampleSize
     images: int
     seconds: float | None
 

@@ -19,7 +19,11 @@ from analogy.judges.base import FeatureEncoder
 from analogy.metrics import Lpips
 from analogy.report.numbers import duration
 from analogy.results import baseline as baselines
-from analogy.results import comparison
+from analogy.results.differences import (
+    SAMPLING,
+    measurement_differences,
+    subject_differences,
+)
 from analogy.results.reading import read
 from analogy.sessions import requirements
 from analogy.sessions.forecast import Forecast, notice
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from analogy.results.model import Results
 
 # Settings in which a run must equal the shipped baseline to be compared with it by default.
-_OWN_SUBJECT = ("model", "method", "window", "steps", "guidance", "second_guidance", "scheduler")
+_OWN_SUBJECT = ("model", *SAMPLING)
 
 
 class Session:
@@ -270,17 +274,17 @@ def _with_baseline(study: Study, request: RunRequest, *, is_strict: bool) -> Ses
         return Session(study, request, note="none for this model", is_strict=is_strict)
     old = read(path)
     path = old.header.path or path  # if a run folder was named, the results file in it
-    different = comparison.measurement_differences(old.header, now)
+    different = measurement_differences(old.header, now)
     if different and is_named:
         raise OptionError(
-            f"--baseline {path}: expected results of the same measurement; "
-            f"different are {'; '.join(different)}; run with the baseline's options, or write "
-            "another baseline with --update-baseline"
+            f"--baseline {path}: expected results of the same measurement; different are "
+            f"{'; '.join(map(str, different))}; run with the baseline's options, or write another "
+            "baseline with --update-baseline"
         )
     if not is_named:  # only a named baseline may be of another model or method
-        different += comparison.subject_differences(old.header, now, of=_OWN_SUBJECT)
+        different += subject_differences(old.header, now, of=_OWN_SUBJECT)
     if different:
-        fields = ", ".join(each.partition(":")[0] for each in different)
+        fields = ", ".join(each.setting for each in different)
         note = f"none; the default, {path.name}, differs in {fields}"
         return Session(study, request, note=note, is_strict=is_strict)
     note = f"{path}, tolerance {request.tolerance:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from analogy.models import defaults
 from analogy.models.places import shipped
@@ -12,6 +12,7 @@ from analogy.report import text
 from analogy.report.text_quality import quality_table
 from analogy.report.text_sequential import looks_table
 from analogy.results import comparison
+from analogy.results.differences import subject_differences
 from analogy.results.model import Analysis
 from analogy.sessions.session import Session
 from analogy.settings.config_file import CONFIG_NAME, settings_line
@@ -58,42 +59,37 @@ def closing(session: Session, analysis: Analysis) -> Iterator[str]:
 
 def heading(session: Session) -> Iterator[str]:
     """The settings of the run and the amount of work left; printed before the work."""
-    yield from _fitted(_heading(session))
+    for label, told in _heading(session):
+        yield from text.labelled(label, told)
 
 
-def _fitted(lines: Iterable[str]) -> Iterator[str]:
-    """Lines that begin with a label of 9 columns, wrapped to a terminal of 80 columns."""
-    for line in lines:
-        yield from text.labelled(line[:9].rstrip(), line[10:])
-
-
-def _heading(session: Session) -> Iterator[str]:
+def _heading(session: Session) -> Iterator[tuple[str, str]]:
+    """The heading's labels, each with its text."""
     study, run = session.study, session.study.config
-    yield f"model     {study.grid.model}"
-    yield f"judge     {study.judge.fingerprint}"
-    yield (
-        f"steering  {run.steering}; {study.sampling_text}, "
-        f"{run.dtype} on {run.device}, seeds {', '.join(map(str, run.seeds))}"
-    )
-    yield f"run       {study.folder.path}"
+    yield "model", study.grid.model
+    yield "judge", study.judge.fingerprint
+    seeds = ", ".join(map(str, run.seeds))
+    sampling = f"{study.sampling_text}, {run.dtype} on {run.device}, seeds {seeds}"
+    yield "steering", f"{run.steering}; {sampling}"
+    yield "run", str(study.folder.path)
     given = settings_line(session.request)
-    yield f"settings  {given or 'the defaults'}; all in {study.folder.path / CONFIG_NAME}"
+    yield "settings", f"{given or 'the defaults'}; all in {study.folder.path / CONFIG_NAME}"
     if study.folder.note:
-        yield f"note      {study.folder.note}"
-    yield f"baseline  {session.note}"
+        yield "note", study.folder.note
+    yield "baseline", session.note
     if session.baseline is not None:
-        different = comparison.subject_differences(session.baseline.header, study.header())
+        different = subject_differences(session.baseline.header, study.header())
         if different:
-            yield f"differs   {'; '.join(different)}"
-    yield from unread_lines(study)
+            yield "differs", "; ".join(map(str, different))
+    yield from unread_notes(study)
     for note in _unknown_notes(session):
-        yield f"unknown   {note}"
+        yield "unknown", note
     if session.is_strict:
-        yield "strict    no cell is expected to fail"
+        yield "strict", "no cell is expected to fail"
     if run.limit is not None:
-        yield f"limit     {run.limit} pairs per category: not the whole measurement"
-    yield f"pairs     {len(study.pairs):,} in {_categories(study)}"
-    yield f"images    {_images(session)}"
+        yield "limit", f"{run.limit} pairs per category: not the whole measurement"
+    yield "pairs", f"{len(study.pairs):,} in {_categories(study)}"
+    yield "images", _images(session)
 
 
 def _unknown_notes(session: Session) -> Iterator[str]:
@@ -131,21 +127,19 @@ def _images(session: Session) -> str:
     return f"{missing:,} to make, {there}" if missing else f"all {len(jobs):,} are there"
 
 
-def unread_lines(study: Study) -> Iterator[str]:
-    """A line for each kind of pair that is not judged, not steered or left out, if any."""
-    for name, ids, why in (
+def unread_notes(study: Study) -> Iterator[tuple[str, str]]:
+    """A label and a text for each kind of pair that is not judged, not steered or left out."""
+    for label, ids, why in (
         ("unread", study.unread, "the judge reads both prompts as one; in no figure"),
         ("unsteered", study.unsteered, "the model reads as one what the method steers between"),
     ):
         pairs = [pair for pair in study.pairs if pair.id in ids]
         if pairs:
-            yield f"{name:<9} {len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
+            yield label, f"{len(pairs):,} of {len(study.pairs):,} pairs: {why} ({named(pairs)})"
     if study.uneven:
-        yield (
-            f"uneven    {len(study.uneven):,} of {len(study.pairs) + len(study.uneven):,} pairs: "
-            "left out, since their prompts have different numbers of tokens "
-            f"({named_ids(study.uneven)})"
-        )
+        count = f"{len(study.uneven):,} of {len(study.pairs) + len(study.uneven):,} pairs"
+        why = "left out, since their prompts have different numbers of tokens"
+        yield "uneven", f"{count}: {why} ({named_ids(study.uneven)})"
 
 
 def _against_published(session: Session, analysis: Analysis) -> Iterator[str]:
@@ -183,7 +177,8 @@ def _rates(session: Session) -> Iterator[str]:
     if session.update is not None:
         yield f"baseline  {session.note}"
     if session.kept is not None:
-        yield from _fitted(session.kept.lines())
+        for label, told in session.kept.summary():
+            yield from text.labelled(label, told)
     if session.kept is None or session.stays is None:
         yield f"results   {session.results}"
     else:

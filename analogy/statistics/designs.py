@@ -48,7 +48,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Design(Figures):
+class SampleSize(Figures):
     """A number of pairs in each category and of seeds, with what they would detect.
 
     - `detectable`: the true mean margin that a cell of the median spread shows as a success with
@@ -64,7 +64,7 @@ class Design(Figures):
     of: int
 
 
-def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Design, ...]:
+def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[SampleSize, ...]:
     """The design with these numbers of pairs and seeds, then smaller ones, the largest first.
 
     The smaller ones have a half or a quarter of the pairs, or just enough pairs for every cell that
@@ -80,8 +80,8 @@ def designs(spreads: Sequence[Spread], *, pairs: int, seeds: int) -> tuple[Desig
     return tuple(_design(spreads, *size) for size in dict.fromkeys(chosen))
 
 
-def _design(spreads: Sequence[Spread], pairs: int, seeds: int) -> Design:
-    return Design(
+def _design(spreads: Sequence[Spread], pairs: int, seeds: int) -> SampleSize:
+    return SampleSize(
         pairs=pairs,
         seeds=seeds,
         detectable=min_detectable(float(np.median([each.sd(seeds) for each in spreads])), pairs),

@@ -303,21 +303,17 @@ def decide(
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeDecision(Figures):
-    """The result of the looks at paired differences; fields as in `Decision`.
+class ChangeDecision:
+    """The result of the looks at paired differences.
 
-    `outcome` is None while open, and never `incomplete` or `blind`.
+    - `look`: index of the look that decided, or that an open comparison needs next;
+    - `outcome`: None while it is open, because images of that look are missing; never `incomplete`.
+
+    Its figures are not part of it: a comparison gives them at its own confidence.
     """
 
     look: int
     outcome: Outcome | None
-    pairs: int
-    seeds: int
-    confidence: float
-    mean: float = _NAN
-    ci_low: float = _NAN
-    ci_high: float = _NAN
-    is_early: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -343,25 +339,14 @@ def decide_change(differences: ArrayLike, tolerance: float, design: Design) -> C
     for index, look in enumerate(design.looks):
         items = items_at(table, look)
         if np.isnan(items).any():
-            return ChangeDecision(index, None, look.pairs, look.seeds, look.confidence)
+            return ChangeDecision(index, None)
         if look.pairs < MIN_DECISIVE:
             outcome = Outcome.TOO_FEW
         else:
             outcome = _outcome(*_limits(items, look), tolerance)
         if outcome is not Outcome.INCONCLUSIVE:
             break
-    low, high = _interval(items, look)
-    return ChangeDecision(
-        look=index,
-        outcome=outcome,
-        pairs=look.pairs,
-        seeds=look.seeds,
-        confidence=look.confidence,
-        mean=ordered_mean(np.sort(items)),
-        ci_low=low,
-        ci_high=high,
-        is_early=not look.is_last,
-    )
+    return ChangeDecision(index, outcome)
 
 
 def unsteered_look(cells: Iterable[tuple[Decision, Decision]]) -> int:

@@ -15,7 +15,14 @@ from torch import Tensor
 from analogy.core.words import folded
 from analogy.steering.base import Need, Row
 from analogy.steering.conditioning import Conditioning, Edit
-from analogy.steering.files import Action, Entry, Steering, SteeringFileError, pair_digest, read
+from analogy.steering.files import (
+    Action,
+    ModuleAction,
+    Steering,
+    SteeringFileError,
+    pair_digest,
+    read,
+)
 from analogy.steering.files import unknown as unknown_name
 from analogy.steering.hooks import Calls, conditional, denoiser, hooked
 
@@ -81,13 +88,13 @@ class DeclaredMethod:
         with hooked(modules, act):
             yield
 
-    def _entries(self, rows: Sequence[Row]) -> list[Entry]:
+    def _entries(self, rows: Sequence[Row]) -> list[ModuleAction]:
         """The entries that act on any of the rows, in the file's order.
 
         Raises ``SteeringFileError`` if a row has none, or its pair is one that the file was fitted
         on.
         """
-        found: dict[int, Entry] = {}
+        found: dict[int, ModuleAction] = {}
         for row in rows:
             if not row.alpha:
                 continue
@@ -122,7 +129,7 @@ class DeclaredMethod:
         return {name: have[name] for name in names}
 
 
-def _sign(entry: Entry, row: Row) -> int:
+def _sign(entry: ModuleAction, row: Row) -> int:
     """The sign with which the entry acts on the row; 0 if it does not."""
     if entry.category is not None and entry.category != row.pair.category:
         return 0
@@ -137,7 +144,7 @@ def _sign(entry: Entry, row: Row) -> int:
 class _Act:
     """An entry's action on the rows ``where`` of a batch; ``strengths``: float32 ``(n,)``."""
 
-    entry: Entry
+    entry: ModuleAction
     where: list[int]
     strengths: Tensor
     _placed: dict[str, Tensor] = field(default_factory=dict)

@@ -55,7 +55,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ModuleAction:
     """One action on the output of one module.
 
     - ``module``: its name in the denoiser;
@@ -89,7 +89,7 @@ class Steering:
       steer; ``about``: a text by its maker.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ModuleAction, ...]
     unit: float = 1.0
     default_alphas: tuple[float, ...] = (1.0,)
     pairs: frozenset[str] = frozenset()
@@ -215,7 +215,7 @@ def _steering(told: Any, tensors: Mapping[str, Tensor], place: str) -> Steering:
     )
 
 
-def _entry(told: Any, tensors: Mapping[str, Tensor], used: set[str], place: str) -> Entry:
+def _entry(told: Any, tensors: Mapping[str, Tensor], used: set[str], place: str) -> ModuleAction:
     told = _object(told, ENTRY_KEYS, place)
     module = _text(told.get("module"), f"{place}: module")
     place = f"{place} ({module})"
@@ -259,7 +259,7 @@ def _entry(told: Any, tensors: Mapping[str, Tensor], used: set[str], place: str)
         raise SteeringFileError(
             place=f"{place}: word", expected="none but with the action add", got=f"with {action}"
         )
-    return Entry(module, action, vector, matrix, start, end, category, word)
+    return ModuleAction(module, action, vector, matrix, start, end, category, word)
 
 
 def _tensor(name: Any, tensors: Mapping[str, Tensor], used: set[str], place: str) -> Tensor:

@@ -30,9 +30,10 @@ from analogy.core.strict_json import Json
 from analogy.store.database import SCHEMA_VERSION
 from analogy.store.grid import Job, Subject, W, Wanted, digest
 from analogy.store.image_store import image_name
-from analogy.store.index import BatchRow, FailureRow, ImageRow, Scores, WorkRow
+from analogy.store.index import FailureRow, ImageRow, Scores
 from analogy.store.opening import explained
 from analogy.store.work import WorkFolder
+from analogy.store.work_index import BatchRow, WorkRow
 
 
 class RunFolder(WorkFolder):

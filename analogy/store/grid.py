@@ -116,7 +116,7 @@ AnyJob: TypeAlias = Job | PromptJob
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class ImageSettings:
     """How a model samples: what determines an image except the model, its text and its noise.
 
     ``size``: pixels a side; ``dtype``: a name of ``DTYPES``; ``scheduler``: its class and a digest
@@ -131,7 +131,7 @@ class Sampling:
     second_guidance: float | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, scheduler: str) -> Sampling:
+    def of(cls, config: RunConfig, scheduler: str) -> ImageSettings:
         """The sampling of a run."""
         return cls(
             config.steps, config.guidance, config.size, config.dtype, scheduler,
@@ -237,7 +237,7 @@ class Grid:
         alphas = tuple(alphas)
         identity = Identity.in_config(replace(self.config, method=method))
         version = {"method_version": identity.version} if identity.version else {}
-        subject = Sampling.of(self.config, self.scheduler).subject(self.model)
+        subject = ImageSettings.of(self.config, self.scheduler).subject(self.model)
         by_category: dict[str, list[Pair]] = {}
         for pair in self.pairs:
             by_category.setdefault(pair.category, []).append(pair)

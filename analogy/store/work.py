@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analogy.core.records import WHOLE, Window
-from analogy.store.index import BatchRow, FitWork
 from analogy.store.opening import OpenFolder, explained
+from analogy.store.work_index import BatchRow, FitWork
 
 
 class WorkFolder(OpenFolder):

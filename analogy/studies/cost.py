@@ -8,7 +8,7 @@ from statistics import median
 from analogy.core.records import RunConfig
 from analogy.results.cost import FitCost, MethodCost
 from analogy.store.folder import RunFolder
-from analogy.store.index import BatchRow
+from analogy.store.work_index import BatchRow
 
 
 def method_cost(folder: RunFolder, config: RunConfig) -> MethodCost | None:

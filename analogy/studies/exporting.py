@@ -18,7 +18,7 @@ from analogy.models.generator import latents_seed
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS
 from analogy.store.folder import RunFolder, folder_name
-from analogy.store.grid import Command, Job, Sampling
+from analogy.store.grid import Command, ImageSettings, Job
 from analogy.studies.finding import unread_pairs
 from analogy.studies.provenance import scheduler_of
 from analogy.studies.resolve import resolve
@@ -52,7 +52,7 @@ def _opened(command: Command, judge: FoundJudge, tool: str, run_dir: str | None)
     config = _of_tool(command.config, tool)
     base = command.model.partition(IMPORTED)[0]
     fingerprint = f"{base}{IMPORTED}{tool}"
-    subject = Sampling.of(config, command.scheduler).subject(fingerprint)
+    subject = ImageSettings.of(config, command.scheduler).subject(fingerprint)
     name = folder_name(subject, judge=judge.fingerprint)
     unread = unread_pairs(judge, command.pairs)
     folder = RunFolder(Path(run_dir or Path(".analogy") / "runs" / name))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analogy.core.errors import OptionError
 from analogy.core.records import Pair, RunConfig, Window
-from analogy.core.text import command_line
+from analogy.core.text import command_line, short_name
 from analogy.grid_metrics import GridMetric, chosen_metrics
 from analogy.judges.base import FoundJudge
 from analogy.models.places import ModelSource
@@ -19,7 +19,7 @@ from analogy.settings.pairs import UnevenPairsWarning, UnreadPairsWarning, categ
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Identity, Need, SelectiveMethod, mixes_prompts
 from analogy.store.folder import folder_name
-from analogy.store.grid import Command, Sampling
+from analogy.store.grid import Command, ImageSettings
 from analogy.studies import ceiling as ceilings
 from analogy.studies.ceiling import CeilingError, GroundTruth
 from analogy.studies.provenance import scheduler_of
@@ -75,7 +75,7 @@ def find(
     left = unsteered_pairs(model, pairs, config.method)
     truth = ground_truth(request.ceiling, judge)
     scheduler = scheduler_of(model.folder)
-    subject = Sampling.of(config, scheduler).subject(model.fingerprint)
+    subject = ImageSettings.of(config, scheduler).subject(model.fingerprint)
     # One folder for all runs that can share images: more pairs, alphas or methods extend it.
     name = folder_name(subject, judge=judge.fingerprint)
     command = Command(
@@ -116,7 +116,7 @@ def unread_pairs(judge: FoundJudge, pairs: Sequence[Pair]) -> list[str]:
         return []
     read = {pair.id for pair in pairs} - {pair.id for pair in same}
     dark = [name for name in categories(same) if not _any_of(name, pairs, read)]
-    what = f"the judge {judge.fingerprint.partition('@')[0]} reads both prompts"
+    what = f"the judge {short_name(judge.fingerprint)} reads both prompts"
     if dark:
         mine = [pair for pair in same if pair.category in dark]
         others = [name for name in categories(pairs) if name not in dark]

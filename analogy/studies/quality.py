@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from analogy.core.checked import METRIC_LIMIT
 from analogy.core.images import image_files, read_image
 from analogy.core.records import Cell, RunConfig
+from analogy.core.text import short_name
 from analogy.grid_metrics import (
     DEFAULT,
     NOT_ASKED,
@@ -192,7 +193,7 @@ class Quality:
             return {}
         x, y = np.stack(list(kept.values())), self.references.features
         inputs = Inputs({Input.FEATURES: x, Input.REFERENCES: y})
-        judge = self._fingerprint.partition("@")[0]
+        judge = short_name(self._fingerprint)
         found = {
             metric.name: SetScore(
                 score_name(metric.name, judge), _value(metric, inputs), len(x), len(y)

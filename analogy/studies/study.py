@@ -29,9 +29,7 @@ from analogy.results.writing import provenance_to_json
 from analogy.settings.options import parse_device
 from analogy.settings.request import RunRequest
 from analogy.statistics.items import items_from_margins, seed_margins
-from analogy.steering.base import (
-    with_method,
-)
+from analogy.steering.base import with_method
 from analogy.store.folder import RunFolder
 from analogy.store.grid import TARGET_ALPHA, Command, Job, Role
 from analogy.studies import ceiling as ceilings
@@ -139,18 +137,12 @@ class Study(GridWork):
         judge = judge or JudgeSource(
             config.clip_model, config.clip_pretrained, command.judge, recorded=True
         )
-        if command.ceiling is not None and judge.fingerprint == command.judge:
-            truth: GroundTruth | None = GroundTruth(
-                folder.path / "index.sqlite", command.judge, command.ceiling
-            )
-        else:
-            truth = ground_truth(None, judge)
         if unread is None:
             unread = command.unread if judge.fingerprint == command.judge else ()
         return cls(
-            config, command.pairs, model, judge, folder, truth, fingerprint=command.model,
-            scheduler=command.scheduler, unread=unread, uneven=command.uneven,
-            base=base_of(folder, command),
+            config, command.pairs, model, judge, folder, _recorded_truth(folder, command, judge),
+            fingerprint=command.model, scheduler=command.scheduler, unread=unread,
+            uneven=command.uneven, base=base_of(folder, command),
         )  # fmt: skip
 
     def by(self, method: str, alphas: tuple[float, ...] | None = None) -> Study:
@@ -176,18 +168,11 @@ class Study(GridWork):
         self.folder.record_config(self.config, provenance_to_json(self.provenance()))
         self.folder.record_command(
             Command(
-                self.config,
-                tuple(self.pairs),
-                self.grid.model,
-                self.judge.fingerprint,
-                self.scheduler,
-                lora,
-                self.own_ceiling,
-                tuple(pair.id for pair in self.pairs if pair.id in self.unread),
-                is_comparison,
-                self.uneven,
+                self.config, tuple(self.pairs), self.grid.model, self.judge.fingerprint,
+                self.scheduler, lora, self.own_ceiling, _ids(self.pairs, self.unread),
+                is_comparison, self.uneven,
             )
-        )
+        )  # fmt: skip
 
     def table(self, category: str | None = None, *, null: bool = False) -> pd.DataFrame:
         """Items: a row per judged pair, a column per alpha, NaN where images lack scores.
@@ -301,10 +286,22 @@ class Study(GridWork):
             peak_memory_bytes=self.folder.peak_memory(),
             saved=self.saved(),
             cost=method_cost(self.folder, self.config),
-            unread=tuple(pair.id for pair in self.pairs if pair.id in self.unread),
-            unsteered=tuple(pair.id for pair in self.pairs if pair.id in self.unsteered),
+            unread=_ids(self.pairs, self.unread),
+            unsteered=_ids(self.pairs, self.unsteered),
             uneven=self.uneven,
         )
+
+
+def _ids(pairs: Sequence[Pair], some: Collection[str]) -> tuple[str, ...]:
+    """The ids of those of the pairs that are among some, in the order of the pairs."""
+    return tuple(pair.id for pair in pairs if pair.id in some)
+
+
+def _recorded_truth(folder: RunFolder, command: Command, judge: FoundJudge) -> GroundTruth | None:
+    """The ceiling that a command recorded, if it is this judge's; else the judge's shipped one."""
+    if command.ceiling is None or judge.fingerprint != command.judge:
+        return ground_truth(None, judge)
+    return GroundTruth(folder.path / "index.sqlite", command.judge, command.ceiling)
 
 
 @contextmanager

@@ -215,21 +215,6 @@ def test_results_find_the_pairs_that_they_are_of_though_the_file_was_changed(her
 # --- another judge
 
 
-@pytest.fixture
-def second(tmp_path):
-    """The embedded judge with other weights."""
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(shipped("models/clip-tiny"), tmp_path / "second")
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    [file] = folder.glob("*.safetensors")
-    weights = load_file(file)
-    name = next(name for name in weights if name.endswith("text_projection"))
-    weights[name] = weights[name].flip(0).contiguous()
-    save_file(weights, file)
-    return folder
-
-
 def test_another_judge_scores_what_the_folder_shows_and_not_the_small_run(here, second):
     verb("run", *WHOLE)
     verb("run", *SMALL)

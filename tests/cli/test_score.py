@@ -10,23 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analogy import cli
-from analogy.models.places import shipped
 from analogy.results.reading import read
-
-
-@pytest.fixture
-def second(tmp_path):
-    """The embedded judge with other weights: its bias terms scaled, so another fingerprint."""
-    from safetensors.torch import load_file, save_file
-
-    folder = shutil.copytree(shipped("models/clip-tiny"), tmp_path / "second")
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    [file] = folder.glob("*.safetensors")
-    weights = load_file(file)
-    name = next(name for name in weights if name.endswith("text_projection"))
-    weights[name] = weights[name].flip(0).contiguous()
-    save_file(weights, file)
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from analogy.core.text import guidance_text
 from analogy.models.families import FAMILIES, Sampling, knobs_of
 from analogy.models.replay_table import CFG, ROWS
 from analogy.settings.request import RunRequest
-from analogy.store.grid import Sampling as KeySampling
+from analogy.store.grid import ImageSettings
 from analogy.studies import resolve
 from analogy.studies.provenance import unusual_guidance
 
@@ -99,9 +99,9 @@ def test_the_header_says_both_scales():
 
 
 def test_the_second_scale_is_in_an_images_key_only_if_it_is_given():
-    plain = KeySampling(8, 4.0, 64, "float32", "Euler/0").subject("m")
+    plain = ImageSettings(8, 4.0, 64, "float32", "Euler/0").subject("m")
     assert "second_guidance" not in plain
-    second = KeySampling(8, 4.0, 64, "float32", "Euler/0", 2.0).subject("m")
+    second = ImageSettings(8, 4.0, 64, "float32", "Euler/0", 2.0).subject("m")
     assert second == {**plain, "second_guidance": 2.0}
 
 

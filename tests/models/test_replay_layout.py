@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from analogy.core.errors import ModelError
-from analogy.models.recorded import Role, layout_of
+from analogy.models.recorded import TensorRole, layout_of
 from analogy.models.replay import generator_of
 
 PAIR = ("a red car", "one very large green house")
@@ -55,9 +55,10 @@ def layout():
 def test_roles_are_found(layout):
     roles = {leaf.name: leaf.role for leaf in layout.leaves()}
     assert roles == {
-        "0.0": Role.STATES, "0.1": Role.CARRIED, "0.3": Role.FIXED, "0.4": Role.FIXED,
-        "1.layers": Role.STATES, "1.pooled": Role.POOLED, "1.list.0": Role.STATES,
-        "1.lengths": Role.CARRIED, "1.stacked": Role.STATES,
+        "0.0": TensorRole.STATES, "0.1": TensorRole.CARRIED, "0.3": TensorRole.FIXED,
+        "0.4": TensorRole.FIXED,
+        "1.layers": TensorRole.STATES, "1.pooled": TensorRole.POOLED, "1.list.0": TensorRole.STATES,
+        "1.lengths": TensorRole.CARRIED, "1.stacked": TensorRole.STATES,
     }  # fmt: skip
     assert not layout.is_single
 

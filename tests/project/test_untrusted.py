@@ -29,6 +29,7 @@ from analogy.core.strict_json import parse
 from analogy.evaluation import Report
 from analogy.results import baseline as baseline_module
 from analogy.results import comparison
+from analogy.results.differences import measurement_differences, subject_differences
 from analogy.results.reading import RecordedError, from_json, read
 from analogy.settings.pairs import (
     COLUMNS,
@@ -273,8 +274,8 @@ def test_any_baseline_is_compared_or_refused(tmp_path_factory, changes):
     new = from_json(GOOD)
     with contextlib.suppress(RecordedError, comparison.NotComparableError):
         old = read(file)
-        comparison.measurement_differences(old.header, new.header)
-        comparison.subject_differences(old.header, new.header)
+        measurement_differences(old.header, new.header)
+        subject_differences(old.header, new.header)
         for cell in [*new.analysis.cells, None]:
             baseline_module.known_not_to_succeed(old, cell, new.header.categories)
         comparison.compare(old, new)

@@ -101,7 +101,7 @@ def test_the_later_run_is_compared_with_the_earlier_one(site, entries):
     for page in (path / "compare").iterdir():
         (_, new), (_, old) = ROLE.findall(html.unescape(page.read_text()))
         assert dates[new] >= dates[old]
-    assert "<small>alphas 0.7</small>" in (path / "index.html").read_text()
+    assert "<small>alphas [0.7]</small>" in (path / "index.html").read_text()
 
 
 def test_a_refusal_says_why(site):

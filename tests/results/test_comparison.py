@@ -18,16 +18,19 @@ from planted import ALPHAS, noise, results, small
 from analogy.core.records import Verdict
 from analogy.results import comparison
 from analogy.results.comparison import (
-    SAMPLING,
     NotComparableError,
     Outcome,
     compare,
     compare_cell,
     compare_items,
     compare_overall,
-    measurement_differences,
     n_comparisons,
     simultaneous_confidence,
+)
+from analogy.results.differences import (
+    SAMPLING,
+    SettingDifference,
+    measurement_differences,
     subject_differences,
 )
 from analogy.statistics.values import Interval
@@ -374,19 +377,20 @@ def test_a_category_that_the_baseline_lacks_does_not_pass():
 def test_another_measurement_is_refused(setting, shown):
     old, new = of(results(small())), of(results(small(), **setting))
     [difference] = measurement_differences(old.header, new.header)
-    assert difference.startswith(shown)
+    assert str(difference).startswith(shown)
     with pytest.raises(NotComparableError) as caught:
         compare(old, new)
     assert caught.value.differences == [difference]
-    assert difference in str(caught.value)
+    assert str(difference) in str(caught.value)
     with pytest.raises(NotComparableError):
         compare(new, old)
 
 
 def test_other_alphas_are_refused():
     old, new = of(results(small())), of(results(small(alphas=(0.5, 1.0, 2.0))))
-    differences = ["alphas: baseline [0.5, 1.0], this run [0.5, 1.0, 2.0]"]
-    assert measurement_differences(old.header, new.header) == differences
+    [difference] = measurement_differences(old.header, new.header)
+    assert difference == SettingDifference("alphas", (0.5, 1.0), (0.5, 1.0, 2.0))
+    assert str(difference) == "alphas: baseline [0.5, 1.0], this run [0.5, 1.0, 2.0]"
     with pytest.raises(NotComparableError):
         compare(old, new)
 
@@ -418,7 +422,7 @@ def test_all_differences_are_said_at_once():
 def test_another_subject_is_compared_and_said(setting, shown):
     old, new = of(results(small())), of(results(small(), **setting))
     [difference] = subject_differences(old.header, new.header)
-    assert difference.startswith(shown)
+    assert str(difference).startswith(shown)
     found = compare(old, new)
     assert found.subject_differences == (difference,)
     assert {one.outcome for one in found.all_changes} == {Outcome.EQUIVALENT}
@@ -430,7 +434,8 @@ def test_some_of_the_subject_may_be_asked_for():
     old = of_header(results(small()))
     new = of_header(results(small(), method="lerp", dtype="bfloat16", model="another"))
     assert len(subject_differences(old, new)) == 3
-    assert subject_differences(old, new, of=SAMPLING) == ["method: baseline word, this run lerp"]
+    [difference] = subject_differences(old, new, of=SAMPLING)
+    assert difference == SettingDifference("method", "word", "lerp")
     assert len(subject_differences(old, new, of=("model", *SAMPLING))) == 2
 
 

@@ -103,6 +103,23 @@ def test_a_fall_of_the_verdict_is_a_regression(verdict, outcome):
     assert found.outcome is outcome
 
 
+def incomplete(margins, n_pairs, n_items):
+    """A cell of which only some pairs have an item."""
+    found = figures(margins[:n_pairs], verdict=Verdict.INCOMPLETE)
+    items = {pair: found.items[pair] for pair in PAIRS[:n_items]}
+    return replace(found, items=items)
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "n_items", "outcome"),
+    [(20, 19, Outcome.INCOMPLETE), (20, 3, Outcome.INCOMPLETE), (5, 4, Outcome.TOO_FEW)],
+)
+def test_missing_images_and_too_few_pairs_have_the_order_of_a_full_run(n_pairs, n_items, outcome):
+    found = common(figures(OLD, looked=0), incomplete(OLD, n_pairs, n_items))
+    assert (found.outcome, found.n) == (outcome, min(n_pairs, 16))
+    assert math.isnan(found.difference)
+
+
 def test_several_cells_are_compared_by_each_pairs_mean():
     other = OLD + 0.3
     found = compare_common(

@@ -115,7 +115,8 @@ def test_what_is_less_does_not_take_the_place_of_what_is_finished(tmp_path, name
     assert json.loads(outcome.file.read_text()) == LESS[name]
     assert outcome.file.parent == tmp_path / "results"
     assert len(list((tmp_path / "results").iterdir())) == 2
-    assert "stays that of word, 24 pairs in color, size" in " ".join(outcome.lines())
+    *_, (_, told) = outcome.summary()
+    assert "stays that of word, 24 pairs in color, size" in told
     assert shown(tmp_path) == to_json(read(tmp_path))
 
 
@@ -125,7 +126,7 @@ def test_what_is_no_less_is_shown_and_the_other_kept(tmp_path, name):
     outcome = keep(NO_LESS[name], tmp_path)
     assert shown(tmp_path) == json.loads(outcome.file.read_text()) == NO_LESS[name]
     assert json.loads(first.file.read_text()) == WHOLE
-    assert list(outcome.lines()) == []
+    assert list(outcome.summary()) == []
     again = keep(WHOLE, tmp_path)  # whose turn it is again, unless it is a part
     is_part = name in ("more pairs", "more strengths", "more seeds", "with the random control")
     assert shown(tmp_path) == (NO_LESS[name] if is_part else WHOLE)
@@ -166,7 +167,7 @@ def test_an_interrupted_run_of_it_does_not(tmp_path):
     keep(WHOLE, tmp_path)
     outcome = keep(of(missing=1), tmp_path)
     assert shown(tmp_path) == json.loads(outcome.file.read_text()) == WHOLE
-    [line] = outcome.lines()
+    [(_, line)] = outcome.summary()
     assert line.endswith("has more of this measurement than was measured now, and stays")
     (tmp_path / RESULTS_NAME).unlink()
     keep(of(missing=1), tmp_path)

@@ -204,7 +204,7 @@ def test_the_schema_has_the_fields_of_the_records():
     change = schema("comparison")["$defs"]["change"]["properties"]
     assert set(change) == {f.name for f in dataclasses.fields(comparison.Change)}
     assert schema("comparison")["$defs"]["outcome"]["enum"] == [
-        "regressed", "improved", "equivalent", "inconclusive", "too_few", "incomplete", "blind",
+        "regressed", "improved", "equivalent", "inconclusive", "too_few", "incomplete",
     ]  # fmt: skip
     assert set(schema("comparison")["$defs"]["outcome"]["enum"]) == {*comparison.Outcome}
 

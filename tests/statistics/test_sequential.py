@@ -437,8 +437,6 @@ def test_changes(mean, sd, outcome, look):
     found = decide_change(differences, 0.005, COMPARED)
     assert found.outcome is outcome
     assert look in (None, found.look)
-    assert found.is_early is (found.look < 3)
-    assert found.ci_low <= found.mean <= found.ci_high
 
 
 def test_equivalence_needs_both_sides_by_the_larger_p():
@@ -468,7 +466,7 @@ def test_a_change_is_open_while_images_of_a_look_are_missing():
     differences[:15, 0] = 0.0
     found = decide_change(differences, 0.005, COMPARED)
     assert found.is_open
-    assert (found.look, found.pairs) == (0, 16)
+    assert found.look == 0
     few_pairs = decide_change(np.zeros((5, 3)), 0.005, Design.of(5, 3))
     assert few_pairs.outcome is Outcome.TOO_FEW
 

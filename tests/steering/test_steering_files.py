@@ -26,7 +26,7 @@ from analogy.steering.declared import DeclaredMethod
 from analogy.steering.files import (
     FORMAT,
     Action,
-    Entry,
+    ModuleAction,
     Steering,
     SteeringFileError,
     pair_digest,
@@ -82,16 +82,18 @@ def entry(**changes) -> list[dict]:
 def test_what_is_written_is_read():
     steering = Steering(
         (
-            Entry(MODULE, Action.ADD, drawn(3, DIM), start=0.25, end=0.5, category="c", word="red"),
-            Entry(MODULE, Action.PROJECT_OUT, drawn(DIM)),
-            Entry("conv_in", Action.AFFINE, drawn(4), drawn(4, 4)),
+            ModuleAction(
+                MODULE, Action.ADD, drawn(3, DIM), start=0.25, end=0.5, category="c", word="red",
+            ),
+            ModuleAction(MODULE, Action.PROJECT_OUT, drawn(DIM)),
+            ModuleAction("conv_in", Action.AFFINE, drawn(4), drawn(4, 4)),
         ),
         unit=0.5, default_alphas=(1.0, -2.0), pairs=frozenset({"ab"}), about="mine",
     )  # fmt: skip
     again = parsed(write(steering), "f")
     assert replace(again, entries=()) == replace(steering, entries=())
     for one, other in zip(again.entries, steering.entries, strict=True):
-        for name in Entry.__slots__:
+        for name in ModuleAction.__slots__:
             a, b = getattr(one, name), getattr(other, name)
             assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
 
@@ -143,7 +145,7 @@ def test_what_is_not_of_the_format_is_refused_by_its_entry(data, said):
 # --- what the actions do
 
 
-def method(*entries: Entry, **settings) -> DeclaredMethod:
+def method(*entries: ModuleAction, **settings) -> DeclaredMethod:
     return DeclaredMethod("file:f", "1", Steering(entries, **settings))
 
 
@@ -154,13 +156,13 @@ PARTS = drawn(2, DIM, seed=3) * 3
 @pytest.mark.parametrize(
     ("steering", "expected"),
     [
-        (Entry(MODULE, Action.ADD, V), lambda x, step: x + 1.5 * V),
-        (Entry(MODULE, Action.ADD, PARTS), lambda x, step: x + 1.5 * PARTS[step // 2]),
-        (Entry(MODULE, Action.ADD, V, start=0.25, end=0.75),
+        (ModuleAction(MODULE, Action.ADD, V), lambda x, step: x + 1.5 * V),
+        (ModuleAction(MODULE, Action.ADD, PARTS), lambda x, step: x + 1.5 * PARTS[step // 2]),
+        (ModuleAction(MODULE, Action.ADD, V, start=0.25, end=0.75),
          lambda x, step: x + 1.5 * V if step in (1, 2) else x),
-        (Entry(MODULE, Action.PROJECT_OUT, V),
+        (ModuleAction(MODULE, Action.PROJECT_OUT, V),
          lambda x, step: x - 1.5 * torch.outer(x @ V, V) / (V @ V)),
-        (Entry(MODULE, Action.AFFINE, V, M),
+        (ModuleAction(MODULE, Action.AFFINE, V, M),
          lambda x, step: -0.5 * x + 1.5 * (torch.einsum("ij,tj->ti", M, x) + V)),
     ],
     ids=["add", "parts", "range", "project_out", "affine"],
@@ -194,9 +196,9 @@ def test_an_action_is_its_formula_by_a_plain_hook(
 def test_rows_have_their_own_strengths_categories_and_words(pipeline, four_steps, encoded, pairs):
     """In one batch as alone; at alpha 0 bit for bit as unsteered; and all hooks are removed."""
     made = method(
-        Entry(MODULE, Action.ADD, V, category="color", word="red"),
-        Entry(MODULE, Action.ADD, -V, category="color", word="blue"),
-        Entry("conv_in", Action.ADD, drawn(96), category="object"),
+        ModuleAction(MODULE, Action.ADD, V, category="color", word="red"),
+        ModuleAction(MODULE, Action.ADD, -V, category="color", word="blue"),
+        ModuleAction("conv_in", Action.ADD, drawn(96), category="object"),
     )
     rows = [Row(pairs[0], 2.0), Row(pairs[0], 0.0), Row(pairs[6], 1.0), Row(pairs[1], -1.0)]
     latents = torch.stack([latents_for(row.pair, 0, four_steps.latent_shape) for row in rows])
@@ -210,7 +212,7 @@ def test_rows_have_their_own_strengths_categories_and_words(pipeline, four_steps
         assert apart(images[i], plain[i]) > 2 or not row.alpha
     assert not any(module._forward_hooks for module in pipeline.unet.modules())
     # Red to blue is -2 V at alpha 1, blue to green +V.
-    same = method(Entry(MODULE, Action.ADD, V))
+    same = method(ModuleAction(MODULE, Action.ADD, V))
     signed = [Row(pairs[0], -4.0), Row(pairs[1], -1.0)]
     again = four_steps.generate(
         [conditionings[0], conditionings[3]], latents[[0, 3]], same, signed
@@ -221,12 +223,12 @@ def test_rows_have_their_own_strengths_categories_and_words(pipeline, four_steps
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (method(Entry("mid_block.attentions.0.transformer_blocks.0.atn2", Action.ADD, V)),
+        (method(ModuleAction("mid_block.attentions.0.transformer_blocks.0.atn2", Action.ADD, V)),
          "file:f: module: expected one of .* did you mean '.*attn2"),
-        (method(Entry(MODULE, Action.ADD, drawn(7))), "dimension, 7, got an output of 160"),
-        (method(Entry(MODULE, Action.ADD, V, category="colour")),
+        (method(ModuleAction(MODULE, Action.ADD, drawn(7))), "dimension, 7, got an output of 160"),
+        (method(ModuleAction(MODULE, Action.ADD, V, category="colour")),
          "the pair color-0: .* expected one of colour, got 'color blue'; did you mean 'colour'"),
-        (method(Entry(MODULE, Action.ADD, V, word="pink")), "one of pink, got 'color blue'"),
+        (method(ModuleAction(MODULE, Action.ADD, V, word="pink")), "one of pink, got 'color blue'"),
     ],
 )  # fmt: skip
 def test_a_file_for_another_model_or_other_pairs_is_refused(made, said, four_steps, encoded, pairs):
@@ -236,7 +238,7 @@ def test_a_file_for_another_model_or_other_pairs_is_refused(made, said, four_ste
 
 
 def test_a_pair_that_it_was_fitted_on_is_not_steered(pipeline, pairs):
-    fitted = method(Entry(MODULE, Action.ADD, V), pairs=frozenset({pair_digest(pairs[0])}))
+    fitted = method(ModuleAction(MODULE, Action.ADD, V), pairs=frozenset({pair_digest(pairs[0])}))
     with pytest.raises(SteeringFileError, match=r"pairs that it was not fitted on, got .* color-0"):
         fitted.applied(pipeline, [Row(pairs[1], 1.0), Row(pairs[0], 1.0)]).__enter__()
     with fitted.applied(pipeline, [Row(pairs[1], 1.0)]):

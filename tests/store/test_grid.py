@@ -10,7 +10,16 @@ import pytest
 
 from analogy.core.records import Cell, Pair, RunConfig
 from analogy.store.folder import RunFolder, folder_name
-from analogy.store.grid import Command, Grid, Job, Role, Sampling, once, pairs_digest, targets_of
+from analogy.store.grid import (
+    Command,
+    Grid,
+    ImageSettings,
+    Job,
+    Role,
+    once,
+    pairs_digest,
+    targets_of,
+)
 
 MODEL, JUDGE, SCHEDULER = "model@sha256:1", "judge@sha256:2", "Euler/1"
 PAIRS = (
@@ -55,12 +64,12 @@ def test_the_keys_of_images_are_those_of_earlier_versions():
         "d54c1c83d81bad4b3cdca3d5d3951a48",
         "7af892a23f882b2029ccd55ffe68c26f",
     ]
-    job = Sampling.of(CONFIG, SCHEDULER).prompt_job(MODEL, "a car", 3)
+    job = ImageSettings.of(CONFIG, SCHEDULER).prompt_job(MODEL, "a car", 3)
     assert job.key == "bb9cfefa363741c57d8d2117f13664a6"
 
 
 def test_names_of_run_folders_are_those_of_earlier_versions():
-    subject = Sampling.of(CONFIG, SCHEDULER).subject(MODEL)
+    subject = ImageSettings.of(CONFIG, SCHEDULER).subject(MODEL)
     assert folder_name(subject, judge=JUDGE) == "d75d630a8a95"
     assert folder_name(subject) == "95ea3ad57be6"
     assert folder_name(subject, method="word") == "a446a7c15e05"

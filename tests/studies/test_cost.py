@@ -15,7 +15,7 @@ from analogy.report.text_methods import cost_table
 from analogy.results.cost import FitCost, MethodCost
 from analogy.results.reading import from_json
 from analogy.results.writing import to_json
-from analogy.store.index import BatchRow, FitWork
+from analogy.store.work_index import BatchRow, FitWork
 from analogy.studies.cost import method_cost
 from analogy.studies.run_methods import all_jobs
 

@@ -14,7 +14,7 @@ from analogy.models.places import shipped
 from analogy.models.sources import find_pipeline
 from analogy.results.reading import from_json
 from analogy.results.writing import to_json
-from analogy.sessions.summary import unread_lines
+from analogy.sessions.summary import unread_notes
 from analogy.settings.pairs import UnevenPairsWarning
 from analogy.settings.request import RunRequest
 from analogy.store.folder import RunFolder
@@ -90,7 +90,9 @@ def test_a_run_counts_and_names_them(request_of):
     assert [pair.id for pair in study.pairs] == kept
     assert {job.pair.id for job in study.jobs()} == {*kept}
     assert study.analysis().cells.keys() == {*study.plan.cells}
-    assert any("uneven    1 of 5 pairs" in line and "(c-2)" in line for line in unread_lines(study))
+    uneven = dict(unread_notes(study))["uneven"]
+    assert uneven.startswith("1 of 5 pairs")
+    assert "(c-2)" in uneven
     path = study.folder.path
     study.close()
     folder = RunFolder(path, read_only=True)

@@ -146,7 +146,7 @@ def _refused_json(error: NotComparableError) -> dict[str, object]:
         "exit_code": int(ExitCode.NOT_COMPARABLE),
         "old": error.old,
         "new": error.new,
-        "measurement_differences": error.differences,
+        "measurement_differences": [str(each) for each in error.differences],
     }
 
 
@@ -161,7 +161,7 @@ def _junit(comparison: Comparison) -> ElementTree.Element:
         "new": comparison.new,
         "tolerance": f"{comparison.tolerance:g}",
         "categories": comparison.scope,
-        "subject": "; ".join(comparison.subject_differences) or "no difference",
+        "subject": "; ".join(map(str, comparison.subject_differences)) or "no difference",
         "throughput": _throughput(comparison),
         "conclusion": comparison.conclusion,
     }

@@ -125,7 +125,7 @@ def score(
         *_which(command, scopes),
         *text.verdict_table(analysis, wide=wide, marked=marked),
         *text.reading_notes(analysis, wide=wide),
-        *outcome.lines(),
+        *(text.beside(label, told) for label, told in outcome.summary()),
         f"results   {file}",
         *text.answer_lines(analysis, results_now.unknown_words),
     ]

@@ -12,7 +12,7 @@ from analogy.report import text
 from analogy.report.text_methods import cost_table, method_tables
 from analogy.results.writing import header_to_json
 from analogy.sessions.running import fault_code
-from analogy.sessions.summary import unread_lines
+from analogy.sessions.summary import unread_notes
 from analogy.settings.request import RunRequest
 from analogy.steering.base import METHODS, Need
 from analogy.studies.run_methods import all_jobs, open_methods, run_methods
@@ -37,7 +37,8 @@ def methods(
     try:
         jobs = all_jobs(studies)
         left = len(study.folder.without_image(jobs))
-        show_lines([*_heading(studies, left, len(jobs)), ""], json)
+        heading = (text.beside(*each) for each in _heading(studies, left, len(jobs)))
+        show_lines([*heading, ""], json)
         study.prepare(jobs)
         with tqdm(total=left, desc="generating", unit="img", disable=None, leave=False) as bar:
 
@@ -72,29 +73,27 @@ def methods(
     show_lines([*failed, *method_tables(found), "", *cost_table(found.costs)], json)
 
 
-def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[str]:
-    """The settings of the run and the amount of work left."""
+def _heading(studies: Sequence[Study], missing: int, n_jobs: int) -> Iterator[tuple[str, str]]:
+    """The settings of the run and the amount of work left: labels, each with its text."""
     study, config = studies[0], studies[0].config
     alphas = {each.config.method: each.config.alphas for each in studies}
     one = len({*alphas.values()}) == 1
-    yield f"model     {study.grid.model}"
-    yield f"judge     {study.judge.fingerprint}"
-    yield (
-        f"sampling  {study.sampling_text}, "
-        f"{config.dtype} on {config.device}, "
-        f"alpha {_listed(config.alphas) if one else 'of each method'}, "
-        f"seeds {', '.join(map(str, config.seeds))}"
-    )
+    yield "model", study.grid.model
+    yield "judge", study.judge.fingerprint
+    strengths = _listed(config.alphas) if one else "of each method"
+    seeds = ", ".join(map(str, config.seeds))
+    sampling = f"{study.sampling_text}, {config.dtype} on {config.device}"
+    yield "sampling", f"{sampling}, alpha {strengths}, seeds {seeds}"
     if not one:
-        yield from (f"alphas    {name}: {_listed(of)}" for name, of in alphas.items())
-    yield f"run       {study.folder.path}"
-    yield from unread_lines(study)
+        yield from (("alphas", f"{name}: {_listed(of)}") for name, of in alphas.items())
+    yield "run", str(study.folder.path)
+    yield from unread_notes(study)
     if config.limit is not None:
-        limit = f"limit     {config.limit} pairs per category: not the whole measurement"
+        limit = f"{config.limit} pairs per category: not the whole measurement"
         if wide := [name for name in alphas if Need.OTHERS in METHODS.get(name).needs]:
             limit += f"; the method {', '.join(wide)} looks at no other pairs"
-        yield limit
-    yield f"images    {missing:,} to make, {n_jobs - missing:,} are there"
+        yield "limit", limit
+    yield "images", f"{missing:,} to make, {n_jobs - missing:,} are there"
 
 
 def _listed(alphas: Sequence[float]) -> str:
