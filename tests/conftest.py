@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import secrets
 
@@ -92,6 +93,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in NUMERICS:
             item.add_marker("numerics")
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector off what libraries and collection made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import open_clip  # noqa: F401 - for `bench`
 import pytest
 from cases import ROOT, judge_by, write_eight
 
@@ -12,8 +13,8 @@ from cases import ROOT, judge_by, write_eight
 def bench(pytester, pipeline, judge):
     """Run the benchmarks in this process, under the checkout's own configuration.
 
-    The models' libraries are loaded by now: pytester forgets what a run imports, and they do not
-    bear being imported twice.
+    The models' libraries are imported by now: pytester forgets what a run is the first to import,
+    and each would be imported again, for ten seconds, by every run of every test.
     """
 
     def run(*options: str, cases: tuple[str, ...] = ("test_margin",)) -> pytest.RunResult:
