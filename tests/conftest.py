@@ -101,6 +101,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """Let the interpreter collect it at its end, or nanobind takes it for leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _commands_are_built_once():
     """typer's runner builds every verb with all its options at each call, which takes 40 ms."""

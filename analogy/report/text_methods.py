@@ -98,7 +98,8 @@ def _two(difference: Difference) -> str:
 def _marked(difference: Difference) -> str:
     if difference.n < MIN_DECISIVE:
         return f"<{MIN_DECISIVE}"
-    is_one_sided = difference.ci_low > 0 or difference.ci_high < 0
+    # As printed: two methods whose images are the same differ by the rounding of their arithmetic.
+    is_one_sided = round(difference.ci_low, 4) > 0 or round(difference.ci_high, 4) < 0
     return f"{difference.mean:+.4f}{'*' if is_one_sided else ' '}"
 
 

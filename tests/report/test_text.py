@@ -9,8 +9,10 @@ import pytest
 from analogy.core.records import Cell, Pair, Verdict
 from analogy.core.text import display_width
 from analogy.report import text
+from analogy.report.text_methods import method_tables
 from analogy.results.model import Ceiling
 from analogy.studies.analysis import analyse
+from analogy.studies.method_comparison import Difference, MethodComparison
 
 N = 12
 SEES = Ceiling(50, 0.4, 0.35, 0.45, -0.4, 0.8, 0.7, 0.9, 0.99, is_blind=False)
@@ -227,3 +229,22 @@ def test_published_figures_stand_beside_a_runs(table):
     assert by_category.endswith(
         "1: negative, success 24% to 31%; 2: near zero; 5: mean +0.0466, success 100%"
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "ci_low", "ci_high", "shown"),
+    [
+        (0.02, 0.01, 0.03, "+0.0200*"),
+        (0.02, -0.01, 0.05, "+0.0200 "),
+        (-0.02, -0.03, -0.01, "-0.0200*"),
+        # Two methods with the same images, apart from the rounding of their arithmetic.
+        (2e-9, 1e-9, 3e-9, "+0.0000 "),
+    ],
+)
+def test_a_difference_is_marked_if_what_is_printed_of_it_lies_on_one_side_of_0(
+    mean, ci_low, ci_high, shown
+):
+    found = Difference("lerp", "word", "color", None, 50, mean, ci_low, ci_high)
+    tables = method_tables(MethodComparison(50, 0, (), (found,), (), (found,)))
+    [row] = [line for line in tables if line.startswith("lerp - word ") and "[" not in line]
+    assert row.endswith(shown)
