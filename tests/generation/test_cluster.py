@@ -12,6 +12,7 @@ import pytest
 from cases import ROOT
 from echo import Echo, Stillborn, setup
 from extras import extra
+from verbs import verb
 
 from analogy.core.errors import ModelError
 from analogy.generation.engine import ClusterError, Setup
@@ -271,6 +272,24 @@ def test_a_run_that_one_process_began_is_continued_by_a_worker(local, make_run, 
         run.close()
     assert sum(counts) == 60 - 24
     assert hashes(folder) == expected
+
+
+@pytest.mark.numerics
+def test_a_worker_steers_by_every_kind_of_method(local, tmp_path):
+    """By step, by guidance, by weights, by activations: as one process does, in one comparison."""
+    found = []
+    for name, engine in (("alone", []), ("worker", ["--engine=ray", "--num-workers=1"])):
+        done = verb(
+            "methods", "--methods=span,switch,guidance,slider,activation,prompt",
+            "--categories=color", "--limit=6", "--seeds=0", "--steps=2", "--batch-size=8",
+            "--dtype=float32", f"--run-dir={tmp_path / name}", *engine,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        folder = RunFolder(tmp_path / name, read_only=True)
+        found.append(hashes(folder))
+        folder.close()
+    assert len(found[0]) == 6 * (1 + 5 * 3 + 1)
+    assert found[0] == found[1]
 
 
 def test_workers_import_a_method_of_the_users(local, make_run, config, tmp_path):
