@@ -328,7 +328,10 @@ def test_provenance_is_said(study, page):
 
 
 def test_a_plot_is_text_and_colours_of_the_page():
-    rows = [plots.Row("a & b", 0.1, 0.05, 0.15, "success"), plots.Row("c", None, None, None, "too")]
+    rows = [
+        plots.IntervalRow("a & b", 0.1, 0.05, 0.15, "success"),
+        plots.IntervalRow("c", None, None, None, "too"),
+    ]
     text = plots.svg(200, 100, lambda ax: plots.forest(ax, rows))
     assert text.startswith("<svg ")
     assert ">a &amp; b</text>" in text
@@ -338,7 +341,10 @@ def test_a_plot_is_text_and_colours_of_the_page():
 
 
 def test_the_forest_has_each_interval_where_it_is():
-    rows = [plots.Row("a", 0.1, 0.05, 0.15, "success"), plots.Row("b", -0.1, -0.2, 0.0, "failure")]
+    rows = [
+        plots.IntervalRow("a", 0.1, 0.05, 0.15, "success"),
+        plots.IntervalRow("b", -0.1, -0.2, 0.0, "failure"),
+    ]
     ax = plots.Figure().add_subplot()
     plots.forest(ax, rows)
     intervals = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) == 2]
