@@ -13,7 +13,7 @@ from verbs import verb
 from analogy.generation import execution as execute
 from analogy.models.generator import Generator
 from analogy.models.places import shipped
-from analogy.results import comparison
+from analogy.results import changes
 
 pytest_plugins = ["pytester"]
 
@@ -183,7 +183,7 @@ def test_a_bar_that_was_met_is_a_pass(cases):
 def test_a_baseline_none_of_whose_cells_decide_is_no_pass(cases, monkeypatch):
     """Every comparison says too few, or lacks images, each a skipped case."""
     assert cases("--baseline=b.json", "--update-baseline").ret == pytest.ExitCode.OK
-    monkeypatch.setattr(comparison, "MIN_DECISIVE", 9)
+    monkeypatch.setattr(changes, "MIN_DECISIVE", 9)
     run = cases("--baseline=b.json", cases=("test_regression",))
     run.assert_outcomes(skipped=2)
     assert run.ret == pytest.ExitCode.TESTS_FAILED
