@@ -62,7 +62,7 @@ def test_the_description_has_no_link_that_leads_nowhere_on_an_index(installed):
     linked = package_readme.described(readme, "https://example.org/a/")
     assert not RELATIVE.search(linked)
     assert linked.count("](https://example.org/a/blob/HEAD/docs/") == links - 2
-    assert "![The report" in linked
+    assert "![The first screen" in linked
     assert linked.count("](https://example.org/a/raw/HEAD/docs/") == 2
 
 
