@@ -112,8 +112,11 @@ def test_tables_come_before_the_gallery(page):
 
 
 def test_a_bar_is_where_its_interval_is():
-    rows = [plots.IntervalRow("a", 0.2, 0.1, 0.4, "success"), plots.IntervalRow("b", None, None, None, "too_few"),
-            plots.IntervalRow("c", -0.3, -0.5, 0.0, "failure", "99%")]  # fmt: skip
+    rows = [
+        plots.IntervalRow("a", 0.2, 0.1, 0.4, "success"),
+        plots.IntervalRow("b", None, None, None, "too_few"),
+        plots.IntervalRow("c", -0.3, -0.5, 0.0, "failure", "99%"),
+    ]
     low, high = forest._scale(rows)
     assert low < -0.5
     assert high > 0.4
