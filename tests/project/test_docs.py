@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
-import gc
 import importlib
 import importlib.util
 import io
@@ -44,7 +43,6 @@ from typing import NamedTuple
 import pytest
 import typer
 from cases import ROOT
-from extras import extra
 from verbs import verb
 
 from analogy import cli
@@ -278,13 +276,8 @@ class Reader:
         words, piped = ((words, []) if "|" not in words else
                         (words[: words.index("|")], words[words.index("|") + 1 :]))  # fmt: skip
         program, arguments = program_of(words)
-        if program == "analogy" and "ray" in arguments:
-            shutil.rmtree(".analogy")  # so that there is work for Ray's workers
-            with two_processors():
-                output = self.verb(arguments)
-        elif program == "analogy":
+        if program == "analogy":
             output = self.verb(arguments)
-
         elif program == "pytest":
             output = self.pytest(arguments)
         elif program.startswith("-m "):
@@ -357,20 +350,6 @@ class Reader:
             assert program in SET_UP, (
                 f"{words}: a program that the documentation's test does not know"
             )
-
-
-@contextlib.contextmanager
-def two_processors():
-    """A Ray of two processors, however many this process may use."""
-    ray = extra("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # Ray leaves its processes to the end
-            gc.collect()
 
 
 def run_module(name: str, arguments: list[str], patch: pytest.MonkeyPatch) -> None:
