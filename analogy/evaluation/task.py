@@ -350,7 +350,7 @@ def _references(given: Any) -> Path | Images | None:
 
 
 def _features(given: Any, judge: Judge, device: str) -> FeatureModel:
-    """The feature extractor itself, or the one of this name; None for the judge's default."""
+    """The feature extractor that is given, by itself or by name. None means the judge's default."""
     if given is None:
         embedded = find_judge(EMBEDDED, None).fingerprint
         given = "judge" if judge.fingerprint == embedded else "inception"

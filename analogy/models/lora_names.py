@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def by_module(
     those of its makers. diffusers converts only some of these names. ``part``: the denoiser's name
     in the pipeline.
     """
-    modules: dict[str, Any] = dict(denoiser.named_modules())
+    modules = dict(denoiser.named_modules())
     is_flux = type(denoiser).__name__ == "FluxTransformer2DModel"
     names = {
         **{f"lora_unet_{name.replace('.', '_')}": (name,) for name in modules},
@@ -70,7 +70,9 @@ def by_module(
         up = up.float() * (alpha / len(down))
         if base == _SWAPPED:
             up = torch.cat(up.chunk(2)[::-1])
-        sizes = [len(up)] if len(layers) == 1 else [modules[each].out_features for each in layers]
+        sizes = [len(up)]
+        if len(layers) > 1:
+            sizes = [cast(nn.Linear, modules[each]).out_features for each in layers]
         if sum(sizes) != len(up):
             return None
         for layer, rows in zip(layers, up.split(sizes), strict=True):

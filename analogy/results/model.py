@@ -151,7 +151,7 @@ class CellFigures(Compared):
     - ``seeds``: pair id to the margins of its images, a value for each seed of ``items``, in the
       run's order; empty if a file has none;
     - ``stop``: the look of the margin; ``gain_stop``: the look of the gain. Both are None in a run
-      without looks, and while the cell is open.
+      that is not sequential, and in a cell that is not yet decided.
     """
 
     cell: Cell
@@ -211,7 +211,7 @@ class Pool:
     - ``items``: the naive figures of the published study; None if images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
-      ``gain_stop``: the look of gain and trend. Both are None in a run without looks.
+      ``gain_stop``: the look of gain and trend. Both are None in a run that is not sequential.
 
     Results of earlier suites may lack gain, trend and items.
     """

@@ -11,7 +11,7 @@ from analogy.models.places import shipped
 
 @pytest.fixture
 def second(tmp_path):
-    """The folder of the embedded judge with other weights, and so with another fingerprint."""
+    """The folder of a second judge, which is the embedded one with other weights."""
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(shipped("models/clip-tiny"), tmp_path / "second")
