@@ -18,20 +18,25 @@ class Forecast:
 
     ``jobs``: the images of the run; ``tried``: the number of images that were generated or failed.
     Generating and scoring are extrapolated separately, since one may be done long before the other.
-    Fitting, quality metrics and statistics are left out.
+    The first batches, in which libraries warm up, count only until others are done. Fitting,
+    quality metrics and statistics are left out.
     """
 
     def __init__(self, study: Study, jobs: Sequence[Job]) -> None:
         self._study = study
-        self._begun = {stage: study.folder.work(stage) for stage in ("generate", "score")}
         missing = len(study.missing(jobs))
         self.total = missing
-        self._left = {"generate": missing, "score": missing + len(study.unscored(jobs))}
         self.tried = 0
+        self._generating = _Stage(0, study.folder.work("generate")[1], missing)
+        images, seconds = study.folder.work("score")
+        self._scoring = _Stage(images, seconds, missing + len(study.unscored(jobs)))
 
     def add(self, images: int) -> None:
         """Count images that were generated, or failed."""
         self.tried += images
+        if self.is_known:
+            self._generating.add(self.tried, self._study.folder.work("generate")[1])
+        self._scoring.add(*self._study.folder.work("score"))
 
     @property
     def disk_bytes(self) -> int:
@@ -52,17 +57,32 @@ class Forecast:
 
         Before the first score the time for scoring is left out.
         """
-        left = 0.0
-        for stage, begun in self._begun.items():
-            images, seconds = (
-                now - then for now, then in zip(self._study.folder.work(stage), begun, strict=True)
-            )
-            done = self.tried if stage == "generate" else images
-            if done:
-                left += seconds / done * max(self._left[stage] - done, 0)
-            elif stage == "generate":
-                return None
-        return left
+        folder = self._study.folder
+        generating = self._generating.left(self.tried, folder.work("generate")[1])
+        if generating is None:
+            return None
+        return generating + (self._scoring.left(*folder.work("score")) or 0.0)
+
+
+class _Stage:
+    """The rate of a stage. ``images``, ``seconds``: its work so far; ``total``: images to come."""
+
+    def __init__(self, images: int, seconds: float, total: int) -> None:
+        self._total = images + total
+        self._begun = (images, seconds)
+        self._warm: tuple[int, float] | None = None  # the work at the end of the first batches
+
+    def add(self, images: int, seconds: float) -> None:
+        """Note the end of the first batches: the first call after which there is any work."""
+        if self._warm is None and images > self._begun[0]:
+            self._warm = (images, seconds)
+
+    def left(self, images: int, seconds: float) -> float | None:
+        """The remaining seconds; None without any work."""
+        begun = self._begun if self._warm is None or images == self._warm[0] else self._warm
+        if images == begun[0]:
+            return None
+        return (seconds - begun[1]) / (images - begun[0]) * max(self._total - images, 0)
 
 
 def notice(forecast: Forecast) -> list[str]:

@@ -95,6 +95,8 @@ def here(installed, monkeypatch):
     yield
     monkeypatch.undo()
     registry._installed.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("analogy_example.")]:
+        del sys.modules[name]  # a later test of this process may ask that it is not loaded
 
 
 @pytest.mark.slow
