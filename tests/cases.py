@@ -54,6 +54,14 @@ def index(folder: Path, query: str) -> list[tuple]:
         db.close()
 
 
+def change_index(folder: Path, statement: str, *values: object) -> None:
+    """Change a run folder's index from outside the suite."""
+    db = sqlite3.connect(folder / "index.sqlite")
+    with db:
+        db.execute(statement, values)
+    db.close()
+
+
 def n_images(folder: Path) -> int:
     [[n]] = index(folder, "SELECT COUNT(*) FROM images")
     return n

@@ -233,11 +233,11 @@ def install(tmp_path, monkeypatch):
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
         (folder / "entry_points.txt").write_text(f"[{group}]\n{name} = {spec}\n")
         monkeypatch.syspath_prepend(folder.parent)
-        registry._installed.cache_clear()
+        registry.rescan()
 
     yield installed
     monkeypatch.undo()
-    registry._installed.cache_clear()
+    registry.rescan()
 
 
 @pytest.fixture

@@ -110,6 +110,11 @@ class Registry(Generic[T]):
         return _installed(self.group)
 
 
+def rescan() -> None:
+    """Look anew for what installed packages add, after an installation in this process."""
+    _installed.cache_clear()
+
+
 def is_spec(name: str) -> bool:
     """True if ``name`` is of the form ``package.module:attribute``."""
     return _SPEC.fullmatch(name) is not None

@@ -33,9 +33,9 @@ def added(monkeypatch):
     """An installed package adds the name ``guten-tag``."""
     found = [EntryPoint("guten-tag", f"{__name__}:hello", "analogy.greeters")]
     monkeypatch.setattr(registry, "entry_points", lambda group: found)
-    registry._installed.cache_clear()
+    registry.rescan()
     yield
-    registry._installed.cache_clear()
+    registry.rescan()
 
 
 def test_what_is_built_in_is_found_by_its_name():

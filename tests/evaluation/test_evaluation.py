@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from cases import change_index
 from evaluated import BRIGHT, KEYS, PROMPTS, SEEDS, noisy, plain_folder
 from PIL import Image
 from tiny import build
@@ -453,9 +454,8 @@ def test_a_steered_image_without_its_source_is_not_scored(make_task, pairs, tmp_
     model = subjects.Model("embedded", task)
     job = model._jobs(list(task.sources.values()))[f"{pairs[0].id} alpha 0 #0"]
     folder = RunFolder(model.folder)
-    with folder._index.db:
-        folder._index.db.execute("DELETE FROM images WHERE key = ?", (job.key,))
     folder.close()
+    change_index(folder.path, "DELETE FROM images WHERE key = ?", job.key)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             Generator, "generate",

@@ -78,10 +78,10 @@ def entry_points(monkeypatch):
 
         monkeypatch.setattr(importlib.metadata, "entry_points", found)
         monkeypatch.setattr(registry, "entry_points", found)
-        registry._installed.cache_clear()
+        registry.rescan()
 
     yield offer
-    registry._installed.cache_clear()
+    registry.rescan()
 
 
 def test_metrics_of_other_packages_are_found_by_name(make_task, made, entry_points):

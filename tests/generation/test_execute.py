@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from cases import change_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from injected import Injected
@@ -249,7 +250,7 @@ def test_memory_that_runs_out_in_the_middle_costs_no_image_and_no_wrong_one(
         return whole(x, *given, **settings)
 
     monkeypatch.setattr(pipeline.unet, "forward", crowded)
-    folder._index.db.execute("DELETE FROM images")
+    change_index(folder.path, "DELETE FROM images")
     again, jobs, _ = make_run()
     again.generate(jobs[:8])
     for job, image in zip(jobs[:8], expected, strict=True):
@@ -280,7 +281,7 @@ def test_scoring_with_half_as_many_images_where_memory_runs_out(make_run, judge,
     run.generate(jobs[:8])
     run.score(jobs[:8])
     expected = folder.margins(jobs[:8], judge.fingerprint)["margin"]
-    folder._index.db.execute("DELETE FROM scores")
+    change_index(folder.path, "DELETE FROM scores")
     crowded = Crowded(judge, 2)
     make_run.judge = crowded
     again, jobs, _ = make_run()

@@ -260,7 +260,7 @@ class Reader:
             for group, entries in project["entry-points"].items()
         ]
         (folder / "entry_points.txt").write_text("".join(lines))
-        registry._installed.cache_clear()
+        registry.rescan()
 
     def compare(self, block: Block, printed: str) -> None:
         if block.shown is not None:
@@ -411,7 +411,7 @@ def reader(request, pytester, monkeypatch, prepared):
     # `--install-completion` asks which shell runs it, and CI's may be none that typer knows.
     monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))
     yield Reader(request.param, pytester, monkeypatch)
-    registry._installed.cache_clear()
+    registry.rescan()
 
 
 @pytest.mark.slow

@@ -91,10 +91,10 @@ def measured(installed):
 def here(installed, monkeypatch):
     """The installed package in this process, by its names alone."""
     monkeypatch.syspath_prepend(installed.packages)
-    registry._installed.cache_clear()
+    registry.rescan()
     yield
     monkeypatch.undo()
-    registry._installed.cache_clear()
+    registry.rescan()
     for name in [name for name in sys.modules if name.startswith("analogy_example.")]:
         del sys.modules[name]  # a later test of this process may ask that it is not loaded
 

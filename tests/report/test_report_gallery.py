@@ -7,6 +7,7 @@ import re
 from urllib.parse import unquote
 
 import numpy as np
+from cases import change_index
 from rendered import html, images, plots, render, table
 from reported import color, draw, draw_results, margin, picture, pixels, read_page
 
@@ -194,7 +195,7 @@ def test_more_images_than_a_page_holds_are_left_out(study, monkeypatch):
 def test_images_of_other_pairs_are_not_shown(study):
     results = draw(study)
     others = [Pair(p.id, p.category, "x", "y", "an x", "a y") for p in study.pairs[:6]]
-    study.folder._index.db.execute("DELETE FROM commands")
+    change_index(study.folder.path, "DELETE FROM commands")
     study.pairs = [*others, *study.pairs[6:]]
     study.record(None)
     page = read_page(render(results, folder=study.folder.path))

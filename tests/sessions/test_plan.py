@@ -32,7 +32,7 @@ N_IMAGES = 2 * 20 * 3 * 3
 
 
 class Clock:
-    """Seconds that pass only when work is done; ``warm_up``: those more that the first batch takes."""
+    """Seconds that pass only with work; ``warm_up``: those more that the first batch takes."""
 
     now = 0.0
     warm_up = 0.0

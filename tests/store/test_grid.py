@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from cases import index
 
 from analogy.core.records import Cell, Pair, RunConfig
 from analogy.store.folder import RunFolder, folder_name
@@ -81,9 +82,7 @@ def test_digests_of_commands_and_pairs_are_those_of_earlier_versions(tmp_path):
     folder = RunFolder(tmp_path)
     folder.record_command(command)
     folder.record_command(replace(command, lora="l", ceiling={"ab": ((0.5,), (-0.5,))}))
-    found = [
-        row[0] for row in folder._index.db.execute("SELECT digest FROM commands ORDER BY rowid")
-    ]
+    found = [digest for [digest] in index(tmp_path, "SELECT digest FROM commands ORDER BY rowid")]
     assert found == ["ef288522329c351d6512cce0a5712a23", "81c1900f9810220e2eacf85e7057f660"]
     assert folder.commands()[1] == command
     folder.close()

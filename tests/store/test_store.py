@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cases import change_index
 
 from analogy.core import files
 from analogy.core.errors import StoreError
@@ -348,9 +349,10 @@ def test_the_index_may_be_deleted_to_start_anew(folder, jobs):
 
 
 def test_a_folder_of_another_version_is_refused(folder):
-    with folder._index.db:
-        folder._index.set_meta("schema_version", SCHEMA_VERSION + 1)
     folder.close()
+    change_index(
+        folder.path, "UPDATE meta SET value = ? WHERE name = 'schema_version'", SCHEMA_VERSION + 1
+    )
     with pytest.raises(StoreError, match=r"expected schema version 2, got 3;.*--run-dir"):
         RunFolder(folder.path)
 

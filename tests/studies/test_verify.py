@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import index
 from typer.testing import CliRunner
 
 from analogy import cli
@@ -369,7 +370,7 @@ def test_metrics_that_compare_with_a_lost_control_go_with_it(path, opened):
     control = next(row for row in folder.image_rows() if json.loads(row.what)["alpha"] == 0.0)
     pair = rows[control.key]["pair_id"]
     folder.remove([(control, "gone")])
-    kept = dict(folder._index.db.execute("SELECT key, value FROM metrics"))
+    kept = dict(index(folder.path, "SELECT key, value FROM metrics"))
     assert kept.keys() == {key for key, what in rows.items() if what["pair_id"] != pair}
     lost = folder.failures(folder.commands()[0].jobs())
     assert [(job.key, reason) for job, reason in lost] == [(control.key, f"{LOST}gone")]
