@@ -1,18 +1,23 @@
-"""What other processes do in the tests: hold a run folder, work on one, look at one.
+"""What other processes do in the tests: hold a run folder, work on one, look at one, run a command.
 
 They are forked from a server that has imported the suite once, so that each starts in a moment.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -31,20 +36,65 @@ from analogy.settings.request import RunRequest  # noqa: E402
 from analogy.store.folder import RunFolder  # noqa: E402
 from analogy.studies.study import Study  # noqa: E402
 
+_INSTALLED = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
 HEADER = "id,category,source_word,target_word,source_prompt,target_prompt\n"
 NOUNS = ("car", "cup", "hat", "boat", "star", "tree")
 
 
-def start(work: Any, *arguments: Any) -> Any:
+def start(work: Any, *arguments: Any, daemon: bool = True) -> Any:
     """Begin ``work(connection, *arguments)`` in another process: it, and what it says."""
     with pytest.MonkeyPatch.context() as patch:  # the server, once, finds modules as we do
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=work, args=(theirs, *arguments), daemon=True)
+    process = _CONTEXT.Process(target=work, args=(theirs, *arguments), daemon=daemon)
     process.start()
     theirs.close()
     return process, ours
+
+
+def run_module(
+    *words: str, cwd: Path, env: Mapping[str, str], timeout: float = 600.0
+) -> subprocess.CompletedProcess[str]:
+    """``python -m`` with ``words`` in the folder ``cwd``, with ``env`` besides our environment.
+
+    Its process has imported torch and other libraries, which takes 15 s, but nothing of the suite.
+    """
+    output = [cwd / f".output-{i}-{os.getpid()}" for i in (1, 2)]
+    process, connection = start(
+        _run_module, words, cwd, {**os.environ, **env}, output, daemon=False
+    )
+    process.join(timeout)
+    connection.close()
+    if process.exitcode is None:
+        process.kill()
+        raise subprocess.TimeoutExpired(words, timeout)
+    said = [file.read_text() for file in output]
+    for file in output:
+        file.unlink()
+    return subprocess.CompletedProcess(words, process.exitcode, *said)
+
+
+def _run_module(
+    connection: Any, words: tuple[str, ...], cwd: Path, env: dict[str, str], output: list[Path]
+) -> None:
+    for descriptor, file in enumerate(output, 1):
+        with open(file, "wb") as stream:
+            os.dup2(stream.fileno(), descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env, TOKENIZERS_PARALLELISM="false")  # their threads are the server's
+    for name in list(sys.modules):
+        if name.partition(".")[0] in {"analogy", "benchmarks", "tools"}:
+            del sys.modules[name]
+    sys.path[:] = [str(cwd), *env.get("PYTHONPATH", "").split(os.pathsep), *_INSTALLED]
+    importlib.invalidate_caches()
+    sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS", 1)))  # served has set it
+    sys.argv = list(words)
+    try:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
 
 
 def hold(connection: Any, path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
 from cases import ROOT
 from PIL import Image
@@ -234,10 +232,9 @@ def test_what_cannot_be_drawn_is_said_in_one_line(temporary, given, said, monkey
 
 @pytest.mark.slow
 def test_the_whole_way_as_a_process(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "analogy", "steer", *CARS, "-o", "made/strip.png"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=600,
+    done = processes.run_module(
+        "analogy", "steer", *CARS, "-o", "made/strip.png", cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     with Image.open(tmp_path / "made" / "strip.png") as picture:

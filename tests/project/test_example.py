@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import processes
 import pytest
 from cases import ROOT, results_of
 from extras import needs
@@ -50,11 +51,8 @@ class Installed:
 
     def analogy(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         paths = (str(self.packages), str(ROOT))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
-        return subprocess.run(
-            [sys.executable, "-m", "analogy", *arguments], cwd=self.path, env=environment,
-            capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
+        env = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "2"}
+        return processes.run_module("analogy", *arguments, cwd=self.path, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import own
+import processes
 import pytest
 import torch
 from cases import ROOT
@@ -190,13 +191,12 @@ def test_methods_compares_those_of_an_installed_package(tmp_path, monkeypatch, i
 
 
 def test_pytest_takes_a_method_by_its_module(tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(ROOT / "benchmarks" / "test_margin.py"),
-         "--config-file", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-q",
-         "-p", "no:cacheprovider", "--method=own:pooled", "--run-dir=run", *SMALL],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": path},
+    done = processes.run_module(
+        "pytest", str(ROOT / "benchmarks" / "test_margin.py"),
+        "--config-file", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-q",
+        "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+        "--method=own:pooled", "--run-dir=run", *SMALL, cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     written = json.loads((tmp_path / "results.json").read_text())

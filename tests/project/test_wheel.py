@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import zipfile
 
+import processes
 import pytest
 from cases import ROOT
 from extras import extra
@@ -32,15 +32,12 @@ def installed(tmp_path_factory):
     )  # fmt: skip
     wheel = path / made.stdout.strip().splitlines()[-1]
     subprocess.run([*pip, str(path / "site"), str(wheel)], check=True, capture_output=True)
-    environment = {**os.environ, "PYTHONPATH": str(path / "site"), "HF_HUB_OFFLINE": "1"}
     empty = path / "empty"
     empty.mkdir()
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=empty, env=environment, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
+        env = {"PYTHONPATH": str(path / "site")}
+        done = processes.run_module(*arguments, cwd=empty, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
