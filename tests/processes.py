@@ -53,10 +53,13 @@ def start(work: Any, *arguments: Any, daemon: bool = True) -> Any:
     return process, ours
 
 
-def run_module(
-    *words: str, cwd: Path, env: Mapping[str, str], timeout: float = 600.0
-) -> subprocess.CompletedProcess[str]:
-    """``python -m`` with ``words`` in the folder ``cwd``, with ``env`` besides our environment.
+def run_module(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What became of :func:`start_module`."""
+    return end_module(start_module(*words, cwd=cwd, env=env))
+
+
+def start_module(*words: str, cwd: Path, env: Mapping[str, str]) -> Any:
+    """Begin ``python -m`` with ``words`` in the folder ``cwd``, with ``env`` besides our own.
 
     Its process has imported torch and other libraries, which takes 15 s, but nothing of the suite.
     """
@@ -64,15 +67,21 @@ def run_module(
     process, connection = start(
         _run_module, words, cwd, {**os.environ, **env}, output, daemon=False
     )
-    process.join(timeout)
     connection.close()
+    process.output = output
+    return process
+
+
+def end_module(process: Any, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
+    """Wait for it: its exit code, and what it wrote."""
+    process.join(timeout)
     if process.exitcode is None:
         process.kill()
-        raise subprocess.TimeoutExpired(words, timeout)
-    said = [file.read_text() for file in output]
-    for file in output:
+        raise TimeoutError(f"no end within {timeout:g} s")
+    said = [file.read_text() for file in process.output]
+    for file in process.output:
         file.unlink()
-    return subprocess.CompletedProcess(words, process.exitcode, *said)
+    return subprocess.CompletedProcess((), process.exitcode, *said)
 
 
 def _run_module(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
+import processes
 import psutil
 import pytest
 from cases import ROOT
@@ -76,22 +75,18 @@ def test_a_server_that_never_answered_is_not_missed(engine, monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_way_ends_with_an_exit_code_of_its_own_and_the_table(tmp_path):
-    command = [
-        sys.executable, "-m", "analogy", "run", "--engine=ray", "--num-workers=1", "--alphas=1",
-        "--seeds=0", "--categories=color,size", "--batch-size=2", "--steps=80", "--run-dir=run",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with open(tmp_path / "said.txt", "wb") as said:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT
-        )
-        end = time.monotonic() + 600
-        while not list(tmp_path.rglob("*.png")) and time.monotonic() < end:
-            time.sleep(0.2)
-        kill("raylet", process.pid)
-        assert process.wait(600) == 5
-    text = (tmp_path / "said.txt").read_text()
-    assert "analogy: --engine ray: the raylet at " in text
-    assert "color" in text
+    process = processes.start_module(
+        "analogy", "run", "--engine=ray", "--num-workers=1", "--alphas=1", "--seeds=0",
+        "--categories=color,size", "--batch-size=2", "--steps=80", "--run-dir=run", cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    end = time.monotonic() + 600
+    while not list(tmp_path.rglob("*.png")) and time.monotonic() < end:
+        time.sleep(0.2)
+    kill("raylet", process.pid)
+    done = processes.end_module(process)
+    assert done.returncode == 5
+    assert "analogy: --engine ray: the raylet at " in done.stderr
+    assert "color" in done.stdout
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert {cell["verdict"] for cell in cells} == {"incomplete"}
