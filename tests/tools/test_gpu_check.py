@@ -11,8 +11,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import processes
 import psutil
 import pytest
+from cases import ROOT
 
 from tools import gpu_wheels
 from tools.gpu_check.__main__ import SHARED
@@ -102,7 +104,7 @@ def test_a_step_that_does_not_finish_keeps_its_figures(tmp_path, work, state, re
 
 
 def test_a_step_beyond_its_time_is_stopped_and_the_next_one_runs(tmp_path):
-    plans = [Plan("long", 12.0, named(hanging)), Plan("next", 600.0, named(good))]
+    plans = [Plan("long", 6.0, named(hanging)), Plan("next", 600.0, named(good))]
     report = run(plans, tmp_path, empty_report())
     assert [step.state for step in report.steps] == [State.TIMED_OUT, State.DONE]
     assert [figure.name for figure in report.steps[0].figures] == ["before the end"]
@@ -134,7 +136,7 @@ sys.path.insert(0, str(Path(sys.argv[1]).parent))
 module = __import__(Path(sys.argv[1]).stem)
 start_server([])
 try:
-    print(module.run_one(getattr(module, sys.argv[2]), Path(sys.argv[3]), seconds=12.0)[1].state)
+    print(module.run_one(getattr(module, sys.argv[2]), Path(sys.argv[3]), seconds=6.0)[1].state)
 finally:
     end_descendants()
 """
@@ -202,9 +204,10 @@ def test_a_step_that_is_chosen_brings_the_one_whose_files_it_needs():
 
 
 def test_without_a_cuda_device_the_check_says_how_to_rehearse(tmp_path):
-    command = [sys.executable, "-m", "tools.gpu_check", "-o", str(tmp_path)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = processes.run_module(
+        "tools.gpu_check", "-o", str(tmp_path), cwd=tmp_path,
+        env={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert result.returncode == 2
     assert "expected a CUDA device" in result.stderr
     assert "--rehearse" in result.stderr
