@@ -11,10 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import processes
 import psutil
 import pytest
-from cases import ROOT
 
 from tools import gpu_wheels
 from tools.gpu_check.__main__ import SHARED
@@ -204,9 +202,11 @@ def test_a_step_that_is_chosen_brings_the_one_whose_files_it_needs():
 
 
 def test_without_a_cuda_device_the_check_says_how_to_rehearse(tmp_path):
+    import processes  # here, since the processes of other tests import this file
+
     result = processes.run_module(
         "tools.gpu_check", "-o", str(tmp_path), cwd=tmp_path,
-        env={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        env={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert result.returncode == 2
     assert "expected a CUDA device" in result.stderr
