@@ -42,7 +42,7 @@ NOUNS = ("car", "cup", "hat", "boat", "star", "tree")
 
 
 def start(work: Any, *arguments: Any, daemon: bool = True) -> Any:
-    """Begin ``work(connection, *arguments)`` in another process: it, and what it says."""
+    """Start ``work(connection, *arguments)`` in another process; returns it and our connection."""
     with pytest.MonkeyPatch.context() as patch:  # the server, once, finds modules as we do
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
@@ -54,14 +54,15 @@ def start(work: Any, *arguments: Any, daemon: bool = True) -> Any:
 
 
 def run_module(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """What became of :func:`start_module`."""
+    """Run what :func:`start_module` starts, and return its exit code and output."""
     return end_module(start_module(*words, cwd=cwd, env=env))
 
 
 def start_module(*words: str, cwd: Path, env: Mapping[str, str]) -> Any:
-    """Begin ``python -m`` with ``words`` in the folder ``cwd``, with ``env`` besides our own.
+    """Start ``python -m`` with ``words`` in the folder ``cwd``, with ``env`` added to ours.
 
-    Its process has imported torch and other libraries, which takes 15 s, but nothing of the suite.
+    The new process is forked from the server. Libraries such as torch are imported already, which
+    otherwise takes 7 s; the suite itself is imported anew, from ``PYTHONPATH``.
     """
     output = [cwd / f".output-{i}-{os.getpid()}" for i in (1, 2)]
     process, connection = start(
@@ -73,7 +74,7 @@ def start_module(*words: str, cwd: Path, env: Mapping[str, str]) -> Any:
 
 
 def end_module(process: Any, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
-    """Wait for it: its exit code, and what it wrote."""
+    """Wait for the process of :func:`start_module`; returns its exit code and output."""
     process.join(timeout)
     if process.exitcode is None:
         process.kill()

@@ -38,6 +38,7 @@ from analogy.report.looks import is_sequential, variance_said
 from analogy.report.marks import pair_notes, run_notes
 from analogy.report.medians import medians
 from analogy.report.numbers import (
+    PARTIAL,
     SYMBOLS,
     interval_name,
     signed,
@@ -114,6 +115,7 @@ def render(
     """
     header, analysis = results.header, results.analysis
     images = gallery(results, folder, full_images)
+    found = answer_of(analysis)
     templates = environment(symbol=symbol, interval_name=interval_name, fingerprint=short_name)
     script = templates.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -121,7 +123,8 @@ def render(
         script=Markup(script),
         script_digest=digest,
         header=header,
-        verdict=str(answer_of(analysis).verdict),
+        verdict=str(found.verdict),
+        mark=PARTIAL if found.is_partial else symbol(found.verdict),
         date=(header.provenance.time or "").partition("T")[0],
         answer=answer(results),
         facts=facts(results),

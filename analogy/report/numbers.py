@@ -14,6 +14,9 @@ SYMBOLS = {
     "blind": "∅", "unsteered": "",
 }  # fmt: skip
 
+#: The symbol of an answer that is a success for some categories only.
+PARTIAL = "\N{CIRCLE WITH LEFT HALF BLACK}"
+
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 

@@ -70,6 +70,11 @@ class Answer:
             return Verdict.FAILURE
         return Verdict.INCONCLUSIVE
 
+    @property
+    def is_partial(self) -> bool:
+        """True if categories succeed, but not every one at the same strength."""
+        return self.verdict is Verdict.INCONCLUSIVE and bool(self.best[0].success)
+
     @cached_property
     def best(self) -> tuple[AtStrength, ...]:
         """The strengths at which most categories succeed; several if they are equal."""
@@ -82,7 +87,7 @@ class Answer:
         if self.nothing is not None:
             return self.nothing
         leads = {Verdict.SUCCESS: "Yes", Verdict.FAILURE: "No"}
-        lead = leads.get(self.verdict, "In part" if self.best[0].success else "Not shown")
+        lead = leads.get(self.verdict, "In part" if self.is_partial else "Not shown")
         noun = "category" if self.n_categories == 1 else "categories"
         counts = sorted({len(at.success) for at in self.strengths}, reverse=True)
         parts = []

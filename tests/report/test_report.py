@@ -55,6 +55,17 @@ def test_the_answer_comes_first_with_its_figures(study, shift, verdict, answer):
     assert f"{results['overall']['gain']['mean']:+.3f}" in said
 
 
+def test_an_answer_in_part_has_a_mark_of_its_own(study):
+    def mixed(job):
+        return margin(job) + (0.4 if job.pair.category == "color" else -0.4)
+
+    for of, answer, mark in ((margin, "Yes at 1", "✓"), (mixed, "In part at 0.5 and 1", "◐")):
+        page = read_page(render(draw(study, margin=of)))
+        first = next(page.all("section"))
+        assert next(first.all("strong")).text.startswith(answer)
+        assert next(first.all("b")).text == mark
+
+
 def test_cells_that_disagree_are_said_with_the_answer(study):
     mixed = draw(study, margin=lambda job: 0.4 - margin(job) if job.pair.category == "color"
                  else margin(job) + 0.3)  # fmt: skip
