@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from analogy.report.numbers import counted, duration, size
 from analogy.store.grid import Job
@@ -13,30 +15,38 @@ LONG = 600.0
 """Seconds: a run that is expected to take longer prints a notice after its first batches."""
 
 
+class _Work(NamedTuple):
+    """What was done up to a time, in images and seconds; ``clock``: that time."""
+
+    clock: float
+    generated: int
+    generating: float
+    scored: int
+    scoring: float
+
+
 class Forecast:
     """Extrapolates the remaining time from the rates since this object was created.
 
     ``jobs``: the images of the run; ``tried``: the number of images that were generated or failed.
-    Generating and scoring are extrapolated separately, since one may be done long before the other.
-    The first batches, in which libraries warm up, count only until others are done. Fitting,
-    quality metrics and statistics are left out.
+    Generating and scoring are extrapolated separately, since one may be done long before the other,
+    and all other work (statistics, fits) in proportion to them. The first batches, in which
+    libraries warm up, count only until others are done.
     """
 
     def __init__(self, study: Study, jobs: Sequence[Job]) -> None:
         self._study = study
-        missing = len(study.missing(jobs))
-        self.total = missing
+        self.total = len(study.missing(jobs))
         self.tried = 0
-        self._generating = _Stage(0, study.folder.work("generate")[1], missing)
-        images, seconds = study.folder.work("score")
-        self._scoring = _Stage(images, seconds, missing + len(study.unscored(jobs)))
+        self._unscored = self.total + len(study.unscored(jobs))
+        self._begun = self._work()
+        self._warm: _Work | None = None  # the work at the end of the first batches
 
     def add(self, images: int) -> None:
         """Count images that were generated, or failed."""
         self.tried += images
-        if self.is_known:
-            self._generating.add(self.tried, self._study.folder.work("generate")[1])
-        self._scoring.add(*self._study.folder.work("score"))
+        if self._warm is None and self.is_known:
+            self._warm = self._work()
 
     @property
     def disk_bytes(self) -> int:
@@ -57,32 +67,24 @@ class Forecast:
 
         Before the first score the time for scoring is left out.
         """
+        now, begun = self._work(), self._begun
+        unscored = self._unscored - (now.scored - begun.scored)
+        if self._warm is not None and now.generated > self._warm.generated:
+            begun = self._warm
+        generated, generating = now.generated - begun.generated, now.generating - begun.generating
+        scored, scoring = now.scored - begun.scored, now.scoring - begun.scoring
+        if not generated:
+            return None
+        left = generating / generated * (self.total - now.generated)
+        if scored:
+            left += scoring / scored * max(unscored, 0)
+        recorded = generating + scoring
+        return left * (now.clock - begun.clock) / recorded if recorded else left
+
+    def _work(self) -> _Work:
         folder = self._study.folder
-        generating = self._generating.left(self.tried, folder.work("generate")[1])
-        if generating is None:
-            return None
-        return generating + (self._scoring.left(*folder.work("score")) or 0.0)
-
-
-class _Stage:
-    """The rate of a stage. ``images``, ``seconds``: its work so far; ``total``: images to come."""
-
-    def __init__(self, images: int, seconds: float, total: int) -> None:
-        self._total = images + total
-        self._begun = (images, seconds)
-        self._warm: tuple[int, float] | None = None  # the work at the end of the first batches
-
-    def add(self, images: int, seconds: float) -> None:
-        """Note the end of the first batches: the first call after which there is any work."""
-        if self._warm is None and images > self._begun[0]:
-            self._warm = (images, seconds)
-
-    def left(self, images: int, seconds: float) -> float | None:
-        """The remaining seconds; None without any work."""
-        begun = self._begun if self._warm is None or images == self._warm[0] else self._warm
-        if images == begun[0]:
-            return None
-        return (seconds - begun[1]) / (images - begun[0]) * max(self._total - images, 0)
+        _, generating = folder.work("generate")
+        return _Work(time.perf_counter(), self.tried, generating, *folder.work("score"))
 
 
 def notice(forecast: Forecast) -> list[str]:

@@ -18,9 +18,9 @@ from analogy.core.images import to_png
 from analogy.generation import execution
 from analogy.generation.engine import GeneratedBatch, ScoredBatch
 from analogy.models import sources
+from analogy.sessions import forecast as forecasts
 from analogy.sessions import plan as plans
 from analogy.sessions import rates, running
-from analogy.sessions.forecast import Forecast
 from analogy.sessions.session import Session
 from analogy.studies import study
 
@@ -69,6 +69,7 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(looks, "engine", Engine)
     monkeypatch.setattr(execution, "time", clock)
+    monkeypatch.setattr(forecasts, "time", clock)
     looks.plant(looks.margin)
     return clock
 
@@ -163,7 +164,7 @@ def test_the_time_left_is_right_within_a_fifth_after_the_first_tenth(clock, tmp_
 
 def test_a_forecast_knows_nothing_before_the_first_image(clock, tmp_path):
     session = Session.open(looks.request(tmp_path, **GRID))
-    forecast = Forecast(session.study, session.study.jobs())
+    forecast = forecasts.Forecast(session.study, session.study.jobs())
     assert forecast.seconds is None
     assert not forecast.is_known
     session.study.generate(session.study.jobs()[:8], forecast.add)
