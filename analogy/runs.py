@@ -22,7 +22,7 @@ from analogy.core.errors import StoreError
 from analogy.core.records import UNSTEERED, Pair
 from analogy.report import numbers
 from analogy.results import kept
-from analogy.results.model import RESULTS_NAME, Header, Results, Settings
+from analogy.results.model import RESULTS_NAME, Header, Results
 from analogy.results.reading import header_of, provenance_from_json, read
 from analogy.results.scope import Scope, scope_of_results
 from analogy.results.writing import cell_to_json, to_json
@@ -336,7 +336,7 @@ def scope_of(command: Command, is_finished: bool) -> Scope:
         categories=config.categories,
         is_finished=is_finished,
         method_version=config.method_version,
-        sequential=Settings(config.to_dict()).sequential,
+        sequential=config.sequential_settings,
         window=config.window,
         second_guidance=config.second_guidance,
     )

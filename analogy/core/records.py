@@ -280,6 +280,9 @@ class Trend(Figures):
     p_page: float
 
 
+SEQUENTIAL = ("sequential", "order_seed", "full_unsteered", "futility", "reserve")
+"""The fields of a configuration that make a run sequential, or say how."""
+
 _OPTIONAL = frozenset({
     "lora", "clip_pretrained", "ray_address", "categories", "batch_size", "num_workers", "memory",
     "limit", "second_guidance", "quantize", "offload", "transformer",
@@ -387,6 +390,12 @@ class RunConfig:
     def window(self) -> Window:
         """The part of the schedule in which images are steered."""
         return Window(self.steer_from, self.steer_until)
+
+    @property
+    def sequential_settings(self) -> dict[str, bool | int]:
+        """The settings of a sequential run that are set, by name; empty for any other run."""
+        settings = {name: getattr(self, name) for name in SEQUENTIAL}
+        return {name: value for name, value in settings.items() if self.sequential and value}
 
     @property
     def steering(self) -> str:

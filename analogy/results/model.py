@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analogy.core.records import (
+    SEQUENTIAL,
     SIGNIFICANCE,
     WHOLE,
     Cell,
@@ -365,8 +366,7 @@ class Settings:
         """The options of a sequential run that are set, by name; empty for any other run."""
         if not self.is_on("sequential"):
             return {}
-        names = ("sequential", "order_seed", "full_unsteered", "futility", "reserve")
-        found = {name: self.values.get(name) for name in names}
+        found = {name: self.values.get(name) for name in SEQUENTIAL}
         return {name: value for name, value in found.items() if isinstance(value, int) and value}
 
     def run_config(self) -> RunConfig:

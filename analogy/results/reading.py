@@ -180,11 +180,38 @@ def header_of(config: RunConfig, provenance: Provenance, pairs: Mapping[str, str
 
     Raises :class:`RecordedError` if a name in them is one that readers would refuse.
     """
-    settings = Settings(config.to_dict())
     with _told(None):
         for name in ("suite", "model", "judge", "scheduler"):
             checks.text(getattr(provenance, name), f"provenance.{name}")
-        return _header_of(settings, provenance, checks.texts(pairs, "pairs"), None)
+        checks.text(config.method, "config.method")
+        pairs = checks.texts(pairs, "pairs")
+    return Header(
+        config=Settings(config.to_dict()),
+        provenance=provenance,
+        measurement=Measurement(
+            judge=provenance.judge,
+            size=config.size,
+            seeds=tuple(sorted(config.seeds)),
+            alphas=tuple(sorted(config.alphas)),
+            limit=config.limit,
+            pairs=pairs,
+        ),
+        subject=Subject(
+            model=provenance.model,
+            method=config.method,
+            steps=config.steps,
+            guidance=config.guidance,
+            scheduler=provenance.scheduler,
+            dtype=config.dtype,
+            device=config.device,
+            suite=provenance.suite,
+            commit=provenance.git_commit,
+            packages=provenance.packages,
+            method_version=config.method_version,
+            window=config.window,
+            second_guidance=config.second_guidance,
+        ),
+    )
 
 
 @contextmanager
@@ -221,37 +248,13 @@ def _check_version(version: object) -> None:
 
 def _header(data: Object, path: Path | None) -> Header:
     _check_version(value_of(data, "schema_version", ""))
-    config = object_of(value_of(data, "config", ""), "config")
-    provenance = object_of(value_of(data, "provenance", ""), "provenance")
+    config, place = object_of(value_of(data, "config", ""), "config"), "config"
+    provenance = _provenance(object_of(value_of(data, "provenance", ""), "provenance"))
     pairs = checks.texts(value_of(data, "pairs", ""), "pairs")
     if not pairs:
         raise InvalidValueError("pairs: expected a category or more, got none")
-    return _header_of(Settings(config), _provenance(provenance), pairs, path)
-
-
-def _provenance(data: Object) -> Provenance:
-    place = "provenance"
-    return Provenance(
-        suite=at(data, place, "suite", checks.text),
-        model=at(data, place, "model", checks.text),
-        judge=at(data, place, "judge", checks.text),
-        scheduler=at(data, place, "scheduler", checks.text),
-        packages=at(data, place, "packages", checks.texts),
-        git_commit=at(data, place, "git_commit", checks.optional(checks.text)),
-        machine=at(data, place, "machine", checks.machine),
-        python=checks.name(data.get("python")),
-        time=checks.name(data.get("time")),
-        ceiling=checks.name(data.get("ceiling")),
-        guidance=checks.name(data.get("guidance")),
-    )
-
-
-def _header_of(
-    settings: Settings, provenance: Provenance, pairs: Mapping[str, str], path: Path | None
-) -> Header:
-    config, place = settings.values, "config"
     return Header(
-        config=settings,
+        config=Settings(config),
         provenance=provenance,
         measurement=Measurement(
             judge=provenance.judge,
@@ -279,6 +282,23 @@ def _header_of(
             else None,
         ),
         path=path,
+    )
+
+
+def _provenance(data: Object) -> Provenance:
+    place = "provenance"
+    return Provenance(
+        suite=at(data, place, "suite", checks.text),
+        model=at(data, place, "model", checks.text),
+        judge=at(data, place, "judge", checks.text),
+        scheduler=at(data, place, "scheduler", checks.text),
+        packages=at(data, place, "packages", checks.texts),
+        git_commit=at(data, place, "git_commit", checks.optional(checks.text)),
+        machine=at(data, place, "machine", checks.machine),
+        python=checks.name(data.get("python")),
+        time=checks.name(data.get("time")),
+        ceiling=checks.name(data.get("ceiling")),
+        guidance=checks.name(data.get("guidance")),
     )
 
 
