@@ -1,25 +1,76 @@
-"""The table of tested pipelines in docs/models.md.
+"""The tables of pipelines in docs/models.md.
 
-``python -m tools.family_table`` prints it. ``tests/models/test_family_table.py`` compares it with
-the page.
+``python -m tools.family_table`` prints them. ``tests/models/test_family_table.py`` compares them
+with the page. Measured figures are in ``tools/family_results.json``, which ``--junit FILE`` writes
+from the JUnit file of ``pytest tests/models/test_replay.py``.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from analogy.models.families import FAMILIES, knobs_of
 from analogy.models.replay_table import NOT_CARRIED, ROWS, Knob, PipelineRow
 
+RESULTS = Path(__file__).with_name("family_results.json")
+
 _HEADING = (
     "| pipeline | steps, guidance by default | `--guidance` sets | `--second-guidance` sets "
-    "| facts in the table |"
+    "| facts in the table | batch | effect | s |"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the tests of a pipeline class measured on a tiny pipeline with random weights.
+
+    - ``batch``: the largest change of an image's latents by other images in its batch, and
+      ``effect``: the smallest change by steering, as shares of the largest latent;
+    - ``seconds``: the time of the class's tests.
+    """
+
+    batch: float
+    effect: float
+    seconds: float
+
+
+def read_results() -> dict[str, Measured]:
+    """The measured figures by pipeline class."""
+    return {name: Measured(**figures) for name, figures in json.loads(RESULTS.read_text()).items()}
+
+
+def read_junit(file: Path) -> dict[str, Measured]:
+    """The figures in a JUnit file. Raises KeyError if a class has no test that records them."""
+    figures: dict[str, dict[str, float]] = {}
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for case in ElementTree.parse(file).iter("testcase"):
+        name = case.attrib["name"].partition("[")[2].rstrip("]")
+        if name not in FAMILIES.builtin:
+            continue
+        seconds[name] += float(case.attrib["time"])
+        if found := {p.attrib["name"]: float(p.attrib["value"]) for p in case.iter("property")}:
+            figures[name] = found
+    return {
+        name: Measured(
+            float(f"{figures[name]['batch']:.1g}"),
+            float(f"{figures[name]['effect']:.2g}"),
+            round(seconds[name], 1),
+        )
+        for name in FAMILIES.builtin
+    }
 
 
 def tested() -> str:
     """The Markdown table of tested pipelines."""
-    return "\n".join([_HEADING, "|---|---|---|---|---|", *map(_line, FAMILIES.builtin)])
+    results = read_results()
+    lines = (_line(name, results[name]) for name in FAMILIES.builtin)
+    return "\n".join([_HEADING, "|---|---|---|---|---|---:|---:|---:|", *lines])
 
 
 def refused() -> str:
@@ -28,12 +79,15 @@ def refused() -> str:
     return "\n".join(["| refused | why |", "|---|---|", *lines])
 
 
-def _line(name: str) -> str:
+def _line(name: str, measured: Measured) -> str:
     family = FAMILIES.get(name)
     steps, guidance = family.defaults()
     first, second = map(_said, knobs_of(family))
     facts = ", ".join(_facts(ROWS[name])) if name in ROWS else "a family of its own"
-    return f"| `{name}` | {steps}, {guidance:g} | {first} | {second} | {facts or 'none'} |"
+    return (
+        f"| `{name}` | {steps}, {guidance:g} | {first} | {second} | {facts or 'none'} "
+        f"| {measured.batch:g} | {measured.effect:g} | {measured.seconds:.1f} |"
+    )
 
 
 def _said(knob: Knob | None) -> str:
@@ -54,5 +108,16 @@ def _facts(row: PipelineRow) -> Iterator[str]:
             yield fact
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--junit", type=Path, help="a JUnit file with the figures to take")
+    given = parser.parse_args().junit
+    if given is not None:
+        found = {name: asdict(measured) for name, measured in read_junit(given).items()}
+        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(tested(), refused(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,20 +12,28 @@ from analogy.core.errors import FieldError, ModelError
 from analogy.evaluation import EvaluationAgent, TaskError
 from analogy.evaluation.subjects import Model
 
+FAST = {"FluxPipeline", "ZImagePipeline"}
 
-@pytest.mark.parametrize("name", ["FluxPipeline", "ZImagePipeline"])
+
+# diffusers' own, in Chroma and PRX.
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.ZOO],
+)
 def test_a_pipeline_is_a_model_in_memory_and_as_a_folder(name, make_task, tmp_path):
     pipeline = zoo.build(name)
     pipeline.save_pretrained(tmp_path / "model")
-    task = make_task(
-        [BRIGHT], ["a red car", "two blue cups"], seeds=(0,), steps=1, size=zoo.SIZE, guidance=1.5
-    )
+    size = zoo.SIZES.get(name, zoo.SIZE)
+    settings = {"seeds": (0,), "steps": 1, "size": size, "guidance": 1.5}
+    task = make_task([BRIGHT], ["a red car", "two blue cups"], **settings)
     agent = EvaluationAgent(task)
     in_memory = agent.evaluate(pipeline)["brightness"]
     folder = agent.evaluate(str(tmp_path / "model"))["brightness"]
     assert in_memory.n == folder.n == 2
     assert in_memory.value == folder.value > 0
-    other = make_task([BRIGHT], ["a red car"], seeds=(0,), steps=1, size=zoo.SIZE, guidance=1.5)
+    other = make_task([BRIGHT], ["a red car"], **settings)
     assert EvaluationAgent(other).evaluate(pipeline)["brightness"].value != folder.value
 
 

@@ -104,11 +104,13 @@ def edit_of(encoded: Mapping[str, Conditioning]) -> Edit:
     return edits.edit_of(PAIR, METHODS.get("word"), (), encoded)
 
 
-def test_a_class_is_carried(loaded):
+def test_a_class_is_carried(loaded, record_property):
     """Its own image at alpha 0; steered ones that differ, alike in any batch and at each call."""
     edit = edit_of(loaded.encoded)
-    guided = check_images(loaded, edit, GUIDED)
-    off = check_images(loaded, edit, 0.0)
+    guided, by_batch, effect = check_images(loaded, edit, GUIDED)
+    record_property("batch", by_batch)  # for tools.family_table
+    record_property("effect", effect)
+    off, *_ = check_images(loaded, edit, 0.0)
     knob = getattr(loaded.family, "knob", None)
     # Of a distilled guidance the tiny networks may make nothing.
     assert knob is None or knob.kind == DISTILLED or not np.array_equal(guided, off)
@@ -118,8 +120,12 @@ def test_a_class_is_carried(loaded):
         assert knob.kind == DISTILLED or np.array_equal(off, image_of(loaded, edit.source, 1.0))
 
 
-def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
-    """Check a class at one guidance scale; returns the source prompt's image."""
+def check_images(loaded: Loaded, edit: Edit, guidance: float) -> tuple[Any, float, float]:
+    """Check a class at one guidance scale.
+
+    Returns the source prompt's image, and as shares of the largest latent how far a batch and how
+    far steering moves an image's latents: at most, and at least.
+    """
     family, size = loaded.family, loaded.size
     generator = loaded.generator(guidance)
     sampling = Sampling(STEPS, guidance, size)
@@ -169,7 +175,7 @@ def check_images(loaded: Loaded, edit: Edit, guidance: float) -> Any:
         assert min(moved[1:4]) >= RATIO * tolerance, (by_batch, moved)
         assert moved[5] <= max(moved[1], moved[3]) / 20
     assert moved[4] > 0.1  # the other seed's
-    return image
+    return image, by_batch, min(moved[1:4])
 
 
 def assert_same(image: Any, other: Any) -> None:

@@ -59,7 +59,10 @@ def test_an_answer_in_part_has_a_mark_of_its_own(study):
     def mixed(job):
         return margin(job) + (0.4 if job.pair.category == "color" else -0.4)
 
-    for of, answer, mark in ((margin, "Yes at 0.5 and 1", "✓"), (mixed, "In part at 0.5 and 1", "◐")):
+    for of, answer, mark in (
+        (margin, "Yes at 0.5 and 1", "✓"),
+        (mixed, "In part at 0.5 and 1", "◐"),
+    ):
         page = read_page(render(draw(study, margin=of)))
         first = next(page.all("section"))
         assert next(first.all("strong")).text.startswith(answer)
