@@ -27,13 +27,15 @@ def test_a_pipeline_is_a_model_in_memory_and_as_a_folder(name, make_task, tmp_pa
     pipeline.save_pretrained(tmp_path / "model")
     size = zoo.SIZES.get(name, zoo.SIZE)
     settings = {"seeds": (0,), "steps": 1, "size": size, "guidance": 1.5}
-    task = make_task([BRIGHT], ["a red car", "two blue cups"], **settings)
+    task = make_task([BRIGHT], ["a red car"], **settings)
     agent = EvaluationAgent(task)
     in_memory = agent.evaluate(pipeline)["brightness"]
     folder = agent.evaluate(str(tmp_path / "model"))["brightness"]
-    assert in_memory.n == folder.n == 2
+    assert in_memory.n == folder.n == 1
     assert in_memory.value == folder.value > 0
-    other = make_task([BRIGHT], ["a red car"], **settings)
+    if name not in FAST:  # tests/models/test_replay.py has the effect of a prompt in each class
+        return
+    other = make_task([BRIGHT], ["two blue cups"], **settings)
     assert EvaluationAgent(other).evaluate(pipeline)["brightness"].value != folder.value
 
 
