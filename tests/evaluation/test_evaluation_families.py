@@ -32,7 +32,9 @@ def test_a_pipeline_is_a_model_in_memory_and_as_a_folder(name, make_task, tmp_pa
     in_memory = agent.evaluate(pipeline)["brightness"]
     folder = agent.evaluate(str(tmp_path / "model"))["brightness"]
     assert in_memory.n == folder.n == 1
-    assert in_memory.value == folder.value > 0
+    # A float's last digit rounds a pixel to the next of the 256 levels in some classes.
+    assert in_memory.value == pytest.approx(folder.value, abs=0.01)
+    assert folder.value > 0
     if name not in FAST:  # tests/models/test_replay.py has the effect of a prompt in each class
         return
     other = make_task([BRIGHT], ["two blue cups"], **settings)
