@@ -46,7 +46,7 @@ def read_results() -> dict[str, Measured]:
 
 
 def read_junit(file: Path) -> dict[str, Measured]:
-    """The figures in a JUnit file. Raises KeyError if a class has no test that records them."""
+    """The figures in a JUnit file. Raises ValueError if those of a class are missing."""
     figures: dict[str, dict[str, float]] = {}
     seconds: defaultdict[str, float] = defaultdict(float)
     for case in ElementTree.parse(file).iter("testcase"):
@@ -56,6 +56,11 @@ def read_junit(file: Path) -> dict[str, Measured]:
         seconds[name] += float(case.attrib["time"])
         if found := {p.attrib["name"]: float(p.attrib["value"]) for p in case.iter("property")}:
             figures[name] = found
+    if missing := [name for name in FAMILIES.builtin if name not in figures]:
+        raise ValueError(
+            f"{file}: expected the figures of every class, missing: {', '.join(missing)}; write it "
+            "with: pytest tests/models/test_replay.py --junitxml FILE"
+        )
     return {
         name: Measured(
             float(f"{figures[name]['batch']:.1g}"),
