@@ -212,7 +212,7 @@ class Pool:
     - ``items``: the naive figures of the published study; None if images are missing, and in a
       sequential run, for which they are wrong;
     - ``stop``: the earliest look of the pool's cells, whose pairs and seeds the margin is of;
-      ``gain_stop``: the look of gain and trend. Both are None in a run that is not sequential.
+      ``gain_stop``: the look of the gain and the trend. A run that is not sequential lacks both.
 
     Results of earlier suites may lack gain, trend and items.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -246,14 +247,17 @@ def test_a_worker_steers_by_every_kind_of_method(local, tmp_path):
     for name, engine in (("alone", []), ("worker", ["--engine=ray", "--num-workers=1"])):
         done = verb(
             "methods", "--methods=span,switch,guidance,slider,activation,prompt,own:pooled",
-            "--categories=color", "--limit=3", "--alphas=1", "--seeds=0", "--steps=2",
-            "--batch-size=8", "--dtype=float32", f"--run-dir={tmp_path / name}", *engine,
+            "--categories=color", "--limit=6", "--seeds=0", "--steps=2", "--batch-size=8",
+            "--dtype=float32", f"--run-dir={tmp_path / name}", *engine,
         )  # fmt: skip
         assert done.exit_code == 0, done.output
         folder = RunFolder(tmp_path / name, read_only=True)
         found.append(hashes(folder))
+        whats = {row.key: json.loads(row.what) for row in folder.image_rows()}
         folder.close()
-    assert len(found[0]) == 3 * (1 + 6 + 1)
+    assert len(found[0]) == 6 * (1 + 6 * 3 + 1)
+    own = [key for key, what in whats.items() if what.get("method") == "own:pooled"]
+    assert len({found[0][key] for key in own}) == len(own) == 6 * 3
     assert found[0] == found[1]
 
 
@@ -303,7 +307,7 @@ def test_two_workers_go_on_with_a_run_bit_for_bit_though_one_is_killed(
     found = folder.margins(jobs, run._judge)
     assert (found["margin"] - margins["margin"]).abs().max() < 1e-6
     rates = folder.worker_rates()
-    assert len(rates) >= 2
+    assert 2 <= len(rates) <= 3  # the killed one may have finished a batch
     assert all(rate > 0 for rate in rates.values())
 
 
